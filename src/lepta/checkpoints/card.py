@@ -1,0 +1,91 @@
+"""The model card: every input, its licence, and what was done, so that a reader need not trust anybody."""
+
+from pathlib import Path
+from typing import Any
+
+import regex
+import yaml
+
+from lepta.recipe import Recipe
+from lepta.version import __version__
+
+FRONT_MATTER = regex.compile(r"\A---\n(.*?)\n---\n", regex.DOTALL)
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model folder's card names, or `unknown`."""
+    card = folder / "README.md"
+    match = FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return str((yaml.safe_load(match[1]) or {}).get("license", "unknown")) if match else "unknown"
+
+
+def write_card(recipe: Recipe, variant: str, base: Path, facts: dict[str, Any], folder: Path) -> None:
+    """Write README.md for a propagated variant.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    variant : str
+        Name of the variant in the recipe.
+    base : Path
+        Folder of the base model.
+    facts : dict
+        What `propagate` returned.
+    folder : Path
+        Model folder.
+    """
+    licence, made = licence_of(base), recipe.variants[variant]
+    source = made.model or (f"tuned from the base model on `{made.tune.dialogues}`" if made.tune else "")
+    transfer = facts["transfer"]
+    fits = [
+        f"| `{name}` | {fit['method']} | {fit['rank']} | {fit['residual_swap']:.4f} | {fit['residual']:.4f} |"
+        for name, fit in facts["maps"].items()
+    ]
+    lines = [
+        "---",
+        f"license: {licence}",
+        f"language: [{recipe.text.target.language}, {recipe.text.source.language}]",
+        "library_name: transformers",
+        "tags: [lepta, vocabulary-adaptation]",
+        "---",
+        "",
+        f"# {recipe.name}: {variant} with a vocabulary for `{recipe.text.target.language}`",
+        "",
+        f"Made by LEPTA {__version__} with Learned Embedding Propagation (arXiv 2412.21140). Load it with transformers:",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
+        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
+        "```",
+        "",
+        "| input | source | licence |",
+        "|---|---|---|",
+        f"| base model | `{recipe.base}` | {licence} |",
+        f"| instruct variant | {source if made.tune else f'`{source}`'} | {'as the base' if made.tune else 'see there'} |",
+        *(f"| vocabulary text | `{text}` | {text_licence(text)} |" for text in recipe.vocabulary.corpus),
+        *(f"| training text | `{text}` | {text_licence(text)} |" for text in recipe.text.target.train),
+        *(f"| training text | `{text}` | {text_licence(text)} |" for text in recipe.text.source.train),
+        "",
+        f"Vocabulary: {recipe.vocabulary.scenario}, {transfer['rows']:,} rows, {transfer['exact']:,} of them tokens of "
+        f"the original, {transfer['mixed']:,} new. Trained: {recipe.pretrain.trains}, {recipe.pretrain.tokens:,} tokens, "
+        f"learning rate {recipe.pretrain.learning_rate:g}, seed {recipe.seed}.",
+        "",
+        "| matrix | map | rank | error without map | error with map |",
+        "|---|---|---|---|---|",
+        *fits,
+        "",
+        "Content hashes of all inputs, library versions and settings are in `manifest.json`.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def text_licence(source: str) -> str:
+    """Licence of a text source, where it is known."""
+    if source.startswith("starter:"):
+        return "Apache-2.0 (written for LEPTA)"
+    if source.startswith("wordfreq:"):
+        return "statistics: CC BY-SA 4.0 (wordfreq)"
+    return "the user's"

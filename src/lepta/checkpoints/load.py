@@ -1,0 +1,73 @@
+"""Load a model folder into memory, on the device and in the precision that this machine computes fast in."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
+from lepta.checkpoints.gguf import import_gguf
+from lepta.errors import LeptaError
+from lepta.locate import locate
+
+
+def device() -> torch.device:
+    """The device that models run on: the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """Load a causal LM for evaluation.
+
+    Parameters
+    ----------
+    folder : Path
+    dtype : torch.dtype, optional
+        Default: bfloat16 on a GPU; float32 on a CPU, whatever the file holds: without bfloat16 instructions, matrix
+        products in bfloat16 are about 200 times slower than in float32.
+
+    Raises
+    ------
+    LeptaError
+        If transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    Checkpoint(folder)  # names what is missing, and refuses pickle
+    dtype = dtype or (torch.bfloat16 if device().type == "cuda" else torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
+    return model.to(device()).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder through transformers, chat template included."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def model_folder(source: str | Path, import_to: Path) -> Path:
+    """Make any model source a Hugging Face folder.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
+    import_to : Path
+        Empty folder to write to if the model has to be converted.
+
+    Returns
+    -------
+    Path
+        The folder itself if it is one, else `import_to`.
+    """
+    path = locate(source, hub_files=MODEL_FILES)
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        import_gguf(path, import_to)
+        return import_to
+    raise LeptaError(f"{path}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")

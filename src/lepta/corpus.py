@@ -1,0 +1,166 @@
+"""Text in: files, folders, JSONL and word statistics become streams of documents.
+
+A text source is one of
+
+    path/to/file.txt            one document
+    path/to/file.jsonl[.gz]     one document a line, field "text"
+    path/to/folder              every .txt, .jsonl and .jsonl.gz below it, in sorted order
+    starter:ru/train            the starter corpus that comes with the package
+    wordfreq:ru                 word statistics of the wordfreq package (for vocabularies only)
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+
+from lepta.errors import LeptaError
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+WORDFREQ = "wordfreq:"
+STARTER = "starter:"
+# Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
+FREQUENT_WORDS = 100_000
+
+
+def is_word_list(source: str) -> bool:
+    """Tell whether a source holds word statistics rather than running text."""
+    return source.startswith(WORDFREQ)
+
+
+def text_files(source: str) -> list[Path]:
+    """List the files behind one text source, in a fixed order.
+
+    Raises
+    ------
+    LeptaError
+        If the source does not exist, has no text in it, or is of an unknown type.
+    """
+    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
+        if not files:
+            raise LeptaError(f"{path}: no text here; expected files ending in {', '.join(TEXT_SUFFIXES)}")
+        return files
+    if not path.is_file():
+        raise LeptaError(f"{source}: no such file or folder; give text as a file, a folder or {STARTER}LANGUAGE/train")
+    if not path.name.endswith(TEXT_SUFFIXES):
+        raise LeptaError(f"{path}: unknown type of text file; expected one ending in {', '.join(TEXT_SUFFIXES)}")
+    return [path]
+
+
+def starter_path(relative: str) -> Path:
+    """Locate a file or folder of the starter corpus that comes with the package."""
+    path = Path(str(resources.files("lepta"))) / "data" / "starter" / relative
+    if not path.exists():
+        raise LeptaError(f"{STARTER}{relative}: not in the starter corpus; it has ru/, en/ (train, valid) and dialogues/")
+    return path
+
+
+def read_documents(sources: Iterable[str]) -> Iterator[str]:
+    """Stream the documents of several text sources.
+
+    Raises
+    ------
+    LeptaError
+        On invalid UTF-8 (naming the byte), broken JSON or gzip (naming the line), or if there is no text at all.
+    """
+    sources = list(sources)
+    found = False
+    for source in sources:
+        for file in text_files(source):
+            for document in _documents_of(file):
+                if document.strip():
+                    found = True
+                    yield document
+    if not found:
+        raise LeptaError(f"{', '.join(sources) or 'corpus'}: no text; expected at least one document that is not empty")
+
+
+def _documents_of(file: Path) -> Iterator[str]:
+    if file.name.endswith(".txt"):
+        yield _decode(file.read_bytes(), str(file))
+        return
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _text_field(_decode(line, f"{file}, line {number}"), f"{file}, line {number}")
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise LeptaError(f"{file}: not a whole gzip file ({error}); copy it again") from error
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LeptaError(
+            f"{where}: byte {error.start} is not UTF-8; convert the text first, for example "
+            "iconv -f WINDOWS-1251 -t UTF-8"
+        ) from error
+
+
+def _text_field(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise LeptaError(f"{where}: not JSON ({error.msg}); expected one object a line with a field 'text'") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise LeptaError(f"{where}: no text field; expected an object with a string field 'text'")
+    return row["text"]
+
+
+def word_frequencies(source: str) -> dict[str, float]:
+    """Read the share of the most frequent words of a language, as `wordfreq` has measured it over many kinds of text.
+
+    Returns
+    -------
+    dict
+        Word (lower case) -> share of all words, most frequent first.
+    """
+    language = source.removeprefix(WORDFREQ)
+    try:
+        import wordfreq
+    except ImportError as error:
+        raise LeptaError(f"{source}: the package wordfreq is missing; pip install 'lepta[wordfreq]'") from error
+    try:
+        words = wordfreq.top_n_list(language, FREQUENT_WORDS, wordlist="best")
+        return {word: wordfreq.word_frequency(word, language) for word in words}
+    except LookupError as error:
+        known = ", ".join(sorted(wordfreq.available_languages()))
+        raise LeptaError(f"{source}: wordfreq has no language {language!r}; it has {known}") from error
+
+
+def dialogue_file(source: str) -> Path:
+    """Locate a file of conversations."""
+    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else Path(source).expanduser()
+    if not path.is_file():
+        raise LeptaError(f"{source}: no such file; expected a JSONL file with one conversation a line")
+    return path
+
+
+def read_dialogues(source: str) -> list[list[dict[str, str]]]:
+    """Read conversations in the chat format of the field: one object a line, {"messages": [{"role", "content"}]}.
+
+    Raises
+    ------
+    LeptaError
+        If a line is not such an object, or a conversation does not end with the assistant's turn.
+    """
+    path = dialogue_file(source)
+    dialogues = []
+    for number, line in enumerate(_decode(path.read_bytes(), str(path)).splitlines(), 1):
+        try:
+            messages = json.loads(line)["messages"]
+            roles = [message["role"] for message in messages if isinstance(message["content"], str)]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise LeptaError(
+                f'{path}, line {number}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}} ({error})'
+            ) from error
+        if len(roles) != len(messages) or not roles or roles[-1] != "assistant":
+            raise LeptaError(f"{path}, line {number}: the conversation must end with an answer of role 'assistant'")
+        dialogues.append(messages)
+    if not dialogues:
+        raise LeptaError(f"{path}: no conversation in it")
+    return dialogues

@@ -1,0 +1,109 @@
+"""The transfer matrix T between two vocabularies (paper 2.1.2): each new token as a mix of old ones.
+
+Row t of T holds 1 / K at the K old tokens that the bytes of t split into, so rows sum to 1. A token that exists in both
+vocabularies is a unit row. Everything later is linear algebra on T.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from lepta.errors import LeptaError
+from lepta.vocabulary.tokens import Kind, Vocabulary
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """T with the rows that are exact told apart.
+
+    Attributes
+    ----------
+    matrix : scipy CSR array, float64, shape (new rows, old rows)
+        Rows sum to 1. A row is empty where nothing old corresponds: padding rows that the old matrix did not have.
+    exact : int64 array, shape (new rows,)
+        Old id of each row that is the same token (or the same hole) in both vocabularies, else -1.
+    """
+
+    matrix: sparse.csr_array
+    exact: np.ndarray
+
+    @property
+    def overlap(self) -> sparse.csr_array:
+        """T restricted to the tokens that exist in both vocabularies; the other rows are empty."""
+        return sparse.csr_array(sparse.diags_array((self.exact >= 0).astype(np.float64)) @ self.matrix)
+
+    def summary(self) -> dict[str, float | int]:
+        """Count what T does: rows, exact rows, mixed rows, empty rows, mean and largest number of old tokens mixed."""
+        fan_in = np.diff(self.matrix.indptr)
+        mixed = fan_in[self.exact < 0]
+        return {
+            "rows": len(fan_in),
+            "exact": int((self.exact >= 0).sum()),
+            "mixed": int((mixed > 0).sum()),
+            "empty": int((fan_in == 0).sum()),
+            "mean_fan_in": float(mixed[mixed > 0].mean()) if (mixed > 0).any() else 1.0,
+            "max_fan_in": int(fan_in.max(initial=0)),
+        }
+
+
+def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> Transfer:
+    """Compute T.
+
+    Parameters
+    ----------
+    old, new : Vocabulary
+        The two vocabularies, of any families.
+    old_rows, new_rows : int
+        Rows of the embedding matrices, padding included.
+
+    Raises
+    ------
+    LeptaError
+        If a matrix has fewer rows than its vocabulary has ids.
+    """
+    for vocabulary, rows, which in ((old, old_rows, "old"), (new, new_rows, "new")):
+        if vocabulary.size > rows:
+            raise LeptaError(
+                f"{which} tokenizer: ids go up to {vocabulary.size - 1} but the embedding matrix has {rows} rows; "
+                "this tokenizer does not belong to this model"
+            )
+    exact = _exact_rows(old, new, old_rows, new_rows)
+    to_split = [i for i in range(new.size) if exact[i] < 0 and new.bytes_of[i] is not None]
+    splits = old.split([new.bytes_of[i] or b"" for i in to_split])
+
+    counts = np.zeros(new_rows, dtype=np.int64)
+    counts[exact >= 0] = 1
+    counts[to_split] = [len(split) for split in splits]
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    indices = np.empty(indptr[-1], dtype=np.int64)
+    indices[indptr[:-1][exact >= 0]] = exact[exact >= 0]
+    for i, split in zip(to_split, splits, strict=True):
+        indices[indptr[i] : indptr[i + 1]] = split
+    data = np.repeat(1.0 / np.maximum(counts, 1), counts)
+    matrix = sparse.csr_array((data, indices, indptr), shape=(new_rows, old_rows))
+    matrix.sum_duplicates()
+    return Transfer(matrix, exact)
+
+
+def _exact_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> np.ndarray:
+    """Old id of each new row that means the same, or -1.
+
+    The same id is preferred (an unchanged vocabulary maps to itself even where two tokens have the same bytes), then a
+    token of the same kind with the same bytes, then text for a byte token or an added token of the same bytes.
+    """
+    by_kind = {kind: old.ids_by_bytes(kind) for kind in (Kind.TEXT, Kind.BYTE, Kind.SPECIAL)}
+    exact = np.full(new_rows, -1, dtype=np.int64)
+    for i in range(new_rows):
+        kind = Kind(new.kinds[i]) if i < new.size else Kind.HOLE
+        old_kind = (Kind(old.kinds[i]) if i < old.size else Kind.HOLE) if i < old_rows else None
+        if kind == Kind.HOLE:
+            exact[i] = i if old_kind == Kind.HOLE else -1
+            continue
+        token = new.bytes_of[i] or b""
+        if old_kind == kind and old.bytes_of[i] == token:
+            exact[i] = i
+            continue
+        fallbacks = {Kind.TEXT: (Kind.TEXT, Kind.BYTE), Kind.BYTE: (Kind.BYTE, Kind.TEXT), Kind.SPECIAL: (Kind.SPECIAL,)}
+        exact[i] = next((by_kind[k][token] for k in fallbacks[kind] if token in by_kind[k]), -1)
+    return exact

@@ -1,0 +1,164 @@
+"""Measure original and adapted models side by side, in one run on one machine."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.corpus import read_dialogues, read_documents
+from lepta.embeddings.transfer import transfer_matrix
+from lepta.evaluation.bits import score_text, windows
+from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
+from lepta.evaluation.speed import characters_per_second, read, write
+from lepta.recipe import Behaviour, EvaluateSettings, Text
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model in the comparison.
+
+    Attributes
+    ----------
+    name : str
+        As reports show it.
+    folder : Path
+    adapted : bool
+        Whether it has the new vocabulary.
+    chat : bool
+        Whether it is an instruct variant.
+    """
+
+    name: str
+    folder: Path
+    adapted: bool
+    chat: bool
+
+
+def evaluate(
+    contestants: Sequence[Contestant],
+    base: Path,
+    original: str,
+    adapted: str,
+    text: Text,
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    """Measure all contestants.
+
+    Parameters
+    ----------
+    contestants : sequence of Contestant
+    base : Path
+        Model with the original vocabulary, for telling which tokens are new.
+    original, adapted : str
+        Names of the two whose speed is compared and whose tokens are shown.
+    text : Text
+        Held-out text of both languages.
+    settings : EvaluateSettings
+
+    Returns
+    -------
+    dict
+        `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
+        (share of prompts and answers of each model), `speed`, `pieces` (a passage in both vocabularies).
+    """
+    languages = {side.language: side.valid for side in (text.target, text.source)}
+    held_out = {
+        language: windows(list(read_documents(valid)), settings.window, settings.characters)
+        for language, valid in languages.items()
+    }
+    result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}}
+    kept_for_speed: dict[str, tuple[Any, Any]] = {}
+    old = open_tokenizer(base).vocabulary()
+    for contestant in contestants:
+        new_ids = _new_ids(old, open_tokenizer(contestant.folder).vocabulary()) if contestant.adapted else None
+        model, tokenizer = load_model(contestant.folder), load_tokenizer(contestant.folder)
+        result["text"][contestant.name] = {
+            language: _text_scores(model, tokenizer, texts, f"{contestant.name}, {language}")
+            for language, texts in held_out.items()
+        }
+        if settings.prompts and not contestant.chat:
+            result["continuations"][contestant.name] = _continuations(model, tokenizer, contestant.name, new_ids, settings)
+        if settings.behaviour:
+            result["behaviour"][contestant.name] = _behaviour(model, tokenizer, contestant.name, new_ids, settings.behaviour)
+        if contestant.name in (original, adapted):
+            kept_for_speed[contestant.name] = (model, tokenizer)
+        del model, tokenizer
+        gc.collect()
+    passage = held_out[text.target.language][0][: settings.speed_characters]
+    result["speed"] = {
+        "characters": len(passage),
+        "read": characters_per_second(kept_for_speed, passage, read, settings.speed_repeats),
+        "write": characters_per_second(kept_for_speed, passage, write, settings.speed_repeats),
+    }
+    result["pair"] = {"original": original, "adapted": adapted}
+    folders = {contestant.name: contestant.folder for contestant in contestants}
+    result["pieces"] = {
+        language: {name: pieces(folders[name], texts[0][:400]) for name in (original, adapted)}
+        for language, texts in held_out.items()
+    }
+    return result
+
+
+def pieces(folder: Path, text: str) -> list[str]:
+    """Cut a text where a tokenizer does; a character that is split between tokens shows as one piece for each token.
+
+    Returns
+    -------
+    list of str
+        Characters of each token; the tokens after the first of a split character are empty strings.
+    """
+    vocabulary = open_tokenizer(folder).vocabulary()
+    offsets = vocabulary.tokenizer.encode(text, add_special_tokens=False).offsets
+    cut, shown = [], 0
+    for _, end in offsets:
+        cut.append(text[shown:end] if end > shown else "")
+        shown = max(shown, end)
+    return cut
+
+
+def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
+    score = score_text(model, tokenizer, texts, description)
+    return {
+        "bits_per_byte": score.bits_per_byte,
+        "characters_per_token": score.characters_per_token,
+        "characters": score.characters,
+        "tokens": score.tokens,
+    }
+
+
+def _continuations(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: EvaluateSettings) -> dict[str, Any]:
+    texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations")
+    return {
+        "prompts": settings.prompts,
+        "texts": texts.texts,
+        "characters_per_second": texts.characters_per_second,
+        "new_token_share": texts.share_of(new_ids),
+    }
+
+
+def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
+    dialogues = read_dialogues(settings.dialogues)[: settings.prompts]
+    prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
+    references = [dialogue[-1]["content"] for dialogue in dialogues]
+    answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")
+    kept = behaviour_kept(answers.texts, references, settings.mark)
+    return {
+        "kept": sum(kept),
+        "prompts": len(kept),
+        "share": sum(kept) / len(kept),
+        "new_token_share": answers.share_of(new_ids),
+        "questions": [dialogue[-2]["content"] for dialogue in dialogues],
+        "answers": answers.texts,
+        "kept_each": kept,
+    }
+
+
+def _new_ids(old: Vocabulary, new: Vocabulary) -> set[int]:
+    """Ids of tokens that the original vocabulary does not have."""
+    return set(np.flatnonzero(transfer_matrix(old, new, old.size, new.size).exact < 0).tolist())

@@ -1,0 +1,321 @@
+"""Stages: each reads files and folders and writes one folder with a manifest, beside its place, then renamed into it.
+
+A stage is up to date when its manifest names the same settings, the same content of every input and the same version
+of LEPTA, and its files are as it left them. Names and dates of inputs do not count, content does.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lepta.corpus import WORDFREQ, is_word_list, text_files
+from lepta.errors import LeptaError
+from lepta.locate import read_json
+from lepta.version import __version__
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes
+    ----------
+    name : str
+        Also its folder below the recipe's output.
+    inputs : dict
+        Label -> file or folder that it reads.
+    settings : dict
+        What else decides its result, as JSON.
+    run : callable
+        Given an empty folder (or what an interrupted run of the same stage left in it), fills it and returns facts for
+        the manifest.
+    texts : dict
+        Label -> text sources that it reads.
+    """
+
+    name: str
+    inputs: dict[str, Path]
+    settings: dict[str, Any]
+    run: Callable[[Path], dict[str, Any]]
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Hashes:
+    """Content hashes of files, remembered by path, size and time of change."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._known: dict[str, list] = read_json(store) if store.is_file() else {}
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of a file."""
+        status = path.stat()
+        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+        if self._known.get(key, [])[:2] != stamp:
+            with path.open("rb") as data:
+                self._known[key] = [*stamp, hashlib.file_digest(data, "sha256").hexdigest()]
+        return self._known[key][2]
+
+    def content(self, path: Path) -> str:
+        """One hash for a file, or for all files in a folder with their names."""
+        if path.is_file():
+            return self.file(path)
+        if not path.is_dir():
+            raise LeptaError(f"{path}: no such file or folder")
+        return digest(self.files(path))
+
+    def files(self, folder: Path) -> dict[str, str]:
+        """Hash of each file in a folder, LEPTA's manifest left out."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+        return {file.relative_to(folder).as_posix(): self.file(file) for file in files}
+
+    def text(self, sources: list[str]) -> str:
+        """One hash for a list of text sources: the contents in their order, or the version of a word list."""
+        parts: list[str] = []
+        for source in sources:
+            if is_word_list(source):
+                parts.append(f"{source} {metadata.version(WORDFREQ.rstrip(':'))}")
+            else:
+                parts += [self.file(file) for file in text_files(source)]
+        return digest(parts)
+
+    def moved(self, old: Path, new: Path) -> None:
+        """Know the files of a folder under its new name."""
+        for file in new.rglob("*"):
+            if known := self._known.pop(str(old.resolve() / file.relative_to(new)), None):
+                self._known[str(file.resolve())] = known
+
+    def save(self) -> None:
+        """Remember what was hashed for the next run."""
+        self._known = {path: known for path, known in self._known.items() if Path(path).exists()}
+        write_json(self._store, self._known)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside its place and rename it in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write to, and rename it to its name only if the block succeeds.
+
+    Raises
+    ------
+    LeptaError
+        If the folder exists and `replace` is not set, or the disk cannot be written.
+    """
+    if folder.exists() and not replace:
+        raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
+    partial = partial_of(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        move_into_place(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise LeptaError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left there") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def move_into_place(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had the name before goes."""
+    _flush(partial)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk take all bytes before the name says that they are there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a stage has to run, and why."""
+
+    stage: Stage
+    current: bool
+    reason: str
+
+
+class Pipeline:
+    """Runs stages in order, skipping those that are up to date.
+
+    Parameters
+    ----------
+    output : Path
+        Folder that holds a folder for each stage.
+    stages : list of Stage
+        In an order in which each stage's inputs come before it.
+    """
+
+    def __init__(self, output: Path, stages: list[Stage]) -> None:
+        self.output, self.stages = output, stages
+        self.hashes = Hashes(output / ".hashes.json")
+
+    def names(self) -> list[str]:
+        """Stage names in order."""
+        return [stage.name for stage in self.stages]
+
+    def status(self, start: str | None = None, force: bool = False) -> list[Verdict]:
+        """Tell for every stage whether it would run. A stage after one that runs is judged by its present inputs."""
+        verdicts: list[Verdict] = []
+        rerun: set[Path] = set()
+        for stage in self.stages:
+            folder = self.output / stage.name
+            forced = force or (start is not None and self.names().index(stage.name) >= self.names().index(start))
+            changed = sorted(label for label, path in stage.inputs.items() if path in rerun)
+            if forced:
+                verdict = Verdict(stage, False, "forced")
+            elif changed:
+                verdict = Verdict(stage, False, f"after {', '.join(changed)}")
+            else:
+                reason = self._why_not_current(stage)
+                verdict = Verdict(stage, reason is None, reason or "up to date")
+            if not verdict.current:
+                rerun.add(folder)
+            verdicts.append(verdict)
+        return verdicts
+
+    def run(
+        self, start: str | None = None, force: bool = False, report: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Run what is not up to date.
+
+        Parameters
+        ----------
+        start : str, optional
+            Run this stage and all after it in any case.
+        force : bool
+            Run all stages in any case.
+        report : callable
+            Told one line about each stage.
+        """
+        if start is not None and start not in self.names():
+            raise LeptaError(f"--from {start}: no such stage; this recipe has {', '.join(self.names())}")
+        forced = False
+        for stage in self.stages:
+            forced = forced or force or stage.name == start
+            reason = "forced" if forced else self._why_not_current(stage)
+            if reason is None:
+                report(f"{stage.name}: up to date")
+                continue
+            report(f"{stage.name}: {reason}")
+            seconds = self._run(stage, resume=not forced)
+            report(f"{stage.name}: done in {seconds:.0f} s")
+        self.hashes.save()
+
+    def _key(self, stage: Stage) -> dict[str, Any]:
+        """All that decides a stage's result."""
+        return {
+            "stage": stage.name,
+            "lepta": __version__,
+            "settings": stage.settings,
+            "inputs": {label: self.hashes.content(path) for label, path in stage.inputs.items()}
+            | {label: self.hashes.text(sources) for label, sources in stage.texts.items()},
+        }
+
+    def _why_not_current(self, stage: Stage) -> str | None:
+        """None if the stage is up to date, else the reason why it is not."""
+        folder = self.output / stage.name
+        if not (folder / MANIFEST).is_file():
+            return "interrupted, goes on" if partial_of(folder).exists() else "not made yet"
+        manifest = read_json(folder / MANIFEST)
+        if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
+            return f"{missing[0]} is missing"
+        key = self._key(stage)
+        for part in ("lepta", "settings", "inputs"):
+            if manifest["key"][part] != key[part]:
+                if not isinstance(key[part], dict):
+                    return f"made by version {manifest['key'][part]}"
+                names = set(key[part]) | set(manifest["key"][part])
+                changed = [name for name in names if key[part].get(name) != manifest["key"][part].get(name)]
+                return f"{', '.join(sorted(changed))} changed"
+        if self.hashes.files(folder) != manifest["outputs"]:
+            return "its files were changed"
+        return None
+
+    def _run(self, stage: Stage, resume: bool) -> float:
+        folder, key = self.output / stage.name, self._key(stage)
+        partial, marker = partial_of(folder), partial_of(folder) / CHECKPOINTS / "key.json"
+        try:
+            if not (resume and marker.is_file() and read_json(marker) == key):
+                shutil.rmtree(partial, ignore_errors=True)
+            for leftover in partial.iterdir() if partial.exists() else ():
+                if leftover.name != CHECKPOINTS:  # half-written results; only checkpoints are known to be whole
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            write_json(marker, key)
+            started = time.monotonic()
+            facts = stage.run(partial)
+            seconds = time.monotonic() - started
+            shutil.rmtree(partial / CHECKPOINTS)
+            outputs = self.hashes.files(partial)
+            manifest = {
+                "key": key,
+                "sources": {label: str(path) for label, path in stage.inputs.items()} | stage.texts,
+                "outputs": outputs,
+                "facts": facts,
+                "seconds": round(seconds, 1),
+                "environment": environment(),
+            }
+            write_json(partial / MANIFEST, manifest)
+            move_into_place(partial, folder)
+            self.hashes.moved(partial, folder)
+        except OSError as error:
+            raise LeptaError(
+                f"{folder}: cannot be written ({error.strerror or error}); free space or name another output and run again"
+            ) from error
+        self.hashes.save()
+        return seconds
+
+
+def environment() -> dict[str, str | int | None]:
+    """Versions and machine, for the manifest."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    return {"lepta": __version__} | versions | machine
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What a finished stage wrote about itself."""
+    return read_json(folder / MANIFEST)["facts"]

@@ -1,0 +1,190 @@
+"""What a user may write in a recipe: one YAML file from texts and models to adapted models and a report.
+
+Paths are relative to the folder that `lepta` is run in, as on the command line. Text sources are described in
+`lepta.corpus`, model sources in `lepta.locate`.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lepta.embeddings.propagate import Method
+from lepta.errors import LeptaError
+
+Trains = Literal["new-rows", "embeddings"]
+Sources = Annotated[list[str], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tune(Section):
+    """Make the variant here, by tuning the base model on conversations."""
+
+    dialogues: str = Field(description="JSONL file with one conversation a line, field `messages`")
+    learning_rate: float = Field(2e-5, gt=0)
+    batch: int = Field(4, ge=1, description="Conversations per step")
+    limit: int | None = Field(None, ge=1, description="Use only the first so many conversations")
+
+
+class Variant(Section):
+    """One instruct variant of the base model: a model that exists, or one tuned here."""
+
+    model: str | None = Field(None, description="Folder, GGUF file, package:NAME/FILE or hub id")
+    tune: Tune | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "Variant":
+        if (self.model is None) == (self.tune is None):
+            raise ValueError("give either `model` (a variant that exists) or `tune` (make one here)")
+        return self
+
+
+class Language(Section):
+    """Text of one language."""
+
+    language: str = Field(description="Name shown in reports, for example ru")
+    train: list[str] = Field(default_factory=list, description="Text sources to train on")
+    valid: Sources = Field(description="Held-out text sources, for measuring")
+
+
+class Text(Section):
+    """Text of the language that the model is to learn, and of the one it knows."""
+
+    target: Language
+    source: Language
+
+
+class VocabularySettings(Section):
+    """The new vocabulary (paper 2.4.1)."""
+
+    scenario: Literal["extended"] = Field("extended", description="extended: keep the vocabulary, add tokens to it")
+    add: int = Field(ge=1, description="Number of new tokens")
+    corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
+    script: str = Field("auto", description="Unicode script of the new tokens; auto: the one most letters are in")
+    pad_to: int | None = Field(None, ge=1, description="Pad rows to this multiple; default: as the source was padded")
+
+
+class PretrainSettings(Section):
+    """Continued pre-training (paper 2.1.3); defaults are the paper's where it names them."""
+
+    trains: Trains = Field("embeddings", description="embeddings: all rows (paper); new-rows: only those of new tokens")
+    tokens: int = Field(ge=1, description="Tokens to train on, in all")
+    block: int = Field(1024, ge=8, description="Block length in tokens")
+    batch: int = Field(256, ge=1, description="Blocks per step")
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    source_share: float = Field(0.0, ge=0, lt=1, description="Share of tokens in the source language")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+    measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
+    measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
+
+
+class PropagateSettings(Section):
+    """Learned Embedding Propagation (paper 2.2)."""
+
+    method: Method = "conversion"
+
+
+class Behaviour(Section):
+    """A style that can be counted: answers open as the reference answers do, up to and including a mark."""
+
+    dialogues: str = Field(description="JSONL file with held-out conversations")
+    mark: str = Field(":", min_length=1)
+    prompts: int = Field(24, ge=1, description="Use the first so many conversations")
+    max_tokens: int = Field(24, ge=1, description="Longest answer in tokens")
+
+
+class EvaluateSettings(Section):
+    """What is measured, and on how much text."""
+
+    characters: int = Field(10_000, ge=100, description="Characters of held-out text for bits per byte, each language")
+    window: int = Field(1500, ge=100, description="Characters that the model sees at once")
+    speed_characters: int = Field(800, ge=100, description="Characters read and written in the speed test")
+    speed_repeats: int = Field(3, ge=1)
+    prompts: list[str] = Field(default_factory=list, description="Openings that base and adapted model continue")
+    max_tokens: int = Field(40, ge=1, description="Longest continuation in tokens of the new vocabulary")
+    behaviour: Behaviour | None = None
+
+
+class Recipe(Section):
+    """One adaptation from beginning to end."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    output: Path = Field(description="Folder for everything that the recipe makes")
+    seed: int = 1
+    base: str = Field(description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
+    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Variant] = Field(default_factory=dict)
+    text: Text
+    vocabulary: VocabularySettings
+    pretrain: PretrainSettings
+    propagate: PropagateSettings = PropagateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _text_for_training(self) -> "Recipe":
+        if not self.text.target.train:
+            raise ValueError("text.target.train: at least one text source is needed")
+        if self.pretrain.source_share and not self.text.source.train:
+            raise ValueError("pretrain.source_share is above 0: text.source.train needs at least one text source")
+        return self
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Raises
+    ------
+    LeptaError
+        Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LeptaError(f"{path}: no such recipe; recipes/demo.yaml is one to start from")
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(content, dict):
+        raise LeptaError(f"{path}: expected keys and values at the top level, as in recipes/demo.yaml")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise LeptaError(f"{path}: " + "; ".join(_explain(e) for e in error.errors()[:3])) from error
+
+
+def _explain(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(error["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{field}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{field}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section]:
+    """Follow field names down to the section they lie in; other parts of a location are keys of a dict or list."""
+    section: type[Section] = Recipe
+    for name in location:
+        if field := section.model_fields.get(str(name)):
+            section = next(part for part in _types_in(field.annotation) if issubclass(part, Section))
+    return section
+
+
+def _types_in(annotation: Any) -> list[type]:
+    """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
+    inner = [part for argument in get_args(annotation) for part in _types_in(argument)]
+    return inner or ([annotation] if isinstance(annotation, type) else [])

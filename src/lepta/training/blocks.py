@@ -1,0 +1,92 @@
+"""From documents to training blocks (paper 2.4.1): every block starts at a document or at a paragraph."""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import regex
+
+from lepta.errors import LeptaError
+
+PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
+
+
+def pack(documents: Iterable[list[list[int]]], length: int) -> Iterator[list[int]]:
+    """Pack tokenised documents into blocks of at most `length` tokens.
+
+    No token is dropped. A block is closed when the next paragraph does not fit; a paragraph longer than a block is the
+    only one that is cut, and what follows it starts a new block.
+
+    Parameters
+    ----------
+    documents : iterable of documents, each a list of paragraphs, each a list of token ids
+    length : int
+        Block length in tokens.
+    """
+    block: list[int] = []
+    for document in documents:
+        for paragraph in document:
+            if block and len(block) + len(paragraph) > length:
+                yield block
+                block = []
+            block += paragraph
+            while len(block) > length:
+                yield block[:length]
+                block = block[length:]
+    if block:
+        yield block
+
+
+def tokenise(tokenizer: Any, documents: Iterable[str]) -> Iterator[list[list[int]]]:
+    """Tokenise documents paragraph by paragraph; the end-of-text token closes each document.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    """
+    for document in documents:
+        paragraphs = tokenizer(PARAGRAPH.findall(document.strip()), add_special_tokens=False)["input_ids"]
+        paragraphs[-1] = [*paragraphs[-1], tokenizer.eos_token_id]
+        yield paragraphs
+
+
+def training_blocks(
+    tokenizer: Any, target: list[str], source: list[str], tokens: int, length: int, source_share: float, seed: int
+) -> list[list[int]]:
+    """Lay out the blocks of a whole run, in training order.
+
+    The texts are gone through as often as the budget asks for, each time in another order; blocks of the source
+    language are spread evenly among those of the target language.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    target, source : lists of documents
+        Text of the target language, and of the language the model already knows.
+    tokens : int
+        Tokens to train on in all.
+    length : int
+        Block length in tokens.
+    source_share : float
+        Share of the tokens that is of the source language.
+    seed : int
+    """
+    if source_share and not source:
+        raise LeptaError("pretrain.source_share: above 0, but the recipe names no text in text.source.train")
+    by_language = [(target, 1 - source_share), (source, source_share)]
+    queue = []
+    for documents, share in by_language:
+        if not share:
+            continue
+        tokenised = list(tokenise(tokenizer, documents))
+        blocks: list[list[int]] = []
+        generator = random.Random(seed)
+        while (missing := round(tokens * share) - sum(map(len, blocks))) > 0:
+            for block in pack(generator.sample(tokenised, len(tokenised)), length):
+                blocks.append(block)
+                missing -= len(block)
+                if missing <= 0:
+                    break
+        # Evenly spread: the n-th of N blocks of a language stands at (n + 1/2) / N of the run.
+        queue += [((n + 0.5) / len(blocks), block) for n, block in enumerate(blocks)]
+    return [block for _, block in sorted(queue, key=lambda item: item[0])]

@@ -1,0 +1,95 @@
+"""Tokenizers in and out: from a Hugging Face folder, a `tokenizer.json`, a GGUF file or a hub id, to a folder."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lepta.errors import LeptaError
+from lepta.locate import locate, read_json
+from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
+from lepta.vocabulary.tokens import Vocabulary, read_vocabulary
+
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """All that a model folder says about its tokenizer.
+
+    Attributes
+    ----------
+    spec : dict
+        Contents of `tokenizer.json`.
+    config : dict
+        Contents of `tokenizer_config.json`, without the chat template.
+    chat_template : str or None
+        The Jinja template that writes conversations.
+    origin : str
+        Where it was read from.
+    """
+
+    spec: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    origin: str = "tokenizer.json"
+
+    def vocabulary(self) -> Vocabulary:
+        """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
+        return read_vocabulary(self.spec, self.origin)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into an existing folder, as `AutoTokenizer` reads them."""
+        (folder / "tokenizer.json").write_text(json.dumps(self.spec, ensure_ascii=False, indent=1), encoding="utf-8")
+        config = json.dumps(self.config, ensure_ascii=False, indent=2)
+        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+
+def open_tokenizer(source: str | Path) -> TokenizerSource:
+    """Read a tokenizer.
+
+    Parameters
+    ----------
+    source : str or Path
+        A Hugging Face folder, a `tokenizer.json`, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
+
+    Raises
+    ------
+    LeptaError
+        If there is no such place, or it holds no tokenizer that can be read.
+    """
+    path = locate(source, hub_files=TOKENIZER_FILES)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".gguf":
+        spec, config, template = read_gguf_tokenizer(path)
+        return TokenizerSource(spec, config, template, str(path))
+    if path.suffix == ".json":
+        spec = _read_spec(path)
+        return TokenizerSource(spec, {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
+    raise LeptaError(f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json or a .gguf file")
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    spec = read_json(path)
+    if not isinstance(spec.get("model"), dict) or "vocab" not in spec["model"]:
+        raise LeptaError(f"{path}: no tokenizer in it; expected the field model.vocab, as `tokenizers` saves it")
+    return spec
+
+
+def _read_folder(folder: Path) -> TokenizerSource:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise LeptaError(f"{folder}: no tokenizer.json; save the fast tokenizer there with save_pretrained()")
+    config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(config_file) if config_file.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    template = config.pop("chat_template", None)
+    if template_file.is_file():
+        template = template_file.read_text(encoding="utf-8")
+    map_file = folder / "special_tokens_map.json"
+    if map_file.is_file():  # older folders keep the roles here; tokenizer_config.json is where they live now
+        config = {role: token for role, token in read_json(map_file).items() if role in SPECIAL_ROLES} | config
+    return TokenizerSource(_read_spec(file), config, template, str(folder))
