@@ -1,6 +1,7 @@
 """From a recipe to stages: which folder feeds which."""
 
-import json
+import math
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,25 +11,28 @@ import torch
 
 from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
-from lepta.checkpoints.publish import save_loaded_model, write_model
+from lepta.checkpoints.load import device, load_model, load_tokenizer, model_folder
+from lepta.checkpoints.publish import save_loaded_model
 from lepta.corpus import dialogue_file, read_dialogues, read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
-from lepta.evaluation.bits import score_text, windows
+from lepta.errors import LeptaError
+from lepta.evaluation.bits import windows
 from lepta.evaluation.evaluate import Contestant, evaluate
-from lepta.locate import locate
-from lepta.pipeline import CHECKPOINTS, Pipeline, Stage, facts_of, write_json
-from lepta.recipe import PretrainSettings, Recipe, Text, Tune
+from lepta.locate import locate, read_json
+from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, write_json
+from lepta.recipe import Recipe, Text, Tune
 from lepta.report.page import write_report
-from lepta.training.blocks import training_blocks
-from lepta.training.pretrain import pretrain
+from lepta.training.pretrain import pretrain_folder
 from lepta.training.tune import tune
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
+REPORT = "report.json"
+# Share of a large matrix product's speed that training reaches; 0.8 was measured with SmolLM2-135M on 2 cores.
+EFFICIENCY = 0.8
 
 
 def pipeline_of(recipe: Recipe) -> Pipeline:
@@ -103,7 +107,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     )
     add(
         "report",
-        partial(_report, recipe, pretrained, initialised, evaluation),
+        partial(_report, recipe),
         {"evaluation": evaluation, "pretrained": pretrained, "initialised": initialised}
         | {f"propagated {name}": out / "propagated" / name for name in recipe.variants},
         settings={"name": recipe.name},
@@ -139,72 +143,8 @@ def _pretrain(recipe: Recipe, base: Path, initialised: Path, folder: Path) -> di
     facts, curve = pretrain_folder(
         initialised, Checkpoint(base).rows, target, source, valid, text.target.language, settings, recipe.seed, folder
     )
-    write_json(folder / CURVE, curve)
+    write_json(folder / CURVE, {"curve": curve})
     return facts
-
-
-def pretrain_folder(
-    initialised: Path,
-    old_rows: int,
-    target: list[str],
-    source: list[str],
-    valid: list[str],
-    language: str,
-    settings: PretrainSettings,
-    seed: int,
-    folder: Path,
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Pre-train a model folder on text and write the result; see `lepta.training.pretrain`.
-
-    Parameters
-    ----------
-    initialised : Path
-        Model with the new vocabulary.
-    old_rows : int
-        Rows before the vocabulary changed.
-    target, source : documents to train on
-    valid : texts of the target language to measure on
-    language : str
-        Name of the target language in the curve.
-    folder : Path
-        Existing folder for the result; checkpoints found in it are resumed from.
-
-    Returns
-    -------
-    facts : dict
-    curve : list of dict
-    """
-    checkpoint, tokenizer = Checkpoint(initialised), load_tokenizer(initialised)
-    model = load_model(initialised, torch.float32)
-    blocks = training_blocks(
-        tokenizer, target, source, settings.tokens, settings.block, settings.source_share, seed
-    )
-
-    def measure() -> dict[str, float]:
-        score = score_text(model, tokenizer, valid, f"held-out {language}")
-        return {f"{language}_bits_per_byte": score.bits_per_byte}
-
-    curve = pretrain(
-        model,
-        blocks,
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        folder / CHECKPOINTS,
-        trains=settings.trains,
-        old_rows=old_rows,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        seed=seed,
-        save_every=settings.save_every,
-        measure=measure if valid else None,
-        measure_every=settings.measure_every,
-    )
-    trained = {checkpoint.input_name: model.get_input_embeddings().weight.detach().cpu()}
-    if checkpoint.output_name:
-        trained[checkpoint.output_name] = model.get_output_embeddings().weight.detach().cpu()
-    write_model(checkpoint, trained, open_tokenizer(initialised), folder)
-    return {"tokens": sum(map(len, blocks)), "blocks": len(blocks)}, curve
 
 
 def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str, Any]:
@@ -220,13 +160,11 @@ def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str,
         seed=recipe.seed,
     )
     save_loaded_model(model, open_tokenizer(base), folder)
-    write_json(folder / CURVE, curve)
+    write_json(folder / CURVE, {"curve": curve})
     return {"dialogues": len(dialogues)}
 
 
-def _propagate(
-    recipe: Recipe, base: Path, pretrained: Path, instruct: Path, name: str, folder: Path
-) -> dict[str, Any]:
+def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, name: str, folder: Path) -> dict[str, Any]:
     method = recipe.propagate.method
     facts = propagate(Checkpoint(base), Checkpoint(pretrained), Checkpoint(instruct), method, folder)
     write_card(recipe, name, base, facts, folder)
@@ -240,24 +178,81 @@ def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder:
     return {}
 
 
-def _report(recipe: Recipe, pretrained: Path, initialised: Path, evaluation: Path, folder: Path) -> dict[str, Any]:
-    propagated = {name: recipe.output / "propagated" / name for name in recipe.variants}
+def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    write_report(collect(recipe, folder), folder)
+    return {}
+
+
+def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Gather the numbers of all stages, and keep them as `report.json` beside the page."""
+    out = recipe.output
+    manifests = {stage.name: read_json(out / stage.name / MANIFEST) for stage in pipeline_of(recipe).stages[:-1]}
     data = {
         "name": recipe.name,
         "languages": {"target": recipe.text.target.language, "source": recipe.text.source.language},
-        "evaluation": json.loads((evaluation / EVALUATION).read_bytes()),
-        "curve": json.loads((pretrained / CURVE).read_bytes()),
-        "initialised": facts_of(initialised),
-        "pretrained": facts_of(pretrained),
-        "propagated": {name: facts_of(path) for name, path in propagated.items()},
-        "environment": json.loads((evaluation / "manifest.json").read_bytes())["environment"],
-        "seconds": {
-            stage.name: json.loads((recipe.output / stage.name / "manifest.json").read_bytes())["seconds"]
-            for stage in pipeline_of(recipe).stages[:-1]
-        },
+        "evaluation": read_json(out / "evaluation" / EVALUATION),
+        "curve": read_json(out / "pretrained" / CURVE)["curve"],
+        "vocabulary": manifests["vocabulary"]["facts"],
+        "initialised": manifests["initialised"]["facts"],
+        "pretrained": manifests["pretrained"]["facts"],
+        "propagated": {name: manifests[f"propagated/{name}"]["facts"] for name in recipe.variants},
+        "environment": manifests["evaluation"]["environment"],
+        "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
     }
-    write_report(data, folder)
-    return {}
+    write_json(folder / REPORT, data)
+    return data
+
+
+def report_data(output: Path) -> dict[str, Any]:
+    """Numbers of a finished run; LeptaError if the run has not come to its report."""
+    file = output / "report" / REPORT
+    if not file.is_file():
+        raise LeptaError(f"{output}: no report yet; run `lepta adapt RECIPE` to its end")
+    return read_json(file)
+
+
+def cost(recipe: Recipe) -> dict[str, float | int]:
+    """Estimate what pre-training costs on this machine, before anything is run.
+
+    A forward and backward pass through a frozen body takes 4 operations for each weight and token (no gradients of
+    the body's weights), and 6 for each weight of the head.
+
+    Returns
+    -------
+    dict
+        `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` (measured: one float32 matrix product) and `minutes`.
+    """
+    body, head = _weights(locate(recipe.base, hub_files=["config.json"]), recipe.vocabulary.add)
+    gigaflop = recipe.pretrain.tokens * (4 * body + 6 * head) / 1e9
+    matrix = torch.rand(2048, 2048, device=device())
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(4):
+        float((matrix @ matrix)[0, 0])
+    speed = 4 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
+    return {
+        "tokens": recipe.pretrain.tokens,
+        "weights": body + head,
+        "gigaflop": round(gigaflop),
+        "gigaflops_here": round(speed),
+        "minutes": round(gigaflop / speed / 60 / EFFICIENCY, 1),
+    }
+
+
+def _weights(model: Path, added: int) -> tuple[int, int]:
+    """Weights of a model's body and of its head with the new tokens, from the files' headers alone."""
+    if model.suffix == ".gguf":
+        from gguf import GGUFReader
+
+        shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in GGUFReader(model).tensors}
+        width, rows = shapes["token_embd.weight"]
+        body = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(("token_embd", "output.")))
+        return body, (rows + added) * width
+    checkpoint = Checkpoint(model)
+    rows, width = checkpoint.entries[checkpoint.input_name].shape
+    names = checkpoint.embedding_names
+    body = sum(math.prod(entry.shape) for name, entry in checkpoint.entries.items() if name not in names)
+    return body, (rows + added) * width
 
 
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:

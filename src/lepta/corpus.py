@@ -54,7 +54,9 @@ def starter_path(relative: str) -> Path:
     """Locate a file or folder of the starter corpus that comes with the package."""
     path = Path(str(resources.files("lepta"))) / "data" / "starter" / relative
     if not path.exists():
-        raise LeptaError(f"{STARTER}{relative}: not in the starter corpus; it has ru/, en/ (train, valid) and dialogues/")
+        raise LeptaError(
+            f"{STARTER}{relative}: not in the starter corpus; it has ru/, en/ (train, valid) and dialogues/"
+        )
     return path
 
 

@@ -303,7 +303,8 @@ class Pipeline:
             self.hashes.moved(partial, folder)
         except OSError as error:
             raise LeptaError(
-                f"{folder}: cannot be written ({error.strerror or error}); free space or name another output and run again"
+                f"{folder}: cannot be written ({error.strerror or error}); "
+                "free space or name another output, and run again"
             ) from error
         self.hashes.save()
         return seconds
@@ -314,8 +315,3 @@ def environment() -> dict[str, str | int | None]:
     versions = {name: metadata.version(name) for name in LIBRARIES}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {"lepta": __version__} | versions | machine
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """What a finished stage wrote about itself."""
-    return read_json(folder / MANIFEST)["facts"]

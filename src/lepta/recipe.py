@@ -125,8 +125,8 @@ class Recipe(Section):
     text: Text
     vocabulary: VocabularySettings
     pretrain: PretrainSettings
-    propagate: PropagateSettings = PropagateSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    propagate: PropagateSettings = Field(default_factory=PropagateSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")
     def _text_for_training(self) -> "Recipe":

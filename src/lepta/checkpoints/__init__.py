@@ -1,0 +1,1 @@
+"""Model folders: open, load, convert, write, describe."""

@@ -1,6 +1,7 @@
 """A GGUF file as a plain Hugging Face folder, dequantised to float32."""
 
 from pathlib import Path
+from typing import Any
 
 from lepta.checkpoints.publish import save_loaded_model
 from lepta.errors import LeptaError
@@ -31,7 +32,8 @@ def import_gguf(path: Path, folder: Path) -> None:
     del config.quantization_config
     config.architectures = [type(loaded).__name__]
     config._name_or_path = ""
-    model = type(loaded)(config).to(loaded.dtype)
+    model: Any = type(loaded)(config)
+    model.to(loaded.dtype)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     save_loaded_model(model, tokenizer, folder)

@@ -1,5 +1,8 @@
 """Load a model folder into memory, on the device and in the precision that this machine computes fast in."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     Checkpoint(folder)  # names what is missing, and refuses pickle
     dtype = dtype or (torch.bfloat16 if device().type == "cuda" else torch.float32)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
     return model.to(device()).eval()
@@ -71,3 +74,10 @@ def model_folder(source: str | Path, import_to: Path) -> Path:
         import_gguf(path, import_to)
         return import_to
     raise LeptaError(f"{path}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")
+
+
+@contextmanager
+def opened(source: str | Path) -> Iterator[Checkpoint]:
+    """Open any model source as a checkpoint; one that had to be converted is gone when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="lepta-") as folder:
+        yield Checkpoint(model_folder(source, Path(folder)))

@@ -1,0 +1,1 @@
+"""Between two vocabularies: the transfer matrix T, initialisation, propagation."""

@@ -104,6 +104,10 @@ def _exact_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) 
         if old_kind == kind and old.bytes_of[i] == token:
             exact[i] = i
             continue
-        fallbacks = {Kind.TEXT: (Kind.TEXT, Kind.BYTE), Kind.BYTE: (Kind.BYTE, Kind.TEXT), Kind.SPECIAL: (Kind.SPECIAL,)}
+        fallbacks = {
+            Kind.TEXT: (Kind.TEXT, Kind.BYTE),
+            Kind.BYTE: (Kind.BYTE, Kind.TEXT),
+            Kind.SPECIAL: (Kind.SPECIAL,),
+        }
         exact[i] = next((by_kind[k][token] for k in fallbacks[kind] if token in by_kind[k]), -1)
     return exact

@@ -89,8 +89,8 @@ def _check_family(
         ids = range(max(old.size, instruct_vocabulary.size))
         first = next(n for n in ids if _token(old, n) != _token(instruct_vocabulary, n))
         raise LeptaError(
-            f"{instruct.folder}: id {first} is {_token(instruct_vocabulary, first)!r}, but {_token(old, first)!r} in the "
-            f"base {base.folder}; expected a variant with the base model's own vocabulary"
+            f"{instruct.folder}: id {first} is {_token(instruct_vocabulary, first)!r}, but {_token(old, first)!r} in "
+            f"the base {base.folder}; expected a variant with the base model's own vocabulary"
         )
     tied = {checkpoint.tied for checkpoint in (base, adapted, instruct)}
     if len(tied) > 1:

@@ -83,9 +83,13 @@ def evaluate(
             for language, texts in held_out.items()
         }
         if settings.prompts and not contestant.chat:
-            result["continuations"][contestant.name] = _continuations(model, tokenizer, contestant.name, new_ids, settings)
-        if settings.behaviour:
-            result["behaviour"][contestant.name] = _behaviour(model, tokenizer, contestant.name, new_ids, settings.behaviour)
+            result["continuations"][contestant.name] = _continuations(
+                model, tokenizer, contestant.name, new_ids, settings
+            )
+        if settings.behaviour and (contestant.chat or not contestant.adapted):
+            result["behaviour"][contestant.name] = _behaviour(
+                model, tokenizer, contestant.name, new_ids, settings.behaviour
+            )
         if contestant.name in (original, adapted):
             kept_for_speed[contestant.name] = (model, tokenizer)
         del model, tokenizer
@@ -132,7 +136,9 @@ def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str)
     }
 
 
-def _continuations(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: EvaluateSettings) -> dict[str, Any]:
+def _continuations(
+    model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: EvaluateSettings
+) -> dict[str, Any]:
     texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations")
     return {
         "prompts": settings.prompts,

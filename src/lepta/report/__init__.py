@@ -1,0 +1,1 @@
+"""Results as people read them: the page and the terminal table."""

@@ -1,0 +1,1 @@
+"""From text to trained weights: blocks, continued pre-training, tuning."""

@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.publish import write_model
+from lepta.evaluation.bits import score_text
+from lepta.pipeline import CHECKPOINTS
+from lepta.recipe import PretrainSettings, Trains
+from lepta.training.blocks import training_blocks
 from lepta.training.trainer import train
-
-Trains = Literal["new-rows", "embeddings"]
+from lepta.vocabulary.source import open_tokenizer
 
 
 def pretrain(
@@ -76,3 +82,65 @@ def _without_old_rows(gradient: torch.Tensor, old_rows: int) -> torch.Tensor:
     gradient = gradient.clone()
     gradient[:old_rows] = 0
     return gradient
+
+
+def pretrain_folder(
+    initialised: Path,
+    old_rows: int,
+    target: list[str],
+    source: list[str],
+    valid: list[str],
+    language: str,
+    settings: PretrainSettings,
+    seed: int,
+    folder: Path,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Pre-train a model folder on text and write the result, embeddings trained, body as it was.
+
+    Parameters
+    ----------
+    initialised : Path
+        Model with the new vocabulary.
+    old_rows : int
+        Rows before the vocabulary changed.
+    target, source : documents to train on
+    valid : texts of the target language to measure on
+    language : str
+        Name of the target language in the curve.
+    folder : Path
+        Existing folder for the result; checkpoints found in it are resumed from.
+
+    Returns
+    -------
+    facts : dict
+    curve : list of dict
+    """
+    checkpoint, tokenizer = Checkpoint(initialised), load_tokenizer(initialised)
+    model = load_model(initialised, torch.float32)
+    blocks = training_blocks(tokenizer, target, source, settings.tokens, settings.block, settings.source_share, seed)
+
+    def measure() -> dict[str, float]:
+        score = score_text(model, tokenizer, valid, f"held-out {language}")
+        return {f"{language}_bits_per_byte": score.bits_per_byte}
+
+    curve = pretrain(
+        model,
+        blocks,
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        folder / CHECKPOINTS,
+        trains=settings.trains,
+        old_rows=old_rows,
+        batch=settings.batch,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        save_every=settings.save_every,
+        measure=measure if valid else None,
+        measure_every=settings.measure_every,
+    )
+    trained = {checkpoint.input_name: model.get_input_embeddings().weight.detach().cpu()}
+    if checkpoint.output_name:
+        trained[checkpoint.output_name] = model.get_output_embeddings().weight.detach().cpu()
+    write_model(checkpoint, trained, open_tokenizer(initialised), folder)
+    return {"tokens": sum(map(len, blocks)), "blocks": len(blocks)}, curve

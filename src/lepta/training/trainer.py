@@ -150,9 +150,10 @@ def train(
     model.eval()
     curve = []
     for entry in trainer.state.log_history:
-        kept = {key: value for key, value in entry.items() if key in {"loss", "step"} or key.endswith("bits_per_byte")}
-        if len(kept) > 1:
-            curve.append({"tokens": sum(tokens[: entry["step"]]), **kept})
+        step = int(entry["step"])
+        kept = {key: float(value) for key, value in entry.items() if key == "loss" or key.endswith("bits_per_byte")}
+        if kept:
+            curve.append({"step": step, "tokens": sum(tokens[:step]), **kept})
     return curve
 
 

@@ -1,0 +1,1 @@
+"""Tokenizers: read, extend, check, measure."""

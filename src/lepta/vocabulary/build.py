@@ -31,7 +31,7 @@ def corpus_words(vocabulary: Vocabulary, corpus: Sequence[str]) -> Counter[str]:
     words = count_words(vocabulary, read_documents(texts)) if texts else Counter()
     total = words.total() * WORD_LIST_WEIGHT or WORD_LIST_ALONE
     for source in filter(is_word_list, corpus):
-        words += words_from_frequencies(word_frequencies(source), total)
+        words.update(words_from_frequencies(word_frequencies(source), total))
     return words
 
 

@@ -67,7 +67,9 @@ def _round_trip(vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
     normalizer = vocabulary.tokenizer.normalizer
     expected = [normalizer.normalize_str(d) if normalizer else d for d in documents]
     wrong = sum(a != b for a, b in zip(decoded, expected, strict=True))
-    return Check("text survives encoding and decoding", wrong == 0, f"{len(documents) - wrong:,} of {len(documents):,} documents")
+    return Check(
+        "text survives encoding and decoding", wrong == 0, f"{len(documents) - wrong:,} of {len(documents):,} documents"
+    )
 
 
 def _transformers(source: TokenizerSource, documents: Sequence[str]) -> Check:

@@ -8,7 +8,7 @@ the target script only (with at most the space before them), hence text without 
 import copy
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,7 +51,7 @@ def models_json(model: models.Model) -> dict[str, Any]:
     return json.loads(Tokenizer(model).to_str())["model"]
 
 
-def words_from_frequencies(frequencies: dict[str, float], total: float) -> Counter[str]:
+def words_from_frequencies(frequencies: dict[str, float], total: float) -> dict[str, float]:
     """Turn a frequency list into pre-token counts as running text would have them.
 
     Parameters
@@ -61,7 +61,7 @@ def words_from_frequencies(frequencies: dict[str, float], total: float) -> Count
     total : float
         Number of words of running text to stand for.
     """
-    words: Counter[str] = Counter()
+    words: dict[str, float] = defaultdict(float)
     for word, share in frequencies.items():
         count = share * total
         capitalised = word[:1].upper() + word[1:]
@@ -90,10 +90,36 @@ def dominant_script(words: Counter[str]) -> str:
     return scripts.most_common(1)[0][0]
 
 
-SCRIPTS = (
-    "Cyrillic Greek Arabic Hebrew Armenian Georgian Devanagari Bengali Gurmukhi Gujarati Oriya Tamil Telugu Kannada "
-    "Malayalam Sinhala Thai Lao Tibetan Myanmar Khmer Ethiopic Hangul Han Hiragana Katakana Mongolian Cherokee"
-).split()
+SCRIPTS = [
+    "Cyrillic",
+    "Greek",
+    "Arabic",
+    "Hebrew",
+    "Armenian",
+    "Georgian",
+    "Devanagari",
+    "Bengali",
+    "Gurmukhi",
+    "Gujarati",
+    "Oriya",
+    "Tamil",
+    "Telugu",
+    "Kannada",
+    "Malayalam",
+    "Sinhala",
+    "Thai",
+    "Lao",
+    "Tibetan",
+    "Myanmar",
+    "Khmer",
+    "Ethiopic",
+    "Hangul",
+    "Han",
+    "Hiragana",
+    "Katakana",
+    "Mongolian",
+    "Cherokee",
+]
 
 
 def _text(word: str) -> str:
@@ -111,7 +137,9 @@ def words_of_script(words: Counter[str], script: str) -> Counter[str]:
     try:
         pattern = regex.compile(rf" ?[\p{{Script={script}}}\p{{Mn}}]+")
     except regex.error as error:
-        raise LeptaError(f"script {script!r}: not a Unicode script; expected a name such as Cyrillic or Greek") from error
+        raise LeptaError(
+            f"script {script!r}: not a Unicode script; expected a name such as Cyrillic or Greek"
+        ) from error
     kept = Counter({word: count for word, count in words.items() if pattern.fullmatch(_text(word))})
     if not kept:
         raise LeptaError(f"corpus: no word in the script {script}; give text of the target language, or another script")
@@ -152,7 +180,9 @@ def extend(vocabulary: Vocabulary, words: Counter[str], add: int) -> dict[str, A
             new[left + right] = known[left + right] = vocabulary.size + len(new)
         if len(new) == add:
             return _with_merges(vocabulary.spec, new, merges)
-    raise LeptaError(f"corpus: only {len(new):,} new tokens can be learned from it, {add:,} were asked for; give more text")
+    raise LeptaError(
+        f"corpus: only {len(new):,} new tokens can be learned from it, {add:,} were asked for; give more text"
+    )
 
 
 def learn_merges(

@@ -42,7 +42,9 @@ def measure(vocabulary: Vocabulary, documents: Sequence[str]) -> Measure:
     """
     words = [word for document in documents for word in WORD.findall(document)]
     unique = sorted(set(words))
-    whole = {w for w, ids in zip(unique, vocabulary.split([f" {w}".encode() for w in unique]), strict=True) if len(ids) == 1}
+    whole = {
+        w for w, ids in zip(unique, vocabulary.split([f" {w}".encode() for w in unique]), strict=True) if len(ids) == 1
+    }
     return Measure(
         characters=sum(map(len, documents)),
         utf8_bytes=sum(len(document.encode()) for document in documents),

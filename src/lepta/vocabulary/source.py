@@ -70,7 +70,9 @@ def open_tokenizer(source: str | Path) -> TokenizerSource:
     if path.suffix == ".json":
         spec = _read_spec(path)
         return TokenizerSource(spec, {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
-    raise LeptaError(f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json or a .gguf file")
+    raise LeptaError(
+        f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json or a .gguf file"
+    )
 
 
 def _read_spec(path: Path) -> dict[str, Any]:

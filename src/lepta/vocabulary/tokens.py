@@ -177,4 +177,6 @@ def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Voc
     if model.get("type") == "BPE" and byte_level:
         return ByteLevelBPE(spec)
     what = f"model {model.get('type')!r} with {'a' if byte_level else 'no'} ByteLevel pre-tokenizer"
-    raise LeptaError(f"{origin}: {what} is not supported; expected byte-level BPE (as in GPT-2, LLaMA-3, Qwen, SmolLM2)")
+    raise LeptaError(
+        f"{origin}: {what} is not supported; expected byte-level BPE (as in GPT-2, LLaMA-3, Qwen, SmolLM2)"
+    )

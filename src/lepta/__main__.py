@@ -1,0 +1,5 @@
+"""`python -m lepta` is the command `lepta`."""
+
+from lepta.cli import main
+
+main()

@@ -1,0 +1,350 @@
+"""Commands: parse, call, print. Everything they do can be called from Python too (see `lepta`)."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lepta.errors import LeptaError
+from lepta.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Give an open LLM, and all its instruct variants, a vocabulary for another language.\n\n"
+    "Start with: lepta adapt recipes/demo.yaml",
+)
+vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
+app.add_typer(vocab, name="vocab")
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+TokenizerPath = Annotated[
+    str, typer.Option(help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME[@REVISION].")
+]
+ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def adapt(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/demo.yaml is one to start from.")],
+    start: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it in any case.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run all stages in any case.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.
+
+    What is up to date is skipped; what was interrupted goes on where it stopped.
+    """
+    from lepta.adapt import adapt as run_recipe
+    from lepta.adapt import cost, pipeline_of, report_data
+    from lepta.recipe import read_recipe
+    from lepta.report.page import print_summary
+
+    plan = read_recipe(recipe)
+    if dry_run:
+        verdicts = pipeline_of(plan).status(start, force)
+        _print_status(verdicts, as_json, {"cost": cost(plan)})
+        return
+    run_recipe(plan, start, force, lambda line: Console(stderr=True).print(f"[dim]lepta[/] {line}", highlight=False))
+    data = report_data(plan.output)
+    if as_json:
+        _print_json(data)
+    else:
+        print_summary(data, console)
+        console.print(f"\nReport: {plan.output / 'report' / 'report.html'}", highlight=False)
+        for name in plan.variants:
+            console.print(f"Model:  {plan.output / 'propagated' / name}", highlight=False)
+
+
+@app.command()
+def status(recipe: Annotated[Path, typer.Argument(help="YAML file.")], as_json: AsJson = False) -> None:
+    """Tell which stages of a recipe are up to date, and why the others are not."""
+    from lepta.adapt import pipeline_of
+    from lepta.recipe import read_recipe
+
+    _print_status(pipeline_of(read_recipe(recipe)).status(), as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a recipe that has run.")], as_json: AsJson = False
+) -> None:
+    """Print the numbers of a finished run and say where its page is."""
+    from lepta.adapt import report_data
+    from lepta.report.page import print_summary
+
+    data = report_data(folder)
+    if as_json:
+        _print_json(data)
+    else:
+        print_summary(data, console)
+        console.print(f"\nReport: {folder / 'report' / 'report.html'}", highlight=False)
+
+
+@vocab.command("build")
+def vocab_build(
+    tokenizer: TokenizerPath,
+    corpus: Annotated[
+        list[str], typer.Option(help="Text file, folder, starter:ru/train or wordfreq:LANGUAGE; repeat.")
+    ],
+    output: Output,
+    scenario: Annotated[str, typer.Option(help="extended: keep the vocabulary, add tokens to it.")] = "extended",
+    add: Annotated[int | None, typer.Option(min=1, help="Number of new tokens.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Size of the whole new vocabulary, instead of --add.")] = None,
+    script: Annotated[str, typer.Option(help="Unicode script of the new tokens, such as Cyrillic.")] = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a new vocabulary from a tokenizer and text."""
+    from lepta.pipeline import publishing
+    from lepta.vocabulary.build import build_vocabulary
+    from lepta.vocabulary.source import open_tokenizer
+
+    original = open_tokenizer(tokenizer)
+    old_size = original.vocabulary().size
+    if (add is None) == (size is None):
+        raise LeptaError("give either --add (number of new tokens) or --size (of the whole vocabulary)")
+    if size is not None and size <= old_size:
+        raise LeptaError(f"--size {size}: the vocabulary has {old_size} already; expected more")
+    number = add if add is not None else (size or 0) - old_size
+    with publishing(output, force) as folder:
+        built = build_vocabulary(original, corpus, scenario, number, script)
+        built.save(folder)
+    _result({"output": str(output), "old_size": old_size, "new_size": built.vocabulary().size}, as_json)
+
+
+@vocab.command("check")
+def vocab_check(
+    tokenizer: TokenizerPath,
+    original: Annotated[str | None, typer.Option(help="The tokenizer that it was made from.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Text of the target language; repeat.")] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Text whose ids must not change; repeat.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a tokenizer is safe to use: a table of passes and failures, exit code 1 if any fails."""
+    from lepta.corpus import read_documents
+    from lepta.vocabulary.check import check_vocabulary
+    from lepta.vocabulary.source import open_tokenizer
+
+    checks = check_vocabulary(
+        open_tokenizer(tokenizer),
+        open_tokenizer(original) if original else None,
+        list(read_documents(target)) if target else [],
+        list(read_documents(other)) if other else [],
+    )
+    if as_json:
+        _print_json([vars(check) for check in checks])
+    else:
+        table = Table("check", "result", "evidence")
+        for check in checks:
+            table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", check.evidence)
+        console.print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@vocab.command("measure")
+def vocab_measure(
+    tokenizer: Annotated[list[str], typer.Option(help="Tokenizer to measure; repeat to compare.")],
+    text: Annotated[list[str], typer.Option(help="Text source; repeat.")],
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much text a token holds: characters, bytes and words."""
+    from lepta.corpus import read_documents
+    from lepta.vocabulary.measure import measure
+    from lepta.vocabulary.source import open_tokenizer
+
+    documents = list(read_documents(text))
+    rows = {name: measure(open_tokenizer(name).vocabulary(), documents).summary() for name in tokenizer}
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("tokenizer", *(key.replace("_", " ") for key in next(iter(rows.values()))))
+    for name, row in rows.items():
+        table.add_row(name, *(f"{value:,}" if isinstance(value, int) else f"{value:.3f}" for value in row.values()))
+    console.print(table)
+
+
+@app.command("init")
+def init(
+    model: ModelPath,
+    tokenizer: TokenizerPath,
+    output: Output,
+    pad_to: Annotated[int | None, typer.Option(min=1, help="Pad the rows to this multiple.")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
+    from lepta.embeddings.initialise import initialise
+    from lepta.pipeline import publishing
+    from lepta.vocabulary.source import open_tokenizer
+
+    with _opened(model) as checkpoint, publishing(output, force) as folder:
+        facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
+    _result({"output": str(output), **facts}, as_json)
+
+
+@app.command()
+def pretrain(
+    model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
+    text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on, in all.")],
+    output: Output,
+    source_text: Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat.")] = None,
+    source_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share of tokens from --source-text.")] = 0.0,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out text for bits per byte; repeat.")] = None,
+    new_rows_from: Annotated[
+        int | None, typer.Option(min=0, help="Train only rows from this id on (the old vocabulary's size).")
+    ] = None,
+    block: Annotated[int, typer.Option(min=8, help="Block length in tokens.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Blocks per step.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    warmup_steps: Annotated[int, typer.Option(min=0)] = 5,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Not used with --new-rows-from.")] = 0.0,
+    seed: int = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train embeddings and head on text, the body frozen. (Use `adapt` for runs that can be resumed.)"""
+    import shutil
+
+    from lepta.adapt import CURVE
+    from lepta.corpus import read_documents
+    from lepta.evaluation.bits import windows
+    from lepta.pipeline import CHECKPOINTS, publishing, write_json
+    from lepta.recipe import PretrainSettings
+    from lepta.training.pretrain import pretrain_folder
+
+    settings = PretrainSettings(
+        trains="embeddings" if new_rows_from is None else "new-rows",
+        tokens=tokens,
+        block=block,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        source_share=source_share,
+    )
+    target, source = list(read_documents(text)), list(read_documents(source_text)) if source_text else []
+    held_out = windows(list(read_documents(valid)), 1500, settings.measure_characters) if valid else []
+    with publishing(output, force) as folder:
+        facts, curve = pretrain_folder(
+            model, new_rows_from or 0, target, source, held_out, "target", settings, seed, folder
+        )
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        write_json(folder / CURVE, {"curve": curve})
+    measured = [entry for entry in curve if "loss" not in entry]
+    _result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+@app.command()
+def propagate(
+    base: ModelPath,
+    adapted: ModelPath,
+    instruct: ModelPath,
+    output: Output,
+    method: Annotated[str, typer.Option(help="swap, overlap or conversion.")] = "conversion",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Carry trained embeddings from an adapted base model into an instruct variant (LEP)."""
+    from lepta.embeddings.propagate import METHODS
+    from lepta.embeddings.variant import propagate as propagate_variant
+    from lepta.pipeline import publishing
+
+    if method not in METHODS:
+        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}")
+    with (
+        _opened(base) as base_model,
+        _opened(adapted) as adapted_model,
+        _opened(instruct) as instruct_model,
+        publishing(output, force) as folder,
+    ):
+        facts = propagate_variant(base_model, adapted_model, instruct_model, method, folder)
+    _result({"output": str(output), **facts}, as_json)
+
+
+def _opened(source: str) -> Any:
+    from lepta.checkpoints.load import opened
+
+    return opened(source)
+
+
+def _result(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+        console.print(f"{name.replace('_', ' ')}: {_short(value)}", highlight=False, markup=False)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | None = None) -> None:
+    rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
+    if as_json:
+        _print_json({"stages": rows, **(extra or {})})
+        return
+    table = Table("stage", "", "why")
+    for row in rows:
+        table.add_row(row["stage"], "[green]current[/]" if row["current"] else "[yellow]to run[/]", row["reason"])
+    console.print(table)
+    for value in (extra or {}).values():
+        _result(value, as_json=False)
+
+
+def main() -> None:
+    """Run the command line; errors that users can mend end in one line and exit code 2."""
+    debug = "--debug" in sys.argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        _quiet_libraries()
+        app()
+    except LeptaError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"lepta: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+def _quiet_libraries() -> None:
+    """Warnings and bars of the libraries below say nothing that a user can act on."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("transformers").setLevel(logging.ERROR)

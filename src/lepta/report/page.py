@@ -1,0 +1,438 @@
+"""The report of a run: one self-contained HTML page, and the same main numbers for a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+from rich.console import Console
+from rich.markup import escape as plain
+from rich.table import Table
+
+REPORT = "report.html"
+TEMPLATE = "report.html.j2"
+SHOWN_ANSWERS = 8
+MISSING = "–"
+Point = tuple[float, float]
+
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 76, 22, 14, 62  # of a chart, in its own units
+SMOOTH_OVER = 40  # the bold loss line is a mean over one part in so many of the steps
+
+
+def write_report(data: dict[str, Any], folder: Path) -> None:
+    """Write `report.html`: one file with its styles and charts inside, which fetches nothing.
+
+    Parameters
+    ----------
+    data : dict
+        What the run measured: `name`, `languages`, `evaluation`, `curve`, `initialised`, `pretrained`, `propagated`,
+        `environment` and `seconds`.
+    folder : Path
+        Existing folder for the page.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "count": _count,
+        "decimal": _decimal,
+        "percent": _percent,
+        "rate": _rate,
+        "times": _times,
+        "duration": _duration,
+    }
+    page = environment.get_template(TEMPLATE).render(_view(data))
+    (folder / REPORT).write_text(page, encoding="utf-8", errors="replace")
+
+
+def print_summary(data: dict[str, Any], console: Console) -> None:
+    """Print the main numbers of a report as tables.
+
+    Parameters
+    ----------
+    data : dict
+        As for `write_report`.
+    console : rich.console.Console
+    """
+    evaluation, languages = data["evaluation"], _languages(data)
+    console.print(plain(_headline(data)), highlight=False)
+    columns = [f"{measure}, {language}" for language in languages for measure in ("bits/byte", "characters/token")]
+    console.print(_table("Held-out text", ["model", *columns], _text_rows(evaluation["text"], languages)))
+    speed = [[row["name"], *map(_rate, row["rates"]), _times(row["ratio"])] for row in _speed_rows(evaluation)]
+    names = [evaluation["pair"][side] for side in ("original", "adapted")]
+    console.print(_table("Characters per second, same text", ["", *names, "ratio"], speed))
+    if evaluation.get("continuations"):
+        rows = [
+            [name, _rate(entry["characters_per_second"]), _percent(entry["new_token_share"])]
+            for name, entry in evaluation["continuations"].items()
+        ]
+        console.print(_table("Free generation", ["model", "characters/s", "new tokens"], rows))
+    if evaluation.get("behaviour"):
+        rows = [
+            [
+                name,
+                f"{entry['kept']} of {entry['prompts']}",
+                _percent(entry["share"]),
+                _percent(entry["new_token_share"]),
+            ]
+            for name, entry in evaluation["behaviour"].items()
+        ]
+        console.print(_table("Behaviour", ["model", "kept", "share", "new tokens"], rows))
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(plain(column), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    return table
+
+
+def _text_rows(text: Mapping[str, Any], languages: Sequence[str]) -> list[list[str]]:
+    return [
+        [
+            name,
+            *(
+                _decimal(scores[language][measure], places)
+                for language in languages
+                for measure, places in (("bits_per_byte", 3), ("characters_per_token", 2))
+            ),
+        ]
+        for name, scores in text.items()
+    ]
+
+
+def _view(data: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the template shows, in the order of the page."""
+    evaluation, languages = data["evaluation"], _languages(data)
+    bits, loss = _curves(data)
+    behaviour, continuations = evaluation.get("behaviour") or {}, evaluation.get("continuations") or {}
+    measured = next(iter(evaluation["text"].values()))
+    return {
+        "name": data["name"],
+        "target": languages[0],
+        "languages": languages,
+        "pair": evaluation["pair"],
+        "headline": _headline(data),
+        "tiles": _tiles(data),
+        "passages": [_passage(language, evaluation) for language in languages if language in evaluation["pieces"]],
+        "initialised": data.get("initialised") or {},
+        "text": evaluation["text"],
+        "characters": {language: measured[language]["characters"] for language in languages},
+        "speed": _speed_rows(evaluation),
+        "speed_characters": evaluation["speed"]["characters"],
+        "pretrained": data.get("pretrained") or {},
+        "bits": bits,
+        "bits_chart": _chart(bits, "held-out bits per byte", 300, _chart_points(bits)) if len(bits) > 1 else None,
+        "loss_chart": _chart(loss, "training loss", 210, _smoothed(loss)) if len(loss) > 1 else None,
+        "behaviour": behaviour,
+        "answers": _side_by_side(behaviour, "questions", "answers", SHOWN_ANSWERS),
+        "continuations": continuations,
+        "continued": _side_by_side(continuations, "prompts", "texts", None),
+        "maps": [
+            {"variant": variant, "matrix": matrix, **fit}
+            for variant, facts in (data.get("propagated") or {}).items()
+            for matrix, fit in facts["maps"].items()
+        ],
+        "propagated": data.get("propagated") or {},
+        "seconds": data.get("seconds") or {},
+        "total_seconds": sum((data.get("seconds") or {}).values()),
+        "environment": data.get("environment") or {},
+    }
+
+
+def _languages(data: dict[str, Any]) -> list[str]:
+    """Target and source language, once if they are the same."""
+    return list(dict.fromkeys([data["languages"]["target"], data["languages"]["source"]]))
+
+
+# --- main numbers -----------------------------------------------------------------------------------------------------
+
+
+def _pair_values(data: dict[str, Any], measure: str) -> tuple[float, float]:
+    """A measure of the target language's text, under the original and the adapted model of the pair."""
+    evaluation, target = data["evaluation"], data["languages"]["target"]
+    pair, text = evaluation["pair"], evaluation["text"]
+    return text[pair["original"]][target][measure], text[pair["adapted"]][target][measure]
+
+
+def _ratio(values: Sequence[float]) -> float | None:
+    """Second over first."""
+    return values[1] / values[0] if values[0] else None
+
+
+def _speed_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    pair = evaluation["pair"]
+    rows = []
+    for key, name in (("read", "reading"), ("write", "writing")):
+        rates = [evaluation["speed"][key][pair[side]] for side in ("original", "adapted")]
+        rows.append({"key": key, "name": name, "rates": rates, "ratio": _ratio(rates)})
+    return rows
+
+
+def _headline(data: dict[str, Any]) -> str:
+    """The result in two or three plain sentences."""
+    target = data["languages"]["target"]
+    density = _ratio(_pair_values(data, "characters_per_token"))
+    reading, writing = (row["ratio"] for row in _speed_rows(data["evaluation"]))
+    sentences = [
+        f"With the new vocabulary a token carries {_times(density)} as many characters of “{target}” text, "
+        f"and the same text is read {_times(reading)} as fast and written {_times(writing)} as fast."
+    ]
+    bits, _ = _curves(data)
+    if len(bits) > 1:
+        first, last = bits[0][1], bits[-1][1]
+        verb = "brought" if last <= first else "raised"
+        sentences.append(
+            f"Training {verb} the error of its base model on held-out text from {first:.3f} to {last:.3f} bits per byte."
+        )
+    return " ".join(sentences)
+
+
+def _tiles(data: dict[str, Any]) -> list[dict[str, str]]:
+    """The numbers worth a large font: value, what it is, and what it was made from."""
+    evaluation = data["evaluation"]
+    density = _pair_values(data, "characters_per_token")
+    tiles = [
+        _tile(_times(_ratio(density), "×"), "characters per token", f"{density[0]:.2f} → {density[1]:.2f}"),
+        *(
+            _tile(
+                _times(row["ratio"], "×"),
+                f"{row['name']} speed",
+                " → ".join(map(_rate, row["rates"])) + " characters/s",
+            )
+            for row in _speed_rows(evaluation)
+        ),
+    ]
+    bits, _ = _curves(data)
+    if len(bits) > 1:
+        tiles.append(_tile(f"{bits[-1][1]:.3f}", "bits per byte after training", f"{bits[0][1]:.3f} before"))
+    behaviour, pair = evaluation.get("behaviour") or {}, evaluation["pair"]
+    if pair["original"] in behaviour and pair["adapted"] in behaviour:
+        before, after = behaviour[pair["original"]], behaviour[pair["adapted"]]
+        tiles.append(
+            _tile(_percent(after["share"]), "of answers keep the style", f"original {_percent(before['share'])}")
+        )
+    if initialised := data.get("initialised"):
+        rows = f"{_count(initialised['old_rows'])} before"
+        tiles.append(_tile(_count(initialised["new_rows"]), "embedding rows", rows))
+    return tiles
+
+
+def _tile(value: str, label: str, note: str) -> dict[str, str]:
+    return {"value": value, "label": label, "note": note}
+
+
+def _side_by_side(models: Mapping[str, Any], asked: str, answered: str, limit: int | None) -> list[dict[str, Any]]:
+    """Turn texts of each model into texts of each prompt."""
+    if not models:
+        return []
+    prompts = next(iter(models.values()))[asked][:limit]
+    return [
+        {
+            "prompt": prompt,
+            "texts": [
+                {"model": name, "text": entry[answered][number], "kept": entry.get("kept_each", {})[number]}
+                if entry.get("kept_each")
+                else {"model": name, "text": entry[answered][number], "kept": None}
+                for name, entry in models.items()
+            ],
+        }
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+# --- passages in pieces -----------------------------------------------------------------------------------------------
+
+
+def _passage(language: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """A passage as both tokenizers cut it."""
+    pair, cut = evaluation["pair"], evaluation["pieces"][language]
+    sides = [cut[pair[side]] for side in ("original", "adapted")]
+    same = sides[0] == sides[1]
+    return {
+        "language": language,
+        "same": same,
+        "characters": sum(map(len, sides[0])),
+        "sides": [
+            {"title": title, "tokens": len(side), "pieces": _coloured(side)}
+            for title, side in zip(("original vocabulary", "new vocabulary"), sides, strict=True)
+        ],
+    }
+
+
+def _coloured(pieces: Sequence[str]) -> list[dict[str, Any]]:
+    """Join further tokens of a split character to its first one, and cut pieces at newlines for showing.
+
+    Returns
+    -------
+    list of dict
+        `lines` (the text between newlines), `extra` (further tokens of a split character), `colour` (0 or 1).
+    """
+    shown: list[dict[str, Any]] = []
+    waiting = 0  # empty pieces before the first character
+    for piece in pieces:
+        if piece:
+            lines = piece.replace("\r\n", "\n").split("\n")
+            shown.append({"lines": lines, "extra": waiting, "colour": len(shown) % 2})
+            waiting = 0
+        elif shown:
+            shown[-1]["extra"] += 1
+        else:
+            waiting += 1
+    return shown
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def _curves(data: dict[str, Any]) -> tuple[list[Point], list[Point]]:
+    """Held-out bits per byte and training loss against tokens seen."""
+    key = f"{data['languages']['target']}_bits_per_byte"
+    curve = data.get("curve") or []
+    bits = [(float(entry["tokens"]), float(entry[key])) for entry in curve if key in entry]
+    loss = [(float(entry["tokens"]), float(entry["loss"])) for entry in curve if "loss" in entry]
+    return [point for point in bits if math.isfinite(point[1])], [point for point in loss if math.isfinite(point[1])]
+
+
+def _smoothed(points: Sequence[Point]) -> list[Point]:
+    """Mean of the values around each point."""
+    reach = len(points) // (2 * SMOOTH_OVER)
+    if not reach:
+        return []
+    around = [points[max(n - reach, 0) : n + reach + 1] for n in range(len(points))]
+    return [(x, sum(y for _, y in near) / len(near)) for (x, _), near in zip(points, around, strict=True)]
+
+
+def _ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Round numbers that cover the range, about so many."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / wanted
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def _chart_points(points: Sequence[Point]) -> list[Point]:
+    """Mark measurements with dots where there are few enough to tell apart."""
+    return list(points) if len(points) <= 60 else []
+
+
+def _chart(points: Sequence[Point], label: str, height: int, second: Sequence[Point]) -> Markup:
+    """Draw values against tokens seen as inline SVG.
+
+    Parameters
+    ----------
+    points : sequence of (tokens, value)
+    label : str
+        Of the vertical axis.
+    height : int
+        In the chart's units; its width is `WIDTH`.
+    second : sequence of (tokens, value)
+        A bold line over a thin one; where it equals `points`, these become a bold line with dots.
+
+    Returns
+    -------
+    Markup
+    """
+    across = _ticks(0, points[-1][0], 5)
+    x_end = points[-1][0] or 1.0
+    values = [value for _, value in points]
+    down = _ticks(min(values), max(values), 4)
+    low, high = down[0], down[-1]
+
+    def place(point: Point) -> Point:
+        x = LEFT + point[0] / x_end * (WIDTH - LEFT - RIGHT)
+        y = TOP + (high - point[1]) / (high - low) * (height - TOP - BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    marked = bool(second) and list(second) == list(points)
+    body = _axes([tick for tick in across if tick <= x_end * 1.001], down, place, label, height)
+    body.append(_line(points, place, "curve" if marked or not second else "thin"))
+    if marked:
+        body += [_dot(point, place, label) for point in points]
+    elif second:
+        body.append(_line(second, place, "curve"))
+    title = escape(f"{label} against tokens seen, from {values[0]:.3f} to {values[-1]:.3f}")
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">{"".join(body)}</svg>'
+    )
+
+
+def _axes(across: Sequence[float], down: Sequence[float], place: Any, label: str, height: int) -> list[str]:
+    floor, middle = height - BOTTOM, TOP + (height - BOTTOM - TOP) / 2
+    parts = []
+    for tick in down:
+        y = place((0.0, tick))[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 9}" y="{y}" dy="0.34em" text-anchor="end">{tick:g}</text>')
+    for tick in across:
+        x = place((tick, down[0]))[0]
+        parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 5}"/>')
+        parts.append(f'<text x="{x}" y="{floor + 9}" dy="0.8em" text-anchor="middle">{_short(tick)}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
+    centre = LEFT + (WIDTH - LEFT - RIGHT) / 2
+    parts.append(f'<text class="label" x="{centre}" y="{height - 8}" text-anchor="middle">tokens seen</text>')
+    turn = f"rotate(-90 16 {middle})"
+    parts.append(
+        f'<text class="label" x="16" y="{middle}" dy="0.2em" text-anchor="middle" transform="{turn}">'
+        f"{escape(label)}</text>"
+    )
+    return parts
+
+
+def _line(points: Sequence[Point], place: Any, style: str) -> str:
+    corners = " ".join(f"{x},{y}" for x, y in map(place, points))
+    return f'<polyline class="{style}" points="{corners}"/>'
+
+
+def _dot(point: Point, place: Any, label: str) -> str:
+    x, y = place(point)
+    return (
+        f'<circle class="dot" cx="{x}" cy="{y}" r="3.5">'
+        f"<title>{escape(label)} {point[1]:.3f} after {point[0]:,.0f} tokens</title></circle>"
+    )
+
+
+# --- numbers as text --------------------------------------------------------------------------------------------------
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _decimal(value: float | None, places: int = 2) -> str:
+    return MISSING if value is None else f"{value:,.{places}f}"
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{share:.0%}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _times(ratio: float | None, unit: str = " times") -> str:
+    return MISSING if ratio is None else f"{ratio:.2f}{unit}"
+
+
+def _short(value: float) -> str:
+    """Write a tick with k, M or G for its thousands."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

