@@ -68,12 +68,12 @@ def recipe(tiny_base):
         "vocabulary": {"add": 600, "corpus": ["starter:ru/valid"]},
         "pretrain": {
             "trains": "new-rows",
-            "tokens": 4000,
+            "tokens": 2500,
             "block": 64,
             "batch": 1,
             "learning_rate": 0.002,
             "warmup_steps": 2,
-            "save_every": 5,
+            "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
         },
@@ -146,7 +146,7 @@ def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
 def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):
     write(recipe, tmp_path)
     plan = json.loads(lepta("adapt", "recipe.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)
-    assert plan["cost"]["tokens"] == 4000 and plan["cost"]["minutes"] >= 0
+    assert plan["cost"]["tokens"] == 2500 and plan["cost"]["minutes"] >= 0
     assert not (tmp_path / "out").exists()
 
 

@@ -67,7 +67,7 @@ def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str])
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; LeptaError naming file and line if it is none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise LeptaError(f"{path}: not JSON (byte {error.start} is not UTF-8); the file is damaged") from error
     except json.JSONDecodeError as error:

@@ -8,7 +8,11 @@ from lepta.vocabulary.check import check_vocabulary
 
 DENSE, REACHABLE = "ids are dense", "every token is reachable"
 ROUND_TRIP, TRANSFORMERS = "text survives encoding and decoding", "same ids in tokenizers and transformers"
-OLD_IDS, SPECIALS, UNCHANGED = "old ids keep their meaning", "special tokens keep their ids", "ids of other text unchanged"
+OLD_IDS, SPECIALS, UNCHANGED = (
+    "old ids keep their meaning",
+    "special tokens keep their ids",
+    "ids of other text unchanged",
+)
 
 
 def failed(checks):

@@ -65,7 +65,9 @@ def test_saved_folder_gives_the_same_ids_in_transformers(extended, new, tmp_path
     texts = [*russian[:5], *english[:5], "in 2024 <|im_start|>user\nпривет<|im_end|>"]
     assert loaded(texts, add_special_tokens=False)["input_ids"] == new.encode(texts)
     assert (loaded.bos_token_id, loaded.eos_token_id) == (1, 2)
-    assert loaded.apply_chat_template([{"role": "user", "content": "Привет"}], tokenize=False).startswith("<|im_start|>")
+    assert loaded.apply_chat_template([{"role": "user", "content": "Привет"}], tokenize=False).startswith(
+        "<|im_start|>"
+    )
 
 
 def test_tokenizer_json_alone_is_enough(smollm2, folder):

@@ -1,0 +1,120 @@
+"""E_new = T E_old."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from lepta.checkpoints.folder import Checkpoint
+from lepta.embeddings.initialise import initialise, initialise_matrix, padded_rows
+from lepta.embeddings.transfer import transfer_matrix
+from lepta.errors import LeptaError
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import Kind, read_vocabulary
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ROWS = 49_280
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8)
+
+
+def random_rows(rows, dtype, width=8):
+    return torch.randn((rows, width), generator=torch.Generator().manual_seed(3)).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def holed(smollm2):
+    """SmolLM2 with three reserved ids that no token has, and a token after them."""
+    spec = copy.deepcopy(smollm2.spec)
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 49_155, "content": "<late>"})
+    return read_vocabulary(spec)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_unchanged_vocabulary_gives_every_row_bit_for_bit(holed, dtype):
+    """Text, partial UTF-8, special tokens, holes and padding alike; negative zero too."""
+    matrix = random_rows(ROWS, dtype)
+    matrix[holed.split([b" the"])[0][0]] = -0.0
+    result = initialise_matrix(transfer_matrix(holed, holed, ROWS, ROWS), matrix)
+    assert result.dtype == dtype
+    assert torch.equal(bits(result), bits(matrix))
+    assert (holed.kinds == Kind.HOLE).any()
+    assert (holed.kinds == Kind.SPECIAL).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_new_rows_are_means_rounded_once(old, new, dtype):
+    matrix = random_rows(old.size, dtype)
+    result = initialise_matrix(transfer_matrix(old, new, old.size, new.size), matrix)
+    assert torch.equal(bits(result[: old.size]), bits(matrix))
+    splits = old.split([new.bytes_of[i] for i in range(old.size, new.size)])
+    exact = torch.stack([matrix[split].double().mean(dim=0) for split in splits])
+    difference = (result[old.size :].double() - exact).abs()
+    one_rounding = torch.finfo(dtype).eps / 2 * exact.abs() + torch.finfo(dtype).tiny
+    assert (difference <= one_rounding * 1.0001).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_empty_rows_get_the_mean_of_all_old_rows(old, dtype):
+    matrix = random_rows(old.size, dtype)
+    result = initialise_matrix(transfer_matrix(old, old, old.size, old.size + 3), matrix)
+    mean = matrix.double().mean(dim=0).to(dtype)
+    assert torch.equal(result[old.size :], mean.expand(3, -1))
+
+
+def test_initialise_matrix_leaves_its_input_alone(old, new):
+    matrix = random_rows(old.size, torch.float32)
+    before = matrix.clone()
+    initialise_matrix(transfer_matrix(old, new, old.size, new.size + 1), matrix)
+    assert torch.equal(matrix, before)
+
+
+@pytest.mark.parametrize(
+    ("source_rows", "source_size", "new_size", "pad_to", "rows"),
+    [
+        (49_152, 49_152, 51_152, None, 51_152),  # not padded before, not padded after
+        (50_304, 50_257, 60_001, None, 60_032),  # 50,304 is a multiple of 128
+        (151_936, 151_669, 160_000, None, 160_000),
+        (32_768, 32_000, 40_001, None, 40_192),  # a multiple of far more than 256: padded to 256
+        (49_152, 49_152, 51_152, 128, 51_200),
+        (49_152, 49_152, 51_200, 128, 51_200),
+        (50_304, 50_257, 60_001, 1, 60_001),
+    ],
+)
+def test_padded_rows(source_rows, source_size, new_size, pad_to, rows):
+    assert padded_rows(source_rows, source_size, new_size, pad_to) == rows
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_initialise_folder_extends_every_embedding_matrix(tiny_model_folder, extended, old, new, tmp_path, tied):
+    source = Checkpoint(tiny_model_folder(tied=tied))
+    facts = initialise(source, extended, tmp_path)
+    result = Checkpoint(tmp_path)
+    assert result.tied == tied
+    assert facts["new_rows"] == result.rows == new.size
+    assert facts["old_rows"] == old.size
+    transfer = transfer_matrix(old, new, old.size, new.size)
+    for name in source.embedding_names:
+        assert torch.equal(result.load(name), initialise_matrix(transfer, source.load(name)))
+    assert open_tokenizer(tmp_path).spec == extended.spec
+
+
+def test_logits_of_old_tokens_do_not_change(tiny_model_folder, extended, tmp_path):
+    """Text without new tokens gives the same logits before and after."""
+    from transformers import AutoModelForCausalLM
+
+    source = tiny_model_folder(tied=False)
+    initialise(Checkpoint(source), extended, tmp_path, pad_to=64)
+    ids = torch.tensor([[1, 504, 2338, 260, 49_000]])
+    before, after = (AutoModelForCausalLM.from_pretrained(f).eval()(ids).logits for f in (source, tmp_path))
+    assert after.shape[-1] == -(-51_152 // 64) * 64
+    np.testing.assert_allclose(after[..., :49_152].detach(), before.detach(), atol=1e-6)
+
+
+def test_tokenizer_of_another_model_raises(tiny_model_folder, smollm2, extended, tmp_path):
+    folder = tiny_model_folder(rows=49_100)
+    with pytest.raises(LeptaError, match="old tokenizer: ids go up to 49151"):
+        initialise(Checkpoint(folder), extended, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""The linear map of Learned Embedding Propagation."""
+
+import numpy as np
+import pytest
+import torch
+from lepta.embeddings.propagate import METHODS, fit_map
+from lepta.embeddings.transfer import Transfer, transfer_matrix
+from lepta.errors import LeptaError
+from scipy import sparse
+
+WIDTH = 16
+FITTED = ["overlap", "conversion"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def transfer(old, new):
+    """From SmolLM2 to its Russian extension."""
+    return transfer_matrix(old, new, old.size, new.size)
+
+
+def random_matrix(rows, width=WIDTH, seed=0, dtype=torch.float64):
+    return torch.randn((rows, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def small_transfer(old_rows=60, new_rows=90, shared=40, seed=0):
+    """A random T with unit rows for shared tokens and 1 / K rows for the others."""
+    generator = np.random.default_rng(seed)
+    matrix = sparse.lil_array((new_rows, old_rows))
+    exact = np.full(new_rows, -1, dtype=np.int64)
+    for row in range(new_rows):
+        if row < shared:
+            exact[row] = row
+            matrix[row, row] = 1.0
+        else:
+            split = generator.integers(0, old_rows, size=generator.integers(2, 6))
+            for column in split:
+                matrix[row, column] += 1 / len(split)
+    return Transfer(sparse.csr_array(matrix), exact)
+
+
+def explicit_rows(method, transfer, matrix):
+    chosen = transfer.overlap if method == "overlap" else transfer.matrix
+    rows = chosen @ matrix.double().numpy()
+    return rows[np.diff(chosen.indptr) > 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_variant_equal_to_the_base_gives_the_adapted_rows_bit_for_bit(transfer, old, new, method, dtype):
+    base = random_matrix(old.size, dtype=dtype)
+    adapted = random_matrix(new.size, seed=1, dtype=dtype)
+    result = fit_map(method, transfer, base, base.clone()).apply(adapted)
+    assert result.dtype == dtype
+    assert torch.equal(result.view(torch.uint8), adapted.view(torch.uint8))
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_linear_change_is_recovered(transfer, old, new, method):
+    base, change = random_matrix(old.size), random_matrix(WIDTH, seed=2)
+    fitted = fit_map(method, transfer, base, base @ change)
+    np.testing.assert_allclose(np.eye(WIDTH) + fitted.offset, change, atol=1e-4)
+    adapted = random_matrix(new.size, seed=1)
+    np.testing.assert_allclose(fitted.apply(adapted), adapted @ change, atol=1e-4)
+    assert fitted.residual < 1e-6 < fitted.residual_swap
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_linear_change_is_recovered_from_float32(transfer, old, method):
+    base = random_matrix(old.size, dtype=torch.float32)
+    change = random_matrix(WIDTH, seed=2, dtype=torch.float32)
+    fitted = fit_map(method, transfer, base, base @ change)
+    np.testing.assert_allclose(np.eye(WIDTH) + fitted.offset, change, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", FITTED)
+def test_fit_agrees_with_lstsq_on_the_explicit_rows(method, seed):
+    transfer = small_transfer(seed=seed)
+    base = random_matrix(60, width=8, seed=seed)
+    instruct = base + 0.3 * random_matrix(60, width=8, seed=seed + 10)
+    x, y = (explicit_rows(method, transfer, matrix) for matrix in (base, instruct))
+    expected = np.linalg.lstsq(x, y, rcond=None)[0]
+    fitted = fit_map(method, transfer, base, instruct)
+    np.testing.assert_allclose(np.eye(8) + fitted.offset, expected, atol=1e-6)
+    assert fitted.rows == len(x)
+    assert fitted.rank == 8
+    scale = np.linalg.norm(y)
+    assert fitted.residual == pytest.approx(np.linalg.norm(x @ expected - y) / scale, abs=1e-7)
+    assert fitted.residual_swap == pytest.approx(np.linalg.norm(x - y) / scale, abs=1e-9)
+    assert fitted.condition == pytest.approx(np.linalg.cond(x) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_fit_agrees_with_lstsq_on_a_real_transfer_matrix(transfer, old, method):
+    base = random_matrix(old.size)
+    instruct = base + 0.2 * random_matrix(old.size, seed=5)
+    x, y = (explicit_rows(method, transfer, matrix) for matrix in (base, instruct))
+    fitted = fit_map(method, transfer, base, instruct)
+    np.testing.assert_allclose(np.eye(WIDTH) + fitted.offset, np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-6)
+
+
+def test_overlap_and_conversion_fit_different_rows():
+    transfer = small_transfer()
+    base, instruct = random_matrix(60, width=8), random_matrix(60, width=8, seed=1)
+    overlap, conversion = (fit_map(method, transfer, base, instruct) for method in FITTED)
+    assert (overlap.rows, conversion.rows) == (40, 90)
+    assert np.abs(overlap.offset - conversion.offset).max() > 0.01
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_rank_deficient_rows_stay_finite_and_leave_unseen_directions_alone(method):
+    transfer = small_transfer()
+    base = random_matrix(60, width=8)
+    base[:, 6:] = 0  # two directions that no token has
+    instruct = 2 * base
+    fitted = fit_map(method, transfer, base, instruct)
+    assert fitted.rank == 6
+    assert np.isfinite(fitted.offset).all()
+    adapted = random_matrix(90, width=8, seed=1)
+    result = fitted.apply(adapted)
+    np.testing.assert_allclose(result[:, :6], 2 * adapted[:, :6], atol=1e-9)
+    np.testing.assert_allclose(result[:, 6:], adapted[:, 6:], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_fewer_rows_than_width_stay_finite_and_fit_exactly(method):
+    transfer = small_transfer(old_rows=5, new_rows=5, shared=5)
+    base, instruct = random_matrix(5), random_matrix(5, seed=1)
+    fitted = fit_map(method, transfer, base, instruct)
+    assert fitted.rank == 5
+    np.testing.assert_allclose(fitted.apply(base), instruct, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_base_of_zeros_gives_a_finite_map_that_changes_nothing(method):
+    transfer = small_transfer()
+    fitted = fit_map(method, transfer, torch.zeros((60, 8)), random_matrix(60, width=8, dtype=torch.float32))
+    adapted = random_matrix(90, width=8, seed=1)
+    assert torch.equal(fitted.apply(adapted), adapted)
+    assert fitted.rank == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_raise(method, which, value):
+    matrices = [random_matrix(60, width=8), random_matrix(60, width=8, seed=1)]
+    matrices[which][3, 4] = value
+    with pytest.raises(LeptaError, match=f"{('base', 'instruct')[which]} embeddings: NaN or infinite"):
+        fit_map(method, small_transfer(), *matrices)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shapes", [((60, 8), (60, 9)), ((60, 8), (61, 8)), ((61, 8), (61, 8))])
+def test_shapes_that_do_not_match_raise(method, shapes):
+    with pytest.raises(LeptaError, match="expected the same old vocabulary and width"):
+        fit_map(method, small_transfer(), *(torch.ones(shape) for shape in shapes))
+
+
+def test_unknown_method_raises():
+    with pytest.raises(LeptaError, match="'rotate': unknown; known are swap, overlap, conversion"):
+        fit_map("rotate", small_transfer(), torch.ones((60, 8)), torch.ones((60, 8)))
+
+
+def test_overlap_of_vocabularies_that_share_nothing_raises():
+    with pytest.raises(LeptaError, match="share no token"):
+        fit_map("overlap", small_transfer(shared=0), torch.ones((60, 8)), torch.ones((60, 8)))
+
+
+def test_swap_gives_a_copy():
+    adapted = random_matrix(90, width=8)
+    result = fit_map("swap", small_transfer(), torch.ones((60, 8)), torch.zeros((60, 8))).apply(adapted)
+    assert torch.equal(result, adapted)
+    result[0] = 0
+    assert not torch.equal(result, adapted)
+
+
+def test_summary_tells_the_distance_from_identity():
+    transfer, base = small_transfer(), random_matrix(60, width=8)
+    fitted = fit_map("conversion", transfer, base, 3 * base)
+    assert fitted.summary()["distance_from_identity"] == pytest.approx(2.0)
+    assert fit_map("swap", transfer, base, 3 * base).summary()["distance_from_identity"] == 0
