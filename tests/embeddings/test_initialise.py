@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from lepta.checkpoints.folder import Checkpoint
 from lepta.embeddings.initialise import initialise, initialise_matrix, padded_rows
 from lepta.embeddings.transfer import transfer_matrix

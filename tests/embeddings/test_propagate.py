@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
+
 from lepta.embeddings.propagate import METHODS, fit_map
 from lepta.embeddings.transfer import Transfer, transfer_matrix
 from lepta.errors import LeptaError
-from scipy import sparse
 
 WIDTH = 16
 FITTED = ["overlap", "conversion"]

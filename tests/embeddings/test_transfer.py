@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.tokens import Kind, read_vocabulary

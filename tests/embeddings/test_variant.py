@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from lepta.checkpoints.folder import Checkpoint
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import METHODS, fit_map
@@ -13,16 +14,16 @@ from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
 from lepta.vocabulary.source import open_tokenizer
 
-SPECIALS = 17
+ROWS, SPECIALS = 4000, 17
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def family(request, tiny_model_folder, extended, tmp_path_factory):
+def family(request, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
     """Base, adapted base and instruct variant, all with different embeddings."""
-    base = tiny_model_folder(tied=request.param, seed=0)
+    base = tiny_model_folder(rows=ROWS, tied=request.param, seed=0, tokenizer=tiny_tokenizer)
     initialised = tmp_path_factory.mktemp("initialised")
-    initialise(Checkpoint(tiny_model_folder(tied=request.param, seed=1)), extended, initialised)
-    instruct = tiny_model_folder(tied=request.param, seed=2)
+    initialise(Checkpoint(tiny_model_folder(rows=ROWS, tied=request.param, seed=1, tokenizer=tiny_tokenizer)), tiny_extended, initialised)
+    instruct = tiny_model_folder(rows=ROWS, tied=request.param, seed=2, tokenizer=tiny_tokenizer)
     return tuple(map(Checkpoint, (base, initialised, instruct)))
 
 
@@ -40,10 +41,12 @@ def test_special_rows_keep_the_values_of_the_variant_bit_for_bit(family, method,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, old, new):
+def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, tiny_tokenizer, tiny_extended):
     base, adapted, instruct = family
     propagate(base, adapted, instruct, method, tmp_path)
-    result, transfer = Checkpoint(tmp_path), transfer_matrix(old, new, base.rows, adapted.rows)
+    result, transfer = Checkpoint(tmp_path), transfer_matrix(
+        tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows
+    )
     for name in result.embedding_names:
         expected = fit_map(method, transfer, base.load(name), instruct.load(name)).apply(adapted.load(name))
         assert torch.equal(result.load(name)[SPECIALS:], expected[SPECIALS:])
@@ -68,16 +71,17 @@ def test_body_is_that_of_the_variant(family, tmp_path):
     assert all(torch.equal(result.load(name), instruct.load(name)) for name in body)
 
 
-def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(tiny_model_folder, smollm2, extended, tmp_path):
-    other = replace(smollm2, config=smollm2.config | {"eos_token": "<|endoftext|>"}, chat_template="{{ messages[0] }}")
-    base, instruct = tiny_model_folder(tied=True), tiny_model_folder(tied=True, tokenizer=other, seed=2)
+def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):
+    other = replace(tiny_tokenizer, config=tiny_tokenizer.config | {"eos_token": "<|endoftext|>"}, chat_template="{{ messages[0] }}")
+    base = tiny_model_folder(rows=ROWS, tied=True, tokenizer=tiny_tokenizer)
+    instruct = tiny_model_folder(rows=ROWS, tied=True, tokenizer=other, seed=2)
     adapted, result = tmp_path / "adapted", tmp_path / "result"
     adapted.mkdir()
     result.mkdir()
-    initialise(Checkpoint(base), extended, adapted)
+    initialise(Checkpoint(base), tiny_extended, adapted)
     propagate(*map(Checkpoint, (base, adapted, instruct)), "swap", result)
     tokenizer = open_tokenizer(result)
-    assert tokenizer.spec == extended.spec
+    assert tokenizer.spec == tiny_extended.spec
     assert tokenizer.config["eos_token"] == "<|endoftext|>"
     assert tokenizer.chat_template == "{{ messages[0] }}"
 
@@ -93,34 +97,34 @@ def test_result_loads_in_transformers(family, tmp_path):
     assert torch.isfinite(model(ids).logits).all()
 
 
-def test_other_width_raises_naming_all_folders(family, tiny_model_folder, tmp_path):
+def test_other_width_raises_naming_all_folders(family, tiny_model_folder, tiny_tokenizer, tmp_path):
     base, adapted, instruct = family
-    wide = tiny_model_folder(tied=instruct.tied, hidden=64)
+    wide = tiny_model_folder(rows=ROWS, tied=instruct.tied, hidden=64, tokenizer=tiny_tokenizer)
     with pytest.raises(LeptaError, match=f"widths differ.*instruct 64 .*{wide.name}"):
         propagate(base, adapted, Checkpoint(wide), "swap", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_number_of_rows_raises_naming_the_folder(family, tiny_model_folder, tmp_path):
+def test_other_number_of_rows_raises_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
     base, adapted, instruct = family
-    padded = tiny_model_folder(rows=49_280, tied=instruct.tied)
-    with pytest.raises(LeptaError, match=f"{padded.name}: 49280 embedding rows"):
+    padded = tiny_model_folder(rows=4096, tied=instruct.tied, tokenizer=tiny_tokenizer)
+    with pytest.raises(LeptaError, match=f"{padded.name}: 4096 embedding rows"):
         propagate(base, adapted, Checkpoint(padded), "conversion", tmp_path)
 
 
-def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_folder, smollm2, tmp_path):
+def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_folder, tiny_tokenizer, tmp_path):
     base, adapted, instruct = family
-    spec = copy.deepcopy(smollm2.spec)
+    spec = copy.deepcopy(tiny_tokenizer.spec)
     vocab = spec["model"]["vocab"]
     first = min(vocab["Ġthe"], vocab["Ġof"])
     vocab["Ġthe"], vocab["Ġof"] = vocab["Ġof"], vocab["Ġthe"]
-    other = tiny_model_folder(tied=instruct.tied, tokenizer=replace(smollm2, spec=spec))
+    other = tiny_model_folder(rows=ROWS, tied=instruct.tied, tokenizer=replace(tiny_tokenizer, spec=spec))
     with pytest.raises(LeptaError, match=f"{other.name}: id {first} is .*own vocabulary"):
         propagate(base, adapted, Checkpoint(other), "conversion", tmp_path)
 
 
-def test_tied_and_untied_do_not_mix(family, tiny_model_folder, tmp_path):
+def test_tied_and_untied_do_not_mix(family, tiny_model_folder, tiny_tokenizer, tmp_path):
     base, adapted, instruct = family
-    other = tiny_model_folder(tied=not instruct.tied)
+    other = tiny_model_folder(rows=ROWS, tied=not instruct.tied, tokenizer=tiny_tokenizer)
     with pytest.raises(LeptaError, match="tie input and output"):
         propagate(base, adapted, Checkpoint(other), "conversion", tmp_path)

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+
 from lepta.vocabulary.check import check_vocabulary
 
 DENSE, REACHABLE = "ids are dense", "every token is reachable"

@@ -8,6 +8,7 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lepta.corpus import read_documents
 from lepta.errors import LeptaError
 from lepta.vocabulary.build import build_vocabulary, corpus_words

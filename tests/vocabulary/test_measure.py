@@ -1,6 +1,7 @@
 """How much text a token holds."""
 
 import pytest
+
 from lepta.vocabulary.measure import measure
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
 from lepta.errors import LeptaError
 from lepta.vocabulary.tokens import Kind, from_byte_alphabet, read_vocabulary, to_byte_alphabet
-from tokenizers import Tokenizer, models
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -99,7 +100,6 @@ def test_special_tokens_are_told_from_text(old):
 
 def test_ids_by_bytes_gives_every_text_token_its_id(old):
     ids = old.ids_by_bytes(Kind.TEXT)
-    assert ids["ф".encode()[:1]] != ids["р".encode()[:1]]
     assert all(old.bytes_of[i] == data for data, i in ids.items())
     assert len(ids) == 49152 - 17
 

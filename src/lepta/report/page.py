@@ -182,14 +182,18 @@ def _headline(data: dict[str, Any]) -> str:
         f"With the new vocabulary a token carries {_times(density)} as many characters of “{target}” text, "
         f"and the same text is read {_times(reading)} as fast and written {_times(writing)} as fast."
     ]
-    bits, _ = _curves(data)
-    if len(bits) > 1:
-        first, last = bits[0][1], bits[-1][1]
-        verb = "brought" if last <= first else "raised"
-        sentences.append(
-            f"Training {verb} the error of its base model on held-out text from {first:.3f} to {last:.3f} bits per byte."
-        )
+    original, first, last = _trained_bits(data)
+    sentences.append(
+        f"Training took the base model from {first:.3f} to {last:.3f} bits per byte of held-out text; "
+        f"the original, with all its training, is at {original:.3f}."
+    )
     return " ".join(sentences)
+
+
+def _trained_bits(data: dict[str, Any]) -> list[float]:
+    """Bits per byte of the target language: original, initialised and adapted base model."""
+    text, target = data["evaluation"]["text"], data["languages"]["target"]
+    return [text[f"{name} base"][target]["bits_per_byte"] for name in ("original", "initialised", "adapted")]
 
 
 def _tiles(data: dict[str, Any]) -> list[dict[str, str]]:
@@ -207,9 +211,9 @@ def _tiles(data: dict[str, Any]) -> list[dict[str, str]]:
             for row in _speed_rows(evaluation)
         ),
     ]
-    bits, _ = _curves(data)
-    if len(bits) > 1:
-        tiles.append(_tile(f"{bits[-1][1]:.3f}", "bits per byte after training", f"{bits[0][1]:.3f} before"))
+    original, first, last = _trained_bits(data)
+    note = f"{first:.3f} before, original {original:.3f}"
+    tiles.append(_tile(f"{last:.3f}", "bits per byte after training", note))
     behaviour, pair = evaluation.get("behaviour") or {}, evaluation["pair"]
     if pair["original"] in behaviour and pair["adapted"] in behaviour:
         before, after = behaviour[pair["original"]], behaviour[pair["adapted"]]
@@ -235,9 +239,11 @@ def _side_by_side(models: Mapping[str, Any], asked: str, answered: str, limit: i
         {
             "prompt": prompt,
             "texts": [
-                {"model": name, "text": entry[answered][number], "kept": entry.get("kept_each", {})[number]}
-                if entry.get("kept_each")
-                else {"model": name, "text": entry[answered][number], "kept": None}
+                {
+                    "model": name,
+                    "text": entry[answered][number],
+                    "kept": entry["kept_each"][number] if "kept_each" in entry else None,
+                }
                 for name, entry in models.items()
             ],
         }

@@ -78,15 +78,18 @@ def training_blocks(
     for documents, share in by_language:
         if not share:
             continue
-        tokenised = list(tokenise(tokenizer, documents))
         blocks: list[list[int]] = []
         generator = random.Random(seed)
-        while (missing := round(tokens * share) - sum(map(len, blocks))) > 0:
-            for block in pack(generator.sample(tokenised, len(tokenised)), length):
+        missing = round(tokens * share)
+        while missing > 0:  # once more through the texts; only what the budget reaches is tokenised
+            before = missing
+            for block in pack(tokenise(tokenizer, generator.sample(documents, len(documents))), length):
                 blocks.append(block)
                 missing -= len(block)
                 if missing <= 0:
                     break
+            if missing == before:
+                raise LeptaError("training text: it holds no token")
         # Evenly spread: the n-th of N blocks of a language stands at (n + 1/2) / N of the run.
         queue += [((n + 0.5) / len(blocks), block) for n, block in enumerate(blocks)]
     return [block for _, block in sorted(queue, key=lambda item: item[0])]

@@ -1,0 +1,170 @@
+"""Writing a model folder with other embeddings."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lepta.checkpoints.folder import INDEX, SINGLE, Checkpoint
+from lepta.checkpoints.publish import config_with_rows, write_model
+from lepta.errors import LeptaError
+
+ROWS, NEW_ROWS = 4000, 4100
+KINDS = ["single", "sharded"]
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_model_folder, tiny_tokenizer):
+    """One model in one file and the same in several."""
+    sizes = {"single": "50GB", "sharded": "300KB"}
+    return {k: tiny_model_folder(rows=ROWS, tokenizer=tiny_tokenizer, max_shard_size=s) for k, s in sizes.items()}
+
+
+def replacements(checkpoint, rows=NEW_ROWS):
+    generator = torch.Generator().manual_seed(9)
+    return {name: torch.randn((rows, 32), generator=generator) for name in checkpoint.embedding_names}
+
+
+def raw(checkpoint, name):
+    entry = checkpoint.entries[name]
+    return entry.file.read_bytes()[entry.start : entry.end]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unchanged_tensors_are_byte_identical(sources, kind, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources[kind])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    result = Checkpoint(tmp_path)
+    assert set(result.entries) == set(source.entries)
+    for name in set(source.entries) - set(source.embedding_names):
+        assert raw(result, name) == raw(source, name)
+        assert result.entries[name].shape == source.entries[name].shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replaced_tensors_are_the_given_ones(sources, kind, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources[kind])
+    matrices = replacements(source)
+    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    for name, matrix in matrices.items():
+        assert torch.equal(Checkpoint(tmp_path).load(name), matrix)
+
+
+def test_shards_keep_their_names_and_untouched_ones_their_bytes(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["sharded"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    touched = {source.entries[name].file for name in source.embedding_names}
+    names = {file.name for file in source.shards()}
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == names
+    untouched = set(source.shards()) - touched
+    assert untouched
+    assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in untouched)
+
+
+def test_index_is_rewritten(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["sharded"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    before, after = (json.loads((folder / INDEX).read_text()) for folder in (source.folder, tmp_path))
+    assert after["weight_map"] == before["weight_map"]
+    stored = sum(t.nbytes for file in tmp_path.glob("*.safetensors") for t in load_file(file).values())
+    assert after["metadata"]["total_size"] == stored
+    assert stored == before["metadata"]["total_size"] + 2 * (NEW_ROWS - ROWS) * 32 * 4
+
+
+def test_single_file_gets_no_index(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    assert [file.name for file in tmp_path.glob("*.safetensors*")] == [SINGLE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_dtype_of_the_source_is_kept(tiny_model_folder, tiny_tokenizer, tmp_path, dtype):
+    source = Checkpoint(tiny_model_folder(rows=ROWS, tokenizer=tiny_tokenizer, dtype=dtype))
+    matrices = replacements(source)
+    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    tensors = load_file(tmp_path / SINGLE)
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
+    for name, matrix in matrices.items():
+        assert torch.equal(tensors[name], matrix.to(dtype))
+
+
+def test_tensors_of_odd_length_stay_readable(sources, tiny_tokenizer, tmp_path):
+    """A tensor of single bytes moves all that follow it to odd places."""
+    folder = shutil.copytree(sources["single"], tmp_path / "odd")
+    tensors = load_file(folder / SINGLE) | {"a.mask": torch.arange(13, dtype=torch.uint8)}
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    (tmp_path / "result").mkdir()
+    source = Checkpoint(folder)
+    write_model(source, replacements(source, 4001), tiny_tokenizer, tmp_path / "result")
+    result = load_file(tmp_path / "result" / SINGLE)
+    assert torch.equal(result["a.mask"], tensors["a.mask"])
+
+
+def test_config_changes_only_the_vocabulary_size(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (source.folder, tmp_path))
+    assert before["vocab_size"] == ROWS
+    assert after == before | {"vocab_size": NEW_ROWS}
+    assert [(k, type(v)) for k, v in after.items()] == [(k, type(v)) for k, v in before.items()]
+
+
+def test_config_keeps_types_and_its_input_stays():
+    config = {"vocab_size": 5, "rope_theta": 10000.0, "eos_token_id": [1, 2], "pad_token_id": None, "use_cache": True}
+    changed = config_with_rows(config, 9)
+    assert json.dumps(changed) == json.dumps(config).replace('"vocab_size": 5', '"vocab_size": 9')
+    assert config["vocab_size"] == 5
+
+
+def test_config_of_a_multimodal_model_changes_in_its_text_part():
+    config = {"text_config": {"vocab_size": 5, "hidden_size": 3}, "image_token_id": 2}
+    assert config_with_rows(config, 9) == {"text_config": {"vocab_size": 9, "hidden_size": 3}, "image_token_id": 2}
+    assert config["text_config"]["vocab_size"] == 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_loads_the_result(sources, kind, tiny_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    source = Checkpoint(sources[kind])
+    matrices = replacements(source)
+    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(model.get_input_embeddings().weight, matrices[source.input_name])
+    assert torch.equal(model.get_output_embeddings().weight, matrices[source.output_name])
+
+
+def test_generation_settings_and_licence_come_along(sources, tiny_tokenizer, tmp_path):
+    folder = shutil.copytree(sources["single"], tmp_path / "source")
+    (folder / "LICENSE.txt").write_text("a licence")
+    (folder / "notes.txt").write_text("not carried")
+    (tmp_path / "result").mkdir()
+    source = Checkpoint(folder)
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path / "result")
+    assert (tmp_path / "result" / "LICENSE.txt").read_text() == "a licence"
+    settings = [(place / "generation_config.json").read_bytes() for place in (folder, tmp_path / "result")]
+    assert settings[0] == settings[1]
+    assert not (tmp_path / "result" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_before_anything_is_written(sources, tiny_tokenizer, tmp_path, value):
+    source = Checkpoint(sources["single"])
+    matrices = replacements(source)
+    matrices["lm_head.weight"][7, 7] = value
+    with pytest.raises(LeptaError, match=r"lm_head\.weight: NaN or infinite"):
+        write_model(source, matrices, tiny_tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_tensor_and_unequal_rows_are_refused(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    with pytest.raises(LeptaError, match="no tensor absent"):
+        write_model(source, {"absent": torch.ones(2, 2)}, tiny_tokenizer, tmp_path)
+    matrices = replacements(source) | {"lm_head.weight": torch.ones(NEW_ROWS + 1, 32)}
+    with pytest.raises(LeptaError, match=r"different numbers of rows \[4100, 4101\]"):
+        write_model(source, matrices, tiny_tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,195 @@
+"""Text in."""
+
+import gzip
+import json
+
+import pytest
+from lepta.corpus import dialogue_file, is_word_list, read_dialogues, read_documents, text_files, word_frequencies
+from lepta.errors import LeptaError
+
+
+def row(text):
+    return json.dumps({"text": text}, ensure_ascii=False)
+
+
+def read(*paths):
+    return list(read_documents(map(str, paths)))
+
+
+def test_text_file_is_one_document(write_lines):
+    assert read(write_lines("a.txt", ["Первая строка", "", "вторая"])) == ["Первая строка\n\nвторая\n"]
+
+
+def test_jsonl_holds_a_document_a_line_and_empty_lines_do_not_count(write_lines):
+    assert read(write_lines("a.jsonl", [row("раз"), "", row("два\nтри"), row("  ")])) == ["раз", "два\nтри"]
+
+
+def test_gzipped_jsonl_reads_as_the_plain_one(write_lines, tmp_path):
+    plain = write_lines("a.jsonl", [row("раз"), row("два")])
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert read(tmp_path / "b.jsonl.gz") == read(plain) == ["раз", "два"]
+
+
+def test_folder_is_read_whole_in_sorted_order(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("z.txt", "b/y.txt", "a.txt", "readme.md", "b/x.jsonl"):
+        (tmp_path / name).write_text(row(name) if name.endswith("jsonl") else name)
+    assert read(tmp_path) == ["a.txt", "b/x.jsonl", "b/y.txt", "z.txt"]
+
+
+def test_sources_are_read_in_the_order_given(write_lines):
+    a, b = write_lines("a.txt", ["a"]), write_lines("b.txt", ["b"])
+    assert read(b, a, b) == ["b\n", "a\n", "b\n"]
+
+
+@pytest.mark.parametrize("source", ["starter:ru/train", "starter:ru/valid", "starter:en/train", "starter:en/valid"])
+def test_starter_corpus_is_there_and_clean(source):
+    documents = list(read_documents([source]))
+    assert len(documents) == len(text_files(source)) == len(set(documents))
+    assert all("\ufffd" not in document and "\r" not in document for document in documents)
+
+
+def test_starter_training_and_held_out_documents_share_no_paragraph():
+    for language in ("ru", "en"):
+        parts = [
+            {line for document in read_documents([f"starter:{language}/{part}"]) for line in document.splitlines()}
+            for part in ("train", "valid")
+        ]
+        assert {line for line in parts[0] & parts[1] if len(line) > 40} == set()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_invalid_utf8_names_the_byte(tmp_path, name):
+    (tmp_path / name).write_bytes("текст ".encode() + "привет".encode("cp1251"))
+    with pytest.raises(LeptaError, match=rf"{name}.*byte 11 is not UTF-8.*iconv"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a"', "not JSON"),
+        ('"text"', "no text field"),
+        ('{"body": "a"}', "no text field"),
+        ('{"text": 5}', "no text field"),
+    ],
+)
+def test_bad_json_names_file_and_line(write_lines, line, words):
+    path = write_lines("a.jsonl", [row("раз"), "", line])
+    with pytest.raises(LeptaError, match=rf"a\.jsonl, line 3: {words}"):
+        read(path)
+
+
+def test_invalid_utf8_in_jsonl_names_the_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(row("раз").encode() + b'\n{"text": "\xff"}\n')
+    with pytest.raises(LeptaError, match=r"a\.jsonl, line 2: byte 10"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", " \n\n "])
+def test_empty_corpus_raises(tmp_path, content):
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(LeptaError, match=r"a\.txt: no text"):
+        read(tmp_path / "a.txt")
+
+
+def test_no_source_and_folder_without_text_raise(tmp_path):
+    with pytest.raises(LeptaError, match="corpus: no text"):
+        read()
+    (tmp_path / "readme.md").write_text("no corpus")
+    with pytest.raises(LeptaError, match=r"no text here; expected files ending in \.txt"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.md", "a.json", "a", "a.txt.gz"])
+def test_unknown_suffix_raises(tmp_path, name):
+    (tmp_path / name).write_text("text")
+    with pytest.raises(LeptaError, match="unknown type of text file"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("source", ["absent.txt", "starter:xx/train", "starter:ru/test"])
+def test_absent_source_raises_naming_it(source):
+    with pytest.raises(LeptaError, match=source):
+        list(read_documents([source]))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_truncated_gzip_raises(tmp_path, keep):
+    data = gzip.compress("".join(row(str(n)) + "\n" for n in range(500)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(LeptaError, match=r"a\.jsonl\.gz: not a whole gzip file"):
+        read(tmp_path / "a.jsonl.gz")
+
+
+def test_damaged_gzip_raises(tmp_path):
+    """Bytes changed in the middle: the stream itself is wrong, not only its end."""
+    data = bytearray(gzip.compress("".join(row(str(n)) + "\n" for n in range(500)).encode()))
+    data[20:60] = bytes(40)
+    (tmp_path / "a.jsonl.gz").write_bytes(data)
+    with pytest.raises(LeptaError, match=r"a\.jsonl\.gz: not a whole gzip file"):
+        read(tmp_path / "a.jsonl.gz")
+
+
+def test_text_that_claims_to_be_gzip_raises(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_text(row("text"))
+    with pytest.raises(LeptaError, match="not a whole gzip file"):
+        read(tmp_path / "a.jsonl.gz")
+
+
+def test_word_list_is_told_from_text():
+    assert is_word_list("wordfreq:ru")
+    assert not is_word_list("starter:ru/train")
+
+
+def test_word_frequencies_are_shares_in_falling_order():
+    pytest.importorskip("wordfreq")
+    shares = list(word_frequencies("wordfreq:ru").items())
+    assert shares[0][0] in {"в", "и"}
+    assert [share for _, share in shares] == sorted((share for _, share in shares), reverse=True)
+    assert 0.9 < sum(share for _, share in shares) <= 1.05
+
+
+def test_unknown_language_of_a_word_list_raises():
+    pytest.importorskip("wordfreq")
+    with pytest.raises(LeptaError, match="no language 'tlh'; it has .*ru"):
+        word_frequencies("wordfreq:tlh")
+
+
+@pytest.mark.parametrize("part", ["train", "valid"])
+def test_starter_dialogues_end_with_an_answer(part):
+    dialogues = read_dialogues(f"starter:dialogues/{part}.jsonl")
+    assert len(dialogues) >= 50
+    assert {messages[-1]["role"] for messages in dialogues} == {"assistant"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: expected"),
+        ('{"text": "a"}', "line 2: expected"),
+        ('{"messages": [{"role": "user"}]}', "line 2: expected"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: .*must end with an answer"),
+        ('{"messages": []}', "line 2: .*must end with an answer"),
+        ('{"messages": [{"role": "assistant", "content": 5}]}', "line 2: .*must end with an answer"),
+    ],
+)
+def test_bad_dialogues_name_the_line(write_lines, line, words):
+    good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    with pytest.raises(LeptaError, match=words):
+        read_dialogues(str(write_lines("a.jsonl", [good, line])))
+
+
+def test_dialogue_with_an_unusual_line_separator_inside_is_one_line(tmp_path):
+    """U+2028 is a line separator to `str.splitlines`, and a character like any other to JSON."""
+    messages = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_dialogues(str(tmp_path / "a.jsonl")) == [messages]
+
+
+def test_absent_and_empty_dialogue_files_raise(tmp_path):
+    with pytest.raises(LeptaError, match="no such file"):
+        dialogue_file(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(LeptaError, match="no conversation"):
+        read_dialogues(str(tmp_path / "a.jsonl"))

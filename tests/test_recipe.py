@@ -1,0 +1,179 @@
+"""Recipes: what is accepted, and what is said about the rest."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from lepta.errors import LeptaError
+from lepta.recipe import read_recipe
+
+GOOD = {
+    "name": "small",
+    "output": "runs/small",
+    "base": "models/base",
+    "variants": {"chat": {"model": "models/chat"}, "terse": {"tune": {"dialogues": "starter:dialogues/train.jsonl"}}},
+    "text": {
+        "target": {"language": "ru", "train": ["starter:ru/train"], "valid": ["starter:ru/valid"]},
+        "source": {"language": "en", "valid": ["starter:en/valid"]},
+    },
+    "vocabulary": {"add": 100, "corpus": ["starter:ru/train"]},
+    "pretrain": {"tokens": 1000},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write the good recipe with one place changed: a dotted path and a value, or no value to take it out."""
+
+    def write(place=None, *value):
+        recipe = copy.deepcopy(GOOD)
+        if place:
+            *sections, key = place.split(".")
+            section = recipe
+            for name in sections:
+                section = section.setdefault(name, {})
+            if value:
+                section[key] = value[0]
+            else:
+                del section[key]
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return path
+
+    return write
+
+
+def message(path):
+    with pytest.raises(LeptaError) as caught:
+        read_recipe(path)
+    return str(caught.value)
+
+
+def test_values_and_defaults(write):
+    recipe = read_recipe(write())
+    assert (recipe.name, recipe.output, recipe.seed) == ("small", Path("runs/small"), 1)
+    assert recipe.vocabulary.scenario == "extended"
+    assert recipe.propagate.method == "conversion"
+    assert (recipe.pretrain.batch, recipe.pretrain.learning_rate) == (256, 1e-4)  # the paper's
+    assert recipe.variants["terse"].tune.batch == 4
+    assert recipe.variants["chat"].tune is None
+
+
+def test_recipes_of_the_project_are_valid():
+    recipes = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+    assert recipes
+    assert len({read_recipe(path).name for path in recipes}) == len(recipes)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("vocabulery", "vocabulery: unknown key; did you mean 'vocabulary'?"),
+        ("pretrain.token", "pretrain.token: unknown key; did you mean 'tokens'?"),
+        ("vocabulary.pad", "vocabulary.pad: unknown key; did you mean 'pad_to'?"),
+        ("text.target.lang", "text.target.lang: unknown key; did you mean 'language'?"),
+        ("variants.chat.modle", "variants.chat.modle: unknown key; did you mean 'model'?"),
+        ("variants.terse.tune.batches", "variants.terse.tune.batches: unknown key; did you mean 'batch'?"),
+        ("propagate.metod", "propagate.metod: unknown key; did you mean 'method'?"),
+        ("propagate.qqqq", "propagate.qqqq: unknown key; known here: method"),
+    ],
+)
+def test_unknown_key_gets_the_nearest_one(write, place, expected):
+    path = write(place, 1)
+    assert message(path) == f"{path}: {expected}"
+
+
+def test_unknown_key_below_a_variant_named_like_a_section_is_looked_up_in_the_variant(write):
+    path = write("variants.pretrain", {"model": "m", "tun": None})
+    assert message(path) == f"{path}: variants.pretrain.tun: unknown key; did you mean 'tune'?"
+
+
+def test_unknown_key_below_a_variant_named_like_one_of_its_fields(write):
+    path = write("variants.tune", {"model": "m", "modle": "x"})
+    assert message(path) == f"{path}: variants.tune.modle: unknown key; did you mean 'model'?"
+
+
+def test_unknown_key_below_a_variant_named_model(write):
+    """`model` is a field of a variant too, and a plain string there."""
+    path = write("variants.model", {"model": "m", "modle": "x"})
+    assert message(path) == f"{path}: variants.model.modle: unknown key; did you mean 'model'?"
+
+
+@pytest.mark.parametrize("place", ["name", "base", "text.target", "text.source.valid", "vocabulary.add", "pretrain.tokens"])
+def test_missing_key_is_named(write, place):
+    path = write(place)
+    assert message(path) == f"{path}: {place}: missing"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("vocabulary.add", "many", "Input should be a valid integer, unable to parse string as an integer"),
+        ("vocabulary.add", 0, "Input should be greater than or equal to 1"),
+        ("vocabulary.corpus", "starter:ru/train", "Input should be a valid list"),
+        ("vocabulary.corpus", [], "List should have at least 1 item after validation, not 0"),
+        ("vocabulary.scenario", "replaced", "Input should be 'extended'"),
+        ("pretrain.source_share", 1.0, "Input should be less than 1"),
+        ("propagate.method", "rotate", "Input should be 'swap', 'overlap' or 'conversion'"),
+        ("name", "a/b", r"String should match pattern '^[\w.-]+$'"),
+        ("base", 5, "Input should be a valid string"),
+    ],
+)
+def test_wrong_value_names_file_and_field_and_what_was_expected(write, place, value, expected):
+    path = write(place, value)
+    assert message(path) == f"{path}: {place}: {expected}"
+
+
+@pytest.mark.parametrize("variant", [{}, {"model": "m", "tune": {"dialogues": "d"}}])
+def test_variant_needs_a_model_or_tuning_not_both(write, variant):
+    path = write("variants.chat", variant)
+    expected = "give either `model` (a variant that exists) or `tune` (make one here)"
+    assert message(path) == f"{path}: variants.chat: {expected}"
+
+
+def test_training_text_is_needed(write):
+    path = write("text.target.train", [])
+    assert message(path) == f"{path}: text.target.train: at least one text source is needed"
+
+
+def test_source_share_needs_source_text(write):
+    assert "text.source.train needs at least one text source" in message(write("pretrain.source_share", 0.5))
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "a b", ""])
+def test_names_of_variants_cannot_leave_the_output_folder(write, name):
+    assert "variants" in message(write("variants", {name: {"model": "m"}}))
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_names_of_dots_cannot_leave_the_output_folder(write, name):
+    assert "variants" in message(write("variants", {name: {"model": "m"}}))
+
+
+def test_at_most_three_faults_are_told_at_once(write):
+    path = write()
+    path.write_text("name: a\n")
+    assert message(path).count("missing") == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name: [1, 2\nbase: x\n", r"line \d+: not YAML"),
+        (b"name: a\n\tbase: x\n", "line 2: not YAML"),
+        (b"- a\n- b\n", "expected keys and values at the top level"),
+        (b"", "expected keys and values at the top level"),
+        (b"name: \xff\xfe\n", "not YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, content, words):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert re.search(rf"bad\.yaml.*{words}", message(path))
+
+
+def test_absent_recipe(tmp_path):
+    path = tmp_path / "absent.yaml"
+    assert message(path).startswith(f"{path}: no such recipe")
