@@ -197,7 +197,7 @@ def test_report_prints_the_finished_numbers(finished):
         (["init", "--model", "broken", "--tokenizer", GGUF, "--output", "made"], "pickle"),
         (["vocab", "build", "--tokenizer", GGUF, "--corpus", "latin1.txt", "--add", "5", "--output", "made"], "UTF-8"),
         (["vocab", "build", "--tokenizer", GGUF, "--corpus", "empty.txt", "--add", "5", "--output", "made"], "no text"),
-        (["vocab", "build", "--tokenizer", "wrong.json", "--corpus", "x.txt", "--add", "5", "--output", "m"], "WordLevel"),
+        (["vocab", "build", "--tokenizer", "wrong.json", "--corpus", "x.txt", "--add", "5", "--output", "m"], "Level"),
         (["vocab", "build", "--tokenizer", "cut.gguf", "--corpus", "x.txt", "--add", "5", "--output", "made"], "GGUF"),
         (["vocab", "build", "--tokenizer", GGUF, "--corpus", "starter:ru/valid", "--output", "made"], "--add"),
     ],

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+
 from lepta.corpus import dialogue_file, is_word_list, read_dialogues, read_documents, text_files, word_frequencies
 from lepta.errors import LeptaError
 
@@ -150,10 +151,19 @@ def test_word_frequencies_are_shares_in_falling_order():
     assert 0.9 < sum(share for _, share in shares) <= 1.05
 
 
-def test_unknown_language_of_a_word_list_raises():
+@pytest.mark.parametrize("language", ["zzz", "russian", "not a language"])
+def test_unknown_language_of_a_word_list_raises(language):
     pytest.importorskip("wordfreq")
-    with pytest.raises(LeptaError, match="no language 'tlh'; it has .*ru"):
-        word_frequencies("wordfreq:tlh")
+    with pytest.raises(LeptaError, match=f"wordfreq:{language}: .*no language '{language}'; it has .*ru"):
+        word_frequencies(f"wordfreq:{language}")
+
+
+@pytest.mark.parametrize("language", ["be", "tlh"])
+def test_word_list_of_another_language_is_never_given_instead(language):
+    """Asked for Belarusian, wordfreq gives Russian, its nearest match; for Klingon it gives English."""
+    pytest.importorskip("wordfreq")
+    with pytest.raises(LeptaError, match=f"no language '{language}'"):
+        word_frequencies(f"wordfreq:{language}")
 
 
 @pytest.mark.parametrize("part", ["train", "valid"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from lepta.errors import LeptaError
 from lepta.recipe import read_recipe
 
@@ -101,7 +102,9 @@ def test_unknown_key_below_a_variant_named_model(write):
     assert message(path) == f"{path}: variants.model.modle: unknown key; did you mean 'model'?"
 
 
-@pytest.mark.parametrize("place", ["name", "base", "text.target", "text.source.valid", "vocabulary.add", "pretrain.tokens"])
+@pytest.mark.parametrize(
+    "place", ["name", "base", "text.target", "text.source.valid", "vocabulary.add", "pretrain.tokens"]
+)
 def test_missing_key_is_named(write, place):
     path = write(place)
     assert message(path) == f"{path}: {place}: missing"

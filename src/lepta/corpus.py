@@ -11,6 +11,7 @@ A text source is one of
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -89,7 +90,7 @@ def _documents_of(file: Path) -> Iterator[str]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _text_field(_decode(line, f"{file}, line {number}"), f"{file}, line {number}")
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LeptaError(f"{file}: not a whole gzip file ({error}); copy it again") from error
 
 
@@ -126,12 +127,11 @@ def word_frequencies(source: str) -> dict[str, float]:
         import wordfreq
     except ImportError as error:
         raise LeptaError(f"{source}: the package wordfreq is missing; pip install 'lepta[wordfreq]'") from error
-    try:
-        words = wordfreq.top_n_list(language, FREQUENT_WORDS, wordlist="best")
-        return {word: wordfreq.word_frequency(word, language) for word in words}
-    except LookupError as error:
-        known = ", ".join(sorted(wordfreq.available_languages()))
-        raise LeptaError(f"{source}: wordfreq has no language {language!r}; it has {known}") from error
+    known = sorted(wordfreq.available_languages())
+    if language not in known:  # wordfreq itself would give the nearest language it has, Russian for Belarusian
+        raise LeptaError(f"{source}: wordfreq has no language {language!r}; it has {', '.join(known)}")
+    words = wordfreq.top_n_list(language, FREQUENT_WORDS, wordlist="best")
+    return {word: wordfreq.word_frequency(word, language) for word in words}
 
 
 def dialogue_file(source: str) -> Path:
@@ -152,7 +152,9 @@ def read_dialogues(source: str) -> list[list[dict[str, str]]]:
     """
     path = dialogue_file(source)
     dialogues = []
-    for number, line in enumerate(_decode(path.read_bytes(), str(path)).splitlines(), 1):
+    for number, line in enumerate(_decode(path.read_bytes(), str(path)).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             messages = json.loads(line)["messages"]
             roles = [message["role"] for message in messages if isinstance(message["content"], str)]

@@ -197,8 +197,13 @@ class Pipeline:
         """Stage names in order."""
         return [stage.name for stage in self.stages]
 
+    def _check_stage(self, name: str | None) -> None:
+        if name is not None and name not in self.names():
+            raise LeptaError(f"--from {name}: no such stage; this recipe has {', '.join(self.names())}")
+
     def status(self, start: str | None = None, force: bool = False) -> list[Verdict]:
         """Tell for every stage whether it would run. A stage after one that runs is judged by its present inputs."""
+        self._check_stage(start)
         verdicts: list[Verdict] = []
         rerun: set[Path] = set()
         for stage in self.stages:
@@ -231,8 +236,7 @@ class Pipeline:
         report : callable
             Told one line about each stage.
         """
-        if start is not None and start not in self.names():
-            raise LeptaError(f"--from {start}: no such stage; this recipe has {', '.join(self.names())}")
+        self._check_stage(start)
         forced = False
         for stage in self.stages:
             forced = forced or force or stage.name == start

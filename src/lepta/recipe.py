@@ -6,7 +6,7 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +15,8 @@ from lepta.embeddings.propagate import Method
 from lepta.errors import LeptaError
 
 Trains = Literal["new-rows", "embeddings"]
+# A name becomes a folder: it may not be "." or "..".
+NAME = r"^[\w-][\w.-]*$"
 Sources = Annotated[list[str], Field(min_length=1)]
 
 
@@ -117,11 +119,11 @@ class EvaluateSettings(Section):
 class Recipe(Section):
     """One adaptation from beginning to end."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=NAME)
     output: Path = Field(description="Folder for everything that the recipe makes")
     seed: int = 1
     base: str = Field(description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
-    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], Variant] = Field(default_factory=dict)
+    variants: dict[Annotated[str, Field(pattern=NAME)], Variant] = Field(default_factory=dict)
     text: Text
     vocabulary: VocabularySettings
     pretrain: PretrainSettings
@@ -178,9 +180,12 @@ def _explain(error: Any) -> str:
 def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     """Follow field names down to the section they lie in; other parts of a location are keys of a dict or list."""
     section: type[Section] = Recipe
-    for name in location:
-        if field := section.model_fields.get(str(name)):
-            section = next(part for part in _types_in(field.annotation) if issubclass(part, Section))
+    parts = iter(location)
+    for name in parts:
+        annotation = section.model_fields[str(name)].annotation
+        section = next(part for part in _types_in(annotation) if issubclass(part, Section))
+        if get_origin(annotation) is dict:
+            next(parts, None)  # the key in the dict, a name of the user's
     return section
 
 

@@ -138,7 +138,9 @@ def test_absent_folder_raises(tmp_path):
         Checkpoint(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), ("{", "line 1: not JSON"), ("[]", "JSON object")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no such file"), ("{", "line 1: not JSON"), ("[]", "JSON object")]
+)
 def test_bad_config_raises(single, content, words):
     (single / "config.json").unlink()
     if content is not None:
@@ -151,7 +153,7 @@ def test_model_without_input_embeddings_raises(single):
     tensors = load_file(single / SINGLE)
     tensors["other.weight"] = tensors.pop("model.embed_tokens.weight")
     save_file(tensors, single / SINGLE)
-    with pytest.raises(LeptaError, match="input embeddings: expected one tensor.*found none"):
+    with pytest.raises(LeptaError, match=r"input embeddings: expected one tensor.*found none"):
         Checkpoint(single)
 
 

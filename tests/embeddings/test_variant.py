@@ -22,7 +22,11 @@ def family(request, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_f
     """Base, adapted base and instruct variant, all with different embeddings."""
     base = tiny_model_folder(rows=ROWS, tied=request.param, seed=0, tokenizer=tiny_tokenizer)
     initialised = tmp_path_factory.mktemp("initialised")
-    initialise(Checkpoint(tiny_model_folder(rows=ROWS, tied=request.param, seed=1, tokenizer=tiny_tokenizer)), tiny_extended, initialised)
+    initialise(
+        Checkpoint(tiny_model_folder(rows=ROWS, tied=request.param, seed=1, tokenizer=tiny_tokenizer)),
+        tiny_extended,
+        initialised,
+    )
     instruct = tiny_model_folder(rows=ROWS, tied=request.param, seed=2, tokenizer=tiny_tokenizer)
     return tuple(map(Checkpoint, (base, initialised, instruct)))
 
@@ -44,8 +48,9 @@ def test_special_rows_keep_the_values_of_the_variant_bit_for_bit(family, method,
 def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, tiny_tokenizer, tiny_extended):
     base, adapted, instruct = family
     propagate(base, adapted, instruct, method, tmp_path)
-    result, transfer = Checkpoint(tmp_path), transfer_matrix(
-        tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows
+    result, transfer = (
+        Checkpoint(tmp_path),
+        transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows),
     )
     for name in result.embedding_names:
         expected = fit_map(method, transfer, base.load(name), instruct.load(name)).apply(adapted.load(name))
@@ -71,8 +76,12 @@ def test_body_is_that_of_the_variant(family, tmp_path):
     assert all(torch.equal(result.load(name), instruct.load(name)) for name in body)
 
 
-def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):
-    other = replace(tiny_tokenizer, config=tiny_tokenizer.config | {"eos_token": "<|endoftext|>"}, chat_template="{{ messages[0] }}")
+def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(
+    tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    other = replace(
+        tiny_tokenizer, config=tiny_tokenizer.config | {"eos_token": "<|endoftext|>"}, chat_template="{{ messages[0] }}"
+    )
     base = tiny_model_folder(rows=ROWS, tied=True, tokenizer=tiny_tokenizer)
     instruct = tiny_model_folder(rows=ROWS, tied=True, tokenizer=other, seed=2)
     adapted, result = tmp_path / "adapted", tmp_path / "result"

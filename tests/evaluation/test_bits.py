@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.errors import LeptaError
 from lepta.evaluation.bits import TextScore, score_text, windows

@@ -69,7 +69,7 @@ def test_tokenise_joins_to_the_document_and_ends_it_once(tokenizer, texts):
 
 
 def test_tokenise_cuts_after_line_breaks(tokenizer):
-    parts = list(tokenise(tokenizer, ["первый\nвторой\n\nтретий"]))[0]
+    parts = next(tokenise(tokenizer, ["первый\nвторой\n\nтретий"]))
     assert [tokenizer.decode(part) for part in parts] == ["первый\n", "второй\n\n", "третий<|im_end|>"]
 
 

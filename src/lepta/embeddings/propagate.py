@@ -132,7 +132,7 @@ def _least_squares(
         target_norm += float(np.sum((x + change) * (weighted_x + weighted_change)))
     gram = (gram + gram.T) / 2
     eigenvalues, eigenvectors = linalg.eigh(gram)
-    kept = eigenvalues > RANK_TOLERANCE * eigenvalues[-1]
+    kept = eigenvalues > max(RANK_TOLERANCE * eigenvalues[-1], 0.0)
     basis = eigenvectors[:, kept]
     offset = basis @ ((basis.T @ cross) / eigenvalues[kept][:, None])
     # || U(X_b D - C) ||^2 = <D, G D> - 2 <D, X_b'SC> + <C, SC>, with C = X_instruct - X_base
@@ -143,7 +143,7 @@ def _least_squares(
         offset=offset,
         rows=number,
         rank=int(kept.sum()),
-        condition=float(eigenvalues[-1] / eigenvalues[kept][0]),
+        condition=float(eigenvalues[-1] / eigenvalues[kept][0]) if kept.any() else 1.0,
         residual_swap=float(np.sqrt(change_norm / scale)),
         residual=float(np.sqrt(max(squared, 0.0) / scale)),
     )
