@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported: no test may reach for the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: threads wait more than they work
 
 import itertools
 from collections.abc import Callable, Sequence

@@ -120,7 +120,7 @@ def test_missing_key_is_named(write, place):
         ("vocabulary.scenario", "replaced", "Input should be 'extended'"),
         ("pretrain.source_share", 1.0, "Input should be less than 1"),
         ("propagate.method", "rotate", "Input should be 'swap', 'overlap' or 'conversion'"),
-        ("name", "a/b", r"String should match pattern '^[\w.-]+$'"),
+        ("name", "a/b", r"String should match pattern '^[\w-][\w.-]*$'"),
         ("base", 5, "Input should be a valid string"),
     ],
 )
