@@ -15,7 +15,7 @@ from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 def initialise_matrix(transfer: Transfer, old: torch.Tensor) -> torch.Tensor:
     """Compute the rows of a new vocabulary from those of the old one.
 
-    Rows of tokens in both vocabularies are copied bit for bit. The others are averaged in float64 and rounded once.
+    Rows of tokens in both vocabularies are copied bit for bit. The others are averaged in float64.
     Padding rows that the old matrix did not have get the mean of all old rows: a mean logit is at most log(1 / V), so
     padding can hardly be sampled.
 

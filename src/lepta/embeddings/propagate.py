@@ -60,7 +60,7 @@ class LinearMap:
     residual: float = 0.0
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map embedding rows, shape (n, d), any floating dtype; computed in float64 blocks, rounded once."""
+        """Map embedding rows, shape (n, d), any floating dtype; computed in blocks of float64."""
         if self.offset is None:
             return rows.clone()
         offset = torch.from_numpy(self.offset)
