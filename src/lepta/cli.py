@@ -233,7 +233,7 @@ def pretrain(
 
     from lepta.adapt import CURVE
     from lepta.corpus import read_documents
-    from lepta.evaluation.bits import windows
+    from lepta.evaluation.bits import WINDOW, windows
     from lepta.pipeline import CHECKPOINTS, publishing, write_json
     from lepta.recipe import PretrainSettings
     from lepta.training.pretrain import pretrain_folder
@@ -249,7 +249,7 @@ def pretrain(
         source_share=source_share,
     )
     target, source = list(read_documents(text)), list(read_documents(source_text)) if source_text else []
-    held_out = windows(list(read_documents(valid)), 1500, settings.measure_characters) if valid else []
+    held_out = windows(list(read_documents(valid)), WINDOW, settings.measure_characters) if valid else []
     with publishing(output, force) as folder:
         facts, curve = pretrain_folder(
             model, new_rows_from or 0, target, source, held_out, "target", settings, seed, folder

@@ -11,6 +11,7 @@ import torch
 from lepta.errors import LeptaError
 from lepta.progress import track
 
+WINDOW = 1500  # characters that a model sees at once, where no recipe says otherwise
 LOGITS_BLOCK = 256  # positions whose logits exist at the same time
 
 
