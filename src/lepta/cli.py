@@ -298,13 +298,25 @@ def _result(facts: dict[str, Any], as_json: bool) -> None:
         _print_json(facts)
         return
     for name, value in facts.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {_short(part)}" for key, part in value.items())
-        console.print(f"{name.replace('_', ' ')}: {_short(value)}", highlight=False, markup=False)
+        console.print(f"{_words(name)}: {_short(value)}", highlight=False, markup=False)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    match value:
+        case dict():
+            return ", ".join(f"{_words(key)} {_short(part)}" for key, part in value.items())
+        case list():
+            return "; ".join(map(_short, value))
+        case float():
+            return f"{value:.4g}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
 
 
 def _print_json(value: Any) -> None:

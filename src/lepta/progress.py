@@ -1,8 +1,9 @@
-"""Progress bars on standard error: what, how far, how fast, how long still."""
+"""Progress on standard error: what, how far, how fast, how long still. A bar in a terminal, lines in a log."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,11 +11,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 
 console = Console(stderr=True)
+SECONDS_BETWEEN_LINES = 20
+
+
+class Meter(Protocol):
+    """Shows how far a job has come."""
+
+    def set(self, done: float, note: str = "") -> None:
+        """Move to `done` and show a short note such as a rate."""
 
 
 @contextmanager
-def progress(description: str, total: float) -> Iterator["Bar"]:
-    """Show a bar while the block runs; silent where standard error is not a terminal."""
+def progress(description: str, total: float) -> Iterator[Meter]:
+    """Show how far the block has come: a bar that goes away, or lines where standard error is no terminal."""
+    if not console.is_terminal:
+        yield _Lines(description, total)
+        return
     columns = (
         TextColumn("  {task.description}"),
         BarColumn(bar_width=30),
@@ -24,24 +36,35 @@ def progress(description: str, total: float) -> Iterator["Bar"]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield Bar(bars, bars.add_task(description, total=total, note=""))
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield _Bar(bars, bars.add_task(description, total=total, note=""))
 
 
-class Bar:
-    """One running progress bar."""
-
+class _Bar:
     def __init__(self, bars: Progress, task: int) -> None:
         self._bars, self._task = bars, task
 
     def set(self, done: float, note: str = "") -> None:
-        """Move to `done` and show a short note such as a rate."""
         self._bars.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
 
 
+class _Lines:
+    def __init__(self, description: str, total: float) -> None:
+        self._description, self._total = description, total
+        self._started = self._last = time.monotonic()
+
+    def set(self, done: float, note: str = "") -> None:
+        now = time.monotonic()
+        if done and now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            left = (now - self._started) / done * (self._total - done)
+            line = f"  {self._description} {done:,.0f} of {self._total:,.0f} {note}".rstrip()
+            console.print(f"{line}, {left / 60:.1f} min left", highlight=False, markup=False)
+
+
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
-    """Go through items under a progress bar."""
-    with progress(description, total) as bar:
+    """Go through items and show how far they have come."""
+    with progress(description, total) as meter:
         for done, item in enumerate(items, 1):
             yield item
-            bar.set(done)
+            meter.set(done)
