@@ -35,7 +35,7 @@ def smollm2() -> TokenizerSource:
 @pytest.fixture(scope="session")
 def extended(smollm2: TokenizerSource) -> TokenizerSource:
     """SmolLM2's tokenizer with 2,000 Russian tokens."""
-    return build_vocabulary(smollm2, ["starter:ru/train"], "extended", ADDED)
+    return build_vocabulary(smollm2, ["starter:ru/train"], "extended", add=ADDED)
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +63,8 @@ def tiny_tokenizer(smollm2: TokenizerSource) -> TokenizerSource:
 def tiny_extended(tiny_tokenizer: TokenizerSource) -> TokenizerSource:
     """The tiny tokenizer with 300 Russian tokens, learned from fewer words than usual to save seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lepta.vocabulary.extend.TRAINING_OCCURRENCES", 50_000)
-        return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", 300)
+        patch.setattr("lepta.vocabulary.merges.OCCURRENCES", 50_000)
+        return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", add=300)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,11 @@ from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, evaluate
 from lepta.locate import locate, read_json
 from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, write_json
-from lepta.recipe import Recipe, Text, Tune
+from lepta.recipe import Recipe, Text, Tune, VocabularySettings
 from lepta.report.page import write_report
 from lepta.training.pretrain import pretrain_folder
 from lepta.training.tune import tune
-from lepta.vocabulary.build import build_vocabulary
+from lepta.vocabulary.build import build_vocabulary, save_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 
 CURVE = "training_curve.json"
@@ -127,9 +127,9 @@ def _import(source: str, folder: Path) -> dict[str, Any]:
 
 def _vocabulary(recipe: Recipe, base: Path, folder: Path) -> dict[str, Any]:
     settings, original = recipe.vocabulary, open_tokenizer(base)
-    tokenizer = build_vocabulary(original, settings.corpus, settings.scenario, settings.add, settings.script)
-    tokenizer.save(folder)
-    return {"old_size": original.vocabulary().size, "new_size": tokenizer.vocabulary().size}
+    options = settings.model_dump(exclude={"corpus", "pad_to"})
+    built = build_vocabulary(original, settings.corpus, **options)
+    return save_vocabulary(built, original, settings.scenario, folder)
 
 
 def _initialise(recipe: Recipe, base: Path, vocabulary: Path, folder: Path) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def cost(recipe: Recipe) -> dict[str, float | int]:
     dict
         `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` (measured: one float32 matrix product) and `minutes`.
     """
-    body, head = _weights(locate(recipe.base, hub_files=MODEL_FILES), recipe.vocabulary.add)
+    body, head = _weights(locate(recipe.base, hub_files=MODEL_FILES), recipe.vocabulary)
     gigaflop = recipe.pretrain.tokens * (4 * body + 6 * head) / 1e9
     matrix = torch.rand(2048, 2048, device=device())
     matrix @ matrix
@@ -240,20 +240,20 @@ def cost(recipe: Recipe) -> dict[str, float | int]:
     }
 
 
-def _weights(model: Path, added: int) -> tuple[int, int]:
-    """Weights of a model's body and of its head with the new tokens, from the files' headers alone."""
+def _weights(model: Path, vocabulary: VocabularySettings) -> tuple[int, int]:
+    """Weights of a model's body and of its head with the new vocabulary, from the files' headers alone."""
     if model.suffix == ".gguf":
         from gguf import GGUFReader
 
         shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in GGUFReader(model).tensors}
         width, rows = shapes["token_embd.weight"]
         body = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(("token_embd", "output.")))
-        return body, (rows + added) * width
+        return body, (vocabulary.size or rows + (vocabulary.add or 0)) * width
     checkpoint = Checkpoint(model)
     rows, width = checkpoint.entries[checkpoint.input_name].shape
     names = checkpoint.embedding_names
     body = sum(math.prod(entry.shape) for name, entry in checkpoint.entries.items() if name not in names)
-    return body, (rows + added) * width
+    return body, (vocabulary.size or rows + (vocabulary.add or 0)) * width
 
 
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lepta.errors import LeptaError
 from lepta.version import __version__
+from lepta.vocabulary.scenarios import KeepBy, Scenario
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,29 +112,39 @@ def vocab_build(
         list[str], typer.Option(help="Text file, folder, starter:ru/train or wordfreq:LANGUAGE; repeat.")
     ],
     output: Output,
-    scenario: Annotated[str, typer.Option(help="extended: keep the vocabulary, add tokens to it.")] = "extended",
+    scenario: Annotated[
+        Scenario,
+        typer.Option(
+            help="extended: keep the vocabulary, add tokens. optimized: keep its most useful part, add tokens. "
+            "bpe, unigram: a new vocabulary."
+        ),
+    ] = "extended",
     add: Annotated[int | None, typer.Option(min=1, help="Number of new tokens.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Size of the whole new vocabulary, instead of --add.")] = None,
-    script: Annotated[str, typer.Option(help="Unicode script of the new tokens, such as Cyrillic.")] = "auto",
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="optimized: tokens to keep, special ones not counted [default: half].")
+    ] = None,
+    keep_by: Annotated[
+        KeepBy, typer.Option(help="optimized: keep the tokens most used in the corpus, or those of lowest rank.")
+    ] = "frequency",
+    script: Annotated[
+        str, typer.Option(help="Unicode script of tokens added to old ones, such as Cyrillic [default: by the corpus].")
+    ] = "auto",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a new vocabulary from a tokenizer and text."""
     from lepta.pipeline import publishing
-    from lepta.vocabulary.build import build_vocabulary
+    from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import open_tokenizer
 
     original = open_tokenizer(tokenizer)
-    old_size = original.vocabulary().size
-    if (add is None) == (size is None):
-        raise LeptaError("give either --add (number of new tokens) or --size (of the whole vocabulary)")
-    if size is not None and size <= old_size:
-        raise LeptaError(f"--size {size}: the vocabulary has {old_size} already; expected more")
-    number = add if add is not None else (size or 0) - old_size
     with publishing(output, force) as folder:
-        built = build_vocabulary(original, corpus, scenario, number, script)
-        built.save(folder)
-    _result({"output": str(output), "old_size": old_size, "new_size": built.vocabulary().size}, as_json)
+        built = build_vocabulary(
+            original, corpus, scenario, add=add, size=size, keep=keep, keep_by=keep_by, script=script
+        )
+        facts = save_vocabulary(built, original, scenario, folder)
+    _result({"output": str(output), **facts}, as_json)
 
 
 @vocab.command("check")

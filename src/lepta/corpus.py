@@ -6,6 +6,8 @@ A text source is one of
     path/to/file.jsonl[.gz]     one document a line, field "text"
     path/to/folder              every .txt, .jsonl and .jsonl.gz below it, in sorted order
     starter:ru/train            the starter corpus that comes with the package
+    dataset:NAME/OR/PATH        a split of a dataset, streamed by the `datasets` package; options after "?":
+                                dataset:wikimedia/wikipedia@REVISION?name=20231101.ru&split=train&field=text
     wordfreq:ru                 word statistics of the wordfreq package (for vocabularies only)
 """
 
@@ -13,16 +15,20 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from lepta.errors import LeptaError
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 WORDFREQ = "wordfreq:"
 STARTER = "starter:"
+DATASET = "dataset:"
 # Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
 FREQUENT_WORDS = 100_000
+LONGEST_PIECE = 1 << 23  # bytes of a text file held at once
 
 
 def is_word_list(source: str) -> bool:
@@ -61,7 +67,30 @@ def starter_path(relative: str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text and where it is from.
+
+    Attributes
+    ----------
+    text : str
+    source : str
+        Kind of text: the row's field `source`, else the name of the file.
+    name : str
+        The work that it is a piece of: the row's field `doc`, else file and line.
+    """
+
+    text: str
+    source: str
+    name: str
+
+
 def read_documents(sources: Iterable[str]) -> Iterator[str]:
+    """Stream the texts of several text sources; see `read_labelled`."""
+    return (document.text for document in read_labelled(sources))
+
+
+def read_labelled(sources: Iterable[str]) -> Iterator[Document]:
     """Stream the documents of several text sources.
 
     Raises
@@ -72,46 +101,89 @@ def read_documents(sources: Iterable[str]) -> Iterator[str]:
     sources = list(sources)
     found = False
     for source in sources:
-        for file in text_files(source):
-            for document in _documents_of(file):
-                if document.strip():
-                    found = True
-                    yield document
+        for document in _stream(source):
+            if document.text.strip():
+                found = True
+                yield document
     if not found:
         raise LeptaError(f"{', '.join(sources) or 'corpus'}: no text; expected at least one document that is not empty")
 
 
-def _documents_of(file: Path) -> Iterator[str]:
+def _stream(source: str) -> Iterator[Document]:
+    if source.startswith(DATASET):
+        yield from _dataset(source)
+        return
+    for file in text_files(source):
+        yield from _documents_of(file)
+
+
+def _dataset(source: str) -> Iterator[Document]:
+    """Stream a split of a dataset: Parquet, JSON, CSV or text in a folder, or a dataset of the hub."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise LeptaError(f"{source}: the package datasets is missing; pip install 'lepta[datasets]'") from error
+    place, _, query = source.removeprefix(DATASET).partition("?")
+    options = dict(parse_qsl(query))
+    field = options.pop("field", "text")
+    if unknown := set(options) - {"name", "split"}:
+        raise LeptaError(f"{source}: unknown option {min(unknown)!r}; known are name, split, field")
+    path, _, revision = place.partition("@")
+    try:
+        rows = datasets.load_dataset(
+            path, options.get("name"), split=options.get("split", "train"), revision=revision or None, streaming=True
+        )
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row.get(field), str):
+                raise LeptaError(f"{source}, row {number}: no text in field {field!r}; it has {', '.join(row)}")
+            yield Document(row[field], str(row.get("source", path)), str(row.get("doc", number)))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise LeptaError(f"{source}: cannot be read as a dataset ({error}); check name and split") from error
+
+
+def _documents_of(file: Path) -> Iterator[Document]:
     if file.name.endswith(".txt"):
-        yield _decode(file.read_bytes(), str(file))
+        for piece in _pieces(file):
+            yield Document(piece, file.parent.name, file.name)
         return
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield _text_field(_decode(line, f"{file}, line {number}"), f"{file}, line {number}")
+                    yield _row(line, file, number)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LeptaError(f"{file}: not a whole gzip file ({error}); copy it again") from error
 
 
-def _decode(data: bytes, where: str) -> str:
+def _pieces(file: Path) -> Iterator[str]:
+    """A text file whole, or in pieces that end with a line if it is long."""
+    with file.open("rb") as text:
+        start = 0
+        while data := text.read(LONGEST_PIECE):
+            data += text.readline()
+            yield _decode(data, str(file), start)
+            start += len(data)
+
+
+def _decode(data: bytes, where: str, start: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LeptaError(
-            f"{where}: byte {error.start} is not UTF-8; convert the text first, for example "
+            f"{where}: byte {start + error.start} is not UTF-8; convert the text first, for example "
             "iconv -f WINDOWS-1251 -t UTF-8"
         ) from error
 
 
-def _text_field(line: str, where: str) -> str:
+def _row(line: bytes, file: Path, number: int) -> Document:
+    where = f"{file}, line {number}"
     try:
-        row = json.loads(line)
+        row = json.loads(_decode(line, where))
     except json.JSONDecodeError as error:
         raise LeptaError(f"{where}: not JSON ({error.msg}); expected one object a line with a field 'text'") from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise LeptaError(f"{where}: no text field; expected an object with a string field 'text'")
-    return row["text"]
+    return Document(row["text"], str(row.get("source", file.name)), str(row.get("doc", f"{file.name}#{number}")))
 
 
 def word_frequencies(source: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lepta.corpus import WORDFREQ, is_word_list, text_files
+from lepta.corpus import DATASET, WORDFREQ, is_word_list, text_files
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 from lepta.version import __version__
@@ -88,6 +88,8 @@ class Hashes:
         for source in sources:
             if is_word_list(source):
                 parts.append(f"{source} {metadata.version(WORDFREQ.rstrip(':'))}")
+            elif source.startswith(DATASET):
+                parts.append(source)  # name, revision and options stand for its content
             else:
                 parts += [self.file(file) for file in text_files(source)]
         return digest(parts)

@@ -22,8 +22,11 @@ class Meter(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: float) -> Iterator[Meter]:
-    """Show how far the block has come: a bar that goes away, or lines where standard error is no terminal."""
+def progress(description: str, total: float | None) -> Iterator[Meter]:
+    """Show how far the block has come: a bar that goes away, or lines where standard error is no terminal.
+
+    Without a total it shows what is done and for how long.
+    """
     if not console.is_terminal:
         yield _Lines(description, total)
         return
@@ -49,7 +52,7 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, description: str, total: float) -> None:
+    def __init__(self, description: str, total: float | None) -> None:
         self._description, self._total = description, total
         self._started = self._last = time.monotonic()
 
@@ -57,9 +60,13 @@ class _Lines:
         now = time.monotonic()
         if done and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
-            left = (now - self._started) / done * (self._total - done)
-            line = f"  {self._description} {done:,.0f} of {self._total:,.0f} {note}".rstrip()
-            console.print(f"{line}, {left / 60:.1f} min left", highlight=False, markup=False)
+            spent = now - self._started
+            if self._total is None:
+                line, rest = f"  {self._description} {done:,.0f} {note}", f"{spent / 60:.1f} min"
+            else:
+                line = f"  {self._description} {done:,.0f} of {self._total:,.0f} {note}"
+                rest = f"{spent / done * (self._total - done) / 60:.1f} min left"
+            console.print(f"{line.rstrip()}, {rest}", highlight=False, markup=False)
 
 
 def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lepta.embeddings.propagate import Method
 from lepta.errors import LeptaError
+from lepta.vocabulary.scenarios import KeepBy, Scenario
 
 Trains = Literal["new-rows", "embeddings"]
 # A name becomes a folder: it may not be "." or "..".
@@ -66,11 +67,26 @@ class Text(Section):
 class VocabularySettings(Section):
     """The new vocabulary (paper 2.4.1)."""
 
-    scenario: Literal["extended"] = Field("extended", description="extended: keep the vocabulary, add tokens to it")
-    add: int = Field(ge=1, description="Number of new tokens")
+    scenario: Scenario = Field(
+        "extended",
+        description="extended: keep the vocabulary, add tokens; optimized: keep its most useful part, add tokens; "
+        "bpe, unigram: a new vocabulary",
+    )
+    add: int | None = Field(None, ge=1, description="Number of new tokens; or give `size`")
+    size: int | None = Field(None, ge=1, description="Size of the whole new vocabulary; or give `add`")
+    keep: int | None = Field(
+        None, ge=1, description="optimized: tokens to keep, special ones not counted; default: half"
+    )
+    keep_by: KeepBy = Field("frequency", description="optimized: keep the most used in the corpus, or the lowest ranks")
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
     script: str = Field("auto", description="Unicode script of the new tokens; auto: the one most letters are in")
     pad_to: int | None = Field(None, ge=1, description="Pad rows to this multiple; default: as the source was padded")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "VocabularySettings":
+        if (self.add is None) == (self.size is None):
+            raise ValueError("give either `add` (number of new tokens) or `size` (of the whole vocabulary)")
+        return self
 
 
 class PretrainSettings(Section):

@@ -10,8 +10,9 @@ from lepta.checkpoints.folder import Checkpoint
 from lepta.embeddings.initialise import initialise, initialise_matrix, padded_rows
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.errors import LeptaError
+from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import Kind, read_vocabulary
+from lepta.vocabulary.tokens import Kind
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROWS = 49_280

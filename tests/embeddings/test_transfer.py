@@ -9,7 +9,8 @@ from scipy import sparse
 
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.errors import LeptaError
-from lepta.vocabulary.tokens import Kind, read_vocabulary
+from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.tokens import Kind
 
 ROWS = 49_280  # 49,152 padded to a multiple of 128
 

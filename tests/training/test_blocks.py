@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lepta.checkpoints.load import load_tokenizer
 from lepta.corpus import read_documents
 from lepta.errors import LeptaError
-from lepta.training.blocks import pack, tokenise, training_blocks
+from lepta.training.blocks import pack, sections, tokenise, training_blocks
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)
 END = 2
@@ -27,6 +27,11 @@ def tokenizer(smollm2, tmp_path_factory):
 def texts():
     """Russian and English training documents."""
     return tuple(list(itertools.islice(read_documents([f"starter:{code}/train"]), 12)) for code in ("ru", "en"))
+
+
+def whole(documents):
+    """Documents as one section each."""
+    return sections(documents, 10**9)
 
 
 @given(documents=st.lists(paragraphs, max_size=8), length=st.integers(1, 40))
@@ -61,7 +66,7 @@ def test_pack_closes_a_block_when_the_next_paragraph_does_not_fit():
 
 def test_tokenise_joins_to_the_document_and_ends_it_once(tokenizer, texts):
     documents = [*texts[0], "одна строка", "а\n\n\nб\n", "  пробелы  "]
-    for document, parts in zip(documents, tokenise(tokenizer, documents), strict=True):
+    for document, parts in zip(documents, tokenise(tokenizer, whole(documents)), strict=True):
         ids = [token for part in parts for token in part]
         assert ids[-1] == END
         assert END not in ids[:-1]
@@ -69,8 +74,23 @@ def test_tokenise_joins_to_the_document_and_ends_it_once(tokenizer, texts):
 
 
 def test_tokenise_cuts_after_line_breaks(tokenizer):
-    parts = next(tokenise(tokenizer, ["первый\nвторой\n\nтретий"]))
+    parts = next(tokenise(tokenizer, whole(["первый\nвторой\n\nтретий"])))
     assert [tokenizer.decode(part) for part in parts] == ["первый\n", "второй\n\n", "третий<|im_end|>"]
+
+
+@given(documents=st.lists(st.text("аб \n", min_size=1).filter(str.strip), max_size=5), characters=st.integers(1, 30))
+def test_sections_join_to_the_documents(documents, characters):
+    parts = list(sections(documents, characters))
+    text = "".join("".join(part.paragraphs) + ("|" if part.ends_document else "") for part in parts)
+    assert text == "".join(document.strip() + "|" for document in documents)
+    assert all(sum(map(len, part.paragraphs[:-1])) < characters for part in parts)
+
+
+def test_a_small_budget_sees_many_documents(tokenizer):
+    documents = [f"Документ {n}.\n" * 400 for n in range(30)]
+    blocks = training_blocks(tokenizer, documents, [], 2000, 64, 0.0, 1)
+    seen = {tokenizer.decode(block).split("Документ ")[1].split(".")[0] for block in blocks}
+    assert len(seen) > 15
 
 
 def run(tokenizer, texts, tokens=6000, length=64, share=0.25, seed=1):
@@ -111,7 +131,7 @@ def test_same_seed_gives_the_same_blocks_and_another_seed_others(tokenizer, text
 
 def test_every_block_of_real_text_starts_at_a_document_or_paragraph(tokenizer, texts):
     length = 256
-    parts = [part for documents in texts for document in tokenise(tokenizer, documents) for part in document]
+    parts = [part for documents in texts for document in tokenise(tokenizer, whole(documents)) for part in document]
     assert max(map(len, parts)) > length  # paragraphs that must be cut are among them
     long = {tuple(part) for part in parts if len(part) > length}
     starts = {tuple(part[:12]) for part in parts}

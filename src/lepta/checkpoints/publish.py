@@ -15,9 +15,11 @@ import torch
 
 from lepta.checkpoints.folder import DTYPES, INDEX, Checkpoint, TensorEntry
 from lepta.errors import LeptaError
+from lepta.locate import read_json
 from lepta.vocabulary.source import TokenizerSource
 
-CARRIED_FILES = ("generation_config.json", "LICENSE*", "NOTICE*")
+CONFIG, GENERATION = "config.json", "generation_config.json"
+CARRIED_FILES = ("LICENSE*", "NOTICE*")
 COPY_BLOCK = 1 << 24
 
 
@@ -26,6 +28,7 @@ def write_model(
     matrices: Mapping[str, torch.Tensor],
     tokenizer: TokenizerSource,
     folder: Path,
+    new_ids: Mapping[int, int] | None = None,
 ) -> None:
     """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
 
@@ -38,6 +41,8 @@ def write_model(
         Tensor name -> new tensor; written in the dtype of the tensor it replaces.
     tokenizer : TokenizerSource
     folder : Path
+    new_ids : mapping, optional
+        Old id -> new id of the tokens that the new vocabulary has too, if ids changed; configs then name the new ones.
 
     Raises
     ------
@@ -60,12 +65,21 @@ def write_model(
             shutil.copyfile(shard, folder / shard.name)
     if (source.folder / INDEX).is_file():
         _write_index(source, matrices, folder)
-    config = config_with_rows(source.config, rows.pop() if rows else source.rows)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_configs(source, rows.pop() if rows else source.rows, new_ids, folder)
     for pattern in CARRIED_FILES:
         for file in source.folder.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     tokenizer.save(folder)
+
+
+def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, folder: Path) -> None:
+    configs = {CONFIG: config_with_rows(source.config, rows)}
+    if (source.folder / GENERATION).is_file():
+        configs[GENERATION] = read_json(source.folder / GENERATION)
+    for name, config in configs.items():
+        if new_ids is not None:
+            config = config_with_token_ids(config, new_ids, str(source.folder / name))
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def config_with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -76,6 +90,31 @@ def config_with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     if "vocab_size" in config or "text_config" not in config:
         changed["vocab_size"] = rows
     return changed
+
+
+def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:
+    """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
+
+    Only those fields: a number elsewhere that equals an old id is no token.
+
+    Raises
+    ------
+    LeptaError
+        If a field names a token that the new vocabulary does not have.
+    """
+
+    def renamed(field: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: renamed(name, part) for name, part in value.items()}
+        if not field.endswith(("_token_id", "_token_ids")) or value is None:
+            return value
+        if isinstance(value, list):
+            return [renamed(field, part) for part in value]
+        if value not in new_ids:
+            raise LeptaError(f"{where}: {field} is {value}, a token that the new vocabulary does not have")
+        return new_ids[value]
+
+    return {name: renamed(name, value) for name, value in config.items()}
 
 
 def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, torch.Tensor]) -> None:

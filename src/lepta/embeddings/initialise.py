@@ -84,5 +84,5 @@ def initialise(
     rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
     transfer = transfer_matrix(old, new, checkpoint.rows, rows)
     matrices = {name: initialise_matrix(transfer, checkpoint.load(name)) for name in checkpoint.embedding_names}
-    write_model(checkpoint, matrices, tokenizer, folder)
+    write_model(checkpoint, matrices, tokenizer, folder, transfer.new_ids)
     return {"old_rows": checkpoint.rows, "new_rows": rows, "transfer": transfer.summary()}

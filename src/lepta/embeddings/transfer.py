@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from lepta.errors import LeptaError
-from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.tokens import Vocabulary, same_tokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Transfer:
     def overlap(self) -> sparse.csr_array:
         """T restricted to the tokens that exist in both vocabularies; the other rows are empty."""
         return sparse.csr_array(sparse.diags_array((self.exact >= 0).astype(np.float64)) @ self.matrix)
+
+    @property
+    def new_ids(self) -> dict[int, int]:
+        """Old id -> new id of the tokens in both vocabularies."""
+        return {int(old): new for new, old in enumerate(self.exact) if old >= 0}
 
     def summary(self) -> dict[str, float | int]:
         """Count what T does: rows, exact rows, mixed rows, empty rows, mean and largest number of old tokens mixed."""
@@ -87,27 +92,9 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
 
 
 def _exact_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> np.ndarray:
-    """Old id of each new row that means the same, or -1.
-
-    The same id is preferred (an unchanged vocabulary maps to itself even where two tokens have the same bytes), then a
-    token of the same kind with the same bytes, then text for a byte token or an added token of the same bytes.
-    """
-    by_kind = {kind: old.ids_by_bytes(kind) for kind in (Kind.TEXT, Kind.BYTE, Kind.SPECIAL)}
+    """Old id of each new row that is the same token, or -1; a hole or padding row is that of the same number."""
     exact = np.full(new_rows, -1, dtype=np.int64)
-    for i in range(new_rows):
-        kind = Kind(new.kinds[i]) if i < new.size else Kind.HOLE
-        old_kind = (Kind(old.kinds[i]) if i < old.size else Kind.HOLE) if i < old_rows else None
-        if kind == Kind.HOLE:
-            exact[i] = i if old_kind == Kind.HOLE else -1
-            continue
-        token = new.bytes_of[i] or b""
-        if old_kind == kind and old.bytes_of[i] == token:
-            exact[i] = i
-            continue
-        fallbacks = {
-            Kind.TEXT: (Kind.TEXT, Kind.BYTE),
-            Kind.BYTE: (Kind.BYTE, Kind.TEXT),
-            Kind.SPECIAL: (Kind.SPECIAL,),
-        }
-        exact[i] = next((by_kind[k][token] for k in fallbacks[kind] if token in by_kind[k]), -1)
+    exact[: new.size] = same_tokens(old, new)
+    holes = np.array([i for i in range(min(old_rows, new_rows)) if old.is_hole(i) and new.is_hole(i)], dtype=np.int64)
+    exact[holes] = holes
     return exact

@@ -55,12 +55,13 @@ def propagate(
         rows = linear_map.apply(adapted.load(a))
         rows[special] = own[torch.from_numpy(transfer.exact)[special]].to(rows.dtype)
         matrices[i], fits[i] = rows, linear_map.summary()
+    owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
     tokenizer = replace(
         tokenizer,
-        config=tokenizer.config | instruct_tokenizer.config,
+        config=tokenizer.config | instruct_tokenizer.config | {key: tokenizer.config[key] for key in owned},
         chat_template=instruct_tokenizer.chat_template or tokenizer.chat_template,
     )
-    write_model(instruct, matrices, tokenizer, folder)
+    write_model(instruct, matrices, tokenizer, folder, transfer.new_ids)
     return {"transfer": transfer.summary(), "special_rows_kept": len(special), "maps": fits}
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import regex
@@ -9,6 +10,8 @@ import regex
 from lepta.errors import LeptaError
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
+
+CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches: a section fills about one block
 
 
 def pack(documents: Iterable[list[list[int]]], length: int) -> Iterator[list[int]]:
@@ -37,16 +40,41 @@ def pack(documents: Iterable[list[list[int]]], length: int) -> Iterator[list[int
         yield block
 
 
-def tokenise(tokenizer: Any, documents: Iterable[str]) -> Iterator[list[list[int]]]:
-    """Tokenise documents paragraph by paragraph; the end-of-text token closes each document.
+@dataclass(frozen=True)
+class Section:
+    """Consecutive paragraphs of one document."""
+
+    paragraphs: list[str]
+    ends_document: bool
+
+
+def sections(documents: Iterable[str], characters: int) -> Iterator[Section]:
+    """Cut documents into sections of whole paragraphs, each closed once it has so many characters.
+
+    Training that sees a small part of a corpus should see a little of many documents, not all of a few: 12,000 tokens
+    from whole documents (four of them) made held-out Russian worse, 2.036 -> 2.049 bits per byte.
+    """
+    for document in documents:
+        paragraphs = PARAGRAPH.findall(document.strip())
+        start = size = 0
+        for end, paragraph in enumerate(paragraphs, 1):
+            size += len(paragraph)
+            if size >= characters or end == len(paragraphs):
+                yield Section(paragraphs[start:end], end == len(paragraphs))
+                start, size = end, 0
+
+
+def tokenise(tokenizer: Any, parts: Iterable[Section]) -> Iterator[list[list[int]]]:
+    """Tokenise sections paragraph by paragraph; the end-of-text token closes each document.
 
     Parameters
     ----------
     tokenizer : transformers tokenizer
     """
-    for document in documents:
-        paragraphs = tokenizer(PARAGRAPH.findall(document.strip()), add_special_tokens=False)["input_ids"]
-        paragraphs[-1] = [*paragraphs[-1], tokenizer.eos_token_id]
+    for part in parts:
+        paragraphs = tokenizer(part.paragraphs, add_special_tokens=False)["input_ids"]
+        if part.ends_document:
+            paragraphs[-1] = [*paragraphs[-1], tokenizer.eos_token_id]
         yield paragraphs
 
 
@@ -55,7 +83,8 @@ def training_blocks(
 ) -> list[list[int]]:
     """Lay out the blocks of a whole run, in training order.
 
-    The texts are gone through as often as the budget asks for, each time in another order; blocks of the source
+    The texts, cut into sections of about a block, are gone through as often as the budget asks for, each time in
+    another order; blocks of the source
     language are spread evenly among those of the target language.
 
     Parameters
@@ -79,11 +108,12 @@ def training_blocks(
         if not share:
             continue
         blocks: list[list[int]] = []
+        parts = list(sections(documents, length * CHARACTERS_PER_TOKEN))
         generator = random.Random(seed)
         missing = round(tokens * share)
         while missing > 0:  # once more through the texts; only what the budget reaches is tokenised
             before = missing
-            for block in pack(tokenise(tokenizer, generator.sample(documents, len(documents))), length):
+            for block in pack(tokenise(tokenizer, generator.sample(parts, len(parts))), length):
                 blocks.append(block)
                 missing -= len(block)
                 if missing <= 0:

@@ -1,66 +1,141 @@
-"""Build a new vocabulary from a tokenizer and text."""
+"""Build a new vocabulary from a tokenizer and text: the scenarios of the paper (2.4.1)."""
 
-from collections import Counter
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
-from lepta.corpus import is_word_list, read_documents, word_frequencies
+from lepta.corpus import is_word_list, read_labelled, word_frequencies
 from lepta.errors import LeptaError
-from lepta.vocabulary.extend import count_words, dominant_script, extend, words_from_frequencies, words_of_script
+from lepta.progress import progress
+from lepta.vocabulary import unigram
+from lepta.vocabulary.extend import dominant_script, extend, words_of_script
+from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.rebuild import config_with_ids
+from lepta.vocabulary.scenarios import ID_MAP, KeepBy, Scenario
+from lepta.vocabulary.sentencepiece import SentencePieceUnigram
 from lepta.vocabulary.source import TokenizerSource
-from lepta.vocabulary.tokens import Vocabulary
+from lepta.vocabulary.start import alphabet, kept_tokens
+from lepta.vocabulary.tokens import Kind, same_tokens
+from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
-# A word list stands for this many times the running text beside it: it has the breadth that a small corpus lacks, the
-# corpus has the style. (Starter corpus, 12,000 tokens, characters per token on its held-out part: 1 x 3.36, 3 x 3.34,
-# 10 x 3.28; on news, law and technical text: 3.43, 3.48, 3.49.)
-WORD_LIST_WEIGHT = 2
-WORD_LIST_ALONE = 1_000_000  # words, if there is no running text
+# A word list stands for this many words of running text; a source counts by the square root of its size.
+WORD_LIST_WORDS = 4_000_000
 
 
-def corpus_words(vocabulary: Vocabulary, corpus: Sequence[str]) -> Counter[str]:
-    """Count the pre-tokens of text sources and word lists together.
+def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
+    """Count the words of text sources and word lists.
 
     Parameters
     ----------
-    vocabulary : Vocabulary
-        Its pre-tokenizer decides what a word is.
+    rules : dict
+        What a word is; see `Vocabulary.word_rules`.
     corpus : sequence of str
         Text sources (see `lepta.corpus`).
     """
+    counter = WordCounter(rules)
     texts = [source for source in corpus if not is_word_list(source)]
-    words = count_words(vocabulary, read_documents(texts)) if texts else Counter()
-    total = words.total() * WORD_LIST_WEIGHT or WORD_LIST_ALONE
+    if texts:
+        with progress("counting words, million characters", None) as meter:
+            counter.add(read_labelled(texts), meter)
     for source in filter(is_word_list, corpus):
-        words.update(words_from_frequencies(word_frequencies(source), total))
-    return words
+        counter.add_counts(source, words_of_frequencies(word_frequencies(source), WORD_LIST_WORDS))
+    return counter.table()
 
 
 def build_vocabulary(
-    source: TokenizerSource, corpus: Sequence[str], scenario: str, add: int, script: str = "auto"
+    source: TokenizerSource,
+    corpus: Sequence[str],
+    scenario: Scenario = "extended",
+    *,
+    add: int | None = None,
+    size: int | None = None,
+    keep: int | None = None,
+    keep_by: KeepBy = "frequency",
+    script: str = "auto",
 ) -> TokenizerSource:
-    """Build the tokenizer of a scenario (paper 2.4.1).
+    """Build the tokenizer of a scenario.
 
     Parameters
     ----------
     source : TokenizerSource
         The original tokenizer.
     corpus : sequence of str
-        Text sources of the target language.
-    scenario : {"extended"}
-        `extended` keeps the original vocabulary and adds to it.
-    add : int
-        Number of new tokens.
+        Text sources of the target language; for `optimized` and full replacement, of all languages to serve.
+    scenario : {"extended", "optimized", "bpe", "unigram"}
+        `extended` keeps the original vocabulary and adds to it; `optimized` keeps its most useful part and adds to
+        that; `bpe` and `unigram` replace it.
+    add, size : int
+        Number of new tokens, or size of the whole new vocabulary; one of them. `bpe` and `unigram` take a size.
+    keep : int, optional
+        Tokens that `optimized` keeps; by default half.
+    keep_by : {"frequency", "rank"}
+        Which ones; see `kept_tokens`.
     script : str
-        Unicode script of the new tokens, or `auto`.
+        Unicode script of tokens added to old ones, or `auto`.
 
     Returns
     -------
     TokenizerSource
         The new tokenizer with the original's special tokens and chat template.
+
+    Raises
+    ------
+    LeptaError
+        If scenario and numbers do not fit together, or the corpus does not hold that many tokens.
     """
-    if scenario != "extended":
-        raise LeptaError(f"scenario {scenario!r}: unknown; known is extended")
+    if scenario not in get_args(Scenario):
+        raise LeptaError(f"scenario {scenario!r}: unknown; known are {', '.join(get_args(Scenario))}")
     vocabulary = source.vocabulary()
-    words = corpus_words(vocabulary, corpus)
-    script = dominant_script(words) if script == "auto" else script
-    return replace(source, spec=extend(vocabulary, words_of_script(words, script), add))
+    if (add is None) == (size is None):
+        raise LeptaError("vocabulary: give either add (number of new tokens) or size (of the whole vocabulary)")
+    if scenario == "unigram":
+        if size is None:
+            raise LeptaError("scenario unigram replaces the vocabulary: give its whole size, not add")
+        table = count_corpus(unigram.word_rules(vocabulary), corpus)
+        return _with_spec(source, unigram.train_unigram(vocabulary, table.words, weigh(table), size))
+    if isinstance(vocabulary, SentencePieceUnigram):
+        raise LeptaError(
+            f"{source.origin}: scenario {scenario} needs merges to build on, a Unigram vocabulary has none; "
+            "expected a BPE tokenizer, or scenario unigram"
+        )
+    table = count_corpus(vocabulary.word_rules(), corpus)
+    weights = weigh(table)
+    spec = source.spec
+    if scenario == "bpe":
+        spec = alphabet(vocabulary, table.words, weights)
+    elif scenario == "optimized":
+        ordinary = int((vocabulary.kinds == Kind.TEXT).sum() + (vocabulary.kinds == Kind.BYTE).sum())
+        spec = kept_tokens(vocabulary, table.words, weights, ordinary // 2 if keep is None else keep, keep_by)
+    start = read_vocabulary(spec, source.origin)
+    if scenario != "bpe":
+        table = words_of_script(table, dominant_script(table.words, weights) if script == "auto" else script)
+        weights = weigh(table)
+    number = add if add is not None else (size or 0) - start.size
+    if number <= 0:
+        raise LeptaError(f"size {size}: the vocabulary to start from has {start.size:,} tokens already; expected more")
+    spec = extend(start, table.words, weights, number, keep_other_text=scenario != "bpe")
+    return _with_spec(source, spec)
+
+
+def _with_spec(source: TokenizerSource, spec: dict[str, Any]) -> TokenizerSource:
+    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    return replace(source, spec=spec, config=config_with_ids(source.config, ids))
+
+
+def save_vocabulary(
+    built: TokenizerSource, original: TokenizerSource, scenario: Scenario, folder: Path
+) -> dict[str, int]:
+    """Write a new tokenizer with the map from old ids to new ones (see `ID_MAP`).
+
+    Returns
+    -------
+    dict
+        `old_size`, `new_size`, and `kept`: how many old tokens the new vocabulary has.
+    """
+    old, new = original.vocabulary(), built.vocabulary()
+    id_map = [new_id if new_id >= 0 else None for new_id in same_tokens(new, old).tolist()]
+    built.save(folder)
+    (folder / ID_MAP).write_text(json.dumps({"scenario": scenario, "ids": id_map}) + "\n", encoding="utf-8")
+    return {"old_size": old.size, "new_size": new.size, "kept": sum(new_id is not None for new_id in id_map)}

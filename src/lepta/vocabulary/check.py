@@ -1,14 +1,34 @@
 """Is a new tokenizer safe to put in the old one's place? Each check passes or fails with the evidence."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lepta.vocabulary.source import TokenizerSource
+from lepta.locate import read_json
+from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.llama_cpp import patch, recognise
+from lepta.vocabulary.scenarios import ID_MAP
+from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource
 from lepta.vocabulary.tokens import Kind, Vocabulary
+
+# Text that no new vocabulary may harm: code, other languages and scripts, signs. Used beside the user's own.
+OTHER_TEXT = [
+    'def area(width: float, height: float) -> float:\n    """Of a rectangle."""\n    return width * height  # m²\n',
+    "for (let i = 0; i < 10; i++) {\n\tconsole.log(`${i}\\t${i ** 2}`);\n}\n",
+    "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name;\r\n",
+    "The quick brown fox jumps over the lazy dog; it’s 3.14159 — “quoted” … and 1,000,000 more.",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "Le cœur déçu mais l’âme plutôt naïve, Louÿs rêva de crapaüter en canoë.",
+    "Η γρήγορη αλεπού πηδάει πάνω από το τεμπέλικο σκυλί.",
+    "敏捷的棕色狐狸跳过了懒狗。いろはにほへと ちりぬるを。다람쥐 헌 쳇바퀴에 타고파.",
+    "نص حكيم له سر قاطع. दुनिया भर के लोग।",
+    "👩‍🔬 🇫🇷 ✅ x² ≠ √y → ∞\n\n\n    indented\t\ttabs   ",
+]
 
 
 @dataclass(frozen=True)
@@ -21,7 +41,10 @@ class Check:
 
 
 def check_vocabulary(
-    new: TokenizerSource, old: TokenizerSource | None, target: Sequence[str], other: Sequence[str]
+    new: TokenizerSource,
+    old: TokenizerSource | None,
+    target: Sequence[str],
+    other: Sequence[str],
 ) -> list[Check]:
     """Check a tokenizer, alone or against the one that it was made from.
 
@@ -31,17 +54,32 @@ def check_vocabulary(
     old : TokenizerSource, optional
         The original; without it only what needs no comparison is checked.
     target : documents of the target language
-    other : documents of other languages, whose ids must not change
+    other : documents of other languages, whose ids must not change unless tokens were taken away
+
+    Notes
+    -----
+    A folder whose scenario took tokens away (`optimized`, `bpe`, `unigram`) is not asked for unchanged ids.
     """
     vocabulary = new.vocabulary()
-    checks = [_dense(vocabulary), _reachable(vocabulary, old.vocabulary() if old else None)]
-    checks += [_round_trip(vocabulary, [*target, *other]), _transformers(new, [*target, *other])]
-    if old:
-        original = old.vocabulary()
-        checks += [_old_ids(vocabulary, original), _specials(vocabulary, original)]
-        if other:
-            checks.append(_unchanged(vocabulary, original, other))
+    original = old.vocabulary() if old else None
+    others = [*other, *OTHER_TEXT]
+    scenario = _scenario(new)
+    adds_only = scenario in (None, "extended")
+    checks = [_dense(vocabulary), _reachable(vocabulary, original if adds_only else None)]
+    checks += [_bytes(vocabulary), _round_trip(vocabulary, [*target, *others]), _transformers(new, [*target, *others])]
+    if old and original:
+        checks.append(_special_tokens(new, old, vocabulary, original, same_ids=adds_only))
+        if adds_only:
+            checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, others)]
+    checks.append(_llama_cpp(vocabulary, original))
+    if (Path(new.origin) / "config.json").is_file():
+        checks.append(_model_config(new, vocabulary))
     return checks
+
+
+def _scenario(source: TokenizerSource) -> str | None:
+    file = Path(source.origin) / ID_MAP
+    return read_json(file)["scenario"] if file.is_file() else None
 
 
 def _dense(vocabulary: Vocabulary) -> Check:
@@ -62,14 +100,41 @@ def _reachable(vocabulary: Vocabulary, old: Vocabulary | None) -> Check:
     return Check("every token is reachable", not lost, evidence)
 
 
+def _bytes(vocabulary: Vocabulary) -> Check:
+    """Any byte has a token: no text is unknown."""
+    text, single = vocabulary.ids_by_bytes(Kind.TEXT), vocabulary.ids_by_bytes(Kind.BYTE)
+    missing = [byte for byte in range(256) if bytes([byte]) not in text and bytes([byte]) not in single]
+    evidence = f"{256 - len(missing)} of 256" + (f"; none for 0x{missing[0]:02X}" if missing else "")
+    possible = [byte for byte in missing if byte not in range(0xF5, 0x100) and byte not in (0xC0, 0xC1)]
+    if missing and not possible:
+        evidence += " (which UTF-8 never has)"
+    return Check("every byte has a token", not possible, evidence)
+
+
 def _round_trip(vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
     decoded = vocabulary.tokenizer.decode_batch(vocabulary.encode(documents), skip_special_tokens=False)
-    normalizer = vocabulary.tokenizer.normalizer
-    expected = [normalizer.normalize_str(d) if normalizer else d for d in documents]
-    wrong = sum(a != b for a, b in zip(decoded, expected, strict=True))
-    return Check(
-        "text survives encoding and decoding", wrong == 0, f"{len(documents) - wrong:,} of {len(documents):,} documents"
-    )
+    composed = [_normalized(vocabulary, document) for document in documents]
+    wrong = [n for n, (a, b) in enumerate(zip(decoded, composed, strict=True)) if a != b]
+    evidence = f"{len(documents) - len(wrong):,} of {len(documents):,} documents"
+    if wrong:
+        evidence += f"; first lost: {_difference(composed[wrong[0]], decoded[wrong[0]])}"
+    return Check("text survives encoding and decoding", not wrong, evidence)
+
+
+def _normalized(vocabulary: Vocabulary, text: str) -> str:
+    """The text as a normalizer that tokens cannot undo leaves it; marks for spaces are undone by the decoder."""
+    from tokenizers import Tokenizer, models
+
+    rules = vocabulary.word_rules()["normalizer"]
+    if not rules:
+        return text
+    plain = json.loads(Tokenizer(models.BPE()).to_str()) | {"normalizer": rules}
+    return Tokenizer.from_str(json.dumps(plain)).normalizer.normalize_str(text)
+
+
+def _difference(expected: str, actual: str) -> str:
+    start = next((n for n, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), len(actual))
+    return f"{expected[start : start + 12]!r} became {actual[start : start + 12]!r}"
 
 
 def _transformers(source: TokenizerSource, documents: Sequence[str]) -> Check:
@@ -92,14 +157,64 @@ def _old_ids(vocabulary: Vocabulary, original: Vocabulary) -> Check:
     return Check("old ids keep their meaning", same == original.size, f"{same:,} of {original.size:,} ids")
 
 
-def _specials(vocabulary: Vocabulary, original: Vocabulary) -> Check:
+def _special_tokens(
+    new: TokenizerSource, old: TokenizerSource, vocabulary: Vocabulary, original: Vocabulary, same_ids: bool
+) -> Check:
+    """All special tokens are there (with their ids, if tokens were only added), and play the same roles."""
     before, after = original.ids_by_bytes(Kind.SPECIAL), vocabulary.ids_by_bytes(Kind.SPECIAL)
-    lost = [token.decode() for token, i in before.items() if after.get(token) != i]
-    evidence = f"lost or moved: {', '.join(lost[:5])}" if lost else f"{len(before)} special tokens"
-    return Check("special tokens keep their ids", not lost, evidence)
+    lost = [token.decode() for token, i in before.items() if token not in after or (same_ids and after[token] != i)]
+    roles = [role for role in SPECIAL_ROLES if _content(old.config.get(role)) != _content(new.config.get(role))]
+    evidence = f"{len(before)} special tokens"
+    if lost:
+        evidence = f"lost or moved: {', '.join(lost[:5])}"
+    elif roles:
+        evidence = f"{roles[0]} was {_content(old.config.get(roles[0]))}, is {_content(new.config.get(roles[0]))}"
+    return Check("special tokens are kept", not lost and not roles, evidence)
+
+
+def _content(token: Any) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
     pairs = zip(vocabulary.encode(documents), original.encode(documents), strict=True)
-    same = sum(a == b for a, b in pairs)
-    return Check("ids of other text unchanged", same == len(documents), f"{same:,} of {len(documents):,} documents")
+    changed = [n for n, (a, b) in enumerate(pairs) if a != b]
+    evidence = f"{len(documents) - len(changed):,} of {len(documents):,} documents"
+    if changed:
+        evidence += f"; first changed: {documents[changed[0]][:40]!r}"
+    return Check("ids of other text unchanged", not changed, evidence)
+
+
+def _llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
+    """Whether llama.cpp's converter knows the tokenizer, or what to add to it."""
+    name = "llama.cpp can convert it"
+    if not isinstance(vocabulary, ByteLevelBPE):
+        return Check(name, True, f"{vocabulary.family}: converted by its pieces, no pre-tokenizer to recognise")
+    found = recognise(vocabulary.tokenizer)
+    if found.name:
+        return Check(name, True, f"pre-tokenizer {found.name} ({found.hash[:8]}…)")
+    before = recognise(original.tokenizer) if original else None
+    same_rule = original and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]
+    if before and before.name and same_rule:
+        return Check(name, True, f"add to get_vocab_base_pre: {patch(found, before.name)}")
+    return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
+
+
+def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
+    """The model beside the tokenizer has a row for each id, and means the same special tokens."""
+    config = read_json(Path(source.origin) / "config.json")
+    config = config.get("text_config") or config
+    rows = config.get("vocab_size") or 0
+    specials = vocabulary.ids_by_bytes(Kind.SPECIAL)
+    wrong = []
+    for role in SPECIAL_ROLES:
+        token = _content(source.config.get(role))
+        ids = config.get(f"{role}_id")
+        if token is not None and ids is not None:
+            known = ids if isinstance(ids, list) else [ids]
+            if specials.get(token.encode()) not in known:
+                wrong.append(f"{role}_id is {ids}, {token} is {specials.get(token.encode())}")
+    evidence = f"{rows:,} rows for {vocabulary.size:,} ids ({rows - vocabulary.size} of padding)"
+    if wrong:
+        evidence += f"; {wrong[0]}"
+    return Check("the model's config agrees", rows >= vocabulary.size and not wrong, evidence)

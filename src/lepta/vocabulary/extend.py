@@ -1,93 +1,42 @@
-"""Scenario `extended` (paper 2.4.1): new tokens on top of an existing byte-level BPE.
+"""New tokens on top of a BPE vocabulary (paper 2.4.1); scenarios differ only in the vocabulary they start from.
 
-New merges are learned on text as the *old* tokenizer splits it and appended after the old merges, so every old id keeps
-its meaning and every new token is the end of a chain of merges that text really takes. Each new token holds letters of
-the target script only (with at most the space before them), hence text without that script keeps its ids exactly.
+New merges stand after the old ones, so every old id keeps its meaning. In the scenario `extended` each new token holds
+letters of the target script, hence text without that script keeps its ids exactly.
 """
 
-import copy
 import itertools
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import regex
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from lepta.errors import LeptaError
-from lepta.vocabulary.tokens import Vocabulary, from_byte_alphabet, to_byte_alphabet
+from lepta.vocabulary.merges import Merge, learn_merges
+from lepta.vocabulary.rebuild import merge_lines
+from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.words import WordTable
 
-# Supplementary private-use planes: one code point for each old token that occurs, more than any vocabulary has letters.
-FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD
-# Words are handed to the trainer this many times in all. Four times as many (and twice the time) gave 0.2 % more
-# characters per token.
-TRAINING_OCCURRENCES = 2_000_000
-# Words of a frequency list come in lower case and alone; in running Russian and English text about one in eight
-# starts with a capital, and about one in twelve follows no space (after a line break, quote, bracket or hyphen).
-CAPITALISED_SHARE, NO_SPACE_SHARE = 1 / 8, 1 / 12
+# A character that a SentencePiece vocabulary has no token for gets one if it makes up at least this share of the text.
+RARE_CHARACTER = 1e-6
 
 
-def count_words(vocabulary: Vocabulary, documents: Iterable[str]) -> Counter[str]:
-    """Count the pre-tokens of running text.
-
-    The counting runs inside `tokenizers`, in parallel: a trainer that is asked for no merges still counts its words.
-
-    Returns
-    -------
-    Counter
-        Pre-token in the byte alphabet ("Ġпривет" is " привет") -> occurrences.
-    """
-    spec = copy.copy(vocabulary.spec) | {"added_tokens": [], "post_processor": None}
-    spec["model"] = models_json(models.BPE())
-    counter = Tokenizer.from_str(json.dumps(spec))
-    trainer = trainers.BpeTrainer(vocab_size=0, show_progress=False)
-    counter.train_from_iterator(documents, trainer)
-    return Counter(json.loads(trainer.__getstate__())["BpeTrainer"]["words"])
-
-
-def models_json(model: models.Model) -> dict[str, Any]:
-    """Write a `tokenizers` model as `tokenizer.json` does."""
-    return json.loads(Tokenizer(model).to_str())["model"]
-
-
-def words_from_frequencies(frequencies: dict[str, float], total: float) -> dict[str, float]:
-    """Turn a frequency list into pre-token counts as running text would have them.
-
-    Parameters
-    ----------
-    frequencies : dict
-        Word -> share of all words.
-    total : float
-        Number of words of running text to stand for.
-    """
-    words: dict[str, float] = defaultdict(float)
-    for word, share in frequencies.items():
-        count = share * total
-        capitalised = word[:1].upper() + word[1:]
-        for form, part in ((word, 1 - CAPITALISED_SHARE), (capitalised, CAPITALISED_SHARE)):
-            words[to_byte_alphabet(f" {form}".encode())] += count * part * (1 - NO_SPACE_SHARE)
-            words[to_byte_alphabet(form.encode())] += count * part * NO_SPACE_SHARE
-    return words
-
-
-def dominant_script(words: Counter[str]) -> str:
-    """Name the Unicode script that most letters of the counted words are in, Latin only if there is no other.
+def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
+    """Name the Unicode script that most letters are in, Latin only if there is no other.
 
     Latin is left out because it is in text of every language (names, code), and old vocabularies know it.
     """
     letters: Counter[str] = Counter()
-    for word, count in words.items():
-        for character in _text(word):
-            letters[character] += count
+    for word, weight in zip(words, weights.tolist(), strict=True):
+        for character in word:
+            letters[character] += weight
     scripts: Counter[str] = Counter()
-    for character, count in letters.items():
+    for character, weight in letters.items():
         for script in SCRIPTS:
             if regex.match(rf"\p{{Script={script}}}", character):
-                scripts[script] += count
-    if not scripts:
-        return "Latin"
-    return scripts.most_common(1)[0][0]
+                scripts[script] += weight
+    return scripts.most_common(1)[0][0] if scripts else "Latin"
 
 
 SCRIPTS = [
@@ -122,12 +71,8 @@ SCRIPTS = [
 ]
 
 
-def _text(word: str) -> str:
-    return from_byte_alphabet(word).decode("utf-8", errors="ignore")
-
-
-def words_of_script(words: Counter[str], script: str) -> Counter[str]:
-    """Keep the words written in one script only, with at most a space before them.
+def words_of_script(table: WordTable, script: str) -> WordTable:
+    """Keep the words whose letters are of one script, with at most one sign and one space before them.
 
     Raises
     ------
@@ -135,28 +80,33 @@ def words_of_script(words: Counter[str], script: str) -> Counter[str]:
         If the script is unknown, or no word is written in it.
     """
     try:
-        pattern = regex.compile(rf" ?[\p{{Script={script}}}\p{{Mn}}]+")
+        kept = table.keep(rf"[^\r\n\p{{L}}\p{{N}}]? ?[\p{{Script={script}}}\p{{Mn}}]*\p{{Script={script}}}[\p{{Mn}}]*")
     except regex.error as error:
         raise LeptaError(
             f"script {script!r}: not a Unicode script; expected a name such as Cyrillic or Greek"
         ) from error
-    kept = Counter({word: count for word, count in words.items() if pattern.fullmatch(_text(word))})
-    if not kept:
+    if not kept.words:
         raise LeptaError(f"corpus: no word in the script {script}; give text of the target language, or another script")
     return kept
 
 
-def extend(vocabulary: Vocabulary, words: Counter[str], add: int) -> dict[str, Any]:
-    """Add tokens to a byte-level BPE.
+def extend(
+    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, add: int, keep_other_text: bool = True
+) -> dict[str, Any]:
+    """Add tokens to a BPE vocabulary.
 
     Parameters
     ----------
     vocabulary : Vocabulary
-        The old vocabulary, byte-level BPE.
-    words : Counter
-        Pre-tokens in the byte alphabet with their (real-valued) counts; merges are learned inside words only.
+        Byte-level or SentencePiece BPE.
+    words : sequence of str
+        Merges are learned inside words only.
+    weights : float array, shape (words,)
+        How much each word counts.
     add : int
         Number of new tokens.
+    keep_other_text : bool
+        Learn no token without a letter, so that text without those letters keeps its ids.
 
     Returns
     -------
@@ -168,61 +118,77 @@ def extend(vocabulary: Vocabulary, words: Counter[str], add: int) -> dict[str, A
     LeptaError
         If the words do not hold that many tokens.
     """
-    pieces = list(words)
-    old_splits = dict(zip(pieces, vocabulary.split([from_byte_alphabet(piece) for piece in pieces]), strict=True))
-    known = {token: i for i, token in enumerate(vocabulary.bytes_of) if token is not None}
-    new: dict[bytes, int] = {}
-    merges: list[tuple[bytes, bytes]] = []
-    # Two merges may give the same bytes, and a merge may give bytes that the old vocabulary has: neither costs an id.
-    for left, right in learn_merges(vocabulary, words, old_splits, add + add // 20 + 100):
-        merges.append((left, right))
-        if left + right not in known:
-            new[left + right] = known[left + right] = vocabulary.size + len(new)
-        if len(new) == add:
-            return _with_merges(vocabulary.spec, new, merges)
-    raise LeptaError(
-        f"corpus: only {len(new):,} new tokens can be learned from it, {add:,} were asked for; give more text"
-    )
+    known = set(vocabulary.ids_by_bytes(Kind.TEXT))
+    splits = [[vocabulary.data(i) for i in ids] for ids in vocabulary.split([word.encode() for word in words])]
+    missing = _missing_characters(vocabulary, words, weights)
+    if missing:
+        splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
+    characters = [character.encode() for character in missing][:add]
+    symbols = known.union(characters)
+    usable = [
+        n
+        for n, (word, split) in enumerate(zip(words, splits, strict=True))
+        if _is_spelled(word, split, symbols) and not (keep_other_text and _has_sign_in_pieces(word, split))
+    ]
+    merges = learn_merges([splits[n] for n in usable], weights[usable], symbols, add - len(characters))
+    return with_merges(vocabulary, characters, merges, known)
 
 
-def learn_merges(
-    vocabulary: Vocabulary, words: Counter[str], splits: dict[str, list[int]], number: int
-) -> Iterator[tuple[bytes, bytes]]:
-    """Learn BPE merges that start from old tokens instead of characters.
+def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> list[str]:
+    """Characters that a SentencePiece vocabulary writes as bytes, most frequent first, rare ones left out."""
+    single = vocabulary.ids_by_bytes(Kind.BYTE)
+    if not single:
+        return []
+    known = vocabulary.ids_by_bytes(Kind.TEXT)
+    counts: Counter[str] = Counter()
+    for word, weight in zip(words, weights.tolist(), strict=True):
+        for character in word:
+            counts[character] += weight
+    least = counts.total() * RARE_CHARACTER
+    return [c for c, count in counts.most_common() if count >= least and c.encode() not in known]
 
-    Each old token is written as one private code point; the trainer of `tokenizers` takes it for a character and
-    learns on top of it. Yields pairs of byte strings in order of rank.
+
+def _with_characters(vocabulary: Vocabulary, word: str, split: list[bytes], missing: list[str]) -> list[bytes]:
+    """Split a word with the missing characters as tokens of their own."""
+    if not any(character in missing for character in word):
+        return split
+    pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
+    runs = vocabulary.split([piece.encode() for piece in pieces])
+    return [
+        symbol
+        for piece, ids in zip(pieces, runs, strict=True)
+        for symbol in ([piece.encode()] if piece in missing else [vocabulary.data(i) for i in ids])
+    ]
+
+
+def _is_spelled(word: str, split: list[bytes], symbols: set[bytes]) -> bool:
+    """Tell whether a word is split into tokens of text that spell it, without unknown characters and single bytes."""
+    return all(symbol in symbols for symbol in split) and b"".join(split) == word.encode()
+
+
+def _has_sign_in_pieces(word: str, split: list[bytes]) -> bool:
+    """Tell whether two symbols end before the first letter: merged, they would be a token without a letter."""
+    before = len(regex.split(r"(?=\p{L})", word, maxsplit=1, flags=regex.V1)[0].encode())
+    return sum(end <= before for end in itertools.accumulate(map(len, split))) > 1
+
+
+def with_merges(
+    vocabulary: Vocabulary, characters: Sequence[bytes], merges: Sequence[Merge], known: set[bytes]
+) -> dict[str, Any]:
+    """Write new tokens and merges behind the old ones.
+
+    Special tokens join the model's own vocabulary: `tokenizers` gives an added token that is not in it the next free
+    id, and that is a new token's now.
     """
-    used = sorted({token for split in splits.values() for token in split})
-    if len(used) > LAST_PRIVATE - FIRST_PRIVATE:
-        raise LeptaError(f"corpus: {len(used):,} different old tokens in it, more than there are private code points")
-    point = {token: chr(FIRST_PRIVATE + n) for n, token in enumerate(used)}
-    data = {chr(FIRST_PRIVATE + n): vocabulary.bytes_of[token] or b"" for n, token in enumerate(used)}
-
-    scale = TRAINING_OCCURRENCES / words.total()
-    trainer = trainers.BpeTrainer(vocab_size=len(used) + number, show_progress=False, min_frequency=2)
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    occurrences = (
-        itertools.repeat("".join(point[token] for token in split), round(words[word] * scale))
-        for word, split in sorted(splits.items())
-    )
-    learner.train_from_iterator(map(" ".join, _batches(itertools.chain.from_iterable(occurrences), 20_000)), trainer)
-    for left, right in models_json(learner.model)["merges"]:
-        yield b"".join(data[c] for c in left), b"".join(data[c] for c in right)
-
-
-def _batches(items: Iterator[str], size: int) -> Iterator[list[str]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _with_merges(spec: dict[str, Any], new: dict[bytes, int], merges: list[tuple[bytes, bytes]]) -> dict[str, Any]:
-    model = spec["model"]
-    pairs = [[to_byte_alphabet(left), to_byte_alphabet(right)] for left, right in merges]
-    if model["merges"] and isinstance(model["merges"][0], str):  # older files write "a b", newer ones ["a", "b"]
-        lines: list[Any] = [" ".join(pair) for pair in pairs]
-    else:
-        lines = pairs
-    vocab = model["vocab"] | {to_byte_alphabet(token): i for token, i in new.items()}
-    return spec | {"model": model | {"vocab": vocab, "merges": [*model["merges"], *lines]}}
+    spec = vocabulary.spec
+    vocab = dict(spec["model"]["vocab"])
+    for token in spec.get("added_tokens") or []:
+        vocab.setdefault(token["content"], token["id"])
+    number = vocabulary.size
+    for token in [*characters, *(merge.token for merge in merges)]:
+        if token not in known and (written := vocabulary.written(token)) not in vocab:
+            vocab[written] = number
+            number += 1
+    pairs = [(vocabulary.written(merge.left), vocabulary.written(merge.right)) for merge in merges]
+    old = spec["model"]["merges"]
+    return spec | {"model": spec["model"] | {"vocab": vocab, "merges": [*old, *merge_lines(pairs, old)]}}

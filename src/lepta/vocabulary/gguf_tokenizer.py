@@ -9,38 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
+from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split
 
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # tokenizer.ggml.token_type
 
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
-
-
-def _split(regex: str) -> dict[str, Any]:
-    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-
-
-def _sequence(*parts: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Sequence", "pretokenizers": list(parts)}
-
-
 # tokenizer.ggml.pre -> (pre-tokenizer, normalizer, ignore_merges)
 PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, bool]] = {
-    "gpt-2": (_byte_level(use_regex=True), None, False),
+    "gpt-2": (byte_level(use_regex=True), None, False),
     "smollm": (
-        _sequence({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)),
+        sequence({"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)),
         None,
         False,
     ),
-    "llama-bpe": (_sequence(_split(LLAMA3_REGEX), _byte_level(use_regex=False)), None, True),
-    "qwen2": (_sequence(_split(QWEN2_REGEX), _byte_level(use_regex=False)), {"type": "NFC"}, False),
+    "llama-bpe": (sequence(split(LLAMA3_REGEX), byte_level(use_regex=False)), None, True),
+    "qwen2": (sequence(split(QWEN2_REGEX), byte_level(use_regex=False)), {"type": "NFC"}, False),
 }
 
 
@@ -83,7 +65,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], dict[str, Any], str
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
-        "decoder": _byte_level(use_regex=True),
+        "decoder": byte_level(use_regex=True),
         "model": {
             "type": "BPE",
             "dropout": None,

@@ -1,16 +1,21 @@
-"""Tokenizers in and out: from a Hugging Face folder, a `tokenizer.json`, a GGUF file or a hub id, to a folder."""
+"""Tokenizers in and out: from a Hugging Face folder, any tokenizer file or a hub id, to a folder."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
 from lepta.locate import locate, read_json
+from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
-from lepta.vocabulary.tokens import Vocabulary, read_vocabulary
+from lepta.vocabulary.sentencepiece_file import is_sentencepiece, read_sentencepiece
+from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
+from lepta.vocabulary.tokens import Vocabulary
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -54,7 +59,8 @@ def open_tokenizer(source: str | Path) -> TokenizerSource:
     Parameters
     ----------
     source : str or Path
-        A Hugging Face folder, a `tokenizer.json`, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
+        A Hugging Face folder, a `tokenizer.json`, a SentencePiece `.model`, a tiktoken file, a `tekken.json`, a GGUF
+        file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
 
     Raises
     ------
@@ -64,15 +70,28 @@ def open_tokenizer(source: str | Path) -> TokenizerSource:
     path = locate(source, hub_files=TOKENIZER_FILES)
     if path.is_dir():
         return _read_folder(path)
-    if path.suffix == ".gguf":
+    if path.suffix == ".json":
+        return _read_json(path)
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head.startswith(b"GGUF"):
         spec, config, template = read_gguf_tokenizer(path)
         return TokenizerSource(spec, config, template, str(path))
-    if path.suffix == ".json":
-        spec = _read_spec(path)
-        return TokenizerSource(spec, {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
+    if TIKTOKEN_LINE.match(head):
+        return TokenizerSource(*read_tiktoken(path), None, str(path))
+    if is_sentencepiece(head):
+        return TokenizerSource(*read_sentencepiece(path), None, str(path))
     raise LeptaError(
-        f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json or a .gguf file"
+        f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json, a SentencePiece .model, "
+        "a tiktoken file, tekken.json or a .gguf file"
     )
+
+
+def _read_json(path: Path) -> TokenizerSource:
+    content = read_json(path)
+    if "config" in content and "model" not in content and "vocab" in content:
+        return TokenizerSource(*read_tekken(path), None, str(path))
+    return TokenizerSource(_read_spec(path), {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
@@ -85,7 +104,10 @@ def _read_spec(path: Path) -> dict[str, Any]:
 def _read_folder(folder: Path) -> TokenizerSource:
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise LeptaError(f"{folder}: no tokenizer.json; save the fast tokenizer there with save_pretrained()")
+        others = [name for name in ("tokenizer.model", "tekken.json") if (folder / name).is_file()]
+        if not others:
+            raise LeptaError(f"{folder}: no tokenizer.json, tokenizer.model or tekken.json in it")
+        return open_tokenizer(folder / others[0])
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(config_file) if config_file.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
     template = config.pop("chat_template", None)

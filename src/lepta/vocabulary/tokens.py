@@ -4,18 +4,15 @@ Two tokenizers are compared through bytes alone, never through the strings in `t
 alphabets of their own ("Ġпр" or "▁пр"), and feeding one tokenizer the strings of another gives nonsense.
 """
 
-import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-
-from lepta.errors import LeptaError
 
 
 class Kind(IntEnum):
@@ -68,115 +65,84 @@ class Vocabulary(ABC):
     def split(self, pieces: Sequence[bytes]) -> list[list[int]]:
         """Split byte strings, valid UTF-8 or not, into ids of this vocabulary; special tokens are never matched."""
 
+    @abstractmethod
+    def written(self, data: bytes) -> str:
+        """Write the bytes of a token as `tokenizer.json` does."""
+
+    @abstractmethod
+    def word_rules(self) -> dict[str, Any]:
+        """`normalizer` and `pre_tokenizer` that cut text into the words that tokens are learned in, as plain text."""
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer itself, as `tokenizers` runs it."""
         return Tokenizer.from_str(json.dumps(self.spec))
+
+    def data(self, token_id: int) -> bytes:
+        """Bytes of an id that is no hole."""
+        return self.bytes_of[token_id] or b""
 
     def ids_by_bytes(self, kind: Kind) -> dict[bytes, int]:
         """Bytes -> id over all tokens of one kind; the lowest id wins where two have the same bytes."""
         ids = np.flatnonzero(self.kinds == kind)[::-1]
         return {data: int(i) for i in ids if (data := self.bytes_of[i]) is not None}
 
+    def is_hole(self, token_id: int) -> bool:
+        """Tell whether no token has this id."""
+        return token_id >= self.size or self.kinds[token_id] == Kind.HOLE
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts, exactly as the tokenizer gives them, without an added start or end of text."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte, in the alphabet of byte-level BPE (GPT-2): printable bytes stand for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    return alphabet | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_alphabet()
-CHARACTER_OF_BYTE = [character for character, _ in sorted(BYTE_OF_CHARACTER.items(), key=lambda item: item[1])]
-
-
-def to_byte_alphabet(data: bytes) -> str:
-    """Write bytes as byte-level BPE does in `tokenizer.json`: b" hi" -> "Ġhi"."""
-    return "".join(CHARACTER_OF_BYTE[byte] for byte in data)
-
-
-def from_byte_alphabet(token: str) -> bytes:
-    """Read what `to_byte_alphabet` wrote; KeyError for characters outside the alphabet."""
-    return bytes(BYTE_OF_CHARACTER[character] for character in token)
-
-
-class ByteLevelBPE(Vocabulary):
-    """Byte-level BPE: GPT-2, SmolLM2, LLaMA-3, Qwen, Mistral's Tekken."""
-
-    family = "byte-level BPE"
-
-    def _token_strings(self) -> dict[int, str]:
-        return {token_id: token for token, token_id in self.spec["model"]["vocab"].items()}
-
-    def _read(self, token: str) -> tuple[bytes, Kind]:
+def runs_of_text(data: bytes) -> Iterator[str | bytes]:
+    """Cut bytes into runs of valid UTF-8 (`str`) and the bytes between them (`bytes`)."""
+    while data:
         try:
-            return from_byte_alphabet(token), Kind.TEXT
-        except KeyError:
-            return token.encode(), Kind.SPECIAL  # not in the byte alphabet: text can never produce it
-
-    @cached_property
-    def _splitter(self) -> Tokenizer:
-        """The tokenizer without added tokens, normalisation and prefix space: text to ids and nothing else."""
-        spec = copy.copy(self.spec) | {"added_tokens": [], "normalizer": None, "post_processor": None}
-        spec["pre_tokenizer"] = _without_prefix_space(spec["pre_tokenizer"])
-        return Tokenizer.from_str(json.dumps(spec))
-
-    def split(self, pieces: Sequence[bytes]) -> list[list[int]]:
-        """See `Vocabulary.split`. Bytes that are no text by themselves go through the merges in one piece."""
-        texts = {}
-        for position, piece in enumerate(pieces):
-            try:
-                texts[position] = piece.decode("utf-8")
-            except UnicodeDecodeError:
-                continue
-        encodings = iter(self._splitter.encode_batch_fast(list(texts.values()), add_special_tokens=False))
-        return [
-            next(encodings).ids
-            if position in texts
-            else [token.id for token in self._splitter.model.tokenize(to_byte_alphabet(piece))]
-            for position, piece in enumerate(pieces)
-        ]
+            yield data.decode("utf-8")
+            return
+        except UnicodeDecodeError as error:
+            if error.start:
+                yield data[: error.start].decode("utf-8")
+            yield data[error.start : error.end]
+            data = data[error.end :]
 
 
-def _without_prefix_space(pre_tokenizer: dict[str, Any]) -> dict[str, Any]:
-    if pre_tokenizer["type"] == "Sequence":
-        parts = [_without_prefix_space(part) for part in pre_tokenizer["pretokenizers"]]
-        return pre_tokenizer | {"pretokenizers": parts}
-    return pre_tokenizer | {"add_prefix_space": False} if pre_tokenizer["type"] == "ByteLevel" else pre_tokenizer
-
-
-def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The parts of a `tokenizer.json` component, a Sequence flattened."""
-    if not component:
+def components(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Flatten a normalizer, pre-tokenizer, post-processor or decoder of `tokenizer.json` to its single steps."""
+    if not part:
         return []
-    return component[key] if component.get("type") == "Sequence" else [component]
+    if part["type"] != "Sequence":
+        return [part]
+    key = next(key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part)
+    return [step for inner in part[key] for step in components(inner)]
 
 
-def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Vocabulary:
-    """Find the family of a tokenizer and read its vocabulary.
+def same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
+    """Old id of each new token that the old vocabulary has too.
 
-    Parameters
-    ----------
-    spec : dict
-        The contents of `tokenizer.json`.
-    origin : str
-        Where it came from, for error messages.
+    The same id is preferred (an unchanged vocabulary maps to itself even where two tokens have the same bytes), then a
+    token of the same kind with the same bytes, then text for a single byte, or a single byte for text.
 
-    Raises
-    ------
-    LeptaError
-        If the tokenizer is of a family that is not supported, naming the part.
+    Returns
+    -------
+    int64 array, shape (new.size,)
+        -1 for tokens that are new, and for holes.
     """
-    model = spec.get("model") or {}
-    byte_level = any(part["type"] == "ByteLevel" for part in _parts(spec.get("pre_tokenizer"), "pretokenizers"))
-    if model.get("type") == "BPE" and byte_level:
-        return ByteLevelBPE(spec)
-    what = f"model {model.get('type')!r} with {'a' if byte_level else 'no'} ByteLevel pre-tokenizer"
-    raise LeptaError(
-        f"{origin}: {what} is not supported; expected byte-level BPE (as in GPT-2, LLaMA-3, Qwen, SmolLM2)"
-    )
+    by_kind = {kind: old.ids_by_bytes(kind) for kind in (Kind.TEXT, Kind.BYTE, Kind.SPECIAL)}
+    equivalent = {
+        Kind.TEXT: (Kind.TEXT, Kind.BYTE),
+        Kind.BYTE: (Kind.BYTE, Kind.TEXT),
+        Kind.SPECIAL: (Kind.SPECIAL,),
+    }
+    same = np.full(new.size, -1, dtype=np.int64)
+    for i, token in enumerate(new.bytes_of):
+        if token is None:
+            continue
+        kind = Kind(new.kinds[i])
+        if i < old.size and old.kinds[i] == kind and old.bytes_of[i] == token:
+            same[i] = i
+        else:
+            same[i] = next((by_kind[k][token] for k in equivalent[kind] if token in by_kind[k]), -1)
+    return same

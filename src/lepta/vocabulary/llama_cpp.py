@@ -1,0 +1,54 @@
+"""Will llama.cpp's converter recognise a tokenizer?
+
+GGUF files name the rule that cuts text into words, and the converter finds the name by the hash of the ids of one test
+text (`get_vocab_base_pre` in llama.cpp, MIT licence; text and hashes are facts about it). The text holds a little
+Bulgarian, so new Cyrillic tokens may change the hash although the rule is the same.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+TEST_TEXT = (
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
+    "🚀 (normal) 😶\u200d🌫\ufe0f (multiple emojis concatenated) ✅ 🦙🦙 "
+    "3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ "
+    "------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
+    "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+)
+KNOWN_HASHES = {
+    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
+    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
+    "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
+    "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
+    "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
+}
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What llama.cpp's converter makes of a tokenizer.
+
+    Attributes
+    ----------
+    hash : str
+        SHA-256 of the ids of the test text.
+    name : str or None
+        Name of the rule, if the converter knows the hash.
+    """
+
+    hash: str
+    name: str | None
+
+
+def recognise(tokenizer: Tokenizer) -> Recognition:
+    """Compute the hash as the converter does: of the printed list of ids, start of text included."""
+    ids = tokenizer.encode(TEST_TEXT).ids
+    digest = hashlib.sha256(str(ids).encode()).hexdigest()
+    return Recognition(digest, KNOWN_HASHES.get(digest))
+
+
+def patch(new: Recognition, name: str) -> str:
+    """The two lines that teach the converter a new hash."""
+    return f'if chkhsh == "{new.hash}":\n    res = "{name}"'

@@ -1,0 +1,108 @@
+"""Learn BPE merges on top of any tokens (paper 2.4.1): the one operation behind `bpe`, `extended` and `optimized`.
+
+A word comes as the symbols that a vocabulary splits it into: single bytes or characters for a new vocabulary, tokens
+for one that is extended. Each symbol is written as one private code point; the trainer of `tokenizers` takes it for a
+character and learns merges on top of it. So every merge starts from what the old vocabulary really produces.
+
+No token is learned that the words do not use, but a few (0.2-0.4 %) are hardly used any more once longer tokens stand
+on them: " катег" on the way to " категория". They stay: without them the longer one is not reached. (Learning 50 % more
+tokens and taking the least used away changed nothing, 3.517 characters per token either way.)
+"""
+
+import json
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from lepta.errors import LeptaError
+
+# Supplementary private-use planes: one code point for each symbol.
+FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD
+# Words are handed to the trainer so many times in all. (32,000 tokens from 459,000 Russian words: 2 million give 4.331
+# characters per token in 9 s, 20 million 4.330 in 56 s.)
+OCCURRENCES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Two tokens that become one."""
+
+    left: bytes
+    right: bytes
+
+    @property
+    def token(self) -> bytes:
+        """What they become."""
+        return self.left + self.right
+
+
+def learn_merges(splits: Sequence[Sequence[bytes]], weights: np.ndarray, known: Set[bytes], number: int) -> list[Merge]:
+    """Learn the merges of new tokens.
+
+    Parameters
+    ----------
+    splits : sequence of sequences of bytes
+        The symbols of each word.
+    weights : float array, shape (words,)
+        How much each word counts.
+    known : set of bytes
+        Tokens that exist already; a merge may lead to them without costing a new one.
+    number : int
+        New tokens to learn.
+
+    Returns
+    -------
+    list of Merge
+        In order of rank. The tokens they form, less `known`, are `number` many.
+
+    Raises
+    ------
+    LeptaError
+        If the words do not hold that many tokens.
+    """
+    symbols = sorted({symbol for split in splits for symbol in split})
+    if len(symbols) > LAST_PRIVATE - FIRST_PRIVATE:
+        raise LeptaError(f"corpus: {len(symbols):,} different symbols in it, more than there are private code points")
+    point = {symbol: chr(FIRST_PRIVATE + n) for n, symbol in enumerate(symbols)}
+    data = dict(zip(point.values(), symbols, strict=True))
+    written = ["".join([point[symbol] for symbol in split]) for split in splits]
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    size = len(symbols) + number + number // 20 + 100
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, min_frequency=1)
+    learner.train_from_iterator(_lines(written, whole_numbers(weights * (OCCURRENCES / weights.sum()))), trainer)
+    model = json.loads(learner.to_str())["model"]
+    merges = [Merge(*(b"".join([data[c] for c in part]) for part in pair)) for pair in model["merges"]]
+
+    # Two merges may form the same token, and a merge may form a token that is known: neither costs a new one.
+    new: set[bytes] = set()
+    for n, merge in enumerate(merges):
+        if merge.token not in known:
+            new.add(merge.token)
+        if len(new) == number:
+            return merges[: n + 1]
+    raise LeptaError(f"corpus: only {len(new):,} new tokens can be learned from it, not {number:,}; give more text")
+
+
+def whole_numbers(weights: np.ndarray) -> np.ndarray:
+    """Whole numbers whose running sum stays within 1/2 of that of the weights: rare words keep their share together."""
+    return np.diff(np.rint(np.cumsum(weights)).astype(np.int64), prepend=0)
+
+
+def _lines(words: Sequence[str], repeats: np.ndarray, longest: int = 20_000) -> Iterator[str]:
+    """Each word as often as it counts, several thousand in a line."""
+    line: list[str] = []
+    length = 0
+    for word, times in zip(words, repeats.tolist(), strict=True):
+        while times:
+            part = min(times, longest - length)
+            line.append(f"{word} " * part)
+            times -= part
+            length += part
+            if length == longest:
+                yield "".join(line)
+                line, length = [], 0
+    yield "".join(line)

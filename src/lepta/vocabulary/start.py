@@ -1,0 +1,151 @@
+"""The vocabularies that scenarios start from: an alphabet (`bpe`), or the most useful old tokens (`optimized`)."""
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from lepta.errors import LeptaError
+from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.rebuild import merge_lines, merge_pairs, rebuild, special_layout
+from lepta.vocabulary.scenarios import KeepBy
+from lepta.vocabulary.sentencepiece import byte_token
+from lepta.vocabulary.tokens import Kind, Vocabulary
+
+# Characters that a new SentencePiece vocabulary has tokens for make up this share of the text; the others become bytes.
+CHARACTER_COVERAGE = 0.99999
+
+
+def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> dict[str, Any]:
+    """The tokenizer with nothing but special tokens, bytes and characters: what a new BPE is learned from.
+
+    Returns
+    -------
+    dict
+        Contents of a `tokenizer.json` without merges.
+    """
+    if isinstance(vocabulary, ByteLevelBPE):
+        tokens = [vocabulary.written(bytes([byte])) for byte in range(256)]
+    else:
+        tokens = [*map(byte_token, range(256)), *map(_written(vocabulary), _characters(words, weights))]
+    return _restart(vocabulary, tokens, [])
+
+
+def _written(vocabulary: Vocabulary) -> Any:
+    return lambda character: vocabulary.written(character.encode())
+
+
+def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
+    counts: Counter[str] = Counter()
+    for word, weight in zip(words, weights.tolist(), strict=True):
+        for character in word:
+            counts[character] += weight
+    shares = np.cumsum([count for _, count in counts.most_common()]) / counts.total()
+    return [character for character, _ in counts.most_common()][: int(np.searchsorted(shares, CHARACTER_COVERAGE)) + 1]
+
+
+def kept_tokens(
+    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, number: int, by: KeepBy = "frequency"
+) -> dict[str, Any]:
+    """Shrink a BPE vocabulary to its most useful tokens (paper 2.4.1, scenario `optimized`).
+
+    Single bytes and characters and all special tokens are kept, and with each token the two that merge into it, so that
+    what is kept is reached exactly as before.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+    words : sequence of str
+    weights : float array, shape (words,)
+        How much each word counts.
+    number : int
+        Tokens to keep, special tokens not counted.
+    by : {"frequency", "rank"}
+        `frequency`: most used in the words (the paper's text); `rank`: lowest ids (its published code).
+
+    Returns
+    -------
+    dict
+        Contents of the smaller `tokenizer.json`; tokens keep their order, ids are dense.
+    """
+    ids = [i for i, kind in enumerate(vocabulary.kinds) if kind in (Kind.TEXT, Kind.BYTE)]
+    parts = _parts(vocabulary)
+    kept = {i for i in ids if i not in parts}
+    if not len(kept) <= number < len(ids):
+        raise LeptaError(f"--keep {number}: expected from {len(kept)} (bytes and characters) to {len(ids) - 1}")
+    usage = _usage(vocabulary, words, weights) if by == "frequency" else np.zeros(vocabulary.size)
+    for i in sorted(ids, key=lambda i: (-usage[i], i)):
+        needed = _closure(i, parts, kept)
+        if len(kept) + len(needed) <= number:
+            kept |= needed
+        if len(kept) == number:
+            break
+    strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
+    tokens = [strings[i] for i in ids if i in kept]
+    names = set(tokens)
+    merges = [
+        (left, right)
+        for left, right in merge_pairs(vocabulary.spec["model"]["merges"])
+        if left in names and right in names and left + right in names
+    ]
+    return _restart(vocabulary, tokens, merges)
+
+
+def _parts(vocabulary: Vocabulary) -> dict[int, tuple[int, int]]:
+    """The two tokens that really merge into each token, by running the merges of lower rank on it."""
+    model = vocabulary.spec["model"]
+    vocab, ranks = model["vocab"], {}
+    by_token: dict[str, list[tuple[int, str, str]]] = {}
+    for rank, (left, right) in enumerate(merge_pairs(model["merges"])):
+        ranks[left, right] = rank
+        by_token.setdefault(left + right, []).append((rank, left, right))
+    parts = {}
+    for token, ways in by_token.items():
+        if len(ways) == 1:
+            _, left, right = ways[0]
+        else:
+            left, right = _last_pair(token, ranks, vocab)
+        parts[vocab[token]] = (vocab[left], vocab[right])
+    return parts
+
+
+def _last_pair(token: str, ranks: dict[tuple[str, str], int], vocab: Collection[str]) -> tuple[str, str]:
+    """Merge a token up from its characters until two symbols are left."""
+    symbols = list(token)
+    while len(symbols) > 2:
+        pairs = ((ranks.get(pair), n) for n, pair in enumerate(itertools.pairwise(symbols)))
+        best = min(((rank, n) for rank, n in pairs if rank is not None), default=None)
+        if best is None:
+            raise LeptaError(f"tokenizer: its own merges do not lead to the token {token!r}")
+        n = best[1]
+        symbols[n : n + 2] = ["".join(symbols[n : n + 2])]
+    return symbols[0], symbols[1]
+
+
+def _closure(token: int, parts: dict[int, tuple[int, int]], kept: set[int]) -> set[int]:
+    """A token with all tokens that it is merged from, less those kept already."""
+    needed: set[int] = set()
+    waiting = [token]
+    while waiting:
+        i = waiting.pop()
+        if i not in kept and i not in needed:
+            needed.add(i)
+            waiting += parts.get(i, ())
+    return needed
+
+
+def _usage(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    splits = vocabulary.split([word.encode() for word in words])
+    lengths = np.fromiter(map(len, splits), np.int64, len(splits))
+    flat = np.fromiter(itertools.chain.from_iterable(splits), np.int64, int(lengths.sum()))
+    return np.bincount(flat, np.repeat(weights, lengths), minlength=vocabulary.size)
+
+
+def _restart(vocabulary: Vocabulary, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The tokenizer with these tokens only, special tokens where they were: before all others, or after."""
+    before, after = special_layout(vocabulary)
+    ids = {token: i for i, token in enumerate([*before, *(t for t in tokens if t not in {*before, *after}), *after])}
+    model = vocabulary.spec["model"]
+    return rebuild(vocabulary.spec, ids, model | {"vocab": ids, "merges": merge_lines(merges, model["merges"])})
