@@ -103,7 +103,7 @@ def test_unknown_key_below_a_variant_named_model(write):
 
 
 @pytest.mark.parametrize(
-    "place", ["name", "base", "text.target", "text.source.valid", "vocabulary.add", "pretrain.tokens"]
+    "place", ["name", "base", "text.target", "text.source.valid", "vocabulary.corpus", "pretrain.tokens"]
 )
 def test_missing_key_is_named(write, place):
     path = write(place)
@@ -117,7 +117,7 @@ def test_missing_key_is_named(write, place):
         ("vocabulary.add", 0, "Input should be greater than or equal to 1"),
         ("vocabulary.corpus", "starter:ru/train", "Input should be a valid list"),
         ("vocabulary.corpus", [], "List should have at least 1 item after validation, not 0"),
-        ("vocabulary.scenario", "replaced", "Input should be 'extended'"),
+        ("vocabulary.scenario", "replaced", "Input should be 'extended', 'optimized', 'bpe' or 'unigram'"),
         ("pretrain.source_share", 1.0, "Input should be less than 1"),
         ("propagate.method", "rotate", "Input should be 'swap', 'overlap' or 'conversion'"),
         ("name", "a/b", r"String should match pattern '^[\w-][\w.-]*$'"),
@@ -180,3 +180,17 @@ def test_files_that_are_no_recipe(tmp_path, content, words):
 def test_absent_recipe(tmp_path):
     path = tmp_path / "absent.yaml"
     assert message(path).startswith(f"{path}: no such recipe")
+
+
+def test_vocabulary_needs_one_number(write):
+    expected = "vocabulary: give either `add` (number of new tokens) or `size` (of the whole vocabulary)"
+    assert expected in message(write("vocabulary.size", 60_000))
+    assert expected in message(write("vocabulary.add"))
+
+
+def test_new_rows_need_a_vocabulary_that_only_grows(write):
+    path = write("vocabulary.scenario", "bpe")
+    content = yaml.safe_load(path.read_text())
+    content["pretrain"]["trains"] = "new-rows"
+    path.write_text(yaml.safe_dump(content))
+    assert "pretrain.trains: new-rows needs vocabulary.scenario extended" in message(path)

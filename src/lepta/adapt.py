@@ -1,6 +1,5 @@
 """From a recipe to stages: which folder feeds which."""
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.load import device, load_model, load_tokenizer, model_folder
 from lepta.checkpoints.publish import save_loaded_model
+from lepta.checkpoints.weights import count_weights
 from lepta.corpus import dialogue_file, read_dialogues, read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
@@ -21,11 +21,11 @@ from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, evaluate
 from lepta.locate import locate, read_json
 from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, write_json
-from lepta.recipe import Recipe, Text, Tune, VocabularySettings
+from lepta.recipe import Recipe, Text, Tune
 from lepta.report.page import write_report
 from lepta.training.pretrain import pretrain_folder
 from lepta.training.tune import tune
-from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 
 CURVE = "training_curve.json"
@@ -127,8 +127,11 @@ def _import(source: str, folder: Path) -> dict[str, Any]:
 
 def _vocabulary(recipe: Recipe, base: Path, folder: Path) -> dict[str, Any]:
     settings, original = recipe.vocabulary, open_tokenizer(base)
-    options = settings.model_dump(exclude={"corpus", "pad_to"})
-    built = build_vocabulary(original, settings.corpus, **options)
+    if settings.size == "auto":
+        built, points, _ = choose_size(original, settings.corpus, settings.script, count_weights(base))
+        write_json(folder / "size_curve.json", [vars(point) for point in points])
+    else:
+        built = build_vocabulary(original, settings.corpus, **settings.model_dump(exclude={"corpus", "pad_to"}))
     return save_vocabulary(built, original, settings.scenario, folder)
 
 
@@ -223,8 +226,10 @@ def cost(recipe: Recipe) -> dict[str, float | int]:
     dict
         `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` (measured: one float32 matrix product) and `minutes`.
     """
-    body, head = _weights(locate(recipe.base, hub_files=MODEL_FILES), recipe.vocabulary)
-    gigaflop = recipe.pretrain.tokens * (4 * body + 6 * head) / 1e9
+    model, vocabulary = count_weights(locate(recipe.base, hub_files=MODEL_FILES)), recipe.vocabulary
+    rows = vocabulary.size if isinstance(vocabulary.size, int) else model.rows + (vocabulary.add or 0)
+    head = rows * model.width
+    gigaflop = recipe.pretrain.tokens * (4 * model.body + 6 * head) / 1e9
     matrix = torch.rand(2048, 2048, device=device())
     matrix @ matrix
     started = time.perf_counter()
@@ -233,27 +238,11 @@ def cost(recipe: Recipe) -> dict[str, float | int]:
     speed = 4 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
     return {
         "tokens": recipe.pretrain.tokens,
-        "weights": body + head,
+        "weights": model.body + head,
         "gigaflop": round(gigaflop),
         "gigaflops_here": round(speed),
         "minutes": round(gigaflop / speed / 60 / EFFICIENCY, 1),
     }
-
-
-def _weights(model: Path, vocabulary: VocabularySettings) -> tuple[int, int]:
-    """Weights of a model's body and of its head with the new vocabulary, from the files' headers alone."""
-    if model.suffix == ".gguf":
-        from gguf import GGUFReader
-
-        shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in GGUFReader(model).tensors}
-        width, rows = shapes["token_embd.weight"]
-        body = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(("token_embd", "output.")))
-        return body, (vocabulary.size or rows + (vocabulary.add or 0)) * width
-    checkpoint = Checkpoint(model)
-    rows, width = checkpoint.entries[checkpoint.input_name].shape
-    names = checkpoint.embedding_names
-    body = sum(math.prod(entry.shape) for name, entry in checkpoint.entries.items() if name not in names)
-    return body, (vocabulary.size or rows + (vocabulary.add or 0)) * width
 
 
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:

@@ -13,6 +13,7 @@ A text source is one of
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ STARTER = "starter:"
 DATASET = "dataset:"
 # Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
 FREQUENT_WORDS = 100_000
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_PIECE = 1 << 23  # bytes of a text file held at once
 
 
@@ -75,7 +77,7 @@ class Document:
     ----------
     text : str
     source : str
-        Kind of text: the row's field `source`, else the name of the file.
+        Kind of text: the row's field `source`, else the name of the file; of a .txt file, that of its folder.
     name : str
         The work that it is a piece of: the row's field `doc`, else file and line.
     """
@@ -144,7 +146,7 @@ def _dataset(source: str) -> Iterator[Document]:
 def _documents_of(file: Path) -> Iterator[Document]:
     if file.name.endswith(".txt"):
         for piece in _pieces(file):
-            yield Document(piece, file.parent.name, file.name)
+            yield Document(piece, "/".join(file.absolute().parts[-3:-1]), file.name)
         return
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
@@ -183,6 +185,8 @@ def _row(line: bytes, file: Path, number: int) -> Document:
         raise LeptaError(f"{where}: not JSON ({error.msg}); expected one object a line with a field 'text'") from error
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise LeptaError(f"{where}: no text field; expected an object with a string field 'text'")
+    if LONE_SURROGATE.search(row["text"]):
+        raise LeptaError(f"{where}: half of a UTF-16 pair, which is no character; write the text anew from its source")
     return Document(row["text"], str(row.get("source", file.name)), str(row.get("doc", f"{file.name}#{number}")))
 
 

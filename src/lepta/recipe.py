@@ -73,7 +73,10 @@ class VocabularySettings(Section):
         "bpe, unigram: a new vocabulary",
     )
     add: int | None = Field(None, ge=1, description="Number of new tokens; or give `size`")
-    size: int | None = Field(None, ge=1, description="Size of the whole new vocabulary; or give `add`")
+    size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="Size of the whole new vocabulary, or give `add`; auto: as many new tokens as make text cheapest",
+    )
     keep: int | None = Field(
         None, ge=1, description="optimized: tokens to keep, special ones not counted; default: half"
     )
@@ -147,9 +150,11 @@ class Recipe(Section):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")
-    def _text_for_training(self) -> "Recipe":
+    def _parts_fit(self) -> "Recipe":
         if not self.text.target.train:
             raise ValueError("text.target.train: at least one text source is needed")
+        if self.pretrain.trains == "new-rows" and self.vocabulary.scenario != "extended":
+            raise ValueError("pretrain.trains: new-rows needs vocabulary.scenario extended; give embeddings")
         if self.pretrain.source_share and not self.text.source.train:
             raise ValueError("pretrain.source_share is above 0: text.source.train needs at least one text source")
         return self

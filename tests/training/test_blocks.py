@@ -90,7 +90,7 @@ def test_a_small_budget_sees_many_documents(tokenizer):
     documents = [f"Документ {n}.\n" * 400 for n in range(30)]
     blocks = training_blocks(tokenizer, documents, [], 2000, 64, 0.0, 1)
     seen = {tokenizer.decode(block).split("Документ ")[1].split(".")[0] for block in blocks}
-    assert len(seen) > 15
+    assert len(seen) > 5  # one, if documents were gone through whole
 
 
 def run(tokenizer, texts, tokens=6000, length=64, share=0.25, seed=1):

@@ -1,47 +1,118 @@
-"""How much text a token holds."""
+"""How much text a token holds, and how much of a vocabulary a text uses."""
+
+import json
 
 import pytest
+from typer.testing import CliRunner
 
-from lepta.vocabulary.measure import measure
+from lepta.cli import app
+from lepta.corpus import Document
+from lepta.vocabulary import measure as module
+from lepta.vocabulary.measure import measure, measure_sources
+from lepta.vocabulary.tokens import Kind
+
+COUNTS = ("characters", "utf8_bytes", "words", "tokens", "single_token_words")
+
+
+def counts(measured):
+    return [getattr(measured, name) for name in COUNTS]
 
 
 def test_counts_of_a_text_counted_by_hand(old):
     text = "The world: мир 5"
     measured = measure(old, [text])
     ids = old.encode([text])[0]
-    assert (measured.characters, measured.utf8_bytes, measured.words) == (16, 19, 4)
-    assert measured.tokens == len(ids)
-    assert measured.single_token_words == 2  # " The" and " world", but not " мир", nor " 5": a space and a digit
+    # one token each: " The" and " world", but not " мир", nor " 5": a space and a digit
+    assert counts(measured) == [16, 19, 4, len(ids), 2]
 
 
 def test_ratios(old):
-    measured = measure(old, ["The world of the people"])
-    assert measured.summary() == {
+    summary = measure(old, ["The world of the people"]).summary()
+    assert summary == {
+        "characters": 23,
         "tokens": 5,
         "characters_per_token": 23 / 5,
         "bytes_per_token": 23 / 5,
-        "tokens_per_word": 1.0,
+        "words_per_token": 1.0,
         "single_token_words": 1.0,
+        "vocabulary_tokens": 49152 - 17,
+        "unused_tokens": 49152 - 17 - 5,
+        "unused_share": (49152 - 17 - 5) / (49152 - 17),
     }
+    assert json.loads(json.dumps(summary)) == summary  # plain numbers
 
 
 def test_every_occurrence_counts(old):
-    assert measure(old, ["world world", "world"]).single_token_words == 3
+    measured = measure(old, ["world world", "world"])
+    assert measured.single_token_words == 3
+    assert measured.unused_tokens == measured.vocabulary_tokens - 2  # "world" and " world"
 
 
-def test_documents_add_up(old, russian):
-    parts = [measure(old, [document]) for document in russian]
-    whole = measure(old, russian)
-    for name in ("characters", "utf8_bytes", "words", "tokens", "single_token_words"):
-        assert getattr(whole, name) == sum(getattr(part, name) for part in parts)
+def test_special_tokens_in_the_text_are_tokens_but_use_nothing_of_the_vocabulary(old):
+    special = next(old.data(i).decode() for i in range(old.size) if old.kinds[i] == Kind.SPECIAL)
+    plain, marked = measure(old, ["world"]), measure(old, [f"world{special}"])
+    assert marked.tokens == plain.tokens + 1
+    assert (marked.vocabulary_tokens, marked.unused_tokens) == (plain.vocabulary_tokens, plain.unused_tokens)
+
+
+def test_sources_are_measured_apart_and_add_up_however_they_come(old, russian, monkeypatch):
+    texts = [(text, "even" if n % 2 == 0 else "odd") for n, text in enumerate([*russian, "The world"])]
+    documents = [Document(text, source, str(n)) for n, (text, source) in enumerate(texts)]
+    total, sources = measure_sources(old, iter(documents))
+    assert list(sources) == ["even", "odd"]
+    for source, part in sources.items():
+        assert part == measure(old, [text for text, of in texts if of == source])
+    assert counts(total) == [sum(column) for column in zip(*map(counts, sources.values()), strict=True)]
+    assert total.unused_tokens == measure(old, [text for text, _ in texts]).unused_tokens
+    assert total.unused_tokens < min(part.unused_tokens for part in sources.values())
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 1)
+    assert measure_sources(old, documents) == (total, sources)
 
 
 def test_extended_vocabulary_holds_more_russian_in_a_token_and_the_same_english(old, new, russian, english):
     before, after = measure(old, russian), measure(new, russian)
     assert after.summary()["characters_per_token"] > 1.8 * before.summary()["characters_per_token"]
     assert after.single_token_words > before.single_token_words
-    assert measure(new, english) == measure(old, english)
+    before, after = measure(old, english), measure(new, english)
+    assert counts(before) == counts(after)
+    assert after.unused_tokens - before.unused_tokens == new.size - old.size  # English uses no new token
 
 
-def test_text_without_words_has_ratios(old):
-    assert measure(old, ["!!!"]).summary()["tokens_per_word"] == pytest.approx(measure(old, ["!!!"]).tokens)
+@pytest.mark.parametrize("texts", [["!!!"], []])
+def test_text_without_words_has_ratios(old, texts):
+    summary = measure(old, texts).summary()
+    assert (summary["words_per_token"], summary["single_token_words"]) == (0, 0)
+
+
+@pytest.fixture
+def arguments(tiny_tokenizer, tiny_extended, write_lines, tmp_path):
+    """`vocab measure` on two tokenizers and two sources, one of them with a name that rich would read as markup."""
+    rows = [{"text": "Добрый день", "source": "[red]ru"}, {"text": "The world", "source": "en"}]
+    text = write_lines("text.jsonl", [json.dumps(row) for row in rows])
+    for name, tokenizer in (("old", tiny_tokenizer), ("new", tiny_extended)):
+        (tmp_path / name).mkdir()
+        tokenizer.save(tmp_path / name)
+    tokenizers = [part for name in ("old", "new") for part in ("--tokenizer", str(tmp_path / name))]
+    return ["vocab", "measure", *tokenizers, "--text", str(text)]
+
+
+def test_command_prints_json(arguments, tiny_extended):
+    rows = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--by-source"]).stdout)
+    assert [list(row["sources"]) for row in rows.values()] == [["[red]ru", "en"]] * 2
+    vocabulary = tiny_extended.vocabulary()
+    assert rows[arguments[5]]["sources"]["[red]ru"] == measure(vocabulary, ["Добрый день"]).summary()
+    short = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert short[arguments[5]] == measure(vocabulary, ["Добрый день", "The world"]).summary()
+
+
+@pytest.mark.parametrize(
+    ("options", "begins"),
+    [
+        ([], [["old"], ["new"]]),
+        (["--by-source"], [[s, t] for s in ("[red]ru", "en", "all text") for t in ("old", "new")]),
+    ],
+)
+def test_command_prints_a_row_for_each_tokenizer_and_source(arguments, options, begins):
+    output = CliRunner().invoke(app, [*arguments, *options], env={"COLUMNS": "120"}).stdout
+    rows = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in output.splitlines() if "│" in line]
+    assert [row[: len(begins[0])] for row in rows] == begins

@@ -32,6 +32,19 @@ def write_report(data: dict[str, Any], folder: Path) -> None:
     folder : Path
         Existing folder for the page.
     """
+    (folder / REPORT).write_text(render(TEMPLATE, _view(data)), encoding="utf-8", errors="replace")
+
+
+def render(template: str, view: dict[str, Any]) -> str:
+    """Fill a template of this folder; what it shows is escaped, numbers are written by the filters below.
+
+    Parameters
+    ----------
+    template : str
+        File name.
+    view : dict
+        Name -> what the template shows by it.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -43,8 +56,7 @@ def write_report(data: dict[str, Any], folder: Path) -> None:
         "times": _times,
         "duration": _duration,
     }
-    page = environment.get_template(TEMPLATE).render(_view(data))
-    (folder / REPORT).write_text(page, encoding="utf-8", errors="replace")
+    return environment.get_template(template).render(view)
 
 
 def print_summary(data: dict[str, Any], console: Console) -> None:

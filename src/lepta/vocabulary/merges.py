@@ -25,6 +25,16 @@ FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD
 OCCURRENCES = 2_000_000
 
 
+class TooFewTokens(LeptaError):
+    """The words hold fewer new tokens than were asked for."""
+
+    def __init__(self, available: int, asked: int) -> None:
+        super().__init__(
+            f"corpus: only {available:,} new tokens can be learned from it, not {asked:,}; give more or ask for fewer"
+        )
+        self.available = available
+
+
 @dataclass(frozen=True)
 class Merge:
     """Two tokens that become one."""
@@ -84,7 +94,7 @@ def learn_merges(splits: Sequence[Sequence[bytes]], weights: np.ndarray, known: 
             new.add(merge.token)
         if len(new) == number:
             return merges[: n + 1]
-    raise LeptaError(f"corpus: only {len(new):,} new tokens can be learned from it, not {number:,}; give more text")
+    raise TooFewTokens(len(new), number)
 
 
 def whole_numbers(weights: np.ndarray) -> np.ndarray:

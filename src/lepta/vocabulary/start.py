@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,11 @@ def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
 
 
 def kept_tokens(
-    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, number: int, by: KeepBy = "frequency"
+    vocabulary: Vocabulary,
+    words: Sequence[str],
+    weights: np.ndarray,
+    number: int | None = None,
+    by: KeepBy = "frequency",
 ) -> dict[str, Any]:
     """Shrink a BPE vocabulary to its most useful tokens (paper 2.4.1, scenario `optimized`).
 
@@ -60,8 +64,8 @@ def kept_tokens(
     words : sequence of str
     weights : float array, shape (words,)
         How much each word counts.
-    number : int
-        Tokens to keep, special tokens not counted.
+    number : int, optional
+        Tokens to keep, special tokens not counted; by default half.
     by : {"frequency", "rank"}
         `frequency`: most used in the words (the paper's text); `rank`: lowest ids (its published code).
 
@@ -71,6 +75,7 @@ def kept_tokens(
         Contents of the smaller `tokenizer.json`; tokens keep their order, ids are dense.
     """
     ids = [i for i, kind in enumerate(vocabulary.kinds) if kind in (Kind.TEXT, Kind.BYTE)]
+    number = len(ids) // 2 if number is None else number
     parts = _parts(vocabulary)
     kept = {i for i in ids if i not in parts}
     if not len(kept) <= number < len(ids):
@@ -93,38 +98,38 @@ def kept_tokens(
     return _restart(vocabulary, tokens, merges)
 
 
-def _parts(vocabulary: Vocabulary) -> dict[int, tuple[int, int]]:
-    """The two tokens that really merge into each token, by running the merges of lower rank on it."""
+def _parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
+    """The two tokens that really merge into each token, by running the merges of lower rank on it.
+
+    LLaMA-3 has a few tokens that its merges do not lead to; it takes them for whole words only, and they have no parts.
+    """
     model = vocabulary.spec["model"]
     vocab, ranks = model["vocab"], {}
-    by_token: dict[str, list[tuple[int, str, str]]] = {}
+    by_token: dict[str, list[tuple[str, str]]] = {}
     for rank, (left, right) in enumerate(merge_pairs(model["merges"])):
         ranks[left, right] = rank
-        by_token.setdefault(left + right, []).append((rank, left, right))
-    parts = {}
+        by_token.setdefault(left + right, []).append((left, right))
+    parts: dict[int, tuple[int, ...]] = {}
     for token, ways in by_token.items():
-        if len(ways) == 1:
-            _, left, right = ways[0]
-        else:
-            left, right = _last_pair(token, ranks, vocab)
-        parts[vocab[token]] = (vocab[left], vocab[right])
+        pair = ways[0] if len(ways) == 1 else _last_pair(token, ranks)
+        parts[vocab[token]] = tuple(vocab[part] for part in pair)
     return parts
 
 
-def _last_pair(token: str, ranks: dict[tuple[str, str], int], vocab: Collection[str]) -> tuple[str, str]:
-    """Merge a token up from its characters until two symbols are left."""
+def _last_pair(token: str, ranks: dict[tuple[str, str], int]) -> tuple[str, ...]:
+    """Merge a token up from its characters until two symbols are left; nothing if it does not come to that."""
     symbols = list(token)
     while len(symbols) > 2:
         pairs = ((ranks.get(pair), n) for n, pair in enumerate(itertools.pairwise(symbols)))
         best = min(((rank, n) for rank, n in pairs if rank is not None), default=None)
         if best is None:
-            raise LeptaError(f"tokenizer: its own merges do not lead to the token {token!r}")
+            return ()
         n = best[1]
         symbols[n : n + 2] = ["".join(symbols[n : n + 2])]
-    return symbols[0], symbols[1]
+    return tuple(symbols)
 
 
-def _closure(token: int, parts: dict[int, tuple[int, int]], kept: set[int]) -> set[int]:
+def _closure(token: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:
     """A token with all tokens that it is merged from, less those kept already."""
     needed: set[int] = set()
     waiting = [token]

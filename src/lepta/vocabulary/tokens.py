@@ -75,8 +75,8 @@ class Vocabulary(ABC):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself, as `tokenizers` runs it."""
-        return Tokenizer.from_str(json.dumps(self.spec))
+        """The tokenizer itself, as `tokenizers` runs it, whole texts whatever their length."""
+        return Tokenizer.from_str(json.dumps(self.spec | {"truncation": None, "padding": None}))
 
     def data(self, token_id: int) -> bytes:
         """Bytes of an id that is no hole."""

@@ -5,7 +5,6 @@ breaks, indentation and signs such as "№" or "…" come back as they were (the
 """
 
 import io
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -27,8 +26,8 @@ from lepta.vocabulary.sentencepiece_file import NORMAL
 from lepta.vocabulary.tokens import Vocabulary, components
 
 # SentencePiece reads lines, so words with line breaks and tabs are not for it: the most frequent get a token each.
-LINE_WORD = regex.compile(r".*[\t\r\n\0].*|\s+", regex.DOTALL)
-LINE_TOKENS = 100
+LINE_WORD = regex.compile(r".*[\t\r\n\0].*|\s{2,}", regex.DOTALL)
+LINE_TOKENS, LINE_SCORE = 100, -1.0
 # Pieces trained beyond those asked for: some are never the best way to write anything, not even themselves.
 SURPLUS = 0.02
 # SentencePiece wants whole numbers as weights, and writes each word out as often as it counts.
@@ -67,13 +66,15 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     before, after = special_layout(vocabulary)
     if UNKNOWN not in (*before, *after):
         before = [UNKNOWN, *before]
-    spaces = _line_tokens(words, weights)
-    number = size - len(before) - len(after) - 256 - len(spaces)
+    lines = _line_tokens(words, weights)
+    number = size - len(before) - len(after) - 256 - len(lines)
     if number <= 0:
-        raise LeptaError(f"--size {size}: special tokens, bytes and spaces alone are {size - number}; expected more")
+        raise LeptaError(
+            f"--size {size}: special tokens, bytes and line breaks alone are {size - number}; expected more"
+        )
     pieces = _reachable(_train(words, weights, number + int(number * SURPLUS)), number)
     low = dict.fromkeys
-    tokens = low(before, NEVER) | low(map(byte_token, range(256)), NEVER) | spaces | pieces | low(after, NEVER)
+    tokens = low(before, NEVER) | low(map(byte_token, range(256)), NEVER) | lines | pieces | low(after, NEVER)
     ids = {token: i for i, token in enumerate(tokens)}
     model = _model(tokens, ids[UNKNOWN])
     spec = rebuild(vocabulary.spec, ids, model, **_text_rules(vocabulary))
@@ -116,11 +117,10 @@ def _model(tokens: dict[str, float], unknown: int) -> dict[str, Any]:
 
 
 def _line_tokens(words: Sequence[str], weights: np.ndarray) -> dict[str, float]:
-    """The most frequent words with line breaks, and runs of spaces, with the logarithm of their share."""
-    runs = [(weight, word) for word, weight in zip(words, weights.tolist(), strict=True) if LINE_WORD.fullmatch(word)]
-    total = float(weights.sum())
-    best = sorted(runs, key=lambda run: (-run[0], run[1]))[:LINE_TOKENS]
-    return {word.replace(" ", SPACE): math.log(weight / total) for weight, word in best}
+    """The most frequent words with line breaks, and runs of spaces; as words they win over any split of them."""
+    lines = [(weight, word) for word, weight in zip(words, weights.tolist(), strict=True) if LINE_WORD.fullmatch(word)]
+    best = sorted(lines, key=lambda line: (-line[0], line[1]))[:LINE_TOKENS]
+    return {word.replace(" ", SPACE): LINE_SCORE for _, word in best}
 
 
 def _train(words: Sequence[str], weights: np.ndarray, number: int) -> dict[str, float]:

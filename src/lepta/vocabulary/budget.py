@@ -1,0 +1,102 @@
+"""How many tokens to add: each makes text shorter, and the head larger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from lepta.checkpoints.weights import Weights
+from lepta.vocabulary.rebuild import merge_pairs
+from lepta.vocabulary.tokens import Vocabulary
+
+STEP = 1000  # tokens between two points of the curve
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a number of new tokens costs and brings.
+
+    Attributes
+    ----------
+    added : int
+        New tokens.
+    tokens : float
+        Tokens of the words of the target script, as a share of those of the old vocabulary.
+    compute : float
+        Operations to read or write the same text, as a share of those with the old vocabulary: each token costs two for
+        each weight of body and head.
+    embedding_weights : int
+        Weights that the new rows add.
+    """
+
+    added: int
+    tokens: float
+    compute: float
+    embedding_weights: int
+
+
+def curve(
+    old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray, model: Weights
+) -> list[Point]:
+    """What the first 1,000, 2,000, ... tokens of an extended vocabulary bring.
+
+    A vocabulary that stops after the first n merges splits words as the whole one does before it comes to the others,
+    so the number of tokens follows from how often each merge is done; nothing is split again.
+
+    Parameters
+    ----------
+    old, extended : Vocabulary
+        BPE vocabularies; the second extends the first.
+    words : sequence of str
+    weights : float array, shape (words,)
+        How much each word counts.
+    model : Weights
+    """
+    before = sum(
+        weight * len(ids)
+        for ids, weight in zip(old.split([word.encode() for word in words]), weights.tolist(), strict=True)
+    )
+    saved = np.concatenate([[0.0], np.cumsum(_saved(old, extended, words, weights))])
+    points = []
+    for added in range(0, extended.size - old.size + 1, STEP):
+        tokens = (before - saved[added]) / before
+        per_token = (model.body + (model.rows + added) * model.width) / (model.body + model.rows * model.width)
+        points.append(Point(added, float(tokens), float(tokens * per_token), added * model.width * model.matrices))
+    return points
+
+
+def _saved(old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
+    """Tokens that each new token saves: how often the merges that form it are done, in order of its id."""
+    splits = extended.split([word.encode() for word in words])
+    lengths = np.fromiter(map(len, splits), np.int64, len(splits))
+    flat = np.fromiter(chain.from_iterable(splits), np.int64, int(lengths.sum()))
+    done = np.bincount(flat, np.repeat(weights, lengths), minlength=extended.size)
+    vocab = extended.spec["model"]["vocab"]
+    parts: dict[int, tuple[int, int]] = {}
+    for left, right in merge_pairs(extended.spec["model"]["merges"]):
+        parts.setdefault(vocab[left + right], (vocab[left], vocab[right]))
+    for token in range(extended.size - 1, old.size - 1, -1):  # a token is merged as often as it is used, in it or alone
+        for part in parts.get(token, ()):
+            done[part] += done[token]
+    return done[old.size :]
+
+
+def first_tokens(old: Vocabulary, extended: Vocabulary, number: int) -> dict[str, Any]:
+    """The extended tokenizer with only the first so many new tokens, as a `tokenizer.json`."""
+    model = extended.spec["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i < old.size + number}
+    pairs = zip(model["merges"], merge_pairs(model["merges"]), strict=True)
+    merges = [line for line, (left, right) in pairs if {left, right, left + right} <= vocab.keys()]
+    return extended.spec | {"model": model | {"vocab": vocab, "merges": merges}}
+
+
+def cheapest(points: Sequence[Point]) -> Point:
+    """The fewest new tokens with which text costs at most 1 % more than with the best number of them.
+
+    Near the best number the cost hardly changes, while each row needs memory and training.
+    """
+    best = min(point.compute for point in points)
+    return next(point for point in points if point.compute <= best * (1 + TOLERANCE))
