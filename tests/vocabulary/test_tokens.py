@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from lepta.errors import LeptaError
-from lepta.vocabulary.tokens import Kind, from_byte_alphabet, read_vocabulary, to_byte_alphabet
+from lepta.vocabulary.byte_level import from_byte_alphabet, to_byte_alphabet
+from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.tokens import Kind
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -130,5 +132,5 @@ def test_the_lowest_id_wins_where_two_tokens_have_the_same_bytes(smollm2):
     ("model", "word"), [(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), "WordPiece"), (models.BPE(), "BPE")]
 )
 def test_unsupported_families_are_named(model, word):
-    with pytest.raises(LeptaError, match=rf"my\.json.*{word}.*not supported"):
+    with pytest.raises(LeptaError, match=rf"my\.json.*{word}.*of no family known here; expected byte-level BPE"):
         read_vocabulary(json.loads(Tokenizer(model).to_str()), "my.json")

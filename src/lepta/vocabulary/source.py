@@ -106,7 +106,10 @@ def _read_folder(folder: Path) -> TokenizerSource:
     if not file.is_file():
         others = [name for name in ("tokenizer.model", "tekken.json") if (folder / name).is_file()]
         if not others:
-            raise LeptaError(f"{folder}: no tokenizer.json, tokenizer.model or tekken.json in it")
+            slow = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).is_file()]
+            what = f"only {slow[0]} of a slow tokenizer" if slow else "no tokenizer.json, .model or tekken.json"
+            remedy = "save a fast one with AutoTokenizer and save_pretrained()"
+            raise LeptaError(f"{folder}: {what} in it; {remedy}")
         return open_tokenizer(folder / others[0])
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(config_file) if config_file.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
