@@ -74,7 +74,13 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         corpus = ["starter:en/valid"] if english else [*CORPUS, "starter:en/valid"]
         lines = [line for text in read_documents(corpus) for line in text.splitlines()]
         model = io.BytesIO()
-        given = {"vocab_size": 1500, "byte_fallback": True, "normalization_rule_name": "identity"} | settings
+        given = {
+            "vocab_size": 1500,
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "required_chars": "<>",
+        }
+        given |= settings
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, num_threads=1, minloglevel=2, **given
         )

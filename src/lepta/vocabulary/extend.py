@@ -13,6 +13,7 @@ import numpy as np
 import regex
 
 from lepta.errors import LeptaError
+from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.merges import Merge, learn_merges
 from lepta.vocabulary.rebuild import merge_lines
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -121,6 +122,8 @@ def extend(
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
     splits = [[vocabulary.data(i) for i in ids] for ids in vocabulary.split([word.encode() for word in words])]
     missing = _missing_characters(vocabulary, words, weights)
+    if keep_other_text:
+        missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
     if missing:
         splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
     characters = [character.encode() for character in missing][:add]
@@ -135,9 +138,8 @@ def extend(
 
 
 def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> list[str]:
-    """Characters that a SentencePiece vocabulary writes as bytes, most frequent first, rare ones left out."""
-    single = vocabulary.ids_by_bytes(Kind.BYTE)
-    if not single:
+    """Characters that a SentencePiece vocabulary has no token for, most frequent first, rare ones left out."""
+    if isinstance(vocabulary, ByteLevelBPE):
         return []
     known = vocabulary.ids_by_bytes(Kind.TEXT)
     counts: Counter[str] = Counter()

@@ -72,6 +72,10 @@ def learn_merges(splits: Sequence[Sequence[bytes]], weights: np.ndarray, known: 
     LeptaError
         If the words do not hold that many tokens.
     """
+    if number <= 0:
+        return []
+    if not weights.sum():
+        raise TooFewTokens(0, number)
     symbols = sorted({symbol for split in splits for symbol in split})
     if len(symbols) > LAST_PRIVATE - FIRST_PRIVATE:
         raise LeptaError(f"corpus: {len(symbols):,} different symbols in it, more than there are private code points")

@@ -8,6 +8,7 @@ from lepta.vocabulary.pre_tokenizers import split
 from lepta.vocabulary.tokens import Kind, Vocabulary, components, runs_of_text
 
 SPACE = "▁"
+NEVER = -10_000.0  # score of tokens that text must not match by their names: special tokens and single bytes
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # What a word is where the tokenizer itself cuts text nowhere: letters with at most one sign and one space before them,
 # single digits, runs of signs, line breaks, runs of spaces. A comma may so become one token with a frequent word after

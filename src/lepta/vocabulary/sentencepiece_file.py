@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
-from lepta.vocabulary.sentencepiece import SPACE
+from lepta.vocabulary.sentencepiece import NEVER, SPACE
 from lepta.vocabulary.tiktoken_file import pairs_of
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
@@ -40,8 +40,8 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise LeptaError(f"{path}: not a whole SentencePiece model ({error}); copy or download it again") from error
-    if not proto.pieces:
-        raise LeptaError(f"{path}: a SentencePiece model without pieces; copy or download it again")
+    if not proto.pieces or not proto.HasField("trainer_spec"):
+        raise LeptaError(f"{path}: not a whole SentencePiece model, its end is missing; copy or download it again")
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         raise LeptaError(f"{path}: a SentencePiece model of type WORD or CHAR; expected BPE or UNIGRAM")
     pieces = proto.pieces
@@ -66,7 +66,7 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": None,
         "post_processor": _starts_with(start, trainer.bos_id) if start else None,
-        "decoder": _decoder(proto.normalizer_spec.add_dummy_prefix),
+        "decoder": decoder(proto.normalizer_spec.add_dummy_prefix),
         "model": _bpe(proto) if trainer.model_type == BPE else _unigram(proto),
     }
     return spec, config
@@ -78,7 +78,7 @@ def _normalizer(settings: Any) -> dict[str, Any]:
         charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if settings.remove_extra_whitespaces:
-        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +|[ ▁]+\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if settings.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
@@ -86,7 +86,8 @@ def _normalizer(settings: Any) -> dict[str, Any]:
     return {"type": "Sequence", "normalizers": steps}
 
 
-def _decoder(strips: bool) -> dict[str, Any]:
+def decoder(strips: bool) -> dict[str, Any]:
+    """From tokens back to text; `strips` takes away the space that was put before the text."""
     steps: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -129,10 +130,11 @@ def _bpe(proto: Any) -> dict[str, Any]:
 
 
 def _unigram(proto: Any) -> dict[str, Any]:
+    """Text does not match the names of bytes ("<0x41>"), unless the model does not know the letters of the name."""
     unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN)
     return {
         "type": "Unigram",
         "unk_id": unknown,
-        "vocab": [[piece.piece, piece.score] for piece in proto.pieces],
+        "vocab": [[p.piece, p.score if p.type in (NORMAL, USER_DEFINED) else NEVER] for p in proto.pieces],
         "byte_fallback": proto.trainer_spec.byte_fallback,
     }

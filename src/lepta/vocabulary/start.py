@@ -12,7 +12,8 @@ from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.rebuild import merge_lines, merge_pairs, rebuild, special_layout
 from lepta.vocabulary.scenarios import KeepBy
 from lepta.vocabulary.sentencepiece import byte_token
-from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.sentencepiece_file import decoder
+from lepta.vocabulary.tokens import Kind, Vocabulary, components
 
 # Characters that a new SentencePiece vocabulary has tokens for make up this share of the text; the others become bytes.
 CHARACTER_COVERAGE = 0.99999
@@ -28,13 +29,11 @@ def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) 
     """
     if isinstance(vocabulary, ByteLevelBPE):
         tokens = [vocabulary.written(bytes([byte])) for byte in range(256)]
-    else:
-        tokens = [*map(byte_token, range(256)), *map(_written(vocabulary), _characters(words, weights))]
-    return _restart(vocabulary, tokens, [])
-
-
-def _written(vocabulary: Vocabulary) -> Any:
-    return lambda character: vocabulary.written(character.encode())
+        return _restart(vocabulary, tokens, [])
+    characters = (vocabulary.written(character.encode()) for character in _characters(words, weights))
+    spec = _restart(vocabulary, [*map(byte_token, range(256)), *characters], [])
+    strips = any(step["type"] == "Strip" for step in components(spec.get("decoder")))
+    return spec | {"model": spec["model"] | {"byte_fallback": True}, "decoder": decoder(strips)}
 
 
 def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:

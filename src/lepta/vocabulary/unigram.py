@@ -21,7 +21,7 @@ from lepta.errors import LeptaError
 from lepta.vocabulary.merges import whole_numbers
 from lepta.vocabulary.pre_tokenizers import sequence, split
 from lepta.vocabulary.rebuild import rebuild, special_layout
-from lepta.vocabulary.sentencepiece import SPACE, WORDS, byte_token
+from lepta.vocabulary.sentencepiece import NEVER, SPACE, WORDS, byte_token
 from lepta.vocabulary.sentencepiece_file import NORMAL
 from lepta.vocabulary.tokens import Vocabulary, components
 
@@ -34,7 +34,6 @@ SURPLUS = 0.02
 OCCURRENCES = 5_000_000
 UNKNOWN = "<unk>"
 SEED_WORDS, SEEDS_PER_PIECE = 150_000, 12
-NEVER = -10_000.0  # score of tokens that text must not match by their names: special tokens and single bytes
 CHARACTER_COVERAGE = 0.99999
 LONGEST_PIECE = 24
 

@@ -26,6 +26,7 @@ BATCH_CHARACTERS = 1_000_000
 # Words beyond this number are forgotten, rarest first, so that memory does not grow with the corpus: 3 million words
 # take about 0.5 GB. Running Russian of 10 GB has more, nearly all of them once.
 MOST_WORDS = 3_000_000
+LONGEST_WORD = 100  # characters; what is longer is no word (links, encoded data), and costs the trainers minutes
 MOST_WAITING = 5_000_000  # counts that wait to join the table, 16 bytes each
 MOST_SOURCES = 64
 SOURCE_EXPONENT, PART_EXPONENT = 0.65, 0.85
@@ -99,10 +100,15 @@ class WordCounter:
             self._count(column)
 
     def add_counts(self, name: str, counts: dict[str, float]) -> None:
-        """Add words with known counts as a source of one part."""
+        """Add words with known counts as a source of one part; they are cut as words of running text are."""
         source = self._names.setdefault(name, len(self._names))
         column = self._columns.setdefault((source, 0), len(self._columns))
-        self._note(column, counts)
+        cut: Counter[str] = Counter()
+        for word, count in counts.items():
+            text = self._tokenizer.normalizer.normalize_str(word) if self._tokenizer.normalizer else word
+            for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+                cut[piece] += count  # type: ignore[assignment]
+        self._note(column, dict(cut))
 
     def table(self) -> WordTable:
         """All that was counted, words in alphabetical order: `tokenizers` counts them in an order of chance."""
@@ -126,6 +132,7 @@ class WordCounter:
 
     def _note(self, column: int, counts: dict[str, float]) -> None:
         ids = self._ids
+        counts = {word: count for word, count in counts.items() if len(word) <= LONGEST_WORD}
         rows = np.fromiter((ids.setdefault(word, len(ids)) for word in counts), np.int64, len(counts))
         self._news.append((rows, np.fromiter(counts.values(), np.float64, len(counts)), column))
         self._waiting_counts += len(counts)
@@ -146,10 +153,8 @@ class WordCounter:
 
     def _forget(self) -> None:
         self._gather()
-        totals = self._table.sum(axis=1)
-        threshold = np.partition(totals, -MOST_WORDS // 2)[-MOST_WORDS // 2]
-        kept = np.flatnonzero(totals > threshold)
-        words = list(self._ids)
+        totals, words = self._table.sum(axis=1), list(self._ids)
+        kept = sorted(range(len(words)), key=lambda row: (-totals[row], words[row]))[: MOST_WORDS // 2]
         self._ids = {words[row]: n for n, row in enumerate(kept)}
         self._table = self._table[kept]
 
