@@ -148,6 +148,8 @@ def vocab_build(
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import open_tokenizer
 
+    if (add is None) == (size is None):
+        raise LeptaError("give either --add (number of new tokens) or --size (of the whole vocabulary)")
     original = open_tokenizer(tokenizer)
     with publishing(output, force) as folder:
         if size == "auto":
