@@ -48,8 +48,9 @@ def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
     if texts:
         with progress("counting words, million characters", None) as meter:
             counter.add(read_labelled(texts), meter)
-    total = float(counter.table().counts.sum()) * WORD_LIST_WEIGHT or WORD_LIST_ALONE
-    for source in filter(is_word_list, corpus):
+    lists = [source for source in corpus if is_word_list(source)]
+    total = float(counter.table().counts.sum()) * WORD_LIST_WEIGHT or WORD_LIST_ALONE if lists else 0.0
+    for source in lists:
         counter.add_counts(source, words_of_frequencies(word_frequencies(source), total))
     return counter.table()
 

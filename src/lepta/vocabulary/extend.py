@@ -120,7 +120,8 @@ def extend(
         If the words do not hold that many tokens.
     """
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
-    splits = [[vocabulary.data(i) for i in ids] for ids in vocabulary.split([word.encode() for word in words])]
+    data = [token or b"" for token in vocabulary.bytes_of]
+    splits = [[data[i] for i in ids] for ids in vocabulary.split([word.encode() for word in words])]
     missing = _missing_characters(vocabulary, words, weights)
     if keep_other_text:
         missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
@@ -165,11 +166,13 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: list[bytes], miss
 
 def _is_spelled(word: str, split: list[bytes], symbols: set[bytes]) -> bool:
     """Tell whether a word is split into tokens of text that spell it, without unknown characters and single bytes."""
-    return all(symbol in symbols for symbol in split) and b"".join(split) == word.encode()
+    return symbols.issuperset(split) and b"".join(split) == word.encode()
 
 
 def _has_sign_in_pieces(word: str, split: list[bytes]) -> bool:
     """Tell whether two symbols end before the first letter: merged, they would be a token without a letter."""
+    if word[0].isalpha() or (word[0] == " " and word[1:2].isalpha()):
+        return False  # one byte at most stands before the letters: nearly all words
     before = len(regex.split(r"(?=\p{L})", word, maxsplit=1, flags=regex.V1)[0].encode())
     return sum(end <= before for end in itertools.accumulate(map(len, split))) > 1
 

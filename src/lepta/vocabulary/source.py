@@ -46,7 +46,8 @@ class TokenizerSource:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into an existing folder, as `AutoTokenizer` reads them."""
-        (folder / "tokenizer.json").write_text(json.dumps(self.spec, ensure_ascii=False, indent=1), encoding="utf-8")
+        spec = json.dumps(self.spec, ensure_ascii=False)  # without indent: five times as fast
+        (folder / "tokenizer.json").write_text(spec, encoding="utf-8")
         config = json.dumps(self.config, ensure_ascii=False, indent=2)
         (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
         if self.chat_template is not None:
