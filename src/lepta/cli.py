@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -371,7 +371,13 @@ def propagate(
     adapted: ModelPath,
     instruct: ModelPath,
     output: Output,
-    method: Annotated[str, typer.Option(help="swap, overlap or conversion.")] = "conversion",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, or auto: the one that predicts "
+            "held-out tokens best."
+        ),
+    ] = "conversion",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -380,15 +386,15 @@ def propagate(
     from lepta.embeddings.variant import propagate as propagate_variant
     from lepta.pipeline import publishing
 
-    if method not in METHODS:
-        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}")
+    if method not in (*METHODS, "auto"):
+        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
     with (
         _opened(base) as base_model,
         _opened(adapted) as adapted_model,
         _opened(instruct) as instruct_model,
         publishing(output, force) as folder,
     ):
-        facts = propagate_variant(base_model, adapted_model, instruct_model, method, folder)
+        facts = propagate_variant(base_model, adapted_model, instruct_model, cast(Any, method), folder)
     _result({"output": str(output), **facts}, as_json)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from lepta.embeddings.propagate import METHODS, fit_map
-from lepta.embeddings.transfer import Transfer, transfer_matrix
+from lepta.embeddings.propagate import METHODS, HeldOut, choose_map, fit_map, moments_of
+from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 
 WIDTH = 16
@@ -182,3 +182,92 @@ def test_summary_tells_the_distance_from_identity():
     fitted = fit_map("conversion", transfer, base, 3 * base)
     assert fitted.summary()["distance_from_identity"] == pytest.approx(2.0)
     assert fit_map("swap", transfer, base, 3 * base).summary()["distance_from_identity"] == 0
+
+
+def rotation(width=WIDTH, seed=3):
+    return torch.linalg.qr(random_matrix(width, width, seed=seed))[0]
+
+
+def test_ridge_has_overlap_and_swap_as_its_limits(transfer, old):
+    base = random_matrix(old.size)
+    instruct = base + 0.3 * random_matrix(old.size, seed=5)
+    moments = moments_of(transfer.overlap, base, instruct)
+    overlap = fit_map("overlap", transfer, base, instruct).offset
+    np.testing.assert_allclose(moments.solve(0.0), overlap, atol=1e-12)
+    assert np.abs(moments.solve(1e9)).max() < 1e-6
+    norms = [np.linalg.norm(moments.solve(strength)) for strength in (0.0, 0.1, 1.0, 10.0)]
+    assert norms == sorted(norms, reverse=True)
+
+
+def test_ridge_solves_its_equations(transfer, old):
+    base = random_matrix(old.size)
+    instruct = base + 0.3 * random_matrix(old.size, seed=5)
+    x, y = (explicit_rows("conversion", transfer, matrix) for matrix in (base, instruct))
+    strength = 0.5 * np.linalg.eigvalsh(x.T @ x).mean()
+    expected = np.linalg.solve(x.T @ x + strength * np.eye(WIDTH), x.T @ y + strength * np.eye(WIDTH))
+    offset = moments_of(transfer.matrix, base, instruct).solve(0.5)
+    np.testing.assert_allclose(np.eye(WIDTH) + offset, expected, atol=1e-9)
+
+
+def test_procrustes_recovers_a_rotation_and_nothing_else(transfer, old):
+    base, turn = random_matrix(old.size), rotation()
+    fitted = fit_map("procrustes", transfer, base, base @ turn)
+    np.testing.assert_allclose(np.eye(WIDTH) + fitted.offset, turn, atol=1e-8)
+    scaled = np.eye(WIDTH) + fit_map("procrustes", transfer, base, 3 * base @ turn).offset
+    np.testing.assert_allclose(scaled @ scaled.T, np.eye(WIDTH), atol=1e-8)
+
+
+def test_delta_moves_each_row_as_the_old_rows_that_it_is_mixed_of():
+    transfer = small_transfer()
+    base, instruct, adapted = (random_matrix(rows, 8, seed) for rows, seed in ((60, 0), (60, 1), (90, 2)))
+    result = fit_map("delta", transfer, base, instruct).apply(adapted)
+    np.testing.assert_allclose(result, adapted + transfer.matrix @ (instruct - base).numpy(), atol=1e-12)
+
+
+def test_ridge_predicts_held_out_tokens_better_than_its_limits_if_most_of_the_change_is_noise(transfer, old):
+    base = random_matrix(old.size, 64)
+    instruct = base + 0.02 * base @ random_matrix(64, 64, seed=4) + 3 * random_matrix(old.size, 64, seed=5)
+    errors = HeldOut(transfer, base, instruct).errors()
+    assert errors["ridge"] < min(errors["swap"], errors["overlap"], errors["conversion"], errors["procrustes"])
+    assert "delta" not in errors
+
+
+def test_held_out_error_is_that_of_a_fit_that_never_saw_the_tokens():
+    transfer = small_transfer(old_rows=300, new_rows=500, shared=250)
+    base = random_matrix(300, 6)
+    instruct = base + 0.5 * random_matrix(300, 6, seed=1)
+    held_out = HeldOut(transfer, base, instruct)
+    assert len(held_out.tokens) == 25
+    rows = transfer.matrix.toarray()
+    seen = rows[(rows[:, held_out.tokens] == 0).all(axis=1)]
+    fitted = np.linalg.lstsq(seen @ base.numpy(), seen @ instruct.numpy(), rcond=None)[0]
+    x, y = base.numpy()[held_out.tokens], instruct.numpy()[held_out.tokens]
+    assert held_out.errors()["conversion"] == pytest.approx(
+        np.linalg.norm(x @ fitted - y) / np.linalg.norm(y), abs=1e-9
+    )
+
+
+def test_auto_takes_the_method_of_the_least_held_out_error(transfer, old):
+    base = random_matrix(old.size)
+    stand_ins = stand_in_rows(old, old.size)
+    linear, errors = choose_map(transfer, base, base @ random_matrix(WIDTH, seed=2), stand_ins)
+    assert linear.method == min(errors, key=errors.get) != "swap"
+    assert set(errors) == set(METHODS)
+    # a change that a token shares with the tokens that merge into it, and that no linear map can tell
+    change = torch.ones((old.size, WIDTH))
+    shifted, errors = choose_map(transfer, base, base + 5 * change, stand_ins)
+    assert shifted.method == "delta"
+    assert errors["delta"] < 1e-9
+
+
+def test_stand_ins_are_the_two_tokens_that_merge_into_a_token(old):
+    rows = stand_in_rows(old, old.size)
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    for token in (5_000, 20_000, 40_000):
+        pieces = [old.bytes_of[i] for i in rows[[token]].indices]
+        assert old.bytes_of[token] in {b"".join(order) for order in (pieces, pieces[::-1], pieces * 2)}
+
+
+def test_too_few_shared_tokens_to_hold_some_out_raise():
+    with pytest.raises(LeptaError, match="share 40 tokens, too few"):
+        fit_map("ridge", small_transfer(), random_matrix(60, 8), random_matrix(60, 8, seed=1))

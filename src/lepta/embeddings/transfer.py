@@ -4,12 +4,14 @@ Row t of T holds 1 / K at the K old tokens that the bytes of t split into, so ro
 vocabularies is a unit row. Everything later is linear algebra on T.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 
 from lepta.errors import LeptaError
+from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Vocabulary, same_tokens
 
 
@@ -98,3 +100,24 @@ def _exact_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) 
     holes = np.array([i for i in range(min(old_rows, new_rows)) if old.is_hole(i) and new.is_hole(i)], dtype=np.int64)
     exact[holes] = holes
     return exact
+
+
+def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
+    """What each token of a vocabulary would be mixed of if it were new: the two tokens that merge into it.
+
+    Returns
+    -------
+    scipy CSR array, shape (rows, rows), or None
+        Rows sum to 1; those of bytes and special tokens, which nothing merges into, hold the token itself. None for a
+        vocabulary without merges.
+    """
+    if "merges" not in vocabulary.spec["model"]:
+        return None
+    parts = merge_parts(vocabulary)
+    pieces = [parts.get(i) or (i,) for i in range(rows)]
+    lengths = np.fromiter(map(len, pieces), np.int64, rows)
+    columns = np.fromiter(itertools.chain.from_iterable(pieces), np.int64, int(lengths.sum()))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    matrix = sparse.csr_array((np.repeat(1.0 / lengths, lengths), columns, indptr), shape=(rows, rows))
+    matrix.sum_duplicates()
+    return matrix

@@ -2,22 +2,22 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
-from lepta.embeddings.propagate import Method, fit_map
-from lepta.embeddings.transfer import Transfer, transfer_matrix
+from lepta.embeddings.propagate import Method, choose_map, fit_map
+from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
 def propagate(
-    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, method: Method, folder: Path
+    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, method: Method | Literal["auto"], folder: Path
 ) -> dict[str, Any]:
     """Write an instruct variant with the vocabulary and embeddings of the adapted base model.
 
@@ -29,7 +29,8 @@ def propagate(
         The foundation model before and after vocabulary change and continued pre-training.
     instruct : Checkpoint
         An instruct variant of `base`, with the original vocabulary.
-    method : {"swap", "overlap", "conversion"}
+    method : str
+        See `lepta.embeddings.propagate`; `auto` takes, for each matrix, the one that predicts held-out tokens best.
     folder : Path
         Existing empty folder for the result.
 
@@ -47,14 +48,19 @@ def propagate(
     old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
     _check_family(base, adapted, instruct, old, instruct_tokenizer.vocabulary())
     transfer = transfer_matrix(old, new, base.rows, adapted.rows)
+    stand_ins = stand_in_rows(old, base.rows) if method == "auto" else None
     special = torch.from_numpy(_shared_specials(new, transfer))
     matrices, fits = {}, {}
     for b, a, i in zip(base.embedding_names, adapted.embedding_names, instruct.embedding_names, strict=True):
-        own = instruct.load(i)
-        linear_map = fit_map(method, transfer, base.load(b), own)
-        rows = linear_map.apply(adapted.load(a))
+        own, before = instruct.load(i), base.load(b)
+        errors: dict[Method, float] = {}
+        if method == "auto":
+            fitted, errors = choose_map(transfer, before, own, stand_ins)
+        else:
+            fitted = fit_map(method, transfer, before, own)
+        rows = fitted.apply(adapted.load(a))
         rows[special] = own[torch.from_numpy(transfer.exact)[special]].to(rows.dtype)
-        matrices[i], fits[i] = rows, linear_map.summary()
+        matrices[i], fits[i] = rows, fitted.summary() | ({"held_out_errors": errors} if errors else {})
     owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
     tokenizer = replace(
         tokenizer,

@@ -75,7 +75,7 @@ def kept_tokens(
     """
     ids = [i for i, kind in enumerate(vocabulary.kinds) if kind in (Kind.TEXT, Kind.BYTE)]
     number = len(ids) // 2 if number is None else number
-    parts = _parts(vocabulary)
+    parts = merge_parts(vocabulary)
     kept = {i for i in ids if i not in parts}
     if not len(kept) <= number < len(ids):
         raise LeptaError(f"--keep {number}: expected from {len(kept)} (bytes and characters) to {len(ids) - 1}")
@@ -97,7 +97,7 @@ def kept_tokens(
     return _restart(vocabulary, tokens, merges)
 
 
-def _parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
+def merge_parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
     """The two tokens that really merge into each token, by running the merges of lower rank on it.
 
     LLaMA-3 has a few tokens that its merges do not lead to; it takes them for whole words only, and they have no parts.
