@@ -129,16 +129,17 @@ def vocab_build(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="--size auto: the model that pays for a larger head [default: --tokenizer].")
+        str | None,
+        typer.Option(help="--size auto: the model that pays for a larger head (default: that of --tokenizer)."),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="optimized: tokens to keep, special ones not counted [default: half].")
+        int | None, typer.Option(min=1, help="optimized: tokens to keep, special ones not counted (default: half).")
     ] = None,
     keep_by: Annotated[
         KeepBy, typer.Option(help="optimized: keep the tokens most used in the corpus, or those of lowest rank.")
     ] = "frequency",
     script: Annotated[
-        str, typer.Option(help="Unicode script of tokens added to old ones, such as Cyrillic [default: by the corpus].")
+        str, typer.Option(help="Unicode script of tokens added to old ones, such as Cyrillic (default: by the corpus).")
     ] = "auto",
     force: Force = False,
     as_json: AsJson = False,
@@ -443,7 +444,8 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
     for row in rows:
         table.add_row(row["stage"], "[green]current[/]" if row["current"] else "[yellow]to run[/]", row["reason"])
     console.print(table)
-    for value in (extra or {}).values():
+    for name, value in (extra or {}).items():
+        console.print(f"\nEstimated {name} of pre-training, if it runs:", highlight=False)
         _result(value, as_json=False)
 
 

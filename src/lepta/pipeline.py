@@ -203,9 +203,17 @@ class Pipeline:
         if name is not None and name not in self.names():
             raise LeptaError(f"--from {name}: no such stage; this recipe has {', '.join(self.names())}")
 
+    def _check_texts(self) -> None:
+        """Find every text before anything runs; LeptaError names the first that is missing."""
+        for sources in (sources for stage in self.stages for sources in stage.texts.values()):
+            for source in sources:
+                if not is_word_list(source) and not source.startswith(DATASET):
+                    text_files(source)
+
     def status(self, start: str | None = None, force: bool = False) -> list[Verdict]:
         """Tell for every stage whether it would run. A stage after one that runs is judged by its present inputs."""
         self._check_stage(start)
+        self._check_texts()
         verdicts: list[Verdict] = []
         rerun: set[Path] = set()
         for stage in self.stages:
@@ -239,6 +247,7 @@ class Pipeline:
             Told one line about each stage.
         """
         self._check_stage(start)
+        self._check_texts()
         forced = False
         for stage in self.stages:
             forced = forced or force or stage.name == start

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -82,15 +81,6 @@ def _saved(old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights:
         for part in parts.get(token, ()):
             done[part] += done[token]
     return done[old.size :]
-
-
-def first_tokens(old: Vocabulary, extended: Vocabulary, number: int) -> dict[str, Any]:
-    """The extended tokenizer with only the first so many new tokens, as a `tokenizer.json`."""
-    model = extended.spec["model"]
-    vocab = {token: i for token, i in model["vocab"].items() if i < old.size + number}
-    pairs = zip(model["merges"], merge_pairs(model["merges"]), strict=True)
-    merges = [line for line, (left, right) in pairs if {left, right, left + right} <= vocab.keys()]
-    return extended.spec | {"model": model | {"vocab": vocab, "merges": merges}}
 
 
 def cheapest(points: Sequence[Point]) -> Point:

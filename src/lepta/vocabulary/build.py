@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from lepta.checkpoints.weights import Weights
 from lepta.corpus import is_word_list, read_labelled, word_frequencies
 from lepta.errors import LeptaError
 from lepta.progress import progress
 from lepta.vocabulary import unigram
-from lepta.vocabulary.budget import Point, cheapest, curve, first_tokens
+from lepta.vocabulary.budget import Point, cheapest, curve
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
@@ -121,7 +119,8 @@ def build_vocabulary(
         raise LeptaError(f"size {size}: the vocabulary to start from has {start.size:,} tokens already; expected more")
     if scenario == "bpe":
         return _with_spec(source, extend(start, table.words, weigh(table), number, keep_other_text=False))
-    return _with_spec(source, extend(start, *_target_words(table, script), number))
+    table = _words_of(table, script)
+    return _with_spec(source, extend(start, table.words, weigh(table), number))
 
 
 def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Scenario) -> None:
@@ -135,7 +134,7 @@ def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Sce
 def choose_size(
     source: TokenizerSource, corpus: Sequence[str], script: str, model: Weights
 ) -> tuple[TokenizerSource, list[Point], Point]:
-    """Extend a vocabulary by as many tokens as make text cheapest.
+    """Extend a vocabulary by as many tokens as make text cheapest, judged on documents held out of the learning.
 
     Returns
     -------
@@ -148,23 +147,22 @@ def choose_size(
     """
     vocabulary = source.vocabulary()
     _needs_merges(vocabulary, source, "extended")
-    words, weights = _target_words(count_corpus(vocabulary.word_rules(), corpus), script)
+    table = _words_of(count_corpus(vocabulary.word_rules(), corpus), script)
+    kept, held_out = table.hold_out()
     try:
-        spec = extend(vocabulary, words, weights, MOST_ADDED)
+        spec = extend(vocabulary, kept.words, weigh(kept), MOST_ADDED)
     except TooFewTokens as error:
-        spec = extend(vocabulary, words, weights, error.available)
+        spec = extend(vocabulary, kept.words, weigh(kept), error.available)
     extended = read_vocabulary(spec, source.origin)
-    points = curve(vocabulary, extended, words, weights, model)
+    points = curve(vocabulary, extended, held_out.words, weigh(held_out), model)
     chosen = cheapest(points)
     if not chosen.added:
         raise LeptaError("size auto: no new token pays for its row in this model; name a size, or give other text")
-    return _with_spec(source, first_tokens(vocabulary, extended, chosen.added)), points, chosen
+    return _with_spec(source, extend(vocabulary, table.words, weigh(table), chosen.added)), points, chosen
 
 
-def _target_words(table: WordTable, script: str) -> tuple[list[str], np.ndarray]:
-    """The words of the target script and how much they count."""
-    table = words_of_script(table, dominant_script(table.words, weigh(table)) if script == "auto" else script)
-    return table.words, weigh(table)
+def _words_of(table: WordTable, script: str) -> WordTable:
+    return words_of_script(table, dominant_script(table.words, weigh(table)) if script == "auto" else script)
 
 
 def _with_spec(source: TokenizerSource, spec: dict[str, Any]) -> TokenizerSource:

@@ -18,6 +18,7 @@ from scipy import sparse
 from tokenizers import Tokenizer, models, trainers
 
 from lepta.corpus import Document
+from lepta.errors import LeptaError
 from lepta.progress import Meter
 
 PARTS = 8
@@ -61,6 +62,25 @@ class WordTable:
         compiled = regex.compile(pattern)
         rows = [n for n, word in enumerate(self.words) if compiled.fullmatch(word)]
         return WordTable([self.words[n] for n in rows], self.counts[rows], self.sources, self.names)
+
+    def hold_out(self) -> tuple["WordTable", "WordTable"]:
+        """Leave out one part of each source that has several; first what is left, then what was left out.
+
+        Raises
+        ------
+        LeptaError
+            If no source has two parts.
+        """
+        first = {int(source): column for column, source in reversed(list(enumerate(self.sources)))}
+        several = [source for source, number in Counter(self.sources.tolist()).items() if number > 1]
+        if not several:
+            raise LeptaError("size auto: too few documents to hold some out; give more text, or name a size")
+        out = np.isin(np.arange(len(self.sources)), [first[source] for source in several])
+        kept, left_out = (
+            WordTable(self.words, self.counts[:, np.flatnonzero(mask)], self.sources[mask], self.names)
+            for mask in (~out, out)
+        )
+        return kept, left_out
 
 
 class WordCounter:
