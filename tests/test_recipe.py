@@ -119,7 +119,11 @@ def test_missing_key_is_named(write, place):
         ("vocabulary.corpus", [], "List should have at least 1 item after validation, not 0"),
         ("vocabulary.scenario", "replaced", "Input should be 'extended', 'optimized', 'bpe' or 'unigram'"),
         ("pretrain.source_share", 1.0, "Input should be less than 1"),
-        ("propagate.method", "rotate", "Input should be 'swap', 'overlap' or 'conversion'"),
+        (
+            "propagate.method",
+            "rotate",
+            "Input should be 'swap', 'overlap', 'conversion', 'ridge', 'procrustes', 'delta' or 'auto'",
+        ),
         ("name", "a/b", r"String should match pattern '^[\w-][\w.-]*$'"),
         ("base", 5, "Input should be a valid string"),
     ],

@@ -111,7 +111,7 @@ class PretrainSettings(Section):
 class PropagateSettings(Section):
     """Learned Embedding Propagation (paper 2.2)."""
 
-    method: Method | Literal["auto"] = "conversion"
+    method: Literal[Method, "auto"] = "conversion"
 
 
 class Behaviour(Section):
