@@ -1,6 +1,7 @@
 """SentencePiece (Mistral-7B, LLaMA-2, T5): tokens are text with "▁" for a space, rare characters fall to bytes."""
 
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +52,9 @@ class SentencePiece(Vocabulary):
             for piece in pieces
         ]
 
+    @abstractmethod
     def _unknown_id(self) -> int | None:
-        raise NotImplementedError
+        """Id of the token for what the vocabulary has no token for."""
 
     def word_rules(self) -> dict[str, Any]:
         """See `Vocabulary.word_rules`."""
