@@ -1,4 +1,4 @@
-"""How well-known byte-level tokenizers cut text into words, as parts of a `tokenizer.json`."""
+"""Parts of a `tokenizer.json` that several readers write: how text is cut into words, and what stands before it."""
 
 from typing import Any
 
@@ -24,3 +24,18 @@ def split(regex: str) -> dict[str, Any]:
 def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
     """One after the other."""
     return {"type": "Sequence", "pretokenizers": list(parts)}
+
+
+def starts_with(token: str, token_id: int) -> dict[str, Any]:
+    """A post-processor that puts a special token before each text."""
+
+    def part(kind: str, name: str, type_id: int) -> dict[str, Any]:
+        return {kind: {"id": name, "type_id": type_id}}
+
+    first = [part("SpecialToken", token, 0), part("Sequence", "A", 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": [*first, part("SpecialToken", token, 1), part("Sequence", "B", 1)],
+        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+    }

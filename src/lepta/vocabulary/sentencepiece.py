@@ -13,7 +13,8 @@ NEVER = -10_000.0  # score of tokens that text must not match by their names: sp
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # What a word is where the tokenizer itself cuts text nowhere: letters with at most one sign and one space before them,
 # single digits, runs of signs, line breaks, runs of spaces. A comma may so become one token with a frequent word after
-# it (",▁что"): that is worth 3 % of all tokens of Russian.
+# it (",▁что"): Mistral extended to 55,328 tokens holds
+# 4.37 characters per token with it, 4.14 without.
 WORDS = r"[^\s\p{L}\p{N}]? ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 

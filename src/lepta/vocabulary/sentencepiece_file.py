@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
+from lepta.vocabulary.pre_tokenizers import starts_with
 from lepta.vocabulary.sentencepiece import NEVER, SPACE
 from lepta.vocabulary.tiktoken_file import pairs_of
 
@@ -65,7 +66,7 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "added_tokens": added,
         "normalizer": _normalizer(proto.normalizer_spec),
         "pre_tokenizer": None,
-        "post_processor": _starts_with(start, trainer.bos_id) if start else None,
+        "post_processor": starts_with(start, trainer.bos_id) if start else None,
         "decoder": decoder(proto.normalizer_spec.add_dummy_prefix),
         "model": _bpe(proto) if trainer.model_type == BPE else _unigram(proto),
     }
@@ -96,19 +97,6 @@ def decoder(strips: bool) -> dict[str, Any]:
     if strips:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {"type": "Sequence", "decoders": steps}
-
-
-def _starts_with(token: str, token_id: int) -> dict[str, Any]:
-    def part(kind: str, name: str, type_id: int) -> dict[str, Any]:
-        return {kind: {"id": name, "type_id": type_id}}
-
-    first = [part("SpecialToken", token, 0), part("Sequence", "A", 0)]
-    return {
-        "type": "TemplateProcessing",
-        "single": first,
-        "pair": [*first, part("SpecialToken", token, 1), part("Sequence", "B", 1)],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
-    }
 
 
 def _bpe(proto: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 from lepta.vocabulary.byte_level import to_byte_alphabet
-from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split
+from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split, starts_with
 
 _LLAMA3_NAMED = {
     0: "<|begin_of_text|>",
@@ -119,7 +119,7 @@ def read_tekken(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise LeptaError(f"{path}: not a Tekken tokenizer (field {error}); copy or download it again") from error
     named = {row["rank"]: row["token_str"] for row in data.get("special_tokens") or []} or TEKKEN_SPECIALS
     specials = {n: named.get(n, f"<SPECIAL_{n}>") for n in range(specials_number)}
-    spec = _spec(tokens, specials, pattern, None, ignore_merges=True, starts_with="<s>")
+    spec = _spec(tokens, specials, pattern, None, ignore_merges=True, first="<s>")
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return spec, {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
 
@@ -147,24 +147,11 @@ def _spec(
     regex: str,
     normalizer: dict[str, Any] | None,
     ignore_merges: bool,
-    starts_with: str | None,
+    first: str | None,
 ) -> dict[str, Any]:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    start = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": starts_with, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [
-            {"SpecialToken": {"id": starts_with, "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": starts_with, "type_id": 1}},
-            {"Sequence": {"id": "B", "type_id": 1}},
-        ],
-        "special_tokens": {
-            starts_with: {"id": starts_with, "ids": [vocab.get(starts_with or "")], "tokens": [starts_with]}
-        },
-    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -172,7 +159,7 @@ def _spec(
         "added_tokens": [{"id": i, "content": token} | plain for i, token in specials.items()],
         "normalizer": normalizer,
         "pre_tokenizer": sequence(split(regex), byte_level(use_regex=False)),
-        "post_processor": start if starts_with else None,
+        "post_processor": starts_with(first, vocab[first]) if first else None,
         "decoder": byte_level(use_regex=True),
         "model": {
             "type": "BPE",
