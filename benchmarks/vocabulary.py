@@ -98,6 +98,8 @@ def measure_bpe_continue(data: Path) -> dict[str, float | int | str]:
     before = Tokenizer.from_str(json.dumps(open_tokenizer(PACKAGES["llama"]).spec, ensure_ascii=False))
     text = read_documents([str(data / "corpus_ru" / "train.jsonl.gz")])
     after = bpe_continue.continue_training(before, vocab_size=LLAMA_EXTENDED, texts=text, show_progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        after.save(str(Path(folder) / "tokenizer.json"))
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     target, other = (list(read_documents([str(data / name / "valid.jsonl")])) for name in ("corpus_ru", "corpus_en"))

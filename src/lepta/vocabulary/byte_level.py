@@ -31,7 +31,7 @@ def to_byte_alphabet(data: bytes) -> str:
 
 def from_byte_alphabet(token: str) -> bytes:
     """Read what `to_byte_alphabet` wrote; KeyError for characters outside the alphabet."""
-    return bytes(BYTE_OF_CHARACTER[character] for character in token)
+    return bytes(map(BYTE_OF_CHARACTER.__getitem__, token))
 
 
 class ByteLevelBPE(Vocabulary):

@@ -14,13 +14,14 @@ import regex
 
 from lepta.errors import LeptaError
 from lepta.vocabulary.byte_level import ByteLevelBPE
-from lepta.vocabulary.merges import Merge, learn_merges
+from lepta.vocabulary.merges import Merge, learn_merges, occurrences
 from lepta.vocabulary.rebuild import merge_lines
 from lepta.vocabulary.tokens import Kind, Vocabulary
 from lepta.vocabulary.words import WordTable
 
 # A character that a SentencePiece vocabulary has no token for gets one if it makes up at least this share of the text.
 RARE_CHARACTER = 1e-6
+FREQUENT_WORDS = 20_000  # enough to tell the script of a text
 
 
 def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
@@ -29,9 +30,9 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
     Latin is left out because it is in text of every language (names, code), and old vocabularies know it.
     """
     letters: Counter[str] = Counter()
-    for word, weight in zip(words, weights.tolist(), strict=True):
-        for character in word:
-            letters[character] += weight
+    for n in np.argsort(-weights)[:FREQUENT_WORDS]:
+        for character in words[n]:
+            letters[character] += weights[n]
     scripts: Counter[str] = Counter()
     for character, weight in letters.items():
         for script in SCRIPTS:
@@ -121,8 +122,10 @@ def extend(
     """
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
     data = [token or b"" for token in vocabulary.bytes_of]
-    splits = [[data[i] for i in ids] for ids in vocabulary.split([word.encode() for word in words])]
     missing = _missing_characters(vocabulary, words, weights)
+    counts = occurrences(weights)
+    words, counts = [words[n] for n in np.flatnonzero(counts)], counts[counts > 0]
+    splits = [tuple([data[i] for i in ids]) for ids in vocabulary.split([word.encode() for word in words])]
     if keep_other_text:
         missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
     if missing:
@@ -134,7 +137,7 @@ def extend(
         for n, (word, split) in enumerate(zip(words, splits, strict=True))
         if _is_spelled(word, split, symbols) and not (keep_other_text and _has_sign_in_pieces(word, split))
     ]
-    merges = learn_merges([splits[n] for n in usable], weights[usable], symbols, add - len(characters))
+    merges = learn_merges([splits[n] for n in usable], counts[usable], symbols, add - len(characters))
     return with_merges(vocabulary, characters, merges, known)
 
 

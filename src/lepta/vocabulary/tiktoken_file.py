@@ -130,14 +130,17 @@ _OTHERS = ["[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
 TEKKEN_SPECIALS = dict(enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *_TOOLS, *_OTHERS]))
 
 
-def pairs_of(tokens: Sequence[str]) -> list[list[str]]:
+def pairs_of(tokens: Sequence[str]) -> list[tuple[str, str]]:
     """All pairs of tokens that form a token: in order of what they form, then of the left and the right part."""
     rank = {token: n for n, token in enumerate(tokens)}
     pairs = []
     for token in tokens:
-        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        parts = [(rank[left], rank[right], left, right) for left, right in cuts if left in rank and right in rank]
-        pairs += [[left, right] for _, _, left, right in sorted(parts)]
+        parts = [
+            (rank[left], rank[right], left, right)
+            for cut in range(1, len(token))
+            if (left := token[:cut]) in rank and (right := token[cut:]) in rank
+        ]
+        pairs += [(left, right) for _, _, left, right in sorted(parts)]
     return pairs
 
 

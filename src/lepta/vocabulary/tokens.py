@@ -130,19 +130,19 @@ def same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
     int64 array, shape (new.size,)
         -1 for tokens that are new, and for holes.
     """
+    shared = min(old.size, new.size)
+    unchanged = np.fromiter((a == b for a, b in zip(old.bytes_of, new.bytes_of, strict=False)), bool, shared)
+    unchanged &= (old.kinds[:shared] == new.kinds[:shared]) & (new.kinds[:shared] != Kind.HOLE)
+    same = np.full(new.size, -1, dtype=np.int64)
+    same[:shared][unchanged] = np.flatnonzero(unchanged)
+
     by_kind = {kind: old.ids_by_bytes(kind) for kind in (Kind.TEXT, Kind.BYTE, Kind.SPECIAL)}
     equivalent = {
         Kind.TEXT: (Kind.TEXT, Kind.BYTE),
         Kind.BYTE: (Kind.BYTE, Kind.TEXT),
         Kind.SPECIAL: (Kind.SPECIAL,),
     }
-    same = np.full(new.size, -1, dtype=np.int64)
-    for i, token in enumerate(new.bytes_of):
-        if token is None:
-            continue
-        kind = Kind(new.kinds[i])
-        if i < old.size and old.kinds[i] == kind and old.bytes_of[i] == token:
-            same[i] = i
-        else:
-            same[i] = next((by_kind[k][token] for k in equivalent[kind] if token in by_kind[k]), -1)
+    for i in np.flatnonzero((same < 0) & (new.kinds != Kind.HOLE)):
+        ids = (by_kind[kind].get(new.data(i), -1) for kind in equivalent[Kind(new.kinds[i])])
+        same[i] = next((old_id for old_id in ids if old_id >= 0), -1)
     return same
