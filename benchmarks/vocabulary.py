@@ -4,7 +4,8 @@
     python benchmarks/vocabulary.py --data DIR [--rows bpe/llama/32000 ...] [--output results.json]
 
 DIR holds corpus_ru/train.jsonl.gz, corpus_ru/valid.jsonl, corpus_en/train.jsonl.gz and corpus_en/valid.jsonl (field
-`text`, optionally `source` and `doc`). `--rows stream/10` counts the words of 10 GB of text. Each row runs in a process of its own, so that its peak memory is its own.
+`text`, optionally `source` and `doc`). Each row runs in a process of its own, so that its peak memory is its own.
+`--rows stream/10` counts the words of 10 GB of text instead.
 """
 
 import argparse

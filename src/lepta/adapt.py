@@ -169,8 +169,8 @@ def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str,
 
 
 def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, name: str, folder: Path) -> dict[str, Any]:
-    method = recipe.propagate.method
-    facts = propagate(Checkpoint(base), Checkpoint(pretrained), Checkpoint(instruct), method, folder)
+    models = Checkpoint(base), Checkpoint(pretrained), [(Checkpoint(instruct), folder)]
+    (facts,) = propagate(*models, recipe.propagate.method)
     write_card(recipe, name, base, facts, folder)
     return facts
 

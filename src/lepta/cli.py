@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -33,6 +34,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output folder 
 TokenizerPath = Annotated[
     str, typer.Option(help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME[@REVISION].")
 ]
+InputName = Annotated[
+    str | None, typer.Option(help="Name of the input embedding tensor, for an architecture not known here.")
+]
+OutputName = Annotated[str | None, typer.Option(help="Name of the head's tensor, likewise.")]
 ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
 
 
@@ -370,8 +375,12 @@ def pretrain(
 def propagate(
     base: ModelPath,
     adapted: ModelPath,
-    instruct: ModelPath,
-    output: Output,
+    instruct: Annotated[
+        list[str], typer.Option(help="A variant of the base: folder, GGUF or hub id; repeat for more.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
+    ],
     method: Annotated[
         str,
         typer.Option(
@@ -379,30 +388,98 @@ def propagate(
             "held-out tokens best."
         ),
     ] = "conversion",
+    body_delta: Annotated[
+        float | None,
+        typer.Option(help="If training changed the body too: add that change so many times to the variant's body."),
+    ] = None,
+    weigh_by: Annotated[
+        list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
+    ] = None,
+    hard_link: Annotated[
+        bool, typer.Option("--hard-link", help="Share unchanged files with the variant: who edits one edits both.")
+    ] = False,
     force: Force = False,
+    input_embeddings: InputName = None,
+    output_embeddings: OutputName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Carry trained embeddings from an adapted base model into an instruct variant (LEP)."""
+    """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
+    from lepta.corpus import read_documents
     from lepta.embeddings.propagate import METHODS
-    from lepta.embeddings.variant import propagate as propagate_variant
-    from lepta.pipeline import publishing
+    from lepta.embeddings.variant import count_tokens
+    from lepta.embeddings.variant import propagate as propagate_variants
+    from lepta.pipeline import publishing, write_manifest
+    from lepta.vocabulary.source import open_tokenizer
 
     if method not in (*METHODS, "auto"):
         raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
-    with (
-        _opened(base) as base_model,
-        _opened(adapted) as adapted_model,
-        _opened(instruct) as instruct_model,
-        publishing(output, force) as folder,
-    ):
-        facts = propagate_variant(base_model, adapted_model, instruct_model, cast(Any, method), folder)
-    _result({"output": str(output), **facts}, as_json)
+    targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
+    if len(set(targets)) < len(targets):
+        raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
+    with ExitStack() as stack:
+        base_model, adapted_model, *variants = (
+            stack.enter_context(_opened(source, input_embeddings, output_embeddings))
+            for source in (base, adapted, *instruct)
+        )
+        folders = [stack.enter_context(publishing(target, force)) for target in targets]
+        counts = None
+        if weigh_by:
+            counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
+        facts = propagate_variants(
+            base_model,
+            adapted_model,
+            list(zip(variants, folders, strict=True)),
+            cast(Any, method),
+            body_delta=body_delta,
+            token_counts=counts,
+            hard_link=hard_link,
+        )
+        for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
+            inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
+            settings = {"method": method, "body_delta": body_delta}
+            sources = {"base": base, "adapted": adapted, "instruct": name, "weigh_by": weigh_by or []}
+            texts = {"weigh_by": weigh_by} if weigh_by else {}
+            write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
+    results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
+    if as_json:
+        _print_json(results[0] if len(results) == 1 else results)
+    else:
+        _print_maps(results)
 
 
-def _opened(source: str) -> Any:
+def _name_of(source: str) -> str:
+    return source.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+
+
+def _print_maps(results: list[dict[str, Any]]) -> None:
+    """What was written, and how well each map predicts tokens it has not seen."""
+    for result in results:
+        console.print(f"[bold]{escape(result['output'])}[/]", highlight=False)
+        table = Table("matrix", "map", "rows", "condition", "residual", "held-out error", "held-out R2", "without map")
+        for name, fit in result["maps"].items():
+            held_out = fit["held_out"]
+            table.add_row(
+                escape(name),
+                fit["method"],
+                f"{fit['rows']:,}",
+                f"{fit['condition']:.3g}",
+                f"{fit['residual']:.5f}",
+                f"{held_out['error']:.5f}" if held_out else "",
+                f"{held_out['r2']:.5f}" if held_out else "",
+                f"{held_out['errors']['swap']:.5f}" if held_out and "swap" in held_out["errors"] else "",
+            )
+        console.print(table)
+        for name, fit in result["maps"].items():
+            if len(errors := (fit["held_out"] or {"errors": {}})["errors"]) > 2:
+                ranked = sorted(errors.items(), key=lambda item: item[1])
+                listed = ", ".join(f"{method} {error:.5f}" for method, error in ranked)
+                console.print(f"{escape(name)}, held-out error of each method: {listed}", highlight=False)
+
+
+def _opened(source: str, input_name: str | None = None, output_name: str | None = None) -> Any:
     from lepta.checkpoints.load import opened
 
-    return opened(source)
+    return opened(source, input_name, output_name)
 
 
 def _result(facts: dict[str, Any], as_json: bool) -> None:

@@ -56,9 +56,9 @@ class Stage:
 class Hashes:
     """Content hashes of files, remembered by path, size and time of change."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path | None = None) -> None:
         self._store = store
-        self._known: dict[str, list] = read_json(store) if store.is_file() else {}
+        self._known: dict[str, list] = read_json(store) if store and store.is_file() else {}
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file."""
@@ -103,7 +103,8 @@ class Hashes:
     def save(self) -> None:
         """Remember what was hashed for the next run."""
         self._known = {path: known for path, known in self._known.items() if Path(path).exists()}
-        write_json(self._store, self._known)
+        if self._store:
+            write_json(self._store, self._known)
 
 
 def digest(value: Any) -> str:
@@ -117,6 +118,43 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def write_manifest(
+    command: str,
+    folder: Path,
+    inputs: dict[str, Path],
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    sources: dict[str, Any],
+    texts: dict[str, list[str]] | None = None,
+) -> None:
+    """Write what a single command made its folder from: content hashes, settings, facts, versions.
+
+    Parameters
+    ----------
+    command : str
+    folder : Path
+        What was made.
+    inputs : dict
+        Label -> file or folder that was read.
+    settings, facts : dict
+    sources : dict
+        Label -> what the user called the input.
+    texts : dict, optional
+        Label -> text sources that were read.
+    """
+    hashes = Hashes()
+    contents = {label: hashes.content(path) for label, path in inputs.items()}
+    contents |= {label: hashes.text(names) for label, names in (texts or {}).items()}
+    manifest = {
+        "key": {"stage": command, "lepta": __version__, "settings": settings, "inputs": contents},
+        "sources": sources,
+        "outputs": hashes.files(folder),
+        "facts": facts,
+        "environment": environment(),
+    }
+    write_json(folder / MANIFEST, manifest)
 
 
 @contextmanager

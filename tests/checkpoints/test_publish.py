@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from lepta.checkpoints.folder import INDEX, SINGLE, Checkpoint
 from lepta.checkpoints.publish import config_with_rows, config_with_token_ids, write_model
+from lepta.checkpoints.rows import ComputedRows
 from lepta.errors import LeptaError
+from lepta.pipeline import publishing
 
 ROWS, NEW_ROWS = 4000, 4100
 KINDS = ["single", "sharded"]
@@ -27,6 +29,10 @@ def replacements(checkpoint, rows=NEW_ROWS):
     return {name: torch.randn((rows, 32), generator=generator) for name in checkpoint.embedding_names}
 
 
+def write(source, matrices, *others, **options):
+    write_model(source, {name: ComputedRows.of(matrix) for name, matrix in matrices.items()}, *others, **options)
+
+
 def raw(checkpoint, name):
     entry = checkpoint.entries[name]
     return entry.file.read_bytes()[entry.start : entry.end]
@@ -35,7 +41,7 @@ def raw(checkpoint, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_unchanged_tensors_are_byte_identical(sources, kind, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources[kind])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     result = Checkpoint(tmp_path)
     assert set(result.entries) == set(source.entries)
     for name in set(source.entries) - set(source.embedding_names):
@@ -47,14 +53,14 @@ def test_unchanged_tensors_are_byte_identical(sources, kind, tiny_tokenizer, tmp
 def test_replaced_tensors_are_the_given_ones(sources, kind, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources[kind])
     matrices = replacements(source)
-    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    write(source, matrices, tiny_tokenizer, tmp_path)
     for name, matrix in matrices.items():
         assert torch.equal(Checkpoint(tmp_path).load(name), matrix)
 
 
 def test_shards_keep_their_names_and_untouched_ones_their_bytes(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["sharded"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     touched = {source.entries[name].file for name in source.embedding_names}
     names = {file.name for file in source.shards()}
     assert {file.name for file in tmp_path.glob("*.safetensors")} == names
@@ -65,7 +71,7 @@ def test_shards_keep_their_names_and_untouched_ones_their_bytes(sources, tiny_to
 
 def test_index_is_rewritten(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["sharded"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     before, after = (json.loads((folder / INDEX).read_text()) for folder in (source.folder, tmp_path))
     assert after["weight_map"] == before["weight_map"]
     stored = sum(t.nbytes for file in tmp_path.glob("*.safetensors") for t in load_file(file).values())
@@ -75,7 +81,7 @@ def test_index_is_rewritten(sources, tiny_tokenizer, tmp_path):
 
 def test_single_file_gets_no_index(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     assert [file.name for file in tmp_path.glob("*.safetensors*")] == [SINGLE]
 
 
@@ -83,7 +89,7 @@ def test_single_file_gets_no_index(sources, tiny_tokenizer, tmp_path):
 def test_dtype_of_the_source_is_kept(tiny_model_folder, tiny_tokenizer, tmp_path, dtype):
     source = Checkpoint(tiny_model_folder(rows=ROWS, tokenizer=tiny_tokenizer, dtype=dtype))
     matrices = replacements(source)
-    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    write(source, matrices, tiny_tokenizer, tmp_path)
     tensors = load_file(tmp_path / SINGLE)
     assert {tensor.dtype for tensor in tensors.values()} == {dtype}
     for name, matrix in matrices.items():
@@ -97,14 +103,14 @@ def test_tensors_of_odd_length_stay_readable(sources, tiny_tokenizer, tmp_path):
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     (tmp_path / "result").mkdir()
     source = Checkpoint(folder)
-    write_model(source, replacements(source, 4001), tiny_tokenizer, tmp_path / "result")
+    write(source, replacements(source, 4001), tiny_tokenizer, tmp_path / "result")
     result = load_file(tmp_path / "result" / SINGLE)
     assert torch.equal(result["a.mask"], tensors["a.mask"])
 
 
 def test_config_changes_only_the_vocabulary_size(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source.folder, tmp_path))
     assert before["vocab_size"] == ROWS
     assert after == before | {"vocab_size": NEW_ROWS}
@@ -158,7 +164,7 @@ def test_config_that_names_a_lost_token_raises(config):
 
 def test_written_configs_name_tokens_by_their_new_ids(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11, 2: 0})
+    write(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11, 2: 0})
     for name in ("config.json", "generation_config.json"):
         before, after = (json.loads((folder / name).read_text()) for folder in (source.folder, tmp_path))
         assert (before["bos_token_id"], before["eos_token_id"]) == (1, 2)
@@ -168,14 +174,14 @@ def test_written_configs_name_tokens_by_their_new_ids(sources, tiny_tokenizer, t
 
 def test_without_new_ids_configs_keep_theirs(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path)
+    write(source, replacements(source), tiny_tokenizer, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 2
 
 
 def test_lost_token_in_a_config_is_named_with_its_file(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
     with pytest.raises(LeptaError, match=r"config\.json: eos_token_id is 2"):
-        write_model(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11})
+        write(source, replacements(source), tiny_tokenizer, tmp_path, {1: 11})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,7 +190,7 @@ def test_transformers_loads_the_result(sources, kind, tiny_tokenizer, tmp_path):
 
     source = Checkpoint(sources[kind])
     matrices = replacements(source)
-    write_model(source, matrices, tiny_tokenizer, tmp_path)
+    write(source, matrices, tiny_tokenizer, tmp_path)
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(model.get_input_embeddings().weight, matrices[source.input_name])
@@ -197,28 +203,29 @@ def test_generation_settings_and_licence_come_along(sources, tiny_tokenizer, tmp
     (folder / "notes.txt").write_text("not carried")
     (tmp_path / "result").mkdir()
     source = Checkpoint(folder)
-    write_model(source, replacements(source), tiny_tokenizer, tmp_path / "result")
+    write(source, replacements(source), tiny_tokenizer, tmp_path / "result")
     assert (tmp_path / "result" / "LICENSE.txt").read_text() == "a licence"
     settings = [(place / "generation_config.json").read_bytes() for place in (folder, tmp_path / "result")]
     assert settings[0] == settings[1]
     assert not (tmp_path / "result" / "notes.txt").exists()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused_before_anything_is_written(sources, tiny_tokenizer, tmp_path, value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_values_that_are_not_finite_are_refused_and_nothing_is_left(sources, tiny_tokenizer, tmp_path, value):
     source = Checkpoint(sources["single"])
-    matrices = replacements(source)
+    matrices = {name: matrix.double() for name, matrix in replacements(source).items()}
     matrices["lm_head.weight"][7, 7] = value
-    with pytest.raises(LeptaError, match=r"lm_head\.weight: NaN or infinite"):
-        write_model(source, matrices, tiny_tokenizer, tmp_path)
+    message = r"lm_head\.weight: NaN or infinite"
+    with pytest.raises(LeptaError, match=message), publishing(tmp_path / "result") as folder:
+        write(source, matrices, tiny_tokenizer, folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_tensor_and_unequal_rows_are_refused(sources, tiny_tokenizer, tmp_path):
     source = Checkpoint(sources["single"])
     with pytest.raises(LeptaError, match="no tensor absent"):
-        write_model(source, {"absent": torch.ones(2, 2)}, tiny_tokenizer, tmp_path)
+        write(source, {"absent": torch.ones(2, 2)}, tiny_tokenizer, tmp_path)
     matrices = replacements(source) | {"lm_head.weight": torch.ones(NEW_ROWS + 1, 32)}
     with pytest.raises(LeptaError, match=r"different numbers of rows \[4100, 4101\]"):
-        write_model(source, matrices, tiny_tokenizer, tmp_path)
+        write(source, matrices, tiny_tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,40 +1,66 @@
 """LEP on folders."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import METHODS, fit_map
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.embeddings.variant import propagate
+from lepta.embeddings.variant import count_tokens, propagate
 from lepta.errors import LeptaError
+from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import open_tokenizer
 
 ROWS, SPECIALS = 4000, 17
 
 
+def retrained(base, other, folder):
+    """The base model with the embeddings of another one."""
+    base, other = Checkpoint(base), Checkpoint(other)
+    matrices = {name: ComputedRows.of(other.load(name)) for name in base.embedding_names}
+    write_model(base, matrices, open_tokenizer(base.folder), folder)
+    return Checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def make_family(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
+    """Make base, adapted base and instruct variant, all with different embeddings."""
+
+    def make(tied, instruct_tied=None, adapted_tied=None, **options):
+        def model(seed, tied=tied):
+            return tiny_model_folder(rows=ROWS, tied=tied, seed=seed, tokenizer=tiny_tokenizer, **options)
+
+        base, trained, initialised = model(0), tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("init")
+        trained = retrained(base, model(1), trained)
+        if adapted_tied is False and tied:
+            matrices = {"lm_head.weight": ComputedRows.of(Checkpoint(model(3)).load("model.embed_tokens.weight"))}
+            untied = tmp_path_factory.mktemp("untied")
+            write_model(trained, matrices, tiny_tokenizer, untied, untie=True)
+            trained = Checkpoint(untied)
+        initialise(trained, tiny_extended, initialised)
+        instruct = model(2, tied if instruct_tied is None else instruct_tied)
+        return tuple(map(Checkpoint, (base, initialised, instruct)))
+
+    return make
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def family(request, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
-    """Base, adapted base and instruct variant, all with different embeddings."""
-    base = tiny_model_folder(rows=ROWS, tied=request.param, seed=0, tokenizer=tiny_tokenizer)
-    initialised = tmp_path_factory.mktemp("initialised")
-    initialise(
-        Checkpoint(tiny_model_folder(rows=ROWS, tied=request.param, seed=1, tokenizer=tiny_tokenizer)),
-        tiny_extended,
-        initialised,
-    )
-    instruct = tiny_model_folder(rows=ROWS, tied=request.param, seed=2, tokenizer=tiny_tokenizer)
-    return tuple(map(Checkpoint, (base, initialised, instruct)))
+def family(request, make_family):
+    """Base, adapted base and instruct variant, all tied or all untied."""
+    return make_family(request.param)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_special_rows_keep_the_values_of_the_variant_bit_for_bit(family, method, tmp_path):
     base, adapted, instruct = family
-    facts = propagate(base, adapted, instruct, method, tmp_path)
+    (facts,) = propagate(base, adapted, [(instruct, tmp_path)], method)
     result = Checkpoint(tmp_path)
     assert facts["special_rows_kept"] == SPECIALS
     assert result.rows == adapted.rows
@@ -47,20 +73,20 @@ def test_special_rows_keep_the_values_of_the_variant_bit_for_bit(family, method,
 @pytest.mark.parametrize("method", METHODS)
 def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, tiny_tokenizer, tiny_extended):
     base, adapted, instruct = family
-    propagate(base, adapted, instruct, method, tmp_path)
+    propagate(base, adapted, [(instruct, tmp_path)], method)
     result, transfer = (
         Checkpoint(tmp_path),
         transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows),
     )
     for name in result.embedding_names:
-        expected = fit_map(method, transfer, base.load(name), instruct.load(name)).apply(adapted.load(name))
+        expected = fit_map(method, transfer, base.load(name), instruct.load(name)).apply(adapted.load(name)).whole()
         assert torch.equal(result.load(name)[SPECIALS:], expected[SPECIALS:])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_base_as_its_own_variant_gives_the_adapted_rows_except_specials(family, method, tmp_path):
     base, adapted, _ = family
-    propagate(base, adapted, base, method, tmp_path)
+    propagate(base, adapted, [(base, tmp_path)], method)
     result = Checkpoint(tmp_path)
     for name in result.embedding_names:
         assert torch.equal(result.load(name)[SPECIALS:], adapted.load(name)[SPECIALS:])
@@ -68,7 +94,7 @@ def test_base_as_its_own_variant_gives_the_adapted_rows_except_specials(family, 
 
 def test_body_is_that_of_the_variant(family, tmp_path):
     base, adapted, instruct = family
-    propagate(base, adapted, instruct, "conversion", tmp_path)
+    propagate(base, adapted, [(instruct, tmp_path)], "conversion")
     result = Checkpoint(tmp_path)
     body = [name for name in instruct.entries if name not in instruct.embedding_names]
     assert set(result.entries) == set(instruct.entries)
@@ -88,7 +114,7 @@ def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(
     adapted.mkdir()
     result.mkdir()
     initialise(Checkpoint(base), tiny_extended, adapted)
-    propagate(*map(Checkpoint, (base, adapted, instruct)), "swap", result)
+    propagate(Checkpoint(base), Checkpoint(adapted), [(Checkpoint(instruct), result)], "swap")
     tokenizer = open_tokenizer(result)
     assert tokenizer.spec == tiny_extended.spec
     assert tokenizer.config["eos_token"] == "<|endoftext|>"
@@ -99,7 +125,7 @@ def test_result_loads_in_transformers(family, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base, adapted, instruct = family
-    propagate(base, adapted, instruct, "overlap", tmp_path)
+    propagate(base, adapted, [(instruct, tmp_path)], "overlap")
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = AutoTokenizer.from_pretrained(tmp_path)("Привет, мир", return_tensors="pt")["input_ids"]
     assert model(ids).logits.shape == (1, ids.shape[1], adapted.rows)
@@ -110,15 +136,15 @@ def test_other_width_raises_naming_all_folders(family, tiny_model_folder, tiny_t
     base, adapted, instruct = family
     wide = tiny_model_folder(rows=ROWS, tied=instruct.tied, hidden=64, tokenizer=tiny_tokenizer)
     with pytest.raises(LeptaError, match=f"widths differ.*instruct 64 .*{wide.name}"):
-        propagate(base, adapted, Checkpoint(wide), "swap", tmp_path)
+        propagate(base, adapted, [(Checkpoint(wide), tmp_path)], "swap")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_number_of_rows_raises_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
-    base, adapted, instruct = family
-    padded = tiny_model_folder(rows=4096, tied=instruct.tied, tokenizer=tiny_tokenizer)
-    with pytest.raises(LeptaError, match=f"{padded.name}: 4096 embedding rows"):
-        propagate(base, adapted, Checkpoint(padded), "conversion", tmp_path)
+def test_fewer_rows_raise_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    _, adapted, instruct = family
+    padded = Checkpoint(tiny_model_folder(rows=4096, tied=instruct.tied, tokenizer=tiny_tokenizer))
+    with pytest.raises(LeptaError, match=f"{instruct.folder.name}: 4000 embedding rows"):
+        propagate(padded, adapted, [(instruct, tmp_path)], "conversion")
 
 
 def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_folder, tiny_tokenizer, tmp_path):
@@ -129,11 +155,186 @@ def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_f
     vocab["Ġthe"], vocab["Ġof"] = vocab["Ġof"], vocab["Ġthe"]
     other = tiny_model_folder(rows=ROWS, tied=instruct.tied, tokenizer=replace(tiny_tokenizer, spec=spec))
     with pytest.raises(LeptaError, match=f"{other.name}: id {first} is .*own vocabulary"):
-        propagate(base, adapted, Checkpoint(other), "conversion", tmp_path)
+        propagate(base, adapted, [(Checkpoint(other), tmp_path)], "conversion")
 
 
-def test_tied_and_untied_do_not_mix(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+def loaded(folder):
+    """The model as transformers loads it, with nothing missing and nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def expected_rows(method, family, names, tiny_tokenizer, tiny_extended):
+    base, adapted, _ = family
+    transfer = transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows)
+    b, a, i = (model.load(name) for model, name in zip(family, names, strict=True))
+    return fit_map(method, transfer, b, i).apply(a).whole()
+
+
+def test_tied_base_and_untied_variant_give_an_untied_result(make_family, tiny_tokenizer, tiny_extended, tmp_path):
+    family = make_family(tied=True, instruct_tied=False)
+    (facts,) = propagate(*family[:2], [(family[2], tmp_path)], "conversion")
+    assert set(facts["maps"]) == {"model.embed_tokens.weight", "lm_head.weight"}
+    model, embed = loaded(tmp_path), "model.embed_tokens.weight"
+    for weight, name in ((model.get_input_embeddings(), embed), (model.get_output_embeddings(), "lm_head.weight")):
+        expected = expected_rows("conversion", family, (embed, embed, name), tiny_tokenizer, tiny_extended)
+        assert torch.equal(weight.weight[SPECIALS:], expected[SPECIALS:])
+
+
+def test_adapted_model_with_a_head_of_its_own_unties_the_variant(make_family, tiny_tokenizer, tiny_extended, tmp_path):
+    family = make_family(tied=True, adapted_tied=False)
+    assert [model.tied for model in family] == [True, False, True]
+    propagate(*family[:2], [(family[2], tmp_path)], "conversion")
+    model, embed = loaded(tmp_path), "model.embed_tokens.weight"
+    assert model.config.tie_word_embeddings is False
+    for weight, name in ((model.get_input_embeddings(), embed), (model.get_output_embeddings(), "lm_head.weight")):
+        expected = expected_rows("conversion", family, (embed, name, embed), tiny_tokenizer, tiny_extended)
+        assert torch.equal(weight.weight[SPECIALS:], expected[SPECIALS:])
+
+
+def test_tied_variant_of_an_untied_base_raises(make_family, tmp_path):
+    base, adapted, instruct = make_family(tied=False, instruct_tied=True)
+    with pytest.raises(LeptaError, match=f"{instruct.folder}: ties input and output"):
+        propagate(base, adapted, [(instruct, tmp_path)], "conversion")
+
+
+def test_many_variants_in_one_call_are_the_same_as_one_by_one(make_family, tmp_path):
+    base, adapted, first = make_family(tied=False)
+    second = make_family(tied=False, dtype=torch.bfloat16)[2]
+    folders = [tmp_path / name for name in ("a", "b", "alone-a", "alone-b")]
+    for folder in folders:
+        folder.mkdir()
+    together = propagate(base, adapted, [(first, folders[0]), (second, folders[1])], "conversion")
+    alone = [
+        propagate(base, adapted, [(v, f)], "conversion")[0] for v, f in zip((first, second), folders[2:], strict=True)
+    ]
+    assert together == alone
+    assert Checkpoint(folders[1]).entries["lm_head.weight"].dtype == "BF16"
+    for one, other in zip(folders[:2], folders[2:], strict=True):
+        for file in one.iterdir():
+            assert file.read_bytes() == (other / file.name).read_bytes(), file
+
+
+def grown(instruct, tokenizer, tiny_model_folder, tokens, rows):
+    """A variant that was given chat tokens of its own behind the base model's, in new rows."""
+    added = [
+        {"id": ROWS + n, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n, token in enumerate(tokens)
+    ]
+    config = tokenizer.config | {"eos_token": tokens[0]}
+    own = replace(tokenizer, spec=add_special_tokens(tokenizer.spec, added), config=config)
+    folder = tiny_model_folder(rows=rows, tied=instruct.tied, seed=2, tokenizer=own)
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((folder / name).read_text()) | {"eos_token_id": [2, ROWS]}
+        (folder / name).write_text(json.dumps(content))
+    return Checkpoint(folder)
+
+
+CHAT = ["<|end_of_turn|>", "<|pad_0|>"]
+
+
+def test_chat_tokens_that_only_the_variant_has_come_along(
+    family, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    from transformers import AutoTokenizer
+
     base, adapted, instruct = family
-    other = tiny_model_folder(rows=ROWS, tied=not instruct.tied, tokenizer=tiny_tokenizer)
-    with pytest.raises(LeptaError, match="tie input and output"):
-        propagate(base, adapted, Checkpoint(other), "conversion", tmp_path)
+    variant = grown(instruct, tiny_tokenizer, tiny_model_folder, CHAT, ROWS + 5)
+    (facts,) = propagate(base, adapted, [(variant, tmp_path)], "conversion")
+    result, size = Checkpoint(tmp_path), tiny_extended.vocabulary().size
+    assert facts["added_tokens"] == len(CHAT)
+    assert facts["special_rows_kept"] == SPECIALS + len(CHAT)
+    assert result.rows == size + len(CHAT)
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[size:], variant.load(name)[ROWS : ROWS + len(CHAT)])
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / name).read_text())["eos_token_id"] == [2, size]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("Привет<|pad_0|><|end_of_turn|>")["input_ids"][-2:] == [size + 1, size]
+    assert tokenizer.eos_token_id == size
+    assert loaded(tmp_path).get_input_embeddings().weight.shape[0] == result.rows
+
+
+def test_ordinary_tokens_that_only_the_variant_has_raise(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, instruct = family
+    spec = copy.deepcopy(tiny_tokenizer.spec)
+    spec["model"]["vocab"]["ĠĠzz"] = ROWS
+    other = tiny_model_folder(rows=ROWS + 1, tied=instruct.tied, tokenizer=replace(tiny_tokenizer, spec=spec))
+    with pytest.raises(LeptaError, match=f"id {ROWS} is .*only special tokens may come on top"):
+        propagate(base, adapted, [(Checkpoint(other), tmp_path)], "swap")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_folder, tiny_tokenizer, tmp_path, scale):
+    base, adapted, instruct = make_family(tied=True)
+    name, (changed, result) = "model.layers.1.mlp.up_proj.weight", (tmp_path / "changed", tmp_path / "result")
+    changed.mkdir()
+    result.mkdir()
+    trained = {name: ComputedRows.of(adapted.load(name) + 0.25)}
+    write_model(adapted, trained, open_tokenizer(adapted.folder), changed)
+    adapted = Checkpoint(changed)
+    with pytest.raises(LeptaError, match=rf"changed: not only the embeddings differ.*{name} does too.*--body-delta"):
+        propagate(base, adapted, [(instruct, result)], "swap")
+    assert list(result.iterdir()) == []
+    (facts,) = propagate(base, adapted, [(instruct, result)], "swap", body_delta=scale)
+    assert facts["body_tensors_changed"] == 1
+    torch.testing.assert_close(Checkpoint(result).load(name), instruct.load(name) + 0.25 * scale)
+    others = set(base.entries) - {name, *base.embedding_names}
+    assert all(torch.equal(Checkpoint(result).load(other), instruct.load(other)) for other in others)
+
+
+def test_counts_of_tokens_change_the_fit(family, tiny_extended, tmp_path):
+    base, adapted, instruct = family
+    counts = count_tokens(tiny_extended.vocabulary(), ["the cat and the dog"] * 1000)
+    assert sorted(counts)[-1] >= 1000
+    assert len(tiny_extended.vocabulary().encode(["the cat and the dog"])[0]) * 1000 == counts.sum()
+    folders = [tmp_path / "plain", tmp_path / "weighed"]
+    for folder in folders:
+        folder.mkdir()
+    (plain,) = propagate(base, adapted, [(instruct, folders[0])], "overlap")
+    (weighed,) = propagate(base, adapted, [(instruct, folders[1])], "overlap", token_counts=counts)
+    assert plain["maps"] != weighed["maps"]
+
+
+def test_logit_bias_moves_with_the_tokens_it_is_for(tiny_tokenizer, tiny_extended, tmp_path_factory):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    def phi(seed):
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp("phi")
+        config = PhiConfig(
+            vocab_size=ROWS, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+        )
+        model = PhiForCausalLM(config)
+        torch.nn.init.normal_(model.lm_head.bias)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save(folder)
+        return folder
+
+    base, initialised, result = phi(0), tmp_path_factory.mktemp("init"), tmp_path_factory.mktemp("result")
+    initialise(Checkpoint(base), tiny_extended, initialised)
+    adapted, instruct = Checkpoint(initialised), Checkpoint(phi(0))
+    transfer = transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), ROWS, adapted.rows)
+    old = Checkpoint(base).load("lm_head.bias")
+    torch.testing.assert_close(
+        adapted.load("lm_head.bias"), torch.from_numpy(transfer.matrix @ old.numpy()).float(), rtol=1e-5, atol=1e-6
+    )
+    propagate(Checkpoint(base), adapted, [(instruct, result)], "conversion")
+    assert torch.equal(Checkpoint(result).load("lm_head.bias"), adapted.load("lm_head.bias"))
+    loaded(result)
+
+
+@pytest.mark.parametrize("hard_link", [False, True])
+def test_unchanged_files_are_copies_unless_links_are_asked_for(make_family, tmp_path, hard_link):
+    base, adapted, instruct = make_family(tied=True, max_shard_size="60KB")
+    assert len(instruct.shards()) > 2
+    propagate(base, adapted, [(instruct, tmp_path)], "swap", hard_link=hard_link)
+    embedding = instruct.entries[instruct.input_name].file
+    for shard in instruct.shards():
+        copy = tmp_path / shard.name
+        assert copy.samefile(shard) == (hard_link and shard != embedding)
+        assert (copy.read_bytes() == shard.read_bytes()) == (shard != embedding)

@@ -1,5 +1,6 @@
 """A model as a plain Hugging Face folder: which tensor lies where, and which ones are the embeddings."""
 
+import difflib
 import json
 import struct
 from dataclasses import dataclass
@@ -10,15 +11,26 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lepta.checkpoints.rows import StoredRows, blocks
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-# Ends of tensor names, as the families write them: LLaMA, Mistral, Qwen, Gemma, Phi / GPT-2, Falcon / GPT-NeoX.
-INPUT_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight")
+# Ends of tensor names, as the families write them: LLaMA, Mistral, Qwen, Gemma, Phi, OPT / GPT-2, MPT / Falcon, BLOOM,
+# ChatGLM / GPT-NeoX / InternLM2 / Mamba, RWKV.
+INPUT_NAMES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+    "backbone.embeddings.weight",
+    "rwkv.embeddings.weight",
+)
+OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
+LAST_NAMES = ("output.weight", "head.weight")  # only as the whole name: in the middle of a model they are layers
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "*.md"]
 
 DTYPES = {
@@ -63,23 +75,35 @@ class Checkpoint:
         Name of the input embedding matrix.
     output_name : str or None
         Name of the output matrix (LM head); None if it is tied to the input.
+    stored_output : str or None
+        The same whether tied or not: some folders store a tied head too.
+
+    Parameters
+    ----------
+    folder : str or Path
+    input_name, output_name : str, optional
+        Names of the two matrices, for architectures whose names are not known here.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise LeptaError(f"{folder}: no such folder; expected a Hugging Face model folder")
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
         self.entries = {entry.name: entry for file in self._shards() for entry in read_header(file)}
-        self.input_name = self._embedding(INPUT_NAMES, "input embeddings")
-        outputs = [name for name in self.entries if name.endswith(OUTPUT_NAMES)]
-        self.output_name = outputs[0] if outputs and not self.tied else None
+        self._check_index()
+        self.input_name = self._named(input_name) or self._input()
+        self.stored_output = self._named(output_name) or self._output()
+        self.output_name = None if self.tied else self.stored_output
 
     @cached_property
     def tied(self) -> bool:
         """Whether one matrix serves as input and output embeddings."""
-        has_output = any(name.endswith(OUTPUT_NAMES) for name in self.entries)
-        return bool(self.config.get("tie_word_embeddings", not has_output))
+        text = self.config.get("text_config")
+        for config in (self.config, text if isinstance(text, dict) else {}):
+            if "tie_word_embeddings" in config:
+                return bool(config["tie_word_embeddings"])
+        return self.stored_output is None or self._same(self.input_name, self.stored_output)
 
     @property
     def embedding_names(self) -> list[str]:
@@ -87,9 +111,34 @@ class Checkpoint:
         return [self.input_name] if self.output_name is None else [self.input_name, self.output_name]
 
     @property
+    def bias_name(self) -> str | None:
+        """Name of the vector that is added to the logits, where a family has one (Phi-1, GPT-J)."""
+        name = (self.stored_output or "").removesuffix("weight") + "bias"
+        return name if name in self.entries else None
+
+    @property
     def rows(self) -> int:
         """Rows of the embedding matrices, padding included."""
         return self.entries[self.input_name].shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the embedding matrices."""
+        return self.entries[self.input_name].shape[1]
+
+    def rows_of(self, name: str) -> StoredRows:
+        """One tensor, read a few rows at a time."""
+        entry = self.entries[name]
+        if not self.is_floating(name):
+            raise LeptaError(
+                f"{entry.file}: {name} is {entry.dtype}; expected a floating-point type, nothing quantised"
+            )
+        return StoredRows(entry.file, entry.start, entry.shape, DTYPES[entry.dtype])
+
+    def is_floating(self, name: str) -> bool:
+        """Tell whether a tensor holds plain floating-point numbers."""
+        dtype = DTYPES.get(self.entries[name].dtype)
+        return dtype is not None and dtype.is_floating_point
 
     def load(self, name: str) -> torch.Tensor:
         """Load one tensor."""
@@ -99,6 +148,10 @@ class Checkpoint:
     def shards(self) -> list[Path]:
         """The weight files, in order."""
         return list(dict.fromkeys(entry.file for entry in self.entries.values()))
+
+    def names_in(self, shard: Path) -> list[str]:
+        """Names of the tensors in one of the files."""
+        return [name for name, entry in self.entries.items() if entry.file == shard]
 
     def _shards(self) -> list[Path]:
         index = self.folder / INDEX
@@ -120,12 +173,41 @@ class Checkpoint:
             )
         raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")
 
-    def _embedding(self, endings: tuple[str, ...], what: str) -> str:
-        names = [name for name in self.entries if name.endswith(endings)]
+    def _same(self, one: str, other: str) -> bool:
+        a, b = self.rows_of(one), self.rows_of(other)
+        return a.shape == b.shape and all(torch.equal(a[rows], b[rows]) for rows in blocks(a.shape))
+
+    def _check_index(self) -> None:
+        """Refuse an index that names tensors that are not in its files: the rest of the model would be left random."""
+        index = self.folder / INDEX
+        named = read_json(index)["weight_map"] if index.is_file() else {}
+        for name, file in named.items():
+            if name not in self.entries or self.entries[name].file.name != file:
+                raise LeptaError(f"{index}: names {name} in {file}, which does not hold it; download the folder again")
+
+    def _named(self, name: str | None) -> str | None:
+        if name is not None and name not in self.entries:
+            near = difflib.get_close_matches(name, self.entries, n=1)
+            raise LeptaError(f"{self.folder}: no tensor {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return name
+
+    def _input(self) -> str:
+        names = [name for name in self.entries if name.endswith(INPUT_NAMES)]
         if len(names) != 1:
-            found = f"found {', '.join(names)}" if names else "found none"
-            raise LeptaError(f"{self.folder}: {what}: expected one tensor named ...{' or ...'.join(endings)}, {found}")
+            matrices = {name: entry for name, entry in self.entries.items() if len(entry.shape) == 2}
+            tallest = sorted(matrices, key=lambda name: -matrices[name].shape[0])[:3]
+            raise LeptaError(
+                f"{self.folder}: input embeddings: expected one tensor named ...{' or ...'.join(INPUT_NAMES)}, found "
+                f"{', '.join(names) or 'none'}; name it with --input-embeddings (matrices with most rows: "
+                f"{', '.join(tallest)})"
+            )
         return names[0]
+
+    def _output(self) -> str | None:
+        names = [name for name in self.entries if name.endswith(OUTPUT_NAMES) or name in LAST_NAMES]
+        if len(names) > 1:
+            raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
+        return names[0] if names else None
 
 
 def read_header(file: Path) -> list[TensorEntry]:

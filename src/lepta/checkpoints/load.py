@@ -77,7 +77,7 @@ def model_folder(source: str | Path, import_to: Path) -> Path:
 
 
 @contextmanager
-def opened(source: str | Path) -> Iterator[Checkpoint]:
+def opened(source: str | Path, input_name: str | None = None, output_name: str | None = None) -> Iterator[Checkpoint]:
     """Open any model source as a checkpoint; one that had to be converted is gone when the block ends."""
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder:
-        yield Checkpoint(model_folder(source, Path(folder)))
+        yield Checkpoint(model_folder(source, Path(folder)), input_name, output_name)

@@ -3,17 +3,21 @@
 Tensors that do not change are copied as bytes, file to file; no model is loaded.
 """
 
+import errno
 import json
 import math
+import os
 import shutil
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from lepta.checkpoints.folder import DTYPES, INDEX, Checkpoint, TensorEntry
+from lepta.checkpoints.rows import ComputedRows
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 from lepta.vocabulary.source import TokenizerSource
@@ -21,59 +25,96 @@ from lepta.vocabulary.source import TokenizerSource
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CARRIED_FILES = ("LICENSE*", "NOTICE*")
 COPY_BLOCK = 1 << 24
+TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index")  # eos_token_id; image_token_index of vision-language models
 
 
 def write_model(
     source: Checkpoint,
-    matrices: Mapping[str, torch.Tensor],
+    matrices: Mapping[str, ComputedRows],
     tokenizer: TokenizerSource,
     folder: Path,
     new_ids: Mapping[int, int] | None = None,
+    *,
+    untie: bool = False,
+    hard_link: bool = False,
 ) -> None:
     """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
 
-    The config's vocabulary size follows the new matrices; generation settings and licence files come along.
+    The config's vocabulary size follows the new matrices; generation settings and licence files come along. Files whose
+    tensors do not change are copied whole, without taking space where the file system can share blocks.
 
     Parameters
     ----------
     source : Checkpoint
     matrices : mapping
-        Tensor name -> new tensor; written in the dtype of the tensor it replaces.
+        Tensor name -> rows of the new tensor, computed as they are written, in the dtype of the tensor they replace. A
+        head that the source does not store is written beside the input embeddings.
     tokenizer : TokenizerSource
     folder : Path
     new_ids : mapping, optional
         Old id -> new id of the tokens that the new vocabulary has too, if ids changed; configs then name the new ones.
+    untie : bool
+        The source ties input and output embeddings, the result does not.
+    hard_link : bool
+        Share files that do not change with the source: they take no space, but who edits one edits both.
 
     Raises
     ------
     LeptaError
-        If a replaced tensor is not in the source, or the matrices do not agree in rows or hold NaN.
+        If a replaced tensor is not in the source, the matrices do not agree in rows, or values are not finite.
     """
-    rows = {tensor.shape[0] for name, tensor in matrices.items() if name in source.embedding_names}
-    if unknown := [name for name in matrices if name not in source.entries]:
+    new = [name for name in matrices if name not in source.entries]
+    if unknown := [name for name in new if not untie]:
         raise LeptaError(f"{source.folder}: no tensor {unknown[0]} to replace")
+    rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
-    for name, tensor in matrices.items():
-        if not torch.isfinite(tensor).all():
-            raise LeptaError(f"{name}: NaN or infinite values would be written; nothing was")
+    dropped = {source.stored_output} - {source.output_name, *matrices}  # a tied head that is stored all the same
+    weight_map: dict[str, str] = {}
+    total = 0
     for shard in source.shards():
-        entries = [entry for entry in source.entries.values() if entry.file == shard]
-        if any(entry.name in matrices for entry in entries):
-            write_shard(folder / shard.name, entries, matrices)
+        entries = [entry for entry in source.entries.values() if entry.file == shard and entry.name not in dropped]
+        if source.input_name in {entry.name for entry in entries}:
+            entries += [replace(source.entries[source.input_name], name=name) for name in new]
+        weight_map |= {entry.name: shard.name for entry in entries}
+        replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
+        if replaced or len(entries) < len(source.names_in(shard)):
+            total += write_shard(folder / shard.name, entries, replaced)
         else:
-            shutil.copyfile(shard, folder / shard.name)
+            total += sum(entry.end - entry.start for entry in entries)
+            copy_file(shard, folder / shard.name, hard_link)
     if (source.folder / INDEX).is_file():
-        _write_index(source, matrices, folder)
-    _write_configs(source, rows.pop() if rows else source.rows, new_ids, folder)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
     for pattern in CARRIED_FILES:
         for file in source.folder.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     tokenizer.save(folder)
 
 
-def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, folder: Path) -> None:
+def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
+    """Copy a file; the kernel shares its blocks with the copy where the file system can (btrfs, XFS)."""
+    if hard_link:
+        target.hardlink_to(source.resolve())
+        return
+    with source.open("rb") as data, target.open("wb") as out:
+        if not hasattr(os, "copy_file_range"):
+            shutil.copyfileobj(data, out, COPY_BLOCK)
+            return
+        try:
+            while os.copy_file_range(data.fileno(), out.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            shutil.copyfileobj(data, out, COPY_BLOCK)  # between file systems that cannot
+
+
+def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, untie: bool, folder: Path) -> None:
     configs = {CONFIG: config_with_rows(source.config, rows)}
+    if untie:
+        configs[CONFIG] = config_untied(configs[CONFIG])
     if (source.folder / GENERATION).is_file():
         configs[GENERATION] = read_json(source.folder / GENERATION)
     for name, config in configs.items():
@@ -92,6 +133,14 @@ def config_with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     return changed
 
 
+def config_untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model config whose input and output embeddings are two matrices."""
+    changed = dict(config) | {"tie_word_embeddings": False}
+    if "tie_word_embeddings" in (config.get("text_config") or {}):
+        changed["text_config"] = dict(config["text_config"]) | {"tie_word_embeddings": False}
+    return changed
+
+
 def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:
     """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
 
@@ -106,7 +155,7 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
     def renamed(field: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {name: renamed(name, part) for name, part in value.items()}
-        if not field.endswith(("_token_id", "_token_ids")) or value is None:
+        if not field.endswith(TOKEN_FIELDS) or value is None:
             return value
         if isinstance(value, list):
             return [renamed(field, part) for part in value]
@@ -117,15 +166,21 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
     return {name: renamed(name, value) for name, value in config.items()}
 
 
-def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, torch.Tensor]) -> None:
-    """Write one safetensors file: `entries` copied byte for byte, except the tensors in `replaced`."""
+def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, ComputedRows]) -> int:
+    """Write one safetensors file: `entries` copied byte for byte, except the tensors in `replaced`.
+
+    Returns
+    -------
+    int
+        Bytes of tensors.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for entry in entries:
-        shape = tuple(replaced[entry.name].shape) if entry.name in replaced else entry.shape
-        length = entry.end - entry.start
+        shape, length = entry.shape, entry.end - entry.start
         if entry.name in replaced:
-            length = math.prod(shape) * torch.empty(0, dtype=DTYPES[entry.dtype]).element_size()
+            shape = replaced[entry.name].shape
+            length = math.prod(shape) * DTYPES[entry.dtype].itemsize
         header[entry.name] = {"dtype": entry.dtype, "shape": shape, "data_offsets": [position, position + length]}
         position += length
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -133,15 +188,15 @@ def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, t
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(encoded)) + encoded)
         for entry in entries:
-            if entry.name in replaced:
-                _write_tensor(out, replaced[entry.name], DTYPES[entry.dtype])
-            else:
+            if entry.name not in replaced:
                 _copy_range(entry.file, entry.start, entry.end, out)
-
-
-def _write_tensor(out: BinaryIO, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    for part in tensor.split(8192):
-        out.write(part.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().tobytes())
+                continue
+            for rows in replaced[entry.name].blocks():
+                block = rows.to("cpu", DTYPES[entry.dtype]).contiguous()
+                if not torch.isfinite(block.float()).all():
+                    raise LeptaError(f"{entry.name}: NaN or infinite values would be written; nothing is kept")
+                out.write(block.view(torch.uint8).numpy().data)
+    return position
 
 
 def _copy_range(file: Path, start: int, end: int, out: BinaryIO) -> None:
@@ -153,18 +208,6 @@ def _copy_range(file: Path, start: int, end: int, out: BinaryIO) -> None:
                 raise LeptaError(f"{file}: shorter than its header says; copy or download it again")
             out.write(block)
             start += len(block)
-
-
-def _write_index(source: Checkpoint, matrices: Mapping[str, torch.Tensor], folder: Path) -> None:
-    sizes = {name: math.prod(e.shape) * _bytes(e.dtype) for name, e in source.entries.items()}
-    sizes |= {name: tensor.numel() * _bytes(source.entries[name].dtype) for name, tensor in matrices.items()}
-    weight_map = {name: entry.file.name for name, entry in source.entries.items()}
-    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _bytes(dtype: str) -> int:
-    return torch.empty(0, dtype=DTYPES[dtype]).element_size()
 
 
 def save_loaded_model(model: Any, tokenizer: TokenizerSource, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Initialisation (paper 2.1.2): E_new = T E_old, for input and output embeddings alike."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows, Rows
+from lepta.embeddings.mix import mean_row, mix
 from lepta.embeddings.transfer import Transfer, transfer_matrix
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 
 
-def initialise_matrix(transfer: Transfer, old: torch.Tensor) -> torch.Tensor:
+def initialise_matrix(transfer: Transfer, old: Rows) -> ComputedRows:
     """Compute the rows of a new vocabulary from those of the old one.
 
     Rows of tokens in both vocabularies are copied bit for bit. The others are averaged in float64.
@@ -23,29 +26,28 @@ def initialise_matrix(transfer: Transfer, old: torch.Tensor) -> torch.Tensor:
     ----------
     transfer : Transfer
         T, shape (new rows, old rows).
-    old : tensor, shape (old rows, d)
+    old : Rows, shape (old rows, d) or, for a bias, (old rows,)
         Any floating dtype.
 
     Returns
     -------
-    tensor, shape (new rows, d)
+    ComputedRows, shape (new rows, d) or (new rows,)
         In the dtype of `old`.
     """
-    new = torch.empty((transfer.matrix.shape[0], old.shape[1]), dtype=old.dtype)
-    same = torch.from_numpy(transfer.exact >= 0)
-    new[same] = old[torch.from_numpy(transfer.exact[transfer.exact >= 0])]
-    fan_in = np.diff(transfer.matrix.indptr)
-    mixed = np.flatnonzero((transfer.exact < 0) & (fan_in > 0))
-    for rows in np.array_split(mixed, max(1, len(mixed) // 8192)):
-        part = transfer.matrix[rows]
-        used, columns = np.unique(part.indices, return_inverse=True)
-        part = type(part)((part.data, columns, part.indptr), shape=(len(rows), len(used)))
-        sources = old[torch.from_numpy(used)].to(torch.float64).numpy()
-        new[torch.from_numpy(rows)] = torch.from_numpy(part @ sources).to(old.dtype)
-    empty = np.flatnonzero(fan_in == 0)
-    if len(empty):
-        new[torch.from_numpy(empty)] = old.to(torch.float64).mean(dim=0).to(old.dtype)
-    return new
+    mean = cache(lambda: mean_row(old).to(old.dtype))
+
+    def rows(block: slice) -> torch.Tensor:
+        exact, weights = transfer.exact[block], transfer.matrix[block]
+        fan_in = np.diff(weights.indptr)
+        new = torch.empty((len(exact), *old.shape[1:]), dtype=old.dtype)
+        same, mixed, empty = exact >= 0, (exact < 0) & (fan_in > 0), fan_in == 0
+        new[torch.from_numpy(same)] = old[torch.from_numpy(exact[same])]
+        new[torch.from_numpy(mixed)] = mix(weights[np.flatnonzero(mixed)], old).to(old.dtype)
+        if empty.any():
+            new[torch.from_numpy(empty)] = mean()
+        return new
+
+    return ComputedRows((transfer.matrix.shape[0], *old.shape[1:]), rows)
 
 
 def padded_rows(source_rows: int, source_size: int, new_size: int, pad_to: int | None) -> int:
@@ -83,6 +85,7 @@ def initialise(
     old, new = open_tokenizer(checkpoint.folder).vocabulary(), tokenizer.vocabulary()
     rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
     transfer = transfer_matrix(old, new, checkpoint.rows, rows)
-    matrices = {name: initialise_matrix(transfer, checkpoint.load(name)) for name in checkpoint.embedding_names}
+    names = [*checkpoint.embedding_names, *filter(None, [checkpoint.bias_name])]
+    matrices = {name: initialise_matrix(transfer, checkpoint.rows_of(name)) for name in names}
     write_model(checkpoint, matrices, tokenizer, folder, transfer.new_ids)
     return {"old_rows": checkpoint.rows, "new_rows": rows, "transfer": transfer.summary()}

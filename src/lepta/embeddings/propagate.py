@@ -9,36 +9,35 @@
                overlap are its limits
 `procrustes`   the rotation among all W that fits conversion's rows best
 `delta`        no map: each new row moves as the old rows that it is a mix of,  X_adapted + T (X_instruct - X_base)
-
-The least-squares problems are  min || U X_base W - U X_instruct ||  for a sparse U (T, or T restricted to shared
-tokens), whose normal equations need U only as S = U'U, an (old x old) sparse matrix. We solve for D = W - I:
-
-    (X_base' S X_base + strength I) D = X_base' S (X_instruct - X_base)
-
-A variant equal to the base then gives D = 0 exactly, and where the rows leave a direction undetermined, W leaves it
-unchanged instead of erasing it.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from scipy import linalg, sparse
+from scipy import sparse
 
+from lepta.checkpoints.rows import ComputedRows, Rows
+from lepta.embeddings.least_squares import Anchors, LeftSide, Problem, RightSide
+from lepta.embeddings.mix import all_finite, mix, precision
 from lepta.embeddings.transfer import Transfer
 from lepta.errors import LeptaError
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta"]
 METHODS: tuple[Method, ...] = get_args(Method)
+# Which rows a map is fitted on: those of shared tokens, or all of T.
+PROBLEMS: dict[Method, Method] = {
+    "overlap": "overlap",
+    "ridge": "overlap",
+    "conversion": "conversion",
+    "procrustes": "conversion",
+}
 
-BLOCK = 16_384  # rows at a time: 0.5 GB of float64 at width 4,096
-RANK_TOLERANCE = 1e-10  # eigenvalues of the normal equations below this share of the largest count as zero
 # Strengths that ridge chooses from, in units of the mean eigenvalue of the normal equations.
 STRENGTHS = [0.0, *(10.0**power for power in np.arange(-5, 3.1, 0.5))]
-HELD_OUT_SHARE, FEWEST_HELD_OUT = 0.1, 10
+HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 10, 2048
 
 
 @dataclass(frozen=True)
@@ -48,50 +47,51 @@ class Propagation:
     Attributes
     ----------
     method : str
-    offset : float64 array, shape (d, d), or None
-        D = W - I; None stands for W = I.
+    offset : tensor, shape (d, d), or None
+        D = W - I, float32 (float64 for float64 matrices); None stands for W = I.
     delta : tuple or None
         T, the base and the variant's matrix, for method `delta`.
-    rows : int
-        Rows that the fit had.
-    rank : int
-        Rank of the normal equations.
+    rows, rank : int
+        Equations that the fit had, and directions of the embedding space that they determine.
     condition : float
-        Largest over smallest kept eigenvalue of the normal equations.
+        Condition number of the normal equations.
     strength : float
         How strongly W was drawn towards the identity, in units of the mean eigenvalue.
     residual_swap, residual : float
         Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
+    held_out : dict
+        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of all
+        methods that were compared. Empty if too few tokens are shared.
     """
 
     method: Method
-    offset: np.ndarray | None
-    delta: tuple[sparse.csr_array, torch.Tensor, torch.Tensor] | None = None
+    offset: torch.Tensor | None
+    delta: tuple[sparse.csr_array, Rows, Rows] | None = None
     rows: int = 0
     rank: int = 0
     condition: float = 1.0
     strength: float = 0.0
     residual_swap: float = 0.0
     residual: float = 0.0
+    held_out: dict[str, Any] = field(default_factory=dict)
 
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Propagate embedding rows, shape (new rows, d), any floating dtype; computed in blocks of float64."""
+    def apply(self, adapted: Rows) -> ComputedRows:
+        """Propagate the rows of an adapted base model, shape (new rows, d); they keep their dtype."""
+        return ComputedRows(tuple(adapted.shape), partial(self._apply, adapted))
+
+    def _apply(self, adapted: Rows, rows: slice) -> torch.Tensor:
+        own = adapted[rows]
         if self.delta:
             matrix, base, instruct = self.delta
-            parts = []
-            for block in _blocks(len(rows)):
-                change = torch.from_numpy(_weighted(matrix[block], instruct, base))
-                parts.append((rows[block].to(torch.float64) + change).to(rows.dtype))
-            return torch.cat(parts)
+            return (own.to(torch.float64) + mix(matrix[rows], instruct, base)).to(own.dtype)
         if self.offset is None:
-            return rows.clone()
-        offset = torch.from_numpy(self.offset)
-        blocks = [block + block @ offset for block in (part.to(torch.float64) for part in rows.split(BLOCK))]
-        return torch.cat([block.to(rows.dtype) for block in blocks])
+            return own
+        wide = own.to(precision(adapted))
+        return torch.addmm(wide, wide, self.offset.to(wide.dtype)).to(own.dtype)
 
     def summary(self) -> dict[str, Any]:
         """The fit as numbers for a manifest; `distance` is the mean change of a direction, || D || / sqrt(d)."""
-        distance = 0.0 if self.offset is None else float(np.linalg.norm(self.offset) / np.sqrt(len(self.offset)))
+        distance = 0.0 if self.offset is None else float(self.offset.norm() / np.sqrt(len(self.offset)))
         return {
             "method": self.method,
             "rows": self.rows,
@@ -101,241 +101,238 @@ class Propagation:
             "residual_swap": self.residual_swap,
             "residual": self.residual,
             "distance_from_identity": distance,
+            "held_out": self.held_out,
         }
 
 
-def fit_map(method: Method, transfer: Transfer, base: torch.Tensor, instruct: torch.Tensor) -> Propagation:
-    """Fit the step from the base model's embedding space to the instruct variant's.
+class MapFitter:
+    """Fits maps from one matrix of a base model to that of any of its variants.
 
-    Parameters
-    ----------
-    method : {"swap", "overlap", "conversion", "ridge", "procrustes", "delta"}
-    transfer : Transfer
-        T from the old vocabulary (of `base` and `instruct`) to the new one.
-    base, instruct : tensors, shape (old rows, d)
-        The same matrix (input or output embeddings) of both models, any floating dtype.
-
-    Raises
-    ------
-    LeptaError
-        If the shapes differ, values are not finite, or too few tokens are shared for the method.
-    """
-    _check(method, transfer, base, instruct)
-    if method == "swap":
-        return Propagation("swap", None)
-    if method == "delta":
-        return Propagation("delta", None, (transfer.matrix, base, instruct), rows=transfer.matrix.shape[0])
-    if method == "ridge":
-        return _fitted(
-            "ridge", moments_of(transfer.overlap, base, instruct), HeldOut(transfer, base, instruct).strength
-        )
-    return _fitted(method, moments_of(transfer.overlap if method == "overlap" else transfer.matrix, base, instruct))
-
-
-def _check(method: Method, transfer: Transfer, base: torch.Tensor, instruct: torch.Tensor) -> None:
-    if method not in METHODS:
-        raise LeptaError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
-    if base.shape != instruct.shape or base.shape[0] != transfer.matrix.shape[1]:
-        raise LeptaError(
-            f"base embeddings {tuple(base.shape)}, instruct embeddings {tuple(instruct.shape)}, transfer matrix "
-            f"{transfer.matrix.shape}: expected the same old vocabulary and width in all three"
-        )
-    for name, matrix in (("base", base), ("instruct", instruct)):
-        if not torch.isfinite(matrix).all():
-            raise LeptaError(f"{name} embeddings: NaN or infinite values; the checkpoint is damaged")
-    if method == "overlap" and not (transfer.exact >= 0).any():
-        raise LeptaError(f"method {method!r}: the two vocabularies share no token; use conversion or swap")
-
-
-@dataclass(frozen=True)
-class Moments:
-    """All that least squares needs to know of its rows U, with X = X_base and C = X_instruct - X_base.
-
-    Attributes
-    ----------
-    gram : float64 array, shape (d, d)
-        X' U'U X.
-    cross : float64 array, shape (d, d)
-        X' U'U C.
-    change, target : float
-        || U C ||^2 and || U X_instruct ||^2.
-    rows : int
-        Rows of U that are not empty.
-    """
-
-    gram: np.ndarray
-    cross: np.ndarray
-    change: float
-    target: float
-    rows: int
-
-    @cached_property
-    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues of `gram` that count, ascending, and their vectors in columns."""
-        eigenvalues, eigenvectors = linalg.eigh(self.gram)
-        kept = eigenvalues > max(RANK_TOLERANCE * eigenvalues[-1], 0.0)
-        return eigenvalues[kept], eigenvectors[:, kept]
-
-    def solve(self, strength: float = 0.0) -> np.ndarray:
-        """D of least squares, drawn towards 0 by `strength` mean eigenvalues; 0 where the rows leave it open."""
-        eigenvalues, basis = self.spectrum
-        if not len(eigenvalues):
-            return np.zeros_like(self.gram)
-        return basis @ ((basis.T @ self.cross) / (eigenvalues + strength * eigenvalues.mean())[:, None])
-
-    def rotation(self) -> np.ndarray:
-        """D of the rotation W that fits best: W = U V' where X'S(X + C) = U s V'."""
-        left, _, right = linalg.svd(self.gram + self.cross)
-        return left @ right - np.eye(len(self.gram))
-
-    def error(self, offset: np.ndarray | None) -> float:
-        """Relative error of W = I + D on these rows: || U (X D - C) ||^2 = <D, G D> - 2 <D, X'SC> + || U C ||^2."""
-        squared = self.change
-        if offset is not None:
-            squared += float(np.sum(offset * (self.gram @ offset)) - 2 * np.sum(offset * self.cross))
-        return float(np.sqrt(max(squared, 0.0) / max(self.target, np.finfo(float).tiny)))
-
-
-def moments_of(rows: sparse.csr_array, base: torch.Tensor, instruct: torch.Tensor) -> Moments:
-    """Sum up the rows U in blocks of float64, reading S = U'U block by block.
-
-    Parameters
-    ----------
-    rows : scipy CSR array, shape (any, old rows)
-        U; empty rows do not count.
-    base, instruct : tensors, shape (old rows, d)
-    """
-    weights = sparse.csr_array(rows.T @ rows)
-    width = base.shape[1]
-    gram, cross = np.zeros((width, width)), np.zeros((width, width))
-    target = changed = 0.0
-    for block in _blocks(base.shape[0]):
-        x, change = _float64(base[block]), _float64(instruct[block]) - _float64(base[block])
-        weighted_x, weighted_change = _weighted(weights[block], base), _weighted(weights[block], instruct, base)
-        gram += x.T @ weighted_x
-        cross += x.T @ weighted_change
-        changed += float(np.sum(change * weighted_change))
-        target += float(np.sum((x + change) * (weighted_x + weighted_change)))
-    number = int((np.diff(rows.indptr) > 0).sum())
-    return Moments((gram + gram.T) / 2, cross, max(changed, 0.0), target, number)
-
-
-def _fitted(method: Method, moments: Moments, strength: float = 0.0) -> Propagation:
-    eigenvalues, _ = moments.spectrum
-    offset = moments.rotation() if method == "procrustes" and moments.change else moments.solve(strength)
-    return Propagation(
-        method=method,
-        offset=offset,
-        rows=moments.rows,
-        rank=len(eigenvalues),
-        condition=float(eigenvalues[-1] / eigenvalues[0]) if len(eigenvalues) else 1.0,
-        strength=strength,
-        residual_swap=moments.error(None),
-        residual=moments.error(offset),
-    )
-
-
-class HeldOut:
-    """Tokens in both vocabularies that are left out of the fit, to see how well a method predicts them.
-
-    Rows of T that a held-out token has a part in are left out too. The choice is the same in every run.
+    A tenth of the shared tokens, at most 2,048, is left out of a first fit to see how well it predicts them; rows of T
+    that such a token has a part in are left out too. The choice is the same in every run. What depends on the base
+    alone is computed once.
 
     Parameters
     ----------
     transfer : Transfer
-    base, instruct : tensors, shape (old rows, d)
+        T from the old vocabulary (of base and variants) to the new one.
+    base : Rows, shape (old rows, d)
+        Input or output embeddings, any floating dtype.
     stand_ins : scipy CSR array, shape (old rows, old rows), optional
         What each old token would be mixed of if it were new; needed to judge `delta`.
+    weights : float array, shape (new rows,), optional
+        How much each new token counts in the fit, and in judging it; by default all the same.
 
     Raises
     ------
     LeptaError
-        If too few tokens are shared.
+        If the shapes do not belong together, or values are not finite.
     """
 
     def __init__(
         self,
         transfer: Transfer,
-        base: torch.Tensor,
-        instruct: torch.Tensor,
+        base: Rows,
         stand_ins: sparse.csr_array | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
+        self.transfer, self.base, self.stand_ins = transfer, base, stand_ins
+        _check("base", base, base, transfer)
         shared = np.unique(transfer.exact[transfer.exact >= 0])
         if stand_ins is not None:  # bytes and special tokens have none: they can never be new
             shared = shared[stand_ins.diagonal()[shared] == 0]
-        number = int(len(shared) * HELD_OUT_SHARE)
-        if number < FEWEST_HELD_OUT:
+        self._shared = len(shared)
+        number = min(int(len(shared) * HELD_OUT_SHARE), MOST_HELD_OUT)
+        chosen = np.random.default_rng(0).permutation(shared)[:number]
+        self.held_out = np.sort(chosen) if number >= FEWEST_HELD_OUT else chosen[:0]
+
+        held = np.zeros(transfer.matrix.shape[1])
+        held[self.held_out] = 1
+        left_out, shared_rows = transfer.matrix @ held > 0, transfer.exact >= 0
+        weights = np.ones(len(transfer.exact)) if weights is None else weights
+        self.token_weights = np.ones(len(held))
+        self.token_weights[transfer.exact[shared_rows]] = weights[shared_rows]
+        equations = sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix)
+        units, units_left, mixed, mixed_left = (
+            Anchors(equations[np.flatnonzero(kind & part)], base)
+            for kind in (shared_rows, ~shared_rows)
+            for part in (~left_out, left_out)
+        )
+        overlap_part = Problem(units)
+        conversion_part = Problem(mixed, smaller=overlap_part)
+        overlap = Problem(units_left, smaller=overlap_part)
+        conversion = Problem(units_left, mixed_left, smaller=conversion_part)
+        self.parts: dict[Method, Problem] = {"overlap": overlap_part, "conversion": conversion_part}
+        self.wholes: dict[Method, Problem] = {"overlap": overlap, "conversion": conversion}
+
+    def fit(self, method: Method | Literal["auto"], instruct: Rows) -> Propagation:
+        """Fit the step from the base model's embedding space to a variant's.
+
+        Parameters
+        ----------
+        method : str
+            One of `METHODS`, or `auto`: the one that predicts held-out tokens best (the first if several do).
+        instruct : Rows, shape (old rows, d)
+            The same matrix of the variant; rows beyond those of the base are not read.
+
+        Raises
+        ------
+        LeptaError
+            If the shapes differ, values are not finite, or too few tokens are shared for the method.
+        """
+        if method not in (*METHODS, "auto"):
+            raise LeptaError(f"method {method!r}: unknown; known are {', '.join(METHODS)}, auto")
+        _check("instruct", instruct, self.base, self.transfer)
+        if method == "overlap" and not self._shared:
+            raise LeptaError(f"method {method!r}: the two vocabularies share no token; use conversion or swap")
+        if method in ("ridge", "auto") and not len(self.held_out):
             raise LeptaError(
-                f"the two vocabularies share {len(shared)} tokens, too few to hold some out; use conversion or swap"
+                f"the two vocabularies share {self._shared} tokens, too few to hold some out; use conversion or swap"
             )
-        self.tokens = np.sort(np.random.default_rng(0).permutation(shared)[:number])
-        self._matrices, self._stand_ins = (base, instruct), stand_ins
-        width = base.shape[0]
-        unit = sparse.csr_array((np.ones(number), (np.arange(number), self.tokens)), shape=(number, width))
-        self.moments = moments_of(unit, base, instruct)
-        held = np.zeros(width)
-        held[self.tokens] = 1
-        free = sparse.diags_array((transfer.matrix @ held == 0).astype(np.float64))
-        self._conversion = moments_of(sparse.csr_array(free @ transfer.matrix), base, instruct)
-        self._overlap = moments_of(sparse.csr_array(free @ transfer.overlap), base, instruct)
+        fit = _Fit(self, instruct)
+        candidates: tuple[Method, ...] = METHODS if method == "auto" else (method,)
+        errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
+        return fit.propagation(min(errors, key=lambda name: errors[name]) if method == "auto" else method, errors)
+
+
+def fit_map(
+    method: Method | Literal["auto"],
+    transfer: Transfer,
+    base: Rows,
+    instruct: Rows,
+    stand_ins: sparse.csr_array | None = None,
+) -> Propagation:
+    """Fit the map of one variant; see `MapFitter`."""
+    return MapFitter(transfer, base, stand_ins).fit(method, instruct)
+
+
+class _Fit:
+    """One variant's part in a `MapFitter`."""
+
+    def __init__(self, fitter: MapFitter, instruct: Rows) -> None:
+        self._fitter, self._instruct = fitter, instruct
+        self._sums: dict[Problem, RightSide] = {}
 
     @cached_property
-    def strength(self) -> float:
-        """The strength with which ridge predicts the held-out tokens best."""
-        return min(STRENGTHS, key=lambda strength: self.moments.error(self._overlap.solve(strength)))
+    def _held_out(self) -> "HeldOut | None":
+        fitter, tokens = self._fitter, self._fitter.held_out
+        if not len(tokens):
+            return None
+        return HeldOut(tokens, fitter.base, self._instruct, fitter.stand_ins, fitter.token_weights[tokens])
 
-    def errors(self) -> dict[Method, float]:
-        """Relative error of each method on the held-out tokens; `delta` only if it can be judged."""
-        errors: dict[Method, float] = {
-            "swap": self.moments.error(None),
-            "overlap": self.moments.error(self._overlap.solve()),
-            "conversion": self.moments.error(self._conversion.solve()),
-            "ridge": self.moments.error(self._overlap.solve(self.strength)),
-            "procrustes": self.moments.error(self._conversion.rotation()),
-        }
-        if self._stand_ins is not None:
-            base, instruct = self._matrices
-            index = torch.from_numpy(self.tokens)
-            moved = _float64(base[index]) + _weighted(self._stand_ins[self.tokens], instruct, base)
-            target = _float64(instruct[index])
-            errors["delta"] = float(np.linalg.norm(moved - target) / max(np.linalg.norm(target), np.finfo(float).tiny))
-        return errors
+    @cached_property
+    def _strength(self) -> float:
+        part = self._fitter.parts["overlap"]
+        return self._held_out.strength(part.left, part.right(self._instruct, self._sums)) if self._held_out else 0.0
+
+    def _offset(self, method: Method, problems: dict[Method, Problem]) -> np.ndarray | None:
+        """D = W - I of a method, fitted on a part of the rows or on all; None for D = 0."""
+        if method == "swap":
+            return None
+        problem = problems[PROBLEMS[method]]
+        right = problem.right(self._instruct, self._sums)
+        if not right.change:
+            return None
+        if method == "procrustes":
+            return problem.left.rotation(right.cross)
+        return problem.left.solve(right.cross, self._strength if method == "ridge" else 0.0)
+
+    def error(self, method: Method) -> float | None:
+        """Relative error on held-out tokens of a fit without them; None if it cannot be judged."""
+        if self._held_out is None:
+            return None
+        if method == "delta":
+            return self._held_out.error_of_delta()
+        return self._held_out.error(self._offset(method, self._fitter.parts))
+
+    def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
+        """Fit a method on all rows."""
+        fitter = self._fitter
+        held_out = self._held_out.summary(errors, method) if self._held_out and method in errors else {}
+        if method == "swap":
+            return Propagation("swap", None, held_out=held_out)
+        if method == "delta":
+            delta = (fitter.transfer.matrix, fitter.base, self._instruct)
+            return Propagation("delta", None, delta, rows=fitter.transfer.matrix.shape[0], held_out=held_out)
+        problem = fitter.wholes[PROBLEMS[method]]
+        right, offset = problem.right(self._instruct, self._sums), self._offset(method, fitter.wholes)
+        return Propagation(
+            method=method,
+            offset=None if offset is None else torch.from_numpy(offset).to(precision(fitter.base)),
+            rows=problem.left.rows,
+            rank=problem.left.rank,
+            condition=problem.left.condition,
+            strength=self._strength if method == "ridge" else 0.0,
+            residual_swap=problem.left.error(right, None),
+            residual=problem.left.error(right, offset),
+            held_out=held_out,
+        )
 
 
-def choose_map(
-    transfer: Transfer, base: torch.Tensor, instruct: torch.Tensor, stand_ins: sparse.csr_array | None = None
-) -> tuple[Propagation, dict[Method, float]]:
-    """Fit the method that predicts held-out tokens best (the first in the list of methods if several do).
+class HeldOut:
+    """Tokens that a fit has not seen, to judge it by.
 
-    Returns
-    -------
-    Propagation
-        Fitted on all rows.
-    dict
-        Method -> relative error on the held-out tokens.
+    Parameters
+    ----------
+    tokens : int64 array
+        Old ids.
+    base, instruct : Rows, shape (old rows, d)
+    stand_ins : scipy CSR array, optional
+        See `MapFitter`.
+    weights : float array, shape (tokens,)
+        How much each counts.
     """
-    _check("conversion", transfer, base, instruct)
-    held_out = HeldOut(transfer, base, instruct, stand_ins)
-    errors = held_out.errors()
-    best = min(errors, key=lambda method: errors[method])
-    if best == "ridge":
-        return _fitted("ridge", moments_of(transfer.overlap, base, instruct), held_out.strength), errors
-    return fit_map(best, transfer, base, instruct), errors
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        base: Rows,
+        instruct: Rows,
+        stand_ins: sparse.csr_array | None,
+        weights: np.ndarray,
+    ) -> None:
+        index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
+        self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))
+        self._mean = scale * (scale * self._y).sum(axis=0) / weights.sum()
+        self._moved = None
+        if stand_ins is not None:
+            self._moved = self._x + scale * mix(stand_ins[tokens], instruct, base).numpy()
+
+    def error(self, offset: np.ndarray | None) -> float:
+        """Relative error of W = I + D on these tokens."""
+        return self._relative(self._x if offset is None else self._x + self._x @ offset)
+
+    def error_of_delta(self) -> float | None:
+        """Relative error of moving each token as the tokens that it is merged from; None if those are not known."""
+        return None if self._moved is None else self._relative(self._moved)
+
+    def strength(self, left: LeftSide, right: RightSide) -> float:
+        """The strength with which ridge predicts these tokens best."""
+        eigenvalues, basis = left.spectrum
+        x, cross = self._x @ basis, basis.T @ right.cross
+        return min(
+            STRENGTHS,
+            key=lambda strength: self._relative(
+                self._x + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross
+            ),
+        )
+
+    def summary(self, errors: dict[Method, float], method: Method) -> dict[str, Any]:
+        """What a manifest says of the method that was taken."""
+        spread = np.linalg.norm(self._y - self._mean) / max(np.linalg.norm(self._y), np.finfo(float).tiny)
+        r2 = 1 - (errors[method] / max(spread, np.finfo(float).tiny)) ** 2
+        return {"tokens": len(self._y), "error": errors[method], "r2": float(r2), "errors": errors}
+
+    def _relative(self, predicted: np.ndarray) -> float:
+        return float(np.linalg.norm(predicted - self._y) / max(np.linalg.norm(self._y), np.finfo(float).tiny))
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    for start in range(0, rows, BLOCK):
-        yield slice(start, min(start + BLOCK, rows))
-
-
-def _float64(rows: torch.Tensor) -> np.ndarray:
-    return rows.to(torch.float64).numpy()
-
-
-def _weighted(weights: sparse.csr_array, matrix: torch.Tensor, minus: torch.Tensor | None = None) -> np.ndarray:
-    """A block of sparse rows times a matrix (or a difference of two), reading only the rows that the block touches."""
-    used, columns = np.unique(weights.indices, return_inverse=True)
-    index = torch.from_numpy(used)
-    values = _float64(matrix[index]) if minus is None else _float64(matrix[index]) - _float64(minus[index])
-    compact = sparse.csr_array((weights.data, columns, weights.indptr), shape=(weights.shape[0], len(used)))
-    return compact @ values
+def _check(name: str, matrix: Rows, base: Rows, transfer: Transfer) -> None:
+    rows = transfer.matrix.shape[1]
+    if base.shape[0] != rows or matrix.shape[0] < rows or matrix.shape[1] != base.shape[1]:
+        raise LeptaError(
+            f"{name} embeddings {tuple(matrix.shape)}, base embeddings {tuple(base.shape)}, transfer matrix "
+            f"{transfer.matrix.shape}: expected the same old vocabulary and width in all three"
+        )
+    if not all_finite(matrix):
+        raise LeptaError(f"{name} embeddings: NaN or infinite values; the checkpoint is damaged")

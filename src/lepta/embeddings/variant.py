@@ -1,6 +1,8 @@
-"""LEP on folders: base, adapted base and an instruct variant in; the variant with the new vocabulary out."""
+"""LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,100 +11,267 @@ import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
-from lepta.embeddings.propagate import Method, choose_map, fit_map
+from lepta.checkpoints.rows import ComputedRows, Rows
+from lepta.embeddings.body import body_changes
+from lepta.embeddings.initialise import padded_rows
+from lepta.embeddings.mix import mean_row
+from lepta.embeddings.propagate import MapFitter, Method, Propagation
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.rebuild import add_special_tokens
+from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
 def propagate(
-    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, method: Method | Literal["auto"], folder: Path
-) -> dict[str, Any]:
-    """Write an instruct variant with the vocabulary and embeddings of the adapted base model.
+    base: Checkpoint,
+    adapted: Checkpoint,
+    variants: Sequence[tuple[Checkpoint, Path]],
+    method: Method | Literal["auto"] = "conversion",
+    *,
+    body_delta: float | None = None,
+    token_counts: np.ndarray | None = None,
+    hard_link: bool = False,
+) -> list[dict[str, Any]]:
+    """Write instruct variants with the vocabulary and embeddings of the adapted base model.
 
-    Special tokens keep the variant's own rows, bit for bit; its chat template and generation settings come along.
+    Special tokens keep the variant's own rows, bit for bit, also those that only the variant has (chat markers that
+    were added to it); its chat template and generation settings come along. T and what the fit needs of the base are
+    computed once for all variants.
 
     Parameters
     ----------
     base, adapted : Checkpoint
         The foundation model before and after vocabulary change and continued pre-training.
-    instruct : Checkpoint
-        An instruct variant of `base`, with the original vocabulary.
+    variants : sequence of (Checkpoint, Path)
+        Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
     method : str
         See `lepta.embeddings.propagate`; `auto` takes, for each matrix, the one that predicts held-out tokens best.
-    folder : Path
-        Existing empty folder for the result.
+    body_delta : float, optional
+        Add what training changed in the base model's body so many times to the body of each variant.
+    token_counts : array, shape (new vocabulary,), optional
+        Occurrences of the new tokens in text; frequent tokens then weigh more in the fit (by the square root).
+    hard_link : bool
+        See `write_model`.
 
     Returns
     -------
-    dict
-        Facts: T and the fit of each matrix.
+    list of dict
+        Facts for each variant: T and the fit of each matrix.
 
     Raises
     ------
     LeptaError
-        If the three models do not belong together.
+        If the models do not belong together, or the body was trained too and `body_delta` does not say what to do.
     """
-    tokenizer, instruct_tokenizer = open_tokenizer(adapted.folder), open_tokenizer(instruct.folder)
+    tokenizer = open_tokenizer(adapted.folder)
     old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
-    _check_family(base, adapted, instruct, old, instruct_tokenizer.vocabulary())
+    made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new) for checkpoint, _ in variants]
+    bodies = [body_changes(base, adapted, variant.checkpoint, body_delta) for variant in made]
     transfer = transfer_matrix(old, new, base.rows, adapted.rows)
-    stand_ins = stand_in_rows(old, base.rows) if method == "auto" else None
-    special = torch.from_numpy(_shared_specials(new, transfer))
-    matrices, fits = {}, {}
-    for b, a, i in zip(base.embedding_names, adapted.embedding_names, instruct.embedding_names, strict=True):
-        own, before = instruct.load(i), base.load(b)
-        errors: dict[Method, float] = {}
-        if method == "auto":
-            fitted, errors = choose_map(transfer, before, own, stand_ins)
-        else:
-            fitted = fit_map(method, transfer, before, own)
-        rows = fitted.apply(adapted.load(a))
-        rows[special] = own[torch.from_numpy(transfer.exact)[special]].to(rows.dtype)
-        matrices[i], fits[i] = rows, fitted.summary() | ({"held_out_errors": errors} if errors else {})
+    weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
+    stand_ins = stand_in_rows(old, base.rows) if method in ("auto", "delta") else None
+
+    fits: list[dict[str, Propagation]] = [{} for _ in made]
+    for role in ("input", "output"):
+        if role == "output" and all(variant.tied for variant in made):
+            continue
+        fitter = MapFitter(transfer, _matrix(base, role), stand_ins, weights)
+        for variant, fitted in zip(made, fits, strict=True):
+            if role == "input" or not variant.tied:
+                fitted[role] = fitter.fit(method, _matrix(variant.checkpoint, role))
+
+    facts = []
+    for variant, fitted, body, (_, folder) in zip(made, fits, bodies, variants, strict=True):
+        matrices, maps = dict(body), {}
+        for role, fit in fitted.items():
+            name = variant.name_of(role)
+            own = _matrix(variant.checkpoint, role)
+            matrices[name] = variant.rows(fit.apply(_matrix(adapted, role)), own, transfer)
+            maps[name] = fit.summary()
+        if variant.checkpoint.bias_name:
+            models = (base, variant.checkpoint, adapted)
+            before, own, after = (model.rows_of(model.bias_name or "") for model in models)
+            moved = Propagation("delta", None, (transfer.matrix, before, own)).apply(after)
+            matrices[variant.checkpoint.bias_name] = variant.rows(moved, own, transfer)
+        write_model(
+            variant.checkpoint,
+            matrices,
+            variant.tokenizer,
+            folder,
+            transfer.new_ids | variant.added,
+            untie=variant.checkpoint.tied and not variant.tied,
+            hard_link=hard_link,
+        )
+        facts.append(
+            {
+                "transfer": transfer.summary(),
+                "special_rows_kept": len(variant.own_rows(transfer)[0]),
+                "added_tokens": len(variant.added),
+                "body_tensors_changed": len(body),
+                "maps": maps,
+            }
+        )
+    return facts
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """An instruct variant and what the result takes from it.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    tokenizer : TokenizerSource
+        Of the result: the new vocabulary with the variant's settings and added tokens.
+    added : dict
+        Id in the variant -> id in the result, of special tokens that the base does not have.
+    special : int64 array
+        Ids of special tokens of the new vocabulary.
+    adapted : Checkpoint
+    total : int
+        Rows of the result.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: TokenizerSource
+    added: dict[int, int]
+    special: np.ndarray
+    adapted: Checkpoint
+    total: int
+
+    @staticmethod
+    def of(
+        checkpoint: Checkpoint,
+        tokenizer: TokenizerSource,
+        adapted: Checkpoint,
+        base: Checkpoint,
+        old: Vocabulary,
+        new: Vocabulary,
+    ) -> "_Variant":
+        """Check that a variant belongs to the base, and put together the tokenizer of its result."""
+        own = open_tokenizer(checkpoint.folder)
+        vocabulary = own.vocabulary()
+        _check_family(base, adapted, checkpoint, old, vocabulary)
+        only_here = [i for i in range(vocabulary.size) if old.is_hole(i) and not vocabulary.is_hole(i)]
+        by_text = new.ids_by_bytes(Kind.SPECIAL)
+        missing = [i for i in only_here if vocabulary.data(i) not in by_text]
+        added = {i: by_text[vocabulary.data(i)] for i in only_here if vocabulary.data(i) in by_text}
+        added |= dict(zip(missing, range(new.size, new.size + len(missing)), strict=True))
+        tokens = [token for token in own.spec["added_tokens"] if token["id"] in missing]
+        spec = add_special_tokens(tokenizer.spec, [token | {"id": added[token["id"]]} for token in tokens])
+        total = adapted.rows
+        if new.size + len(missing) > total:
+            total = padded_rows(adapted.rows, new.size, new.size + len(missing), None)
+        return _Variant(
+            checkpoint,
+            _with_settings_of(own, replace(tokenizer, spec=spec)),
+            added,
+            np.flatnonzero(new.kinds == Kind.SPECIAL),
+            adapted,
+            total,
+        )
+
+    @property
+    def tied(self) -> bool:
+        """Whether the result has one matrix for input and output."""
+        return self.checkpoint.tied and self.adapted.tied
+
+    def name_of(self, role: str) -> str:
+        """Name of a matrix in the result."""
+        if role == "input":
+            return self.checkpoint.input_name
+        name = self.checkpoint.stored_output or self.adapted.stored_output
+        return name or "lm_head.weight"
+
+    def own_rows(self, transfer: Transfer) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
+        shared = self.special[transfer.exact[self.special] >= 0]
+        own = dict(zip(shared.tolist(), transfer.exact[shared].tolist(), strict=True))
+        own |= {there: here for here, there in self.added.items()}
+        places = np.array(sorted(own), dtype=np.int64)
+        return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
+
+    def rows(self, propagated: ComputedRows, own: Rows, transfer: Transfer) -> ComputedRows:
+        """Propagated rows with the variant's own in their places; padding beyond them gets the variant's mean row."""
+        places, sources = self.own_rows(transfer)
+        mean = cache(lambda: mean_row(own))
+
+        def block(rows: slice) -> torch.Tensor:
+            result = propagated.rows(slice(rows.start, min(rows.stop, propagated.shape[0])))
+            if len(result) < rows.stop - rows.start:
+                padding = mean().to(result.dtype).expand(rows.stop - rows.start - len(result), *result.shape[1:])
+                result = torch.cat([result, padding])
+            here = (places >= rows.start) & (places < rows.stop)
+            if here.any():
+                result = result.clone()
+                kept = own[torch.from_numpy(sources[here])]
+                result[torch.from_numpy(places[here] - rows.start)] = kept.to(result.dtype)
+            return result
+
+        return ComputedRows((self.total, *propagated.shape[1:]), block)
+
+
+def _matrix(checkpoint: Checkpoint, role: str) -> Rows:
+    name = checkpoint.output_name if role == "output" else None
+    return checkpoint.rows_of(name or checkpoint.input_name)
+
+
+def _padded(counts: np.ndarray, rows: int) -> np.ndarray:
+    padded = np.zeros(rows)
+    padded[: len(counts)] = counts
+    return padded
+
+
+def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> TokenizerSource:
+    """The new tokenizer with a variant's chat template and roles of tokens."""
     owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
-    tokenizer = replace(
-        tokenizer,
-        config=tokenizer.config | instruct_tokenizer.config | {key: tokenizer.config[key] for key in owned},
-        chat_template=instruct_tokenizer.chat_template or tokenizer.chat_template,
-    )
-    write_model(instruct, matrices, tokenizer, folder, transfer.new_ids)
-    return {"transfer": transfer.summary(), "special_rows_kept": len(special), "maps": fits}
-
-
-def _shared_specials(new: Vocabulary, transfer: Transfer) -> np.ndarray:
-    """Ids of special tokens that the old vocabulary has too."""
-    ids = np.flatnonzero(new.kinds == Kind.SPECIAL)
-    return ids[transfer.exact[ids] >= 0]
+    config = tokenizer.config | own.config | {key: tokenizer.config[key] for key in owned}
+    if "added_tokens_decoder" in config:
+        known = {str(token["id"]): token for token in tokenizer.spec["added_tokens"]}
+        config["added_tokens_decoder"] = {
+            token_id: {key: value for key, value in token.items() if key != "id"} for token_id, token in known.items()
+        }
+    return replace(tokenizer, config=config, chat_template=own.chat_template or tokenizer.chat_template)
 
 
 def _check_family(
-    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, old: Vocabulary, instruct_vocabulary: Vocabulary
+    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, old: Vocabulary, own: Vocabulary
 ) -> None:
     """Refuse models that are not a base, its adaptation and its variant."""
-    b, a, i = (checkpoint.entries[checkpoint.input_name].shape for checkpoint in (base, adapted, instruct))
-    if not b[1] == a[1] == i[1]:
+    if not base.width == adapted.width == instruct.width:
         raise LeptaError(
-            f"embedding widths differ: base {b[1]} ({base.folder}), adapted {a[1]} ({adapted.folder}), "
-            f"instruct {i[1]} ({instruct.folder}); expected three models of one architecture and size"
+            f"embedding widths differ: base {base.width} ({base.folder}), adapted {adapted.width} ({adapted.folder}), "
+            f"instruct {instruct.width} ({instruct.folder}); expected three models of one architecture and size"
         )
-    if b[0] != i[0]:
+    if instruct.rows < base.rows:
         raise LeptaError(
-            f"{instruct.folder}: {i[0]} embedding rows, but the base {base.folder} has {b[0]}; "
+            f"{instruct.folder}: {instruct.rows} embedding rows, but the base {base.folder} has {base.rows}; "
             "expected a variant with the base model's own vocabulary"
         )
-    if instruct_vocabulary.bytes_of != old.bytes_of:
-        ids = range(max(old.size, instruct_vocabulary.size))
-        first = next(n for n in ids if _token(old, n) != _token(instruct_vocabulary, n))
+    for i in range(max(old.size, own.size)):
+        here, there = _token(own, i), _token(old, i)
+        if here != there and (there is not None or own.kinds[i] != Kind.SPECIAL):
+            raise LeptaError(
+                f"{instruct.folder}: id {i} is {here!r}, but {there!r} in the base {base.folder}; "
+                "expected a variant with the base model's own vocabulary; only special tokens may come on top"
+            )
+    if instruct.tied and not base.tied:
         raise LeptaError(
-            f"{instruct.folder}: id {first} is {_token(instruct_vocabulary, first)!r}, but {_token(old, first)!r} in "
-            f"the base {base.folder}; expected a variant with the base model's own vocabulary"
+            f"{instruct.folder}: ties input and output embeddings, the base {base.folder} does not; "
+            "expected a variant that was trained from this base"
         )
-    tied = {checkpoint.tied for checkpoint in (base, adapted, instruct)}
-    if len(tied) > 1:
-        raise LeptaError("some of base, adapted and instruct tie input and output embeddings and some do not")
+    if len({checkpoint.bias_name is None for checkpoint in (base, adapted, instruct)}) > 1:
+        raise LeptaError("some of base, adapted and instruct add a bias to the logits and some do not")
 
 
 def _token(vocabulary: Vocabulary, token_id: int) -> bytes | None:
     return vocabulary.bytes_of[token_id] if token_id < vocabulary.size else None
+
+
+def count_tokens(vocabulary: Vocabulary, documents: Sequence[str]) -> np.ndarray:
+    """Occurrences of each token in documents, shape (vocabulary.size,)."""
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    for ids in vocabulary.encode(documents):
+        counts += np.bincount(np.array(ids, dtype=np.int64), minlength=vocabulary.size)
+    return counts

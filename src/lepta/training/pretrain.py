@@ -9,6 +9,7 @@ import torch
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows
 from lepta.evaluation.bits import score_text
 from lepta.pipeline import CHECKPOINTS
 from lepta.recipe import PretrainSettings, Trains
@@ -139,8 +140,8 @@ def pretrain_folder(
         measure=measure if valid else None,
         measure_every=settings.measure_every,
     )
-    trained = {checkpoint.input_name: model.get_input_embeddings().weight.detach().cpu()}
+    trained = {checkpoint.input_name: ComputedRows.of(model.get_input_embeddings().weight.detach())}
     if checkpoint.output_name:
-        trained[checkpoint.output_name] = model.get_output_embeddings().weight.detach().cpu()
+        trained[checkpoint.output_name] = ComputedRows.of(model.get_output_embeddings().weight.detach())
     write_model(checkpoint, trained, open_tokenizer(initialised), folder)
     return {"tokens": sum(map(len, blocks)), "blocks": len(blocks)}, curve

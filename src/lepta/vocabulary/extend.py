@@ -21,6 +21,7 @@ from lepta.vocabulary.words import WordTable
 
 # A character that a SentencePiece vocabulary has no token for gets one if it makes up at least this share of the text.
 RARE_CHARACTER = 1e-6
+Symbols = tuple[bytes, ...]  # what a word splits into; a tuple, which costs the garbage collector less than a list
 FREQUENT_WORDS = 20_000  # enough to tell the script of a text
 
 
@@ -30,7 +31,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
     Latin is left out because it is in text of every language (names, code), and old vocabularies know it.
     """
     letters: Counter[str] = Counter()
-    for n in np.argsort(-weights)[:FREQUENT_WORDS]:
+    for n in np.argsort(-weights)[:FREQUENT_WORDS].tolist():
         for character in words[n]:
             letters[character] += weights[n]
     scripts: Counter[str] = Counter()
@@ -124,8 +125,10 @@ def extend(
     data = [token or b"" for token in vocabulary.bytes_of]
     missing = _missing_characters(vocabulary, words, weights)
     counts = occurrences(weights)
-    words, counts = [words[n] for n in np.flatnonzero(counts)], counts[counts > 0]
-    splits = [tuple([data[i] for i in ids]) for ids in vocabulary.split([word.encode() for word in words])]
+    words, counts = [words[n] for n in np.flatnonzero(counts).tolist()], counts[counts > 0]
+    splits: list[Symbols] = [
+        tuple([data[i] for i in ids]) for ids in vocabulary.split([word.encode() for word in words])
+    ]
     if keep_other_text:
         missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
     if missing:
@@ -154,25 +157,25 @@ def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: n
     return [c for c, count in counts.most_common() if count >= least and c.encode() not in known]
 
 
-def _with_characters(vocabulary: Vocabulary, word: str, split: list[bytes], missing: list[str]) -> list[bytes]:
+def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing: list[str]) -> Symbols:
     """Split a word with the missing characters as tokens of their own."""
     if not any(character in missing for character in word):
         return split
     pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
     runs = vocabulary.split([piece.encode() for piece in pieces])
-    return [
+    return tuple(
         symbol
         for piece, ids in zip(pieces, runs, strict=True)
         for symbol in ([piece.encode()] if piece in missing else [vocabulary.data(i) for i in ids])
-    ]
+    )
 
 
-def _is_spelled(word: str, split: list[bytes], symbols: set[bytes]) -> bool:
+def _is_spelled(word: str, split: Symbols, symbols: set[bytes]) -> bool:
     """Tell whether a word is split into tokens of text that spell it, without unknown characters and single bytes."""
     return symbols.issuperset(split) and b"".join(split) == word.encode()
 
 
-def _has_sign_in_pieces(word: str, split: list[bytes]) -> bool:
+def _has_sign_in_pieces(word: str, split: Symbols) -> bool:
     """Tell whether two symbols end before the first letter: merged, they would be a token without a letter."""
     if word[0].isalpha() or (word[0] == " " and word[1:2].isalpha()):
         return False  # one byte at most stands before the letters: nearly all words

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepta.vocabulary.sentencepiece import NEVER
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
@@ -62,6 +63,28 @@ def _with_ids(processor: dict[str, Any], ids: Mapping[str, int]) -> dict[str, An
             return processor | {role: [processor[role][0], ids[processor[role][0]]] for role in ("sep", "cls")}
         case _:
             return processor
+
+
+def add_special_tokens(spec: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add special tokens whose ids follow the largest one.
+
+    They join the model's own vocabulary too: `tokenizers` gives an added token that is not in it the next free id.
+
+    Parameters
+    ----------
+    spec : mapping
+        Contents of a `tokenizer.json`; it is not changed.
+    tokens : sequence of mapping
+        Entries of `added_tokens`, in order of id.
+    """
+    if not tokens:
+        return dict(spec)
+    model = dict(spec["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = model["vocab"] | {token["content"]: token["id"] for token in tokens}
+    else:  # Unigram: a list by id, with scores; special tokens are never chosen
+        model["vocab"] = [*model["vocab"], *([token["content"], NEVER] for token in tokens)]
+    return dict(spec) | {"model": model, "added_tokens": [*(spec.get("added_tokens") or []), *map(dict, tokens)]}
 
 
 def config_with_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:

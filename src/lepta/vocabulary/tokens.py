@@ -142,7 +142,7 @@ def same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
         Kind.BYTE: (Kind.BYTE, Kind.TEXT),
         Kind.SPECIAL: (Kind.SPECIAL,),
     }
-    for i in np.flatnonzero((same < 0) & (new.kinds != Kind.HOLE)):
+    for i in np.flatnonzero((same < 0) & (new.kinds != Kind.HOLE)).tolist():
         ids = (by_kind[kind].get(new.data(i), -1) for kind in equivalent[Kind(new.kinds[i])])
         same[i] = next((old_id for old_id in ids if old_id >= 0), -1)
     return same

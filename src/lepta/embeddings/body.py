@@ -1,0 +1,82 @@
+"""When pre-training changed more than the embeddings: what it changed in the body, added to a variant's body.
+
+    result = instruct + scale (adapted - base)          for each tensor outside the embeddings
+
+The idea is that of chat vectors (arXiv 2310.04799). The method's authors, who train LoRA along with the embeddings in
+later releases, found a scale between 0.5 and 2 to matter.
+"""
+
+from functools import partial
+
+import torch
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.rows import ComputedRows, Rows, blocks
+from lepta.errors import LeptaError
+
+SAMPLE_ROWS = 64  # of each tensor; training of a tensor changes all its rows
+
+
+def body_changes(
+    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, scale: float | None
+) -> dict[str, ComputedRows]:
+    """The tensors of a variant's body that change.
+
+    Parameters
+    ----------
+    base, adapted, instruct : Checkpoint
+    scale : float or None
+        0 leaves the variant's body as it is.
+
+    Returns
+    -------
+    dict
+        Tensor name -> its new rows; empty if only embeddings were trained.
+
+    Raises
+    ------
+    LeptaError
+        If the body was trained and there is no scale, or the three bodies have different tensors.
+    """
+    outside = {base.input_name, base.stored_output, base.bias_name}
+    names = [name for name in base.entries if name not in outside]
+    _same_tensors(base, adapted, names)
+    floating = [name for name in names if base.is_floating(name) and adapted.is_floating(name)]
+    changed = [name for name in floating if _differs(base.rows_of(name), adapted.rows_of(name), SAMPLE_ROWS)]
+    if changed and scale is None:
+        raise LeptaError(
+            f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {changed[0]} does too; "
+            "carry such changes into the variant with --body-delta 1.0, or leave them behind with --body-delta 0"
+        )
+    if not scale:
+        return {}
+    changed = [name for name in floating if _differs(base.rows_of(name), adapted.rows_of(name))]
+    _same_tensors(base, instruct, changed)
+    return {
+        name: ComputedRows(
+            instruct.entries[name].shape,
+            partial(_moved, base.rows_of(name), adapted.rows_of(name), instruct.rows_of(name), scale),
+        )
+        for name in changed
+    }
+
+
+def _same_tensors(base: Checkpoint, other: Checkpoint, names: list[str]) -> None:
+    for name in names:
+        if name not in other.entries or other.entries[name].shape != base.entries[name].shape:
+            raise LeptaError(
+                f"{other.folder}: no tensor {name} of shape {list(base.entries[name].shape)}, as in the base "
+                f"{base.folder}; expected models of one architecture and size"
+            )
+
+
+def _differs(base: Rows, adapted: Rows, rows: int | None = None) -> bool:
+    """Tell whether values changed, in the first rows only if so many are given; another dtype alone is no change."""
+    shape = (min(rows or base.shape[0], base.shape[0]), *base.shape[1:])
+    return not all(torch.equal(base[block].float(), adapted[block].float()) for block in blocks(shape))
+
+
+def _moved(base: Rows, adapted: Rows, instruct: Rows, scale: float, rows: slice) -> torch.Tensor:
+    change = adapted[rows].to(torch.float32) - base[rows].to(torch.float32)
+    own = instruct[rows]
+    return (own.to(torch.float32) + scale * change).to(own.dtype)

@@ -1,0 +1,194 @@
+"""Least squares between two large matrices, through normal equations that are summed up a block of rows at a time.
+
+    min || U X W - U Y ||        X = X_base, Y = X_instruct, U sparse: which old rows each equation mixes
+
+needs U only as S = U'U. We solve for the change D = W - I, with C = Y - X:
+
+    (X' S X + strength I) D = X' S C
+
+so a variant equal to the base gives D = 0 exactly, and where the rows leave a direction undetermined, W leaves it
+unchanged instead of erasing it. The left side depends on the base alone and serves all its variants.
+
+Products are float32 (float64 for float64 matrices), sums of blocks float64.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import linalg, sparse
+
+from lepta.checkpoints.rows import Rows, blocks
+from lepta.embeddings.mix import gather, mix
+
+RANK_TOLERANCE = 1e-10  # eigenvalues of the left side below this share of the largest count as zero
+
+
+@dataclass(frozen=True)
+class RightSide:
+    """What a variant adds to the normal equations.
+
+    Attributes
+    ----------
+    cross : float64 array, shape (d, d)
+        X' S C.
+    change, target : float
+        || U C ||^2 and || U Y ||^2.
+    """
+
+    cross: np.ndarray
+    change: float
+    target: float
+
+    def __add__(self, other: "RightSide") -> "RightSide":
+        return RightSide(self.cross + other.cross, self.change + other.change, self.target + other.target)
+
+
+class Anchors:
+    """Rows U of a least-squares problem, and the base model's matrix.
+
+    Parameters
+    ----------
+    rows : scipy CSR array, float64, shape (any, old rows)
+        U; empty rows do not count.
+    base : Rows, shape (old rows, d)
+    """
+
+    def __init__(self, rows: sparse.csr_array, base: Rows) -> None:
+        self.number = int((np.diff(rows.indptr) > 0).sum())
+        self._base, self._width = base, base.shape[1]
+        self._touched = np.unique(rows.indices).astype(np.int64)
+        weights = sparse.csr_array(rows.T @ rows)
+        self._diagonal = weights.diagonal()[self._touched] if weights.nnz == len(self._touched) else None
+        self._weights = weights[self._touched]
+
+    def gram(self) -> np.ndarray:
+        """X' S X, shape (d, d), float64."""
+        gram = np.zeros((self._width, self._width))
+        for block in blocks((len(self._touched), self._width)):
+            x = gather(self._touched[block], self._base).numpy()
+            if self._diagonal is not None:  # half the work: the product of a matrix with itself is symmetric
+                x *= np.sqrt(self._diagonal[block]).astype(x.dtype)[:, None]
+                gram += x.T @ x
+            else:
+                gram += x.T @ mix(self._weights[block], self._base).numpy().astype(x.dtype)
+        return gram
+
+    def right_side(self, instruct: Rows) -> RightSide:
+        """The variant's side of the normal equations; `instruct` has the shape of the base matrix."""
+        cross = np.zeros((self._width, self._width))
+        change = target = 0.0
+        for block in blocks((len(self._touched), self._width)):
+            rows = self._touched[block]
+            x, c = gather(rows, self._base).numpy(), gather(rows, instruct, self._base).numpy()
+            if self._diagonal is not None:
+                scale = self._diagonal[block].astype(x.dtype)[:, None]
+                weighted_c, weighted_y = c * scale, (x + c) * scale
+            else:
+                weighted_c = mix(self._weights[block], instruct, self._base).numpy().astype(x.dtype)
+                weighted_y = weighted_c + mix(self._weights[block], self._base).numpy().astype(x.dtype)
+            cross += x.T @ weighted_c
+            change += float(np.sum(c * weighted_c, dtype=np.float64))
+            target += float(np.sum((x + c) * weighted_y, dtype=np.float64))
+        return RightSide(cross, max(change, 0.0), target)
+
+
+class Problem:
+    """A least-squares problem, all rows of a smaller one among its own.
+
+    Parameters
+    ----------
+    anchors : Anchors
+        Rows that the smaller problem does not have.
+    smaller : Problem, optional
+    """
+
+    def __init__(self, *anchors: Anchors, smaller: "Problem | None" = None) -> None:
+        self._anchors, self._smaller = anchors, smaller
+
+    @cached_property
+    def left(self) -> "LeftSide":
+        """The base model's side, for all variants."""
+        rows, grams = 0, []
+        if self._smaller:
+            rows, grams = self._smaller.left.rows, [self._smaller.left.gram]
+        for anchors in self._anchors:
+            rows += anchors.number
+            grams = [sum(grams, start=anchors.gram())]
+        return LeftSide(grams[0], rows)
+
+    def right(self, instruct: Rows, known: "dict[Problem, RightSide]") -> RightSide:
+        """A variant's side; `known` keeps what has been summed up for this variant."""
+        if self not in known:
+            parts = [anchors.right_side(instruct) for anchors in self._anchors]
+            if self._smaller:
+                parts.append(self._smaller.right(instruct, known))
+            known[self] = sum(parts[1:], start=parts[0])
+        return known[self]
+
+
+class LeftSide:
+    """The base model's side of the normal equations, X' S X, and what solves them.
+
+    Parameters
+    ----------
+    gram : float64 array, shape (d, d)
+    rows : int
+        Number of equations.
+    """
+
+    def __init__(self, gram: np.ndarray, rows: int) -> None:
+        self.gram, self.rows = (gram + gram.T) / 2, rows
+        self.mean_eigenvalue = float(np.trace(gram)) / len(gram)
+
+    @cached_property
+    def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues that count, ascending, and their vectors in columns."""
+        eigenvalues, eigenvectors = linalg.eigh(self.gram)
+        kept = eigenvalues > max(RANK_TOLERANCE * eigenvalues[-1], 0.0)
+        return eigenvalues[kept], eigenvectors[:, kept]
+
+    @cached_property
+    def cholesky(self) -> tuple[np.ndarray, float] | None:
+        """Lower factor and reciprocal condition number (an estimate, 1-norm); None if rank is missing."""
+        try:
+            factor = linalg.cholesky(self.gram, lower=True)
+        except linalg.LinAlgError:
+            return None
+        reciprocal, _ = linalg.lapack.dpocon(factor, np.abs(self.gram).sum(axis=0).max(), uplo="L")
+        return (factor, float(reciprocal)) if reciprocal > RANK_TOLERANCE else None
+
+    @property
+    def rank(self) -> int:
+        """Number of directions that the rows determine."""
+        return len(self.gram) if self.cholesky else len(self.spectrum[0])
+
+    @property
+    def condition(self) -> float:
+        """Condition number over those directions; 1 if there are none."""
+        if self.cholesky:
+            return 1 / self.cholesky[1]
+        eigenvalues, _ = self.spectrum
+        return float(eigenvalues[-1] / eigenvalues[0]) if len(eigenvalues) else 1.0
+
+    def solve(self, cross: np.ndarray, strength: float = 0.0) -> np.ndarray:
+        """D for a right side, drawn towards 0 by `strength` mean eigenvalues; 0 where the rows leave it open."""
+        if strength and self.mean_eigenvalue:
+            shifted = self.gram + strength * self.mean_eigenvalue * np.eye(len(self.gram))
+            return linalg.solve(shifted, cross, assume_a="pos", overwrite_a=True)
+        if self.cholesky:
+            return linalg.cho_solve((self.cholesky[0], True), cross)
+        eigenvalues, basis = self.spectrum
+        return basis @ ((basis.T @ cross) / eigenvalues[:, None])
+
+    def rotation(self, cross: np.ndarray) -> np.ndarray:
+        """D of the rotation W that fits best: W = U V' where X' S Y = U s V'."""
+        left, _, right = linalg.svd(self.gram + cross)
+        return left @ right - np.eye(len(self.gram))
+
+    def error(self, right: RightSide, offset: np.ndarray | None) -> float:
+        """Relative error of W = I + D on these rows: || U (X D - C) ||^2 = <D, X'SX D> - 2 <D, X'SC> + || U C ||^2."""
+        squared = right.change
+        if offset is not None:
+            squared += float(np.sum(offset * (self.gram @ offset)) - 2 * np.sum(offset * right.cross))
+        return float(np.sqrt(max(squared, 0.0) / max(right.target, np.finfo(float).tiny)))
