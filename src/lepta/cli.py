@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
 app.add_typer(vocab, name="vocab")
+patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
+app.add_typer(patch, name="patch")
 console = Console()
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -33,6 +35,9 @@ Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist y
 Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
 TokenizerPath = Annotated[
     str, typer.Option(help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME[@REVISION].")
+]
+HardLink = Annotated[
+    bool, typer.Option("--hard-link", help="Share unchanged files with the source: who edits one edits both.")
 ]
 InputName = Annotated[
     str | None, typer.Option(help="Name of the input embedding tensor, for an architecture not known here.")
@@ -395,9 +400,7 @@ def propagate(
     weigh_by: Annotated[
         list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
     ] = None,
-    hard_link: Annotated[
-        bool, typer.Option("--hard-link", help="Share unchanged files with the variant: who edits one edits both.")
-    ] = False,
+    hard_link: HardLink = False,
     force: Force = False,
     input_embeddings: InputName = None,
     output_embeddings: OutputName = None,
@@ -445,6 +448,41 @@ def propagate(
         _print_json(results[0] if len(results) == 1 else results)
     else:
         _print_maps(results)
+
+
+@patch.command("export")
+def patch_export(
+    original: ModelPath,
+    adapted: ModelPath,
+    output: Output,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
+    from lepta.embeddings.patch import export_patch
+    from lepta.pipeline import publishing
+
+    with _opened(original) as before, _opened(adapted) as after, publishing(output, force) as folder:
+        facts = export_patch(before, after, folder)
+    _result({"output": str(output), **facts}, as_json)
+
+
+@patch.command("apply")
+def patch_apply(
+    patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
+    model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
+    output: Output,
+    hard_link: HardLink = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
+    from lepta.embeddings.patch import apply_patch
+    from lepta.pipeline import publishing
+
+    with _opened(model) as checkpoint, publishing(output, force) as folder:
+        facts = apply_patch(patch, checkpoint, folder, hard_link)
+    _result({"output": str(output), **facts}, as_json)
 
 
 def _name_of(source: str) -> str:

@@ -9,17 +9,18 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from lepta.checkpoints.folder import DTYPES, INDEX, Checkpoint, TensorEntry
-from lepta.checkpoints.rows import ComputedRows
+from lepta.checkpoints.rows import ComputedRows, blocks, finite
 from lepta.errors import LeptaError
 from lepta.locate import read_json
+from lepta.progress import track
 from lepta.vocabulary.source import TokenizerSource
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -189,25 +190,28 @@ def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, C
         out.write(struct.pack("<Q", len(encoded)) + encoded)
         for entry in entries:
             if entry.name not in replaced:
-                _copy_range(entry.file, entry.start, entry.end, out)
+                out.writelines(bytes_of(entry))
                 continue
-            for rows in replaced[entry.name].blocks():
+            new = replaced[entry.name]
+            for rows in track(new.blocks(), f"writing {entry.name}, blocks of rows", len(list(blocks(new.shape)))):
                 block = rows.to("cpu", DTYPES[entry.dtype]).contiguous()
-                if not torch.isfinite(block.float()).all():
+                if not finite(block):
                     raise LeptaError(f"{entry.name}: NaN or infinite values would be written; nothing is kept")
                 out.write(block.view(torch.uint8).numpy().data)
     return position
 
 
-def _copy_range(file: Path, start: int, end: int, out: BinaryIO) -> None:
-    with file.open("rb") as data:
-        data.seek(start)
-        while start < end:
-            block = data.read(min(COPY_BLOCK, end - start))
+def bytes_of(entry: TensorEntry) -> Iterator[bytes]:
+    """The bytes of a tensor, in blocks."""
+    with entry.file.open("rb") as data:
+        data.seek(entry.start)
+        left = entry.end - entry.start
+        while left:
+            block = data.read(min(COPY_BLOCK, left))
             if not block:
-                raise LeptaError(f"{file}: shorter than its header says; copy or download it again")
-            out.write(block)
-            start += len(block)
+                raise LeptaError(f"{entry.file}: shorter than its header says; copy or download it again")
+            left -= len(block)
+            yield block
 
 
 def save_loaded_model(model: Any, tokenizer: TokenizerSource, folder: Path) -> None:

@@ -12,6 +12,7 @@ unchanged instead of erasing it. The left side depends on the base alone and ser
 Products are float32 (float64 for float64 matrices), sums of blocks float64.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ from scipy import linalg, sparse
 
 from lepta.checkpoints.rows import Rows, blocks
 from lepta.embeddings.mix import gather, mix
+from lepta.progress import track
 
 RANK_TOLERANCE = 1e-10  # eigenvalues of the left side below this share of the largest count as zero
 
@@ -60,37 +62,52 @@ class Anchors:
         self._touched = np.unique(rows.indices).astype(np.int64)
         weights = sparse.csr_array(rows.T @ rows)
         self._diagonal = weights.diagonal()[self._touched] if weights.nnz == len(self._touched) else None
+        self._scaled = self._diagonal is not None and bool((self._diagonal != 1).any())
         self._weights = weights[self._touched]
 
     def gram(self) -> np.ndarray:
         """X' S X, shape (d, d), float64."""
         gram = np.zeros((self._width, self._width))
-        for block in blocks((len(self._touched), self._width)):
+        for block in self._blocks("base model, blocks of rows"):
             x = gather(self._touched[block], self._base).numpy()
-            if self._diagonal is not None:  # half the work: the product of a matrix with itself is symmetric
+            if self._diagonal is None:
+                gram += x.T @ self._weighted(block, x.dtype, self._base)
+                continue
+            if self._scaled:
                 x *= np.sqrt(self._diagonal[block]).astype(x.dtype)[:, None]
-                gram += x.T @ x
-            else:
-                gram += x.T @ mix(self._weights[block], self._base).numpy().astype(x.dtype)
+            gram += x.T @ x  # symmetric: NumPy computes one half
         return gram
 
     def right_side(self, instruct: Rows) -> RightSide:
         """The variant's side of the normal equations; `instruct` has the shape of the base matrix."""
         cross = np.zeros((self._width, self._width))
         change = target = 0.0
-        for block in blocks((len(self._touched), self._width)):
+        for block in self._blocks("variant, blocks of rows"):
             rows = self._touched[block]
-            x, c = gather(rows, self._base).numpy(), gather(rows, instruct, self._base).numpy()
-            if self._diagonal is not None:
-                scale = self._diagonal[block].astype(x.dtype)[:, None]
-                weighted_c, weighted_y = c * scale, (x + c) * scale
+            x, y = gather(rows, self._base).numpy(), gather(rows, instruct).numpy()
+            c = y - x
+            if self._diagonal is None:
+                weighted_c = self._weighted(block, x.dtype, instruct, self._base)
+                weighted_y = weighted_c + self._weighted(block, x.dtype, self._base)
             else:
-                weighted_c = mix(self._weights[block], instruct, self._base).numpy().astype(x.dtype)
-                weighted_y = weighted_c + mix(self._weights[block], self._base).numpy().astype(x.dtype)
+                scale = self._diagonal[block].astype(x.dtype)[:, None]
+                weighted_c, weighted_y = (c * scale, y * scale) if self._scaled else (c, y)
             cross += x.T @ weighted_c
-            change += float(np.sum(c * weighted_c, dtype=np.float64))
-            target += float(np.sum((x + c) * weighted_y, dtype=np.float64))
+            change += _inner(c, weighted_c)
+            target += _inner(y, weighted_y)
         return RightSide(cross, max(change, 0.0), target)
+
+    def _blocks(self, what: str) -> Iterator[slice]:
+        ranges = list(blocks((len(self._touched), self._width)))
+        return track(ranges, f"summing up the {what}", len(ranges))
+
+    def _weighted(self, block: slice, dtype: np.dtype, matrix: Rows, minus: Rows | None = None) -> np.ndarray:
+        return mix(self._weights[block], matrix, minus).numpy().astype(dtype)
+
+
+def _inner(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of products, each row in its own precision, rows in float64."""
+    return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
 
 class Problem:
@@ -186,9 +203,17 @@ class LeftSide:
         left, _, right = linalg.svd(self.gram + cross)
         return left @ right - np.eye(len(self.gram))
 
-    def error(self, right: RightSide, offset: np.ndarray | None) -> float:
-        """Relative error of W = I + D on these rows: || U (X D - C) ||^2 = <D, X'SX D> - 2 <D, X'SC> + || U C ||^2."""
+    def error(self, right: RightSide, offset: np.ndarray | None, strength: float | None = None) -> float:
+        """Relative error of W = I + D on these rows: || U (X D - C) ||^2 = <D, X'SX D> - 2 <D, X'SC> + || U C ||^2.
+
+        With `strength`, D is a solution for that strength, and <D, X'SX D> follows from <D, X'SC>.
+        """
         squared = right.change
         if offset is not None:
-            squared += float(np.sum(offset * (self.gram @ offset)) - 2 * np.sum(offset * right.cross))
+            common = float(np.sum(offset * right.cross))
+            if strength is None:
+                own = float(np.sum(offset * (self.gram @ offset)))
+            else:
+                own = common - strength * self.mean_eigenvalue * float(np.sum(offset * offset))
+            squared += own - 2 * common
         return float(np.sqrt(max(squared, 0.0) / max(right.target, np.finfo(float).tiny)))

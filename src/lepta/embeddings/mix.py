@@ -41,8 +41,3 @@ def mean_row(matrix: Rows) -> torch.Tensor:
     """The mean of all rows, shape (d,), float64."""
     total = sum(matrix[rows].to(torch.float64).sum(dim=0) for rows in blocks(matrix.shape))
     return torch.as_tensor(total) / matrix.shape[0]
-
-
-def all_finite(matrix: Rows) -> bool:
-    """Tell whether a matrix holds neither NaN nor infinite values."""
-    return all(bool(torch.isfinite(matrix[rows]).all()) for rows in blocks(matrix.shape))

@@ -1,0 +1,220 @@
+"""An adapted model without its body: new embeddings and tokenizer, to be put on the very model they were made for.
+
+A patch is a folder with the rows that are new (`patch.safetensors`), the adapted model's tokenizer and configs, and
+`patch.json` with a hash of each tensor before and after. It fits one model only, and says so if it is given another.
+"""
+
+import hashlib
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lepta.checkpoints.folder import DTYPES, Checkpoint, TensorEntry, read_header
+from lepta.checkpoints.publish import CONFIG, GENERATION, bytes_of, write_model, write_shard
+from lepta.checkpoints.rows import ComputedRows, Rows, StoredRows, blocks
+from lepta.embeddings.transfer import transfer_matrix
+from lepta.errors import LeptaError
+from lepta.locate import locate, read_json
+from lepta.progress import progress
+from lepta.vocabulary.source import open_tokenizer
+
+PATCH, ROWS, SAME, CHANGED = "patch.json", "patch.safetensors", "same_rows", ".changed_rows"
+FORMAT = 1
+
+
+def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Write what turns one model into another that differs in vocabulary and embeddings only.
+
+    Parameters
+    ----------
+    original, adapted : Checkpoint
+        A base or instruct model, and the same after adaptation.
+    folder : Path
+        Existing empty folder.
+
+    Returns
+    -------
+    dict
+        `rows`: rows of the new matrices; `rows_carried`: for each matrix, those that the original does not have.
+
+    Raises
+    ------
+    LeptaError
+        If the models differ in anything but vocabulary and embeddings.
+    """
+    names = _matrices(original, adapted)
+    before, after = tensor_hashes(original), tensor_hashes(adapted)
+    embeddings = {original.stored_output, *names, *names.values()}
+    for name in sorted((set(before) | set(after)) - embeddings):
+        if before.get(name) != after.get(name):
+            raise LeptaError(
+                f"{adapted.folder}: tensor {name} is not that of {original.folder}; a patch carries embeddings only, "
+                "so the bodies of both models must be the same"
+            )
+    tokenizer = open_tokenizer(adapted.folder)
+    old, new = open_tokenizer(original.folder).vocabulary(), tokenizer.vocabulary()
+    same = transfer_matrix(old, new, original.rows, adapted.rows).exact
+    tensors: dict[str, tuple[str, ComputedRows]] = {SAME: ("I64", ComputedRows.of(torch.from_numpy(same)))}
+    carried = {}
+    for name, source in names.items():
+        matrix = adapted.rows_of(name)
+        changed = _changed_rows(matrix, original.rows_of(source), same)
+        carried[name] = len(changed)
+        rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen, matrix, torch.from_numpy(changed)))
+        tensors[name] = adapted.entries[name].dtype, rows
+        tensors[name + CHANGED] = "I64", ComputedRows.of(torch.from_numpy(changed))
+    entries = [TensorEntry(name, dtype, rows.shape, folder, 0, 0) for name, (dtype, rows) in tensors.items()]
+    write_shard(folder / ROWS, entries, {name: rows for name, (_, rows) in tensors.items()})
+    tokenizer.save(folder)
+    for file in (CONFIG, GENERATION):
+        if (adapted.folder / file).is_file():
+            shutil.copyfile(adapted.folder / file, folder / file)
+    facts = {"rows": adapted.rows, "rows_carried": carried}
+    content = {
+        "format": FORMAT,
+        "matrices": names,
+        **facts,
+        "file": _file_hash(folder / ROWS),
+        "before": before,
+        "after": {name: after[name] for name in names},
+    }
+    (folder / PATCH).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(README, encoding="utf-8")
+    return facts
+
+
+README = """---
+tags: [lepta, vocabulary-adaptation]
+---
+
+Vocabulary and embeddings of an adapted model, without its body. On a machine that has the original model:
+
+    lepta patch apply --patch THIS_FOLDER --model ORIGINAL --output ADAPTED
+
+The patch knows the original by its hashes (`patch.json`) and refuses any other model.
+"""
+
+
+def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link: bool = False) -> dict[str, Any]:
+    """Write the adapted model that a patch was made from.
+
+    Parameters
+    ----------
+    place : str or Path
+        Folder or hub id of the patch.
+    original : Checkpoint
+        The model that the patch is for.
+    folder : Path
+        Existing empty folder.
+    hard_link : bool
+        See `write_model`.
+
+    Raises
+    ------
+    LeptaError
+        If it is no patch, is damaged, or is for another model.
+    """
+    patch = locate(place, hub_files=["*.json", "*.jinja", ROWS])
+    if not (patch / PATCH).is_file():
+        raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")
+    content = read_json(patch / PATCH)
+    if content.get("format") != FORMAT:
+        raise LeptaError(f"{patch / PATCH}: format {content.get('format')}; this version of LEPTA reads {FORMAT}")
+    stored = {entry.name: entry for entry in read_header(patch / ROWS)}
+    if _file_hash(patch / ROWS) != content["file"]:
+        raise LeptaError(f"{patch / ROWS}: not the file that {PATCH} was written with; copy or download it again")
+    found = tensor_hashes(original)
+    for name in sorted(set(found) | set(content["before"])):
+        if found.get(name) != content["before"].get(name):
+            raise LeptaError(
+                f"{original.folder}: tensor {name} is not that of the model that the patch {patch} was made for; "
+                "give that model, in the same revision and dtype"
+            )
+    rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in stored.items()}
+    same = rows[SAME][:].numpy()
+    matrices = {
+        name: ComputedRows(
+            (content["rows"], *rows[name].shape[1:]),
+            partial(_patched, rows[name], rows[name + CHANGED][:].numpy(), original.rows_of(source), same),
+        )
+        for name, source in content["matrices"].items()
+    }
+    untie = any(name not in original.entries for name in matrices)
+    write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
+    for file in (CONFIG, GENERATION):
+        if (patch / file).is_file():
+            shutil.copyfile(patch / file, folder / file)
+    written = tensor_hashes(Checkpoint(folder, *content["matrices"]), list(content["matrices"]))
+    for name, expected in content["after"].items():
+        if written[name] != expected:
+            raise LeptaError(f"{patch}: {name} does not become the tensor that the patch was made from")
+    return {"rows": content["rows"]}
+
+
+def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dict[str, str]:
+    """SHA-256 of tensors, with dtype and shape, whatever files they lie in."""
+    hashes = {}
+    entries = [checkpoint.entries[name] for name in names or checkpoint.entries]
+    total = sum(entry.end - entry.start for entry in entries)
+    with progress(f"hashing {checkpoint.folder.name}, GB", total / 1e9) as meter:
+        done = 0
+        for entry in entries:
+            digest = hashlib.sha256(f"{entry.dtype} {list(entry.shape)}".encode())
+            for block in bytes_of(entry):
+                digest.update(block)
+                done += len(block)
+                meter.set(done / 1e9)
+            hashes[entry.name] = digest.hexdigest()
+    return hashes
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _matrices(original: Checkpoint, adapted: Checkpoint) -> dict[str, str]:
+    """Name of each matrix with a row for each token in the adapted model -> of that in the original."""
+    names = {adapted.input_name: original.input_name}
+    if adapted.output_name:
+        names[adapted.output_name] = original.output_name or original.input_name
+    if adapted.bias_name and original.bias_name:
+        names[adapted.bias_name] = original.bias_name
+    return names
+
+
+def _changed_rows(matrix: Rows, original: Rows, same: np.ndarray) -> np.ndarray:
+    """Rows that are not, bit for bit, a row of the original."""
+    changed = []
+    for block in blocks(matrix.shape):
+        rows, sources = matrix[block], same[block]
+        differs = torch.from_numpy(sources < 0)
+        known = np.flatnonzero(sources >= 0)
+        if len(known):
+            here, there = rows[torch.from_numpy(known)], original[torch.from_numpy(sources[known])]
+            differs[torch.from_numpy(known)] = (_bits(here) != _bits(there)).any(dim=1)
+        changed.append(block.start + np.flatnonzero(differs.numpy()))
+    return np.concatenate(changed).astype(np.int64)
+
+
+def _bits(rows: torch.Tensor) -> torch.Tensor:
+    return rows.contiguous().view(torch.uint8).reshape(len(rows), -1)
+
+
+def _chosen(matrix: Rows, index: torch.Tensor, rows: slice) -> torch.Tensor:
+    return matrix[index[rows]]
+
+
+def _patched(carried: Rows, changed: np.ndarray, original: Rows, same: np.ndarray, rows: slice) -> torch.Tensor:
+    first, last = np.searchsorted(changed, [rows.start, rows.stop])
+    result = torch.empty((rows.stop - rows.start, *original.shape[1:]), dtype=carried.dtype)
+    here = changed[first:last] - rows.start
+    result[torch.from_numpy(here)] = carried[int(first) : int(last)]
+    others = np.setdiff1d(np.arange(rows.stop - rows.start), here)
+    result[torch.from_numpy(others)] = original[torch.from_numpy(same[rows][others])]
+    return result

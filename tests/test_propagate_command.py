@@ -1,0 +1,185 @@
+"""`lepta propagate` and `lepta patch` as commands: what they write, and what they leave when something is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lepta.checkpoints.folder import INDEX, Checkpoint
+from lepta.embeddings.initialise import initialise
+from lepta.pipeline import Hashes
+
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
+    """Base, adapted base and two variants, in several files."""
+    options = {"rows": ROWS, "tokenizer": tiny_tokenizer, "max_shard_size": "60KB"}
+    base, one, two = (tiny_model_folder(seed=seed, **options) for seed in range(3))
+    adapted = tmp_path_factory.mktemp("adapted")
+    initialise(Checkpoint(base), tiny_extended, adapted)
+    return base, adapted, one, two
+
+
+def lepta(*arguments, cwd=None, limit=None):
+    """Run a command; `limit` is the largest file it may write, in KiB: what a full disk does."""
+    command = [sys.executable, "-m", "lepta", *map(str, arguments)]
+    if limit is not None:
+        command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *command]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"COLUMNS": "160"})
+
+
+def propagate(models, output, *options, **settings):
+    base, adapted, *variants = models
+    named = [part for variant in variants for part in ("--instruct", variant)]
+    return lepta("propagate", "--base", base, "--adapted", adapted, *named, "--output", output, *options, **settings)
+
+
+def refused(run, *words):
+    """The command failed with one clear line and no traceback."""
+    assert run.returncode not in (0, -9)
+    assert "Traceback" not in run.stderr
+    for word in words:
+        assert word in run.stderr.replace("\n", ""), run.stderr
+
+
+def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = propagate(models, tmp_path / "out", "--method", "auto", "--json")
+    assert run.returncode == 0, run.stderr
+    results = json.loads(run.stdout)
+    for variant, result in zip(models[2:], results, strict=True):
+        folder = tmp_path / "out" / variant.name
+        assert result["output"] == str(folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["key"]["settings"] == {"method": "auto", "body_delta": None}
+        assert manifest["sources"]["instruct"] == str(variant)
+        assert manifest["key"]["inputs"]["instruct"] == Hashes().content(variant)
+        assert manifest["outputs"] == Hashes().files(folder)
+        for fit in manifest["facts"]["maps"].values():
+            assert {"rank", "condition", "residual", "held_out"} <= set(fit)
+            assert fit["held_out"]["error"] == min(fit["held_out"]["errors"].values())
+        model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+        ids = tokenizer("Привет, мир", return_tensors="pt")
+        assert model.generate(**ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids["input_ids"].shape[1] + 4
+
+
+def test_table_names_matrices_and_methods(models, tmp_path):
+    run = propagate(models[:3], tmp_path / "out", "--method", "auto")
+    assert run.returncode == 0, run.stderr
+    for word in ("model.embed_tokens.weight", "lm_head.weight", "held-out R2", "procrustes", "delta"):
+        assert word in run.stdout
+
+
+def test_weights_by_text_are_in_the_manifest(models, tmp_path):
+    run = propagate(models[:3], tmp_path / "out", "--weigh-by", "starter:ru/valid")
+    assert run.returncode == 0, run.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert set(manifest["key"]["inputs"]) == {"base", "adapted", "instruct", "weigh_by"}
+
+
+def damaged(models, tmp_path, change):
+    folder = tmp_path / "damaged"
+    shutil.copytree(models[2], folder)
+    change(folder)
+    return [*models[:2], folder]
+
+
+def cut_shard(folder):
+    shard = Checkpoint(folder).shards()[-1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def lose_shard(folder):
+    Checkpoint(folder).shards()[-1].unlink()
+
+
+def name_more(folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.extra.weight"] = next(iter(index["weight_map"].values()))
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def leave_folder(folder):
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut_shard, ["not a whole safetensors file"]),
+        (lose_shard, [INDEX, "which is missing"]),
+        (name_more, [INDEX, "model.extra.weight"]),
+        (leave_folder, [INDEX, "outside the folder"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["config.json"]),
+        (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
+    ],
+    ids=["cut", "missing", "index", "outside", "config", "tokenizer"],
+)
+def test_damaged_variants_are_refused_and_nothing_is_left(models, tmp_path, change, words):
+    given = damaged(models, tmp_path, change)
+    before = Hashes().files(given[2])
+    refused(propagate(given, tmp_path / "out"), "damaged", *words)
+    assert Hashes().files(given[2]) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+@pytest.mark.parametrize("limit", [100, 300])
+def test_full_disk_leaves_nothing_and_touches_no_source(models, tmp_path, limit):
+    before = [Hashes().files(folder) for folder in models]
+    refused(propagate(models[:3], tmp_path / "out", limit=limit), "out: cannot be written", "nothing was left")
+    assert list(tmp_path.iterdir()) == []
+    assert [Hashes().files(folder) for folder in models] == before
+
+
+def test_output_that_cannot_be_made_or_exists_is_refused(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(propagate(models[:3], tmp_path / "file" / "out"), "cannot be written")
+    (tmp_path / "there").mkdir()
+    refused(propagate(models[:3], tmp_path / "there"), "exists already", "--force")
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_interrupted_command_leaves_no_folder_under_the_final_name(models, tmp_path):
+    base, adapted, instruct, _ = models
+    command = [sys.executable, "-m", "lepta", "propagate", "--base", base, "--adapted", adapted]
+    command += ["--instruct", instruct, "--output", tmp_path / "out", "--method", "auto"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".out.partial"
+    while not partial.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_do_not_belong_together_are_refused(models, tiny_model_folder, tiny_tokenizer, tmp_path):
+    wide = tiny_model_folder(rows=ROWS, hidden=64, tokenizer=tiny_tokenizer)
+    refused(propagate([*models[:2], wide], tmp_path / "out"), "widths differ", wide.name)
+    refused(propagate([*models[:3], models[2]], tmp_path / "out"), "two variants with the name", models[2].name)
+    refused(propagate(models[:3], tmp_path / "out", "--method", "rotate"), "--method rotate", "auto")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patch_goes_out_and_comes_back(models, tmp_path):
+    base, adapted, other, _ = models
+    run = lepta("patch", "export", "--original", base, "--adapted", adapted, "--output", tmp_path / "patch")
+    assert run.returncode == 0, run.stderr
+    apply = ["patch", "apply", "--patch", tmp_path / "patch", "--output", tmp_path / "again"]
+    refused(lepta(*apply, "--model", other), "is not that of the model that the patch")
+    assert not (tmp_path / "again").exists()
+    run = lepta(*apply, "--model", base, "--json")
+    assert run.returncode == 0, run.stderr
+    again, expected = Checkpoint(tmp_path / "again"), Checkpoint(adapted)
+    assert json.loads(run.stdout)["rows"] == expected.rows == again.rows
+    assert (again.load("lm_head.weight") == expected.load("lm_head.weight")).all()
