@@ -126,13 +126,14 @@ class Problem:
     @cached_property
     def left(self) -> "LeftSide":
         """The base model's side, for all variants."""
-        rows, grams = 0, []
-        if self._smaller:
-            rows, grams = self._smaller.left.rows, [self._smaller.left.gram]
-        for anchors in self._anchors:
+        gram, rows = self._anchors[0].gram(), self._anchors[0].number
+        for anchors in self._anchors[1:]:
+            gram += anchors.gram()
             rows += anchors.number
-            grams = [sum(grams, start=anchors.gram())]
-        return LeftSide(grams[0], rows)
+        if self._smaller:
+            gram += self._smaller.left.gram
+            rows += self._smaller.left.rows
+        return LeftSide(gram, rows)
 
     def right(self, instruct: Rows, known: "dict[Problem, RightSide]") -> RightSide:
         """A variant's side; `known` keeps what has been summed up for this variant."""
@@ -155,7 +156,7 @@ class LeftSide:
     """
 
     def __init__(self, gram: np.ndarray, rows: int) -> None:
-        self.gram, self.rows = (gram + gram.T) / 2, rows
+        self.gram, self.rows = gram, rows
         self.mean_eigenvalue = float(np.trace(gram)) / len(gram)
 
     @cached_property
@@ -172,7 +173,7 @@ class LeftSide:
             factor = linalg.cholesky(self.gram, lower=True)
         except linalg.LinAlgError:
             return None
-        reciprocal, _ = linalg.lapack.dpocon(factor, np.abs(self.gram).sum(axis=0).max(), uplo="L")
+        reciprocal, _ = linalg.lapack.dpocon(factor, linalg.lapack.dlange("1", self.gram.T), uplo="L")
         return (factor, float(reciprocal)) if reciprocal > RANK_TOLERANCE else None
 
     @property
@@ -189,7 +190,10 @@ class LeftSide:
         return float(eigenvalues[-1] / eigenvalues[0]) if len(eigenvalues) else 1.0
 
     def solve(self, cross: np.ndarray, strength: float = 0.0) -> np.ndarray:
-        """D for a right side, drawn towards 0 by `strength` mean eigenvalues; 0 where the rows leave it open."""
+        """D for a right side, drawn towards 0 by `strength` mean eigenvalues; 0 where the rows leave it open.
+
+        Any number of columns: D = G^-1 (X' S C), so x D = (G^-1 x')' (X' S C) for a few rows x.
+        """
         if strength and self.mean_eigenvalue:
             shifted = self.gram + strength * self.mean_eigenvalue * np.eye(len(self.gram))
             return linalg.solve(shifted, cross, assume_a="pos", overwrite_a=True)

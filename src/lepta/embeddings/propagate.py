@@ -244,7 +244,11 @@ class _Fit:
             return None
         if method == "delta":
             return self._held_out.error_of_delta()
-        return self._held_out.error(self._offset(method, self._fitter.parts))
+        if method in ("swap", "procrustes"):
+            return self._held_out.error(self._offset(method, self._fitter.parts))
+        part = self._fitter.parts[PROBLEMS[method]]
+        strength = self._strength if method == "ridge" else 0.0
+        return self._held_out.error_of_solution(part.left, part.right(self._instruct, self._sums), strength)
 
     def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
         """Fit a method on all rows."""
@@ -303,6 +307,10 @@ class HeldOut:
     def error(self, offset: np.ndarray | None) -> float:
         """Relative error of W = I + D on these tokens."""
         return self._relative(self._x if offset is None else self._x + self._x @ offset)
+
+    def error_of_solution(self, left: LeftSide, right: RightSide, strength: float) -> float:
+        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns."""
+        return self._relative(self._x + left.solve(self._x.T, strength).T @ right.cross)
 
     def error_of_delta(self) -> float | None:
         """Relative error of moving each token as the tokens that it is merged from; None if those are not known."""

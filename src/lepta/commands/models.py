@@ -1,0 +1,239 @@
+"""Commands that turn model folders into model folders: initialise, train, propagate, patch."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.commands.common import (
+    AsJson,
+    Force,
+    HardLink,
+    InputName,
+    ModelPath,
+    Output,
+    OutputName,
+    TokenizerPath,
+    console,
+    opened,
+    print_json,
+    result,
+)
+from lepta.errors import LeptaError
+
+patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
+
+
+def init(
+    model: ModelPath,
+    tokenizer: TokenizerPath,
+    output: Output,
+    pad_to: Annotated[int | None, typer.Option(min=1, help="Pad the rows to this multiple.")] = None,
+    input_embeddings: InputName = None,
+    output_embeddings: OutputName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
+    from lepta.embeddings.initialise import initialise
+    from lepta.locate import locate
+    from lepta.pipeline import publishing, write_manifest
+    from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+
+    with opened(model, input_embeddings, output_embeddings) as checkpoint, publishing(output, force) as folder:
+        facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
+        inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
+        sources = {"model": model, "tokenizer": tokenizer}
+        write_manifest("init", folder, inputs, {"pad_to": pad_to}, facts, sources)
+    result({"output": str(output), **facts}, as_json)
+
+
+def pretrain(
+    model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
+    text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on, in all.")],
+    output: Output,
+    source_text: Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat.")] = None,
+    source_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share of tokens from --source-text.")] = 0.0,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out text for bits per byte; repeat.")] = None,
+    new_rows_from: Annotated[
+        int | None, typer.Option(min=0, help="Train only rows from this id on (the old vocabulary's size).")
+    ] = None,
+    block: Annotated[int, typer.Option(min=8, help="Block length in tokens.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Blocks per step.")] = 2,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    warmup_steps: Annotated[int, typer.Option(min=0)] = 5,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Not used with --new-rows-from.")] = 0.0,
+    seed: int = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train embeddings and head on text, the body frozen. (Use `adapt` for runs that can be resumed.)"""
+    import shutil
+
+    from lepta.adapt import CURVE
+    from lepta.corpus import read_documents
+    from lepta.evaluation.bits import WINDOW, windows
+    from lepta.pipeline import CHECKPOINTS, publishing, write_json, write_manifest
+    from lepta.recipe import PretrainSettings
+    from lepta.training.pretrain import pretrain_folder
+
+    settings = PretrainSettings(
+        trains="embeddings" if new_rows_from is None else "new-rows",
+        tokens=tokens,
+        block=block,
+        batch=batch,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        source_share=source_share,
+    )
+    target, source = list(read_documents(text)), list(read_documents(source_text)) if source_text else []
+    held_out = windows(list(read_documents(valid)), WINDOW, settings.measure_characters) if valid else []
+    with publishing(output, force) as folder:
+        facts, curve = pretrain_folder(
+            model, new_rows_from or 0, target, source, held_out, "target", settings, seed, folder
+        )
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        write_json(folder / CURVE, {"curve": curve})
+        texts = {"text": text, "source_text": source_text or [], "valid": valid or []}
+        texts = {label: names for label, names in texts.items() if names}
+        key = settings.model_dump() | {"seed": seed, "new_rows_from": new_rows_from}
+        write_manifest("pretrain", folder, {"model": model}, key, facts, {"model": str(model), **texts}, texts)
+    measured = [entry for entry in curve if "loss" not in entry]
+    result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+def propagate(
+    base: ModelPath,
+    adapted: ModelPath,
+    instruct: Annotated[
+        list[str], typer.Option(help="A variant of the base: folder, GGUF or hub id; repeat for more.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, or auto: the one that predicts "
+            "held-out tokens best."
+        ),
+    ] = "conversion",
+    body_delta: Annotated[
+        float | None,
+        typer.Option(help="If training changed the body too: add that change so many times to the variant's body."),
+    ] = None,
+    weigh_by: Annotated[
+        list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
+    ] = None,
+    hard_link: HardLink = False,
+    force: Force = False,
+    input_embeddings: InputName = None,
+    output_embeddings: OutputName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
+    from lepta.corpus import read_documents
+    from lepta.embeddings.propagate import METHODS
+    from lepta.embeddings.variant import count_tokens
+    from lepta.embeddings.variant import propagate as propagate_variants
+    from lepta.pipeline import publishing, write_manifest
+    from lepta.vocabulary.source import open_tokenizer
+
+    if method not in (*METHODS, "auto"):
+        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
+    targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
+    if len(set(targets)) < len(targets):
+        raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
+    with ExitStack() as stack:
+        base_model, adapted_model, *variants = (
+            stack.enter_context(opened(source, input_embeddings, output_embeddings))
+            for source in (base, adapted, *instruct)
+        )
+        folders = [stack.enter_context(publishing(target, force)) for target in targets]
+        counts = None
+        if weigh_by:
+            counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
+        facts = propagate_variants(
+            base_model,
+            adapted_model,
+            list(zip(variants, folders, strict=True)),
+            cast(Any, method),
+            body_delta=body_delta,
+            token_counts=counts,
+            hard_link=hard_link,
+        )
+        for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
+            inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
+            settings = {"method": method, "body_delta": body_delta}
+            sources = {"base": base, "adapted": adapted, "instruct": name, "weigh_by": weigh_by or []}
+            texts = {"weigh_by": weigh_by} if weigh_by else {}
+            write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
+    results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
+    if as_json:
+        print_json(results[0] if len(results) == 1 else results)
+    else:
+        _print_maps(results)
+
+
+@patch.command("export")
+def patch_export(
+    original: ModelPath,
+    adapted: ModelPath,
+    output: Output,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
+    from lepta.embeddings.patch import export_patch
+    from lepta.pipeline import publishing
+
+    with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
+        facts = export_patch(before, after, folder)
+    result({"output": str(output), **facts}, as_json)
+
+
+@patch.command("apply")
+def patch_apply(
+    patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
+    model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
+    output: Output,
+    hard_link: HardLink = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
+    from lepta.embeddings.patch import apply_patch
+    from lepta.pipeline import publishing
+
+    with opened(model) as checkpoint, publishing(output, force) as folder:
+        facts = apply_patch(patch, checkpoint, folder, hard_link)
+    result({"output": str(output), **facts}, as_json)
+
+
+def _name_of(source: str) -> str:
+    return source.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+
+
+def _print_maps(results: list[dict[str, Any]]) -> None:
+    """What was written, and how well each map predicts tokens it has not seen."""
+    for written in results:
+        console.print(f"[bold]{escape(written['output'])}[/]", highlight=False)
+        table = Table(Column("matrix", overflow="fold"), "map")
+        for heading in ("rank", "residual", "held-out\nerror", "held-out\nR2"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, fit in written["maps"].items():
+            held_out = fit["held_out"]
+            numbers = (f"{held_out['error']:.5f}", f"{held_out['r2']:.5f}") if held_out else ("", "")
+            table.add_row(escape(name), fit["method"], f"{fit['rank']:,}", f"{fit['residual']:.5f}", *numbers)
+        console.print(table)
+        for name, fit in written["maps"].items():
+            errors = fit["held_out"].get("errors", {})
+            if len(errors) > 1:
+                ranked = sorted(errors.items(), key=lambda item: item[1])
+                listed = ", ".join(f"{method} {error:.5f}" for method, error in ranked)
+                console.print(f"{escape(name)}, held-out error by method: {listed}", highlight=False)
