@@ -9,10 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
 
 from lepta.checkpoints.folder import INDEX, Checkpoint
+from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows
 from lepta.embeddings.initialise import initialise
 from lepta.pipeline import Hashes
+from lepta.vocabulary.source import open_tokenizer
 
 ROWS = 4000
 
@@ -83,6 +87,27 @@ def test_weights_by_text_are_in_the_manifest(models, tmp_path):
     assert run.returncode == 0, run.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["key"]["inputs"]) == {"base", "adapted", "instruct", "weigh_by"}
+
+
+def test_scale_of_the_bodys_change_is_chosen_on_held_out_text(models, tmp_path):
+    base, adapted, instruct, _ = models
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    model, name = Checkpoint(adapted), "model.layers.0.mlp.up_proj.weight"
+    write_model(model, {name: ComputedRows.of(model.load(name) + 3.0)}, open_tokenizer(adapted), changed)
+    given = [base, changed, instruct]
+    refused(propagate(given, tmp_path / "out"), name, "--body-delta")
+    several = ["--body-delta", "0", "--body-delta", "1", "--body-delta", "-1"]
+    refused(propagate(given, tmp_path / "out", *several), "--valid")
+    run = propagate(given, tmp_path / "out", *several, "--valid", "starter:ru/valid", "--json")
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout)
+    scores = facts["body_delta_bits_per_byte"]
+    assert len(set(scores.values())) == 3
+    assert scores[str(facts["body_delta"])] == min(scores.values())
+    moved = Checkpoint(instruct).load(name) + 3.0 * facts["body_delta"]
+    torch.testing.assert_close(Checkpoint(tmp_path / "out").load(name), moved)
+    assert {path.name for path in tmp_path.iterdir()} == {"changed", "out"}
 
 
 def damaged(models, tmp_path, change):

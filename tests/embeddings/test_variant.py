@@ -280,7 +280,7 @@ def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_fo
     with pytest.raises(LeptaError, match=rf"changed: not only the embeddings differ.*{name} does too.*--body-delta"):
         propagate(base, adapted, [(instruct, result)], "swap")
     assert list(result.iterdir()) == []
-    (facts,) = propagate(base, adapted, [(instruct, result)], "swap", body_delta=scale)
+    (facts,) = propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
     assert facts["body_tensors_changed"] == 1
     torch.testing.assert_close(Checkpoint(result).load(name), instruct.load(name) + 0.25 * scale)
     others = set(base.entries) - {name, *base.embedding_names}

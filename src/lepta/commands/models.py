@@ -24,6 +24,8 @@ from lepta.commands.common import (
 )
 from lepta.errors import LeptaError
 
+SWEEP_CHARACTERS = 20_000  # of held-out text, to choose a scale by
+
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
 
 
@@ -124,9 +126,13 @@ def propagate(
         ),
     ] = "conversion",
     body_delta: Annotated[
-        float | None,
-        typer.Option(help="If training changed the body too: add that change so many times to the variant's body."),
+        list[float] | None,
+        typer.Option(
+            help="If training changed the body too: add that change so many times to the variant's body. Repeat to try "
+            "several and take the best on --valid."
+        ),
     ] = None,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out text to choose --body-delta by; repeat.")] = None,
     weigh_by: Annotated[
         list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
     ] = None,
@@ -147,6 +153,8 @@ def propagate(
     if method not in (*METHODS, "auto"):
         raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
     targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
+    if len(body_delta or []) > 1 and not valid:
+        raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
     if len(set(targets)) < len(targets):
         raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
     with ExitStack() as stack:
@@ -158,20 +166,22 @@ def propagate(
         counts = None
         if weigh_by:
             counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
+        scales, scores = _scales(base_model, adapted_model, variants, cast(Any, method), body_delta, valid, folders)
         facts = propagate_variants(
             base_model,
             adapted_model,
             list(zip(variants, folders, strict=True)),
             cast(Any, method),
-            body_delta=body_delta,
+            body_deltas=scales,
             token_counts=counts,
             hard_link=hard_link,
         )
+        facts = [fact | score for fact, score in zip(facts, scores, strict=True)]
         for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
             inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
             settings = {"method": method, "body_delta": body_delta}
-            sources = {"base": base, "adapted": adapted, "instruct": name, "weigh_by": weigh_by or []}
-            texts = {"weigh_by": weigh_by} if weigh_by else {}
+            texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
+            sources = {"base": base, "adapted": adapted, "instruct": name, **texts}
             write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
     if as_json:
@@ -213,6 +223,32 @@ def patch_apply(
     with opened(model) as checkpoint, publishing(output, force) as folder:
         facts = apply_patch(patch, checkpoint, folder, hard_link)
     result({"output": str(output), **facts}, as_json)
+
+
+def _scales(
+    base: Any,
+    adapted: Any,
+    variants: list[Any],
+    method: Any,
+    body_delta: list[float] | None,
+    valid: list[str] | None,
+    folders: list[Path],
+) -> tuple[list[float | None], list[dict[str, Any]]]:
+    """The scale of the body's change for each variant, and what it scored where there were several to choose from."""
+    if body_delta is None or len(body_delta) == 1:
+        return [body_delta[0] if body_delta else None] * len(variants), [{} for _ in variants]
+    from lepta.corpus import read_documents
+    from lepta.evaluation.bits import WINDOW, windows
+    from lepta.evaluation.sweep import sweep_body_delta
+
+    texts = windows(list(read_documents(valid or [])), WINDOW, SWEEP_CHARACTERS)
+    scores = [
+        sweep_body_delta(base, adapted, variant, method, body_delta, texts, folder.parent)
+        for variant, folder in zip(variants, folders, strict=True)
+    ]
+    best: list[float | None] = [min(score, key=lambda scale: score[scale]) for score in scores]
+    chosen = [{"body_delta": b, "body_delta_bits_per_byte": s} for b, s in zip(best, scores, strict=True)]
+    return best, chosen
 
 
 def _name_of(source: str) -> str:

@@ -26,6 +26,7 @@ from lepta.embeddings.transfer import Transfer
 from lepta.errors import LeptaError
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta"]
+AnyMethod = Method | Literal["auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # Which rows a map is fitted on: those of shared tokens, or all of T.
 PROBLEMS: dict[Method, Method] = {
@@ -166,7 +167,7 @@ class MapFitter:
         self.parts: dict[Method, Problem] = {"overlap": overlap_part, "conversion": conversion_part}
         self.wholes: dict[Method, Problem] = {"overlap": overlap, "conversion": conversion}
 
-    def fit(self, method: Method | Literal["auto"], instruct: Rows) -> Propagation:
+    def fit(self, method: AnyMethod, instruct: Rows) -> Propagation:
         """Fit the step from the base model's embedding space to a variant's.
 
         Parameters
@@ -197,7 +198,7 @@ class MapFitter:
 
 
 def fit_map(
-    method: Method | Literal["auto"],
+    method: AnyMethod,
     transfer: Transfer,
     base: Rows,
     instruct: Rows,

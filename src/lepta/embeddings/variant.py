@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.mix import mean_row
-from lepta.embeddings.propagate import MapFitter, Method, Propagation
+from lepta.embeddings.propagate import AnyMethod, MapFitter, Propagation
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.rebuild import add_special_tokens
@@ -27,9 +27,9 @@ def propagate(
     base: Checkpoint,
     adapted: Checkpoint,
     variants: Sequence[tuple[Checkpoint, Path]],
-    method: Method | Literal["auto"] = "conversion",
+    method: AnyMethod = "conversion",
     *,
-    body_delta: float | None = None,
+    body_deltas: Sequence[float | None] = (),
     token_counts: np.ndarray | None = None,
     hard_link: bool = False,
 ) -> list[dict[str, Any]]:
@@ -47,8 +47,8 @@ def propagate(
         Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
     method : str
         See `lepta.embeddings.propagate`; `auto` takes, for each matrix, the one that predicts held-out tokens best.
-    body_delta : float, optional
-        Add what training changed in the base model's body so many times to the body of each variant.
+    body_deltas : sequence of float, optional
+        For each variant, how many times what training changed in the base model's body is added to its body.
     token_counts : array, shape (new vocabulary,), optional
         Occurrences of the new tokens in text; frequent tokens then weigh more in the fit (by the square root).
     hard_link : bool
@@ -62,12 +62,15 @@ def propagate(
     Raises
     ------
     LeptaError
-        If the models do not belong together, or the body was trained too and `body_delta` does not say what to do.
+        If the models do not belong together, or the body was trained too and `body_deltas` does not say what to do.
     """
     tokenizer = open_tokenizer(adapted.folder)
     old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
     made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new) for checkpoint, _ in variants]
-    bodies = [body_changes(base, adapted, variant.checkpoint, body_delta) for variant in made]
+    scales = body_deltas or [None] * len(made)
+    bodies = [
+        body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
+    ]
     transfer = transfer_matrix(old, new, base.rows, adapted.rows)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
     stand_ins = stand_in_rows(old, base.rows) if method in ("auto", "delta") else None

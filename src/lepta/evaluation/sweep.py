@@ -1,0 +1,44 @@
+"""How much of a body's change to carry into a variant: try several scales and measure each."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.embeddings.propagate import AnyMethod
+from lepta.embeddings.variant import propagate
+from lepta.evaluation.bits import score_text
+
+
+def sweep_body_delta(
+    base: Checkpoint,
+    adapted: Checkpoint,
+    instruct: Checkpoint,
+    method: AnyMethod,
+    scales: Sequence[float],
+    texts: Sequence[str],
+    place: Path,
+) -> dict[float, float]:
+    """Bits per byte of held-out text for each scale of the body's change (see `lepta.embeddings.body`).
+
+    Parameters
+    ----------
+    base, adapted, instruct : Checkpoint
+    method : str
+        See `lepta.embeddings.variant.propagate`.
+    scales : sequence of float
+    texts : sequence of str
+        Held-out text of both languages, as they are to count.
+    place : Path
+        Folder with room for one model at a time.
+    """
+    scores = {}
+    for scale in scales:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".scale-") as folder:
+            trial = Path(folder)
+            propagate(base, adapted, [(instruct, trial)], method, body_deltas=[scale])
+            model, tokenizer = load_model(trial), load_tokenizer(trial)
+            scores[scale] = score_text(model, tokenizer, texts, f"body delta {scale:g}").bits_per_byte
+            del model
+    return scores
