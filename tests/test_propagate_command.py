@@ -78,7 +78,7 @@ def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path)
 def test_table_names_matrices_and_methods(models, tmp_path):
     run = propagate(models[:3], tmp_path / "out", "--method", "auto")
     assert run.returncode == 0, run.stderr
-    for word in ("model.embed_tokens.weight", "lm_head.weight", "held-out R2", "procrustes", "delta"):
+    for word in ("model.embed_tokens.weight", "lm_head.weight", "residual", "procrustes", "delta"):
         assert word in run.stdout
 
 

@@ -15,8 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lepta.checkpoints.load import device
 from lepta.errors import LeptaError
 from lepta.progress import progress
+from lepta.training.loss import IGNORED, linear_cross_entropy
 
-IGNORED = -100  # label of tokens that the loss leaves out
 Example = dict[str, list[int]]  # input_ids and labels
 
 
@@ -59,6 +59,31 @@ class _Watch(TrainerCallback):
         self.bar.set(state.global_step, note)
         if self.measure and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
             state.log_history.append({"step": state.global_step, **self.measure()})
+
+
+class _Trainer(Trainer):
+    """A Trainer whose loss never has all logits at once."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean loss of the batch, nats per predicted token."""
+        head, labels = model.get_output_embeddings(), inputs["labels"]
+        body = {name: value for name, value in inputs.items() if name != "labels"}
+        hidden = model.base_model(**body).last_hidden_state[:, :-1]
+        return linear_cross_entropy(hidden.flatten(0, 1), head.weight, labels[:, 1:].flatten(), head.bias)
+
+
+@torch.no_grad()
+def has_plain_head(model: Any, ids: list[int]) -> bool:
+    """Tell whether a model's logits are its head applied to its last hidden states, and nothing more.
+
+    Some families cap or scale them (Gemma 2, Cohere, Granite); those keep the loss that transformers gives them.
+    """
+    inputs = torch.tensor([ids[:16]], device=model.device)
+    expected = model(input_ids=inputs).logits
+    found = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def train(
@@ -138,7 +163,8 @@ def train(
         dataloader_pin_memory=False,
     )
     with progress(description, len(tokens)) as bar:
-        trainer = Trainer(
+        kind = _Trainer if has_plain_head(model, examples[0]["input_ids"]) else Trainer
+        trainer = kind(
             model=model,
             args=arguments,
             train_dataset=examples,
