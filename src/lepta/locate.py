@@ -1,5 +1,6 @@
 """From what a user names (a path, a file inside a package, a hub id) to a place on disk."""
 
+import difflib
 import importlib.util
 import json
 import re
@@ -36,6 +37,14 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     match = HUB_ID.fullmatch(text)
     if not match:
         raise LeptaError(f"{text}: no such file or folder")
+    if path.parent.is_dir():  # a mistyped path, not worth a question to the network
+        near = difflib.get_close_matches(path.name, [there.name for there in path.parent.iterdir()], n=1)
+        hint = (
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else f"a hub id must not start with a folder here, {path.parent}"
+        )
+        raise LeptaError(f"{text}: no such file or folder; {hint}")
     return _from_hub(text, match["repo"], match["revision"], hub_files)
 
 
