@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -174,18 +173,20 @@ def test_output_that_cannot_be_made_or_exists_is_refused(models, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_interrupted_command_leaves_no_folder_under_the_final_name(models, tmp_path):
+def test_killed_command_leaves_no_folder_under_the_final_name_and_can_be_run_again(models, tmp_path):
     base, adapted, instruct, _ = models
     command = [sys.executable, "-m", "lepta", "propagate", "--base", base, "--adapted", adapted]
     command += ["--instruct", instruct, "--output", tmp_path / "out", "--method", "auto"]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    partial = tmp_path / ".out.partial"
-    while not partial.exists():
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / ".out.partial").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() != 0
-    assert list(tmp_path.iterdir()) == []
+    process.kill()
+    assert process.wait() == -9
+    assert not (tmp_path / "out").exists()
+    run = propagate(models[:3], tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_models_that_do_not_belong_together_are_refused(models, tiny_model_folder, tiny_tokenizer, tmp_path):

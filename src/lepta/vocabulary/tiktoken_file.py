@@ -130,7 +130,7 @@ _OTHERS = ["[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
 TEKKEN_SPECIALS = dict(enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *_TOOLS, *_OTHERS]))
 
 
-def pairs_of(tokens: Sequence[str]) -> list[tuple[str, str]]:
+def pairs_of(tokens: Sequence[str]) -> list[list[str]]:
     """All pairs of tokens that form a token: in order of what they form, then of the left and the right part."""
     rank = {token: n for n, token in enumerate(tokens)}
     pairs = []
@@ -140,7 +140,7 @@ def pairs_of(tokens: Sequence[str]) -> list[tuple[str, str]]:
             for cut in range(1, len(token))
             if (left := token[:cut]) in rank and (right := token[cut:]) in rank
         ]
-        pairs += [(left, right) for _, _, left, right in sorted(parts)]
+        pairs += [[left, right] for _, _, left, right in sorted(parts)]
     return pairs
 
 
