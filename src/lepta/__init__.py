@@ -20,8 +20,10 @@ from lepta.version import __version__
 _VERBS = {
     "Checkpoint": "lepta.checkpoints.folder",
     "adapt": "lepta.adapt",
+    "apply_patch": "lepta.embeddings.patch",
     "build_vocabulary": "lepta.vocabulary.build",
     "check_vocabulary": "lepta.vocabulary.check",
+    "export_patch": "lepta.embeddings.patch",
     "initialise": "lepta.embeddings.initialise",
     "measure": "lepta.vocabulary.measure",
     "open_tokenizer": "lepta.vocabulary.source",

@@ -166,8 +166,7 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
     LeptaError
         If the folder exists and `replace` is not set, or the disk cannot be written.
     """
-    if folder.exists() and not replace:
-        raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
+    refuse_existing(folder, replace)
     partial = partial_of(folder)
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -180,6 +179,12 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def refuse_existing(folder: Path, replace: bool) -> None:
+    """LeptaError if a folder exists that is not to be replaced."""
+    if folder.exists() and not replace:
+        raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
 
 
 def partial_of(folder: Path) -> Path:

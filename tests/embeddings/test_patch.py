@@ -86,6 +86,14 @@ def test_other_body_is_no_patch(models, tiny_extended, tmp_path):
     assert list((tmp_path / "patch").iterdir()) == []
 
 
+def test_models_in_the_wrong_order_are_no_patch(models, tmp_path):
+    original, adapted = models
+    with pytest.raises(LeptaError, match="nothing to carry; are original and adapted swapped"):
+        export_patch(original, original, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert adapted.rows > original.rows
+
+
 def test_damaged_patches_are_refused(models, patch, tmp_path):
     original, _ = models
     result = tmp_path / "result"

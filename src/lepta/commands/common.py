@@ -39,6 +39,18 @@ def opened(
     return opened(source, input_name, output_name)
 
 
+def check_places(models: list[str], outputs: list[Path], force: bool) -> None:
+    """Find all models and refuse outputs that exist, before anything that takes time."""
+    from lepta.checkpoints.folder import MODEL_FILES
+    from lepta.locate import locate
+    from lepta.pipeline import refuse_existing
+
+    for model in models:
+        locate(model, hub_files=MODEL_FILES)
+    for output in outputs:
+        refuse_existing(output, force)
+
+
 def result(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts line by line, or as JSON."""
     if as_json:
@@ -49,7 +61,7 @@ def result(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name if "." in name else name.replace("_", " ")  # names of tensors stay as they are
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from lepta.commands.common import (
     Output,
     OutputName,
     TokenizerPath,
+    check_places,
     console,
     opened,
     print_json,
@@ -45,6 +46,7 @@ def init(
     from lepta.pipeline import publishing, write_manifest
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
+    check_places([model], [output], force)
     with opened(model, input_embeddings, output_embeddings) as checkpoint, publishing(output, force) as folder:
         facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
@@ -157,6 +159,7 @@ def propagate(
         raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
     if len(set(targets)) < len(targets):
         raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
+    check_places([base, adapted, *instruct], targets, force)
     with ExitStack() as stack:
         base_model, adapted_model, *variants = (
             stack.enter_context(opened(source, input_embeddings, output_embeddings))
@@ -202,6 +205,7 @@ def patch_export(
     from lepta.embeddings.patch import export_patch
     from lepta.pipeline import publishing
 
+    check_places([original, adapted], [output], force)
     with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
         facts = export_patch(before, after, folder)
     result({"output": str(output), **facts}, as_json)
@@ -217,11 +221,16 @@ def patch_apply(
     as_json: AsJson = False,
 ) -> None:
     """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
-    from lepta.embeddings.patch import apply_patch
-    from lepta.pipeline import publishing
+    from lepta.embeddings.patch import PATCH_FILES, apply_patch
+    from lepta.locate import locate
+    from lepta.pipeline import publishing, write_manifest
 
+    check_places([model], [output], force)
+    place = locate(patch, hub_files=PATCH_FILES)
     with opened(model) as checkpoint, publishing(output, force) as folder:
-        facts = apply_patch(patch, checkpoint, folder, hard_link)
+        facts = apply_patch(place, checkpoint, folder, hard_link)
+        inputs = {"patch": place, "model": checkpoint.folder}
+        write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
     result({"output": str(output), **facts}, as_json)
 
 
@@ -258,18 +267,21 @@ def _name_of(source: str) -> str:
 def _print_maps(results: list[dict[str, Any]]) -> None:
     """What was written, and how well each map predicts tokens it has not seen."""
     for written in results:
-        console.print(f"[bold]{escape(written['output'])}[/]", highlight=False)
+        console.print(f"output: {written['output']}", highlight=False, markup=False)
         table = Table(Column("matrix", overflow="fold"), "map")
-        for heading in ("rank", "residual", "held-out\nerror", "held-out\nR2"):
+        for heading in ("residual", "held-out\nerror", "held-out\nR2", "error\nof swap"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, fit in written["maps"].items():
-            held_out = fit["held_out"]
-            numbers = (f"{held_out['error']:.5f}", f"{held_out['r2']:.5f}") if held_out else ("", "")
-            table.add_row(escape(name), fit["method"], f"{fit['rank']:,}", f"{fit['residual']:.5f}", *numbers)
+            held_out, cells = fit["held_out"], ["", "", ""]
+            if held_out:
+                cells = [f"{held_out['error']:.3g}", f"{held_out['r2']:.6g}", f"{held_out['errors']['swap']:.3g}"]
+            table.add_row(escape(name), fit["method"], f"{fit['residual']:.3g}", *cells)
         console.print(table)
         for name, fit in written["maps"].items():
             errors = fit["held_out"].get("errors", {})
-            if len(errors) > 1:
+            if errors.get("swap") == 0:
+                console.print(f"{name}: the variant's rows are the base's own, so no map is needed", markup=False)
+            elif len(errors) > 2:
                 ranked = sorted(errors.items(), key=lambda item: item[1])
-                listed = ", ".join(f"{method} {error:.5f}" for method, error in ranked)
-                console.print(f"{escape(name)}, held-out error by method: {listed}", highlight=False)
+                listed = ", ".join(f"{method} {error:.3g}" for method, error in ranked)
+                console.print(f"{name}, held-out error by method: {listed}", highlight=False, markup=False)

@@ -25,6 +25,7 @@ from lepta.vocabulary.source import open_tokenizer
 
 PATCH, ROWS, SAME, CHANGED = "patch.json", "patch.safetensors", "same_rows", ".changed_rows"
 FORMAT = 1
+PATCH_FILES = ["*.json", "*.jinja", ROWS]
 
 
 def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -68,6 +69,11 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
         rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen, matrix, torch.from_numpy(changed)))
         tensors[name] = adapted.entries[name].dtype, rows
         tensors[name + CHANGED] = "I64", ComputedRows.of(torch.from_numpy(changed))
+    if not any(carried.values()):
+        raise LeptaError(
+            f"{adapted.folder}: all its rows are in {original.folder} too, so there is nothing to carry; "
+            "are original and adapted swapped?"
+        )
     entries = [TensorEntry(name, dtype, rows.shape, folder, 0, 0) for name, (dtype, rows) in tensors.items()]
     write_shard(folder / ROWS, entries, {name: rows for name, (_, rows) in tensors.items()})
     tokenizer.save(folder)
@@ -119,7 +125,7 @@ def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link
     LeptaError
         If it is no patch, is damaged, or is for another model.
     """
-    patch = locate(place, hub_files=["*.json", "*.jinja", ROWS])
+    patch = locate(place, hub_files=PATCH_FILES)
     if not (patch / PATCH).is_file():
         raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")
     content = read_json(patch / PATCH)

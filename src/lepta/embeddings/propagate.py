@@ -61,8 +61,8 @@ class Propagation:
     residual_swap, residual : float
         Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
     held_out : dict
-        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of all
-        methods that were compared. Empty if too few tokens are shared.
+        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of this
+        method, of `swap`, and of all others that were compared. Empty if too few tokens are shared.
     """
 
     method: Method
@@ -192,7 +192,7 @@ class MapFitter:
                 f"the two vocabularies share {self._shared} tokens, too few to hold some out; use conversion or swap"
             )
         fit = _Fit(self, instruct)
-        candidates: tuple[Method, ...] = METHODS if method == "auto" else (method,)
+        candidates: tuple[Method, ...] = METHODS if method == "auto" else ("swap", method)
         errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
         return fit.propagation(min(errors, key=lambda name: errors[name]) if method == "auto" else method, errors)
 
