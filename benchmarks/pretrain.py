@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,7 @@ SIZE, WIDTH, BLOCK, BATCH = 55_328, 512, 512, 4
 SKIPPED = 2  # steps that warm up
 
 
-def make_model():  # noqa: ANN201
+def make_model() -> Any:
     """A LLaMA of 4 layers with random weights, the same in every run."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -20,6 +20,7 @@ from lepta.checkpoints.rows import ComputedRows, Rows, StoredRows, blocks
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.errors import LeptaError
 from lepta.locate import locate, read_json
+from lepta.pipeline import Hashes
 from lepta.progress import progress
 from lepta.vocabulary.source import open_tokenizer
 
@@ -85,7 +86,7 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
         "format": FORMAT,
         "matrices": names,
         **facts,
-        "file": _file_hash(folder / ROWS),
+        "file": Hashes().file(folder / ROWS),
         "before": before,
         "after": {name: after[name] for name in names},
     }
@@ -132,7 +133,7 @@ def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link
     if content.get("format") != FORMAT:
         raise LeptaError(f"{patch / PATCH}: format {content.get('format')}; this version of LEPTA reads {FORMAT}")
     stored = {entry.name: entry for entry in read_header(patch / ROWS)}
-    if _file_hash(patch / ROWS) != content["file"]:
+    if Hashes().file(patch / ROWS) != content["file"]:
         raise LeptaError(f"{patch / ROWS}: not the file that {PATCH} was written with; copy or download it again")
     found = tensor_hashes(original)
     for name in sorted(set(found) | set(content["before"])):
@@ -177,11 +178,6 @@ def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dic
                 meter.set(done / 1e9)
             hashes[entry.name] = digest.hexdigest()
     return hashes
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _matrices(original: Checkpoint, adapted: Checkpoint) -> dict[str, str]:
