@@ -50,14 +50,14 @@ def adapt(
     What is up to date is skipped; what was interrupted goes on where it stopped.
     """
     from lepta.adapt import adapt as run_recipe
-    from lepta.adapt import cost, pipeline_of, report_data
+    from lepta.adapt import pipeline_of, report_data
     from lepta.recipe import read_recipe
     from lepta.report.page import print_summary
 
     plan = read_recipe(recipe)
     if dry_run:
         verdicts = pipeline_of(plan).status(start, force)
-        _print_status(verdicts, as_json, {"cost": cost(plan)})
+        _print_status(verdicts, as_json)
         return
     run_recipe(plan, start, force, lambda line: Console(stderr=True).print(f"[dim]lepta[/] {line}", highlight=False))
     data = report_data(plan.output)

@@ -7,7 +7,7 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -103,7 +103,7 @@ class Lora(Section):
     """Low-rank changes of the body's linear layers, merged into them when training ends."""
 
     rank: int = Field(32, ge=1)
-    alpha: float = Field(32, gt=0, description="The change is scaled by alpha / rank")
+    alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Sources | Literal["all-linear"] = Field(
         "all-linear", description="Names of linear layers, such as q_proj; all-linear: every one but the head"
@@ -151,11 +151,20 @@ class PretrainSettings(Section):
     )
     report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, trackio, mlflow, ...")
 
+    @model_validator(mode="after")
+    def _whole_body(self) -> "PretrainSettings":
+        if self.trains == "full" and self.body_dtype == "4bit":
+            raise ValueError("body_dtype: 4bit weights cannot train; give trains: embeddings+lora")
+        return self
+
 
 class PropagateSettings(Section):
     """Learned Embedding Propagation (paper 2.2)."""
 
     method: Literal[Method, "auto"] = "conversion"
+    body_delta: float = Field(
+        1.0, description="If pre-training changed the body too: add that change so many times to the variant's body"
+    )
 
 
 class Behaviour(Section):
@@ -228,16 +237,33 @@ def read_recipe(path: str | Path) -> Recipe:
         raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
     if not isinstance(content, dict):
         raise LeptaError(f"{path}: expected keys and values at the top level, as in recipes/demo.yaml")
+    return validated(Recipe, content, str(path))
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def validated(kind: type[SectionType], content: dict[str, Any], where: str) -> SectionType:
+    """Check values; LeptaError names the field, what was expected, and for an unknown key the nearest one that exists.
+
+    Parameters
+    ----------
+    kind : type of Section
+    content : dict
+    where : str
+        What the message begins with.
+    """
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise LeptaError(f"{path}: " + "; ".join(_explain(e, content) for e in error.errors()[:3])) from error
+        reasons = "; ".join(_explain(reason, content, kind) for reason in error.errors()[:3])
+        raise LeptaError(f"{where}: {reasons}") from error
 
 
-def _explain(error: Any, content: Any) -> str:
+def _explain(error: Any, content: Any, kind: type[Section]) -> str:
     field = ".".join(_as_written(error["loc"], content))
     if error["type"] == "extra_forbidden":
-        known = list(_section_at(error["loc"][:-1]).model_fields)
+        known = list(_section_at(error["loc"][:-1], kind).model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{field}: unknown key; {hint}"
@@ -257,9 +283,8 @@ def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:
         content = content[part] if within and (isinstance(part, int) or part in content) else None
 
 
-def _section_at(location: tuple[int | str, ...]) -> type[Section]:
+def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type[Section]:
     """Follow field names down to the section they lie in; other parts of a location are keys of a dict or list."""
-    section: type[Section] = Recipe
     parts = iter(location)
     for name in parts:
         annotation = section.model_fields[str(name)].annotation
