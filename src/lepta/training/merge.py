@@ -1,5 +1,6 @@
 """What training changed, as tensors of the model's own files: parts joined, low-rank changes added."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -44,12 +45,12 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
         ends.append((source.output_name, model.get_output_embeddings()))
     for stored, module in ends:
         names = [name_of[id(part)] for part in parts_of(module)]
-        if any(name in left for name in names):
-            parts = [
-                left.pop(name) if name in left else part.detach().cpu()
-                for name, part in zip(names, parts_of(module), strict=True)
-            ]
-            result[stored] = ComputedRows.of(parts[0] if len(parts) == 1 else torch.cat([p.float() for p in parts]))
+        trained = [left.pop(name, None) for name in names]
+        if any(part is not None for part in trained):
+            starts = [0, *itertools.accumulate(len(part) for part in parts_of(module))]
+            parts = [(start, part) for start, part in zip(starts, trained, strict=False) if part is not None]
+            rows = source.rows_of(stored)
+            result[stored] = ComputedRows(rows.shape, partial(_replaced, rows, parts))
     for path, module in model.named_modules():
         if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
             up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
@@ -58,6 +59,16 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
             result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
     for name, tensor in left.items():
         result[_known(name, source)] = ComputedRows.of(tensor)
+    return result
+
+
+def _replaced(stored: Rows, parts: list[tuple[int, torch.Tensor]], rows: slice) -> torch.Tensor:
+    """Rows of a file with those of some parts, each beginning at a row, in their places."""
+    result = stored[rows].float()
+    for start, part in parts:
+        first, last = max(rows.start, start), min(rows.stop, start + len(part))
+        if first < last:
+            result[first - rows.start : last - rows.start] = part[first - start : last - start]
     return result
 
 

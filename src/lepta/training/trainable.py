@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from lepta.errors import LeptaError
 from lepta.recipe import Lora, PretrainSettings
@@ -41,8 +42,13 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
     """
     model.requires_grad_(False)
     rates = Rates(rate, settings.old_rows_learning_rate or rate, settings.body_learning_rate or rate)
-    embedding_is_apart = settings.trains == "new-rows" or rates.old != rates.new
-    if embedding_is_apart:
+    if settings.trains == "new-rows" or rates.old != rates.new:
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        if tied and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise LeptaError(
+                "FSDP2: old and new rows of a model with tied embeddings cannot be trained apart under it; "
+                "use DDP (such models are small), or train all rows at one rate"
+            )
         split_rows(model, first_new)
     if settings.trains == "embeddings+lora":
         add_lora(model, settings.lora)
