@@ -1,6 +1,5 @@
 """From a recipe to stages: which folder feeds which."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
-from lepta.checkpoints.load import device, load_model, load_tokenizer, model_folder
+from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
 from lepta.checkpoints.publish import save_loaded_model
 from lepta.checkpoints.weights import count_weights
 from lepta.corpus import dialogue_file, read_dialogues, read_documents
@@ -31,9 +30,6 @@ from lepta.vocabulary.source import open_tokenizer
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
 REPORT = "report.json"
-# Share of a large matrix product's speed that training reaches. The demo's 22,900 GFLOP took 268 s on 2 cores, loading
-# and held-out measurements included, where the product ran at 145 GFLOP/s.
-EFFICIENCY = 0.6
 
 
 def pipeline_of(recipe: Recipe) -> Pipeline:
@@ -213,36 +209,6 @@ def report_data(output: Path) -> dict[str, Any]:
     if not file.is_file():
         raise LeptaError(f"{output}: no report yet; run `lepta adapt RECIPE` to its end")
     return read_json(file)
-
-
-def cost(recipe: Recipe) -> dict[str, float | int]:
-    """Estimate what pre-training costs on this machine, before anything is run.
-
-    A forward and backward pass through a frozen body takes 4 operations for each weight and token (no gradients of
-    the body's weights), and 6 for each weight of the head.
-
-    Returns
-    -------
-    dict
-        `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` (measured: one float32 matrix product) and `minutes`.
-    """
-    model, vocabulary = count_weights(locate(recipe.base, hub_files=MODEL_FILES)), recipe.vocabulary
-    rows = vocabulary.size if isinstance(vocabulary.size, int) else model.rows + (vocabulary.add or 0)
-    head = rows * model.width
-    gigaflop = recipe.pretrain.tokens * (4 * model.body + 6 * head) / 1e9
-    matrix = torch.rand(2048, 2048, device=device())
-    matrix @ matrix
-    started = time.perf_counter()
-    for _ in range(4):
-        float((matrix @ matrix)[0, 0])
-    speed = 4 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
-    return {
-        "tokens": recipe.pretrain.tokens,
-        "weights": model.body + head,
-        "gigaflop": round(gigaflop),
-        "gigaflops_here": round(speed),
-        "minutes": round(gigaflop / speed / 60 / EFFICIENCY, 1),
-    }
 
 
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:
