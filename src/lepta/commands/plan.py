@@ -1,6 +1,5 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,16 @@ from rich.table import Column, Table
 from lepta.commands.common import AsJson, console, print_json
 from lepta.errors import LeptaError
 
+HELP = (  # the terminal wraps it, so a paragraph is one line
+    "Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.\n\n"
+    "Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a "
+    "table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers "
+    "that are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.\n\n"
+    "If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller "
+    "micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or "
+    "body_dtype: 4bit.\n\n"
+    "Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100"
+)
 UNKNOWN = "–"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 PARTS = {
@@ -52,18 +61,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.
-
-    Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a
-    table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers that
-    are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.
-
-    If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller
-    micro_batch (free), gradient_checkpointing (one forward pass more), body_dtype: 4bit, or weights sharded over several
-    GPUs (FSDP2).
-
-    Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100
-    """
+    """Tell what a recipe costs; see `HELP`."""
     from lepta.plan.plan import make_plan
     from lepta.recipe import read_recipe
 
@@ -107,7 +105,10 @@ def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
 def _hours(hours: float) -> str:
     if hours < 1:
         return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.1f} s"
-    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
+    if hours < 72:
+        return f"{hours:,.1f} h"
+    days = hours / 24
+    return f"{days:,.1f} days" if days < 730 else f"{days / 365:,.0f} years"
 
 
 def _table(title: str, first: str, *rest: str) -> Table:
@@ -209,7 +210,7 @@ def _memory(facts: dict[str, Any]) -> View:
 
 def _devices(facts: dict[str, Any]) -> View:
     gpus = [row for row in facts["devices"] if row["share_of_peak"] == facts["devices"][0]["share_of_peak"]]
-    caption = f"GPUs at {gpus[0]['share_of_peak']:.0%} of their peak (--mfu); hours as the recipe stands."
+    caption = f"GPUs at {gpus[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
     table = _table("Time", "device", "time", "needs, GiB", "has", "fits")
     table.columns[-1].justify = "left"
     table.columns[-1].overflow = "fold"

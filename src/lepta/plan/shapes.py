@@ -216,14 +216,14 @@ def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _from_table(source: str, models: Path | None) -> Shape:
-    name = source.partition("@")[0]
+    name, _, revision = source.partition("@")
     row = known_models(models).get(name.lower())
     if row is None:
+        fetch = f"hf download {name} config.json" + (f" --revision {revision}" if revision else "")
         raise LeptaError(
-            f"{source}: its sizes are not known here. Fetch the one small file that has them with "
-            f"`hf download {name} config.json` and run again, or give its shape in a file of your own: --models FILE "
-            "(a list of rows with ids, model_type, layers, width, intermediate, heads, kv_heads, head_dim, rows, tied, "
-            "context)"
+            f"{source}: its sizes are not known here. Fetch the one small file that has them with `{fetch}` and run "
+            "again, or give its shape in a file of your own: --models FILE (a list of rows with ids, model_type, "
+            "layers, width, intermediate, heads, kv_heads, head_dim, rows, tied, context)"
         )
     return _built(source, "table of known models", row)
 

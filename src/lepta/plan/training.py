@@ -8,6 +8,7 @@ from lepta.plan.shapes import Shape
 from lepta.recipe import Lora, PretrainSettings
 
 Sharding = Literal["one process", "DDP", "FSDP2"]
+Change = dict[str, int | bool | str]  # settings that are to be others
 GIB = 2**30
 LOGITS = 1 << 26  # bytes of logits that exist at the same time: lepta.training.loss
 FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight: 4 bits, and a float32 scale for every 64
@@ -186,7 +187,7 @@ def memory(
     single = cpu or settings.body_dtype == "float32"
     compute = 4 if single else 2  # bytes of an activation
     frozen = _frozen_bytes(shape, weights, settings, compute)
-    masters, gradients, optimizer = (weights.trained * size for size in (MASTER, GRADIENT, ADAM))
+    masters, gradients, optimizer = (float(weights.trained * size) for size in (MASTER, GRADIENT, ADAM))
     head = weights.new_rows + weights.old_rows if shape.tied else weights.new_head + weights.old_head
     # The gradient of the head is summed up beside that of the steps before, and its products come in 16 bits.
     loss = float(LOGITS + 4 * head) + (0 if single else LOGITS / 2 + 2 * compute * head)
@@ -214,8 +215,8 @@ def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute
     """Bytes that one layer keeps of one token for the backward pass.
 
     Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
-    activation and up. Linear layers keep their input only if they train or have a low-rank change. Held by a test against what
-    autograd keeps of a LLaMA.
+    activation and up. Linear layers keep their input only if they train or have a low-rank change. A test holds it
+    against what autograd keeps of a LLaMA.
     """
     d, a, k, i = shape.width, shape.attention_width, shape.kv_width, shape.intermediate
     kept = 8 * d + compute * (2 * a + 2 * k + 3 * i)
@@ -252,7 +253,7 @@ class Fit:
 
     fits: bool
     needs: float
-    change: dict[str, int | bool | str]
+    change: Change
     needs_then: float | None
 
 
@@ -261,8 +262,8 @@ def fit(
 ) -> Fit:
     """Compare a stage with a GPU's memory; if it does not fit, find the mildest change with which it does.
 
-    A smaller micro_batch costs next to nothing, gradient checkpointing a third of the body's time, a body in 4 bits
-    precision, FSDP2 more GPUs or more traffic; they are tried in this order.
+    Tried in this order: a smaller micro_batch, which costs next to nothing; gradient checkpointing, which costs one
+    more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs.
 
     Parameters
     ----------
@@ -276,33 +277,38 @@ def fit(
     now = needs(settings, processes, sharding)
     if now <= limit:
         return Fit(True, now, {}, None)
-    for number, way in _ways(processes, sharding):
-        moved: dict[str, int | bool | str] = {"sharding": way, "gpus": number} if way != sharding else {}
-        for change in _changes(settings, micro_batch(settings, number), quantise=way != "FSDP2"):
+    for number, way, quantise in _ways(processes, sharding):
+        moved: Change = {"sharding": way, "gpus": number} if way != sharding else {}
+        for change in _changes(settings, micro_batch(settings, number), quantise):
             then = needs(settings.model_copy(update=change), number, way)
             if then <= limit:
                 return Fit(False, now, moved | change, then)
     return Fit(False, now, {}, None)
 
 
-def _ways(processes: int, sharding: Sharding) -> list[tuple[int, Sharding]]:
-    """As it is, then sharded over the GPUs there are, or over more."""
-    if sharding == "FSDP2":
-        return [(processes, sharding)]
-    return [(processes, sharding)] + [(n, "FSDP2") for n in ([processes] if processes > 1 else [2, 4, 8])]
+def _ways(processes: int, sharding: Sharding) -> Iterator[tuple[int, Sharding, bool]]:
+    """GPUs, sharding, and whether the body is to be in 4 bits: 4-bit weights are not sharded."""
+    yield processes, sharding, False
+    if processes > 1 and sharding != "FSDP2":
+        yield processes, "FSDP2", False
+    if sharding != "FSDP2":
+        yield processes, sharding, True
+    for number in (2, 4, 8):
+        if number > processes:
+            yield number, "FSDP2", False
 
 
-def _changes(settings: PretrainSettings, blocks: int, quantise: bool) -> Iterator[dict[str, int | bool | str]]:
-    """Changes of a stage that save memory, mildest first; bitsandbytes' 4-bit weights are not sharded."""
-    bodies: list[dict[str, int | bool | str]] = [{}]
-    if quantise and settings.trains != "full" and settings.body_dtype != "4bit":
-        bodies.append({"body_dtype": "4bit"})
-    for body in bodies:
-        for checkpointing in [settings.gradient_checkpointing] if settings.gradient_checkpointing else [False, True]:
-            for size in _halves(blocks):
-                smaller = {"micro_batch": size} if size != blocks else {}
-                changed = {"gradient_checkpointing": True} if checkpointing != settings.gradient_checkpointing else {}
-                yield body | changed | smaller
+def _changes(settings: PretrainSettings, blocks: int, quantise: bool) -> Iterator[Change]:
+    """Changes of a stage that save memory, mildest first."""
+    if quantise and (settings.trains == "full" or settings.body_dtype == "4bit"):
+        return
+    body: Change = {"body_dtype": "4bit"} if quantise else {}
+    checkpointings: list[Change] = [{}]
+    if not settings.gradient_checkpointing:
+        checkpointings.append({"gradient_checkpointing": True})
+    for checkpointed in checkpointings:
+        for size in _halves(blocks):
+            yield body | checkpointed | ({"micro_batch": size} if size != blocks else {})
 
 
 def _halves(number: int) -> list[int]:
