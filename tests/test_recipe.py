@@ -57,7 +57,8 @@ def test_values_and_defaults(write):
     assert (recipe.name, recipe.output, recipe.seed) == ("small", Path("runs/small"), 1)
     assert recipe.vocabulary.scenario == "extended"
     assert recipe.propagate.method == "conversion"
-    assert (recipe.pretrain.batch, recipe.pretrain.learning_rate) == (256, 1e-4)  # the paper's
+    (stage,) = recipe.pretrain
+    assert (stage.batch, stage.learning_rate) == (256, [1e-4])  # the paper's
     assert recipe.variants["terse"].tune.batch == 4
     assert recipe.variants["chat"].tune is None
 

@@ -155,6 +155,8 @@ class PretrainSettings(Section):
     def _whole_body(self) -> "PretrainSettings":
         if self.trains == "full" and self.body_dtype == "4bit":
             raise ValueError("body_dtype: 4bit weights cannot train; give trains: embeddings+lora")
+        if self.forget_limit is not None and self.keep == "last":
+            raise ValueError("forget_limit: needs keep: best, for weights from before the limit was passed")
         return self
 
 

@@ -2,17 +2,19 @@
 
 import itertools
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepta.checkpoints.load import load_tokenizer
 from lepta.corpus import read_documents
 from lepta.errors import LeptaError
-from lepta.training.blocks import pack, sections, tokenise, training_blocks
+from lepta.training.blocks import SECTIONS, TokenStore, TrainingText, cut, fit, lay_out, training_blocks, write_tokens
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)
 END = 2
+LENGTH = 64
 
 
 @pytest.fixture(scope="module")
@@ -29,72 +31,19 @@ def texts():
     return tuple(list(itertools.islice(read_documents([f"starter:{code}/train"]), 12)) for code in ("ru", "en"))
 
 
-def whole(documents):
-    """Documents as one section each."""
-    return sections(documents, 10**9)
+def store_of(lengths):
+    """A store whose n-th section is made of the number n."""
+    tokens = np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths)
+    return TokenStore(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-@given(documents=st.lists(paragraphs, max_size=8), length=st.integers(1, 40))
-def test_pack_loses_no_token_and_exceeds_no_length(documents, length):
-    blocks = list(pack(documents, length))
-    assert list(itertools.chain(*blocks)) == [token for document in documents for part in document for token in part]
-    assert all(1 <= len(block) <= length for block in blocks)
+def run(tokenizer, texts, folder, tokens=6000, length=LENGTH, share=0.25, seed=1, **rest):
+    parts = [TrainingText(lambda: texts[0], 1 - share), TrainingText(lambda: texts[1], share)]
+    return training_blocks(parts, tokenizer, tokens, length, seed, folder, **rest)
 
 
-@settings(max_examples=200)
-@given(documents=st.lists(paragraphs, max_size=8), length=st.integers(1, 40))
-def test_blocks_start_at_a_paragraph_unless_it_is_longer_than_a_block(documents, length):
-    """Inside a paragraph only ends a block that is full, of a paragraph that fits no block."""
-    starts, inside, position = set(), {}, 0
-    for part in itertools.chain(*documents):
-        starts.add(position)
-        inside |= {position + n: len(part) for n in range(1, len(part))}
-        position += len(part)
-    position, previous = 0, length
-    for block in pack(documents, length):
-        if position not in starts:
-            assert inside[position] > length
-            assert previous == length
-        position, previous = position + len(block), len(block)
-
-
-def test_pack_closes_a_block_when_the_next_paragraph_does_not_fit():
-    assert list(pack([[[1, 1], [2, 2, 2]], [[3, 3]]], 5)) == [[1, 1, 2, 2, 2], [3, 3]]
-    assert list(pack([[[1, 1], [2, 2, 2]], [[3, 3]]], 4)) == [[1, 1], [2, 2, 2], [3, 3]]
-    assert list(pack([[[1], [2] * 7], [[3]]], 3)) == [[1], [2] * 3, [2] * 3, [2, 3]]
-
-
-def test_tokenise_joins_to_the_document_and_ends_it_once(tokenizer, texts):
-    documents = [*texts[0], "одна строка", "а\n\n\nб\n", "  пробелы  "]
-    for document, parts in zip(documents, tokenise(tokenizer, whole(documents)), strict=True):
-        ids = [token for part in parts for token in part]
-        assert ids[-1] == END
-        assert END not in ids[:-1]
-        assert tokenizer.decode(ids[:-1]) == document.strip()
-
-
-def test_tokenise_cuts_after_line_breaks(tokenizer):
-    parts = next(tokenise(tokenizer, whole(["первый\nвторой\n\nтретий"])))
-    assert [tokenizer.decode(part) for part in parts] == ["первый\n", "второй\n\n", "третий<|im_end|>"]
-
-
-@given(documents=st.lists(st.text("аб \n", min_size=1).filter(str.strip), max_size=5), characters=st.integers(1, 30))
-def test_sections_join_to_the_documents(documents, characters):
-    parts = list(sections(documents, characters))
-    text = "".join("".join(part.paragraphs) + ("|" if part.ends_document else "") for part in parts)
-    assert text == "".join(document.strip() + "|" for document in documents)
-    assert all(sum(map(len, part.paragraphs[:-1])) < characters for part in parts)
-
-
-def test_a_small_budget_sees_many_documents(tokenizer):
-    documents = [f"Документ {n}.\n" * 400 for n in range(30)]
-    blocks = training_blocks(tokenizer, documents, [], 2000, 64, 0.0, 1)
-    seen = {tokenizer.decode(block).split("Документ ")[1].split(".")[0] for block in blocks}
-    assert len(seen) > 5  # one, if documents were gone through whole
-
-
-def run(tokenizer, texts, tokens=6000, length=64, share=0.25, seed=1):
-    return training_blocks(tokenizer, *texts, tokens, length, share, seed)
+def ids_of(blocks):
+    return [blocks[n]["input_ids"].tolist() for n in range(len(blocks))]
 
 
 def is_cyrillic(tokenizer, block):
@@ -102,52 +51,162 @@ def is_cyrillic(tokenizer, block):
     return sum("а" <= letter <= "я" for letter in text) > len(text) / 4
 
 
-def test_budget_is_kept(tokenizer, texts):
-    for length in (32, 64, 256):
-        blocks = run(tokenizer, texts, length=length)
-        assert all(len(block) <= length for block in blocks)
-        assert 6000 <= sum(map(len, blocks)) < 6000 + 2 * length
+@given(document=paragraphs, length=st.integers(1, 40))
+def test_cut_loses_no_token_and_cuts_no_paragraph_that_fits(document, length):
+    sections = list(cut(document, length))
+    assert list(itertools.chain(*sections)) == list(itertools.chain(*document))
+    assert all(1 <= len(section) <= length for section in sections)
+    starts = {0, *itertools.accumulate(map(len, document))}
+    inside = {
+        n: len(p) for start, p in zip(sorted(starts), document, strict=False) for n in range(start, start + len(p))
+    }
+    for end in list(itertools.accumulate(map(len, sections)))[:-1]:
+        assert end in starts or inside[end] > length
+
+
+@settings(max_examples=200)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80), spare=st.integers(0, 30))
+def test_fit_uses_every_section_once_and_no_two_blocks_would_fit_into_one(lengths, spare):
+    length = max(lengths) + spare
+    blocks = list(fit(np.asarray(lengths), length))
+    assert sorted(itertools.chain(*blocks)) == list(range(len(lengths)))
+    sizes = sorted(sum(lengths[n] for n in block) for block in blocks)
+    assert sizes[-1] <= length
+    assert len(sizes) < 2 or sizes[0] + sizes[1] > length
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40),
+    tokens=st.integers(1, 600),
+    batch=st.integers(1, 5),
+    others=st.integers(0, 4),
+)
+def test_a_pass_uses_every_section_before_any_comes_again(lengths, tokens, batch, others):
+    packed = lay_out(store_of(lengths), tokens, 20, 1, batch, others)
+    sizes = packed.sizes
+    assert (len(sizes) + others) % batch == 0
+    assert sizes.sum() >= tokens
+    assert sizes[: max(0, len(sizes) - batch)].sum() < tokens
+    counts = np.bincount(packed.members, minlength=len(lengths))
+    assert counts.max() - counts.min() <= 1
+    assert [len(packed.sections(n)) for n in range(len(sizes))] == np.diff([0, *packed.ends]).tolist()
+
+
+def test_text_without_a_token_raises():
+    with pytest.raises(LeptaError, match="it holds no token"):
+        lay_out(store_of([]), 10, 16, 1)
+
+
+def test_sections_join_to_the_documents_and_end_once(tokenizer, texts, tmp_path):
+    documents = [*texts[0], "одна строка", "а\n\n\nб\n", "  пробелы  ", " \n "]
+    store = write_tokens(documents, tokenizer, LENGTH, tmp_path)
+    assert store.lengths.max() <= LENGTH
+    text = tokenizer.decode(store.tokens.tolist())
+    end = tokenizer.decode([END])
+    assert text == "".join(document.strip() + end for document in documents if document.strip())
+
+
+def test_sections_end_with_a_line_wherever_a_line_fits(tokenizer, tmp_path):
+    store = write_tokens(["первый\nвторой\n\nтретий"], tokenizer, 12, tmp_path)
+    pieces = [tokenizer.decode(store.tokens[a:b].tolist()) for a, b in itertools.pairwise(store.starts)]
+    assert all(piece.endswith(("\n", tokenizer.decode([END]))) for piece in pieces)
+
+
+def test_blocks_are_nearly_full(tokenizer, texts, tmp_path):
+    blocks = run(tokenizer, texts, tmp_path, tokens=20_000, length=256)
+    assert blocks.facts(256)["full"] > 0.85  # paragraphs are long against such a block
+
+
+def test_a_small_budget_sees_many_documents(tokenizer, tmp_path):
+    documents = [f"Документ {n}.\n" * 400 for n in range(30)]
+    blocks = run(tokenizer, (documents, []), tmp_path, tokens=2000, share=0.0)
+    seen = {part.split(".")[0] for block in ids_of(blocks) for part in tokenizer.decode(block).split("Документ ")[1:]}
+    assert len(seen) > 5  # one, if documents were gone through whole
+    assert TokenStore.open(tmp_path / "0").starts[-1] < 60_000  # of 240,000: only a part is tokenised
+
+
+@pytest.mark.parametrize("length", [32, 64, 256])
+def test_budget_is_kept(tokenizer, texts, tmp_path, length):
+    blocks = run(tokenizer, texts, tmp_path, length=length)
+    assert all(len(block) <= length for block in ids_of(blocks))
+    assert blocks.sizes.tolist() == [len(block) for block in ids_of(blocks)]
+    assert 6000 <= blocks.sizes.sum() < 6000 + 2 * length
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.6])
-def test_source_share_is_respected(tokenizer, texts, share):
-    blocks = run(tokenizer, texts, share=share)
+def test_source_share_is_respected(tokenizer, texts, tmp_path, share):
+    blocks = ids_of(run(tokenizer, texts, tmp_path, share=share))
     source = sum(len(block) for block in blocks if not is_cyrillic(tokenizer, block))
     assert source / sum(map(len, blocks)) == pytest.approx(share, abs=64 / 6000)
 
 
-def test_source_blocks_are_spread_evenly(tokenizer, texts):
-    languages = [is_cyrillic(tokenizer, block) for block in run(tokenizer, texts)]
+def test_source_blocks_are_spread_evenly(tokenizer, texts, tmp_path):
+    languages = [is_cyrillic(tokenizer, block) for block in ids_of(run(tokenizer, texts, tmp_path))]
     quarter = len(languages) // 4
     counts = [languages[n * quarter : (n + 1) * quarter].count(False) for n in range(4)]
     assert min(counts) > 0
     assert max(counts) - min(counts) <= 2
 
 
-def test_same_seed_gives_the_same_blocks_and_another_seed_others(tokenizer, texts):
-    assert run(tokenizer, texts) == run(tokenizer, texts)
-    assert run(tokenizer, texts) != run(tokenizer, texts, seed=2)
+def test_steps_are_whole(tokenizer, texts, tmp_path):
+    assert len(run(tokenizer, texts, tmp_path, batch=7)) % 7 == 0
 
 
-def test_every_block_of_real_text_starts_at_a_document_or_paragraph(tokenizer, texts):
-    length = 256
-    parts = [part for documents in texts for document in tokenise(tokenizer, whole(documents)) for part in document]
-    assert max(map(len, parts)) > length  # paragraphs that must be cut are among them
-    long = {tuple(part) for part in parts if len(part) > length}
-    starts = {tuple(part[:12]) for part in parts}
-    tails = {tuple(part[n : n + 12]) for part in long for n in range(length, len(part), length)}
-    for block in run(tokenizer, texts, length=length, tokens=15_000):
-        assert any(tuple(block[: len(start)]) == start for start in starts | tails)
+def test_same_seed_gives_the_same_blocks_and_another_seed_others(tokenizer, texts, tmp_path):
+    one, again, other = (
+        ids_of(run(tokenizer, texts, tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert one == again
+    assert one != other
 
 
-def test_texts_are_repeated_as_often_as_the_budget_asks(tokenizer):
-    blocks = training_blocks(tokenizer, ["Один.", "Два."], [], 200, 16, 0.0, 1)
-    text = "".join(tokenizer.decode(block) for block in blocks)
-    assert sum(map(len, blocks)) >= 200
-    assert abs(text.count("Один.") - text.count("Два.")) <= 3
+def test_tokens_on_disk_are_not_written_twice(tokenizer, texts, tmp_path):
+    first = ids_of(run(tokenizer, texts, tmp_path))
+    stamp = (tmp_path / "0" / SECTIONS).stat().st_mtime_ns
+    assert ids_of(run(tokenizer, (["другой текст"], ["other text"]), tmp_path)) == first
+    assert (tmp_path / "0" / SECTIONS).stat().st_mtime_ns == stamp
+
+
+def test_texts_are_repeated_as_often_as_the_budget_asks(tokenizer, tmp_path):
+    blocks = run(tokenizer, (["Один.", "Два."], []), tmp_path, tokens=200, length=16, share=0.0)
+    text = "".join(tokenizer.decode(block) for block in ids_of(blocks))
+    assert blocks.sizes.sum() >= 200
+    assert abs(text.count("Один.") - text.count("Два.")) <= 1
     assert text.count("Один.") > 5
 
 
-def test_source_share_without_source_text_raises(tokenizer):
-    with pytest.raises(LeptaError, match="source_share: above 0"):
-        training_blocks(tokenizer, ["Один."], [], 100, 16, 0.1, 1)
+def test_documents_apart_see_only_themselves(tokenizer, texts, tiny_model_folder, tmp_path):
+    """A document in the middle of a block gives the logits that it gives alone, and the loss leaves its start out."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lepta.training.trainer import collate
+
+    documents = ["Один день.", "Два дня и ещё один.", "Three days of rain.", "И ночь."]
+    blocks = run(tokenizer, (documents, []), tmp_path, tokens=70, length=40, share=0.0, documents_apart=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_folder()).eval()
+    batch = collate([blocks[n] for n in range(len(blocks))], pad_id=0)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    several = 0
+    for row, positions in enumerate(batch["position_ids"].tolist()):
+        size = int(blocks.sizes[row])
+        starts = [n for n in range(size) if positions[n] == 0]
+        several += len(starts) > 1
+        for start, end in itertools.pairwise([*starts, size]):
+            alone = batch["input_ids"][row, start:end][None]
+            with torch.no_grad():
+                torch.testing.assert_close(model(alone).logits[0], logits[row, start:end], rtol=1e-4, atol=1e-4)
+            if start:
+                assert batch["labels"][row, start] == -100
+    assert several
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=30)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_padding_is_not_predicted(sizes):
+    from lepta.training.trainer import collate
+
+    batch = collate([{"input_ids": [5] * size, "labels": [5] * size} for size in sizes], pad_id=0)
+    assert (batch["labels"] != -100).sum(dim=1).tolist() == sizes
+    assert batch["input_ids"].shape == (len(sizes), max(sizes))

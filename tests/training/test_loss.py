@@ -65,48 +65,50 @@ def test_nothing_to_predict_is_no_loss():
     assert weight.grad.abs().sum() == 0
 
 
-def test_training_follows_the_curve_of_the_stock_trainer(tiny_model_folder, tmp_path, monkeypatch):
-    from transformers import AutoModelForCausalLM
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (0, 2)])
+def test_a_head_in_parts_is_the_whole_head(frozen):
+    hidden, weight, labels, bias = problem()
+    expected = linear_cross_entropy(hidden, weight, labels, bias, 10)
+    of_hidden, of_weight = torch.autograd.grad(expected, [hidden, weight])
+    parts = [part.detach().clone().requires_grad_(n not in frozen) for n, part in enumerate(weight.split([20, 1, 32]))]
+    found = linear_cross_entropy(hidden, parts, labels, bias, torch.tensor(10))
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    torch.testing.assert_close(hidden.grad, of_hidden)
+    for n, (part, gradient) in enumerate(zip(parts, of_weight.split([20, 1, 32]), strict=True)):
+        if n in frozen:
+            assert part.grad is None
+        else:
+            torch.testing.assert_close(part.grad, gradient)
 
-    from lepta.training import trainer
-    from lepta.training.pretrain import pretrain
 
-    folder = tiny_model_folder(rows=4000)
-    block = torch.randint(0, 4000, (40,), generator=torch.Generator().manual_seed(0)).tolist()
-    blocks = [block] * 3 + [block[:17]] + [block] * 8  # the short one is padded
+def test_logits_beyond_all_bounds_give_no_nan():
+    hidden, weight, labels, _ = problem(torch.float32)
+    weight.data *= 1e4
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, ignore_index=IGNORED)
+    found = linear_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert torch.isfinite(weight.grad).all()
 
-    def curve(name):
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        entries = pretrain(
-            model,
-            blocks,
-            0,
-            tmp_path / name,
-            trains="embeddings",
-            old_rows=0,
-            batch=2,
-            learning_rate=1e-2,
-            warmup_steps=1,
-            weight_decay=0.1,
-            seed=0,
-            save_every=0,
-        )
-        return torch.tensor([entry["loss"] for entry in entries]), model
 
-    ours, mine = curve("ours")
-    monkeypatch.setattr(trainer, "has_plain_head", lambda *_: False)
-    stock, theirs = curve("stock")
-    assert len(ours) == 6
-    assert ours[-1] < ours[0]
-    torch.testing.assert_close(ours, stock, rtol=0, atol=1e-4)
-    for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+def test_autocast_multiplies_in_16_bits_and_sums_in_32():
+    hidden, weight, labels, _ = problem(torch.float32, rows=200)
+    expected = linear_cross_entropy(hidden, weight, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, weight, labels)
+    assert found.dtype == torch.float32
+    assert found != expected
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    found.backward()
+    assert weight.grad.dtype == torch.float32
 
 
 def test_heads_that_cap_or_scale_keep_their_own_loss():
     import transformers
 
-    from lepta.training.trainer import has_plain_head
+    from lepta.training.loss import give_loss, has_plain_head
 
     sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": None}
@@ -115,4 +117,10 @@ def test_heads_that_cap_or_scale_keep_their_own_loss():
         options = {"final_logit_softcapping": 0.05} if name == "Gemma2" else {}
         config = getattr(transformers, f"{name}Config")(**sizes, **heads, **options)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
-        assert has_plain_head(model, list(range(20))) == expected, name
+        assert has_plain_head(model) == expected, name
+        ids = torch.arange(20)[None]
+        before = model(input_ids=ids, labels=ids).loss
+        give_loss(model)
+        after = model(input_ids=ids, labels=ids)
+        torch.testing.assert_close(after.loss, before)
+        assert ("logits" not in after) == expected

@@ -253,7 +253,7 @@ class Blocks:
         }
 
 
-def lay_out(store: TokenStore, tokens: int, length: int, seed: int) -> Packed:
+def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int = 1, others: int = 0) -> Packed:
     """Go through a text as often as a budget of tokens asks for, each time in another order.
 
     Parameters
@@ -264,16 +264,18 @@ def lay_out(store: TokenStore, tokens: int, length: int, seed: int) -> Packed:
     length : int
         Block length in tokens.
     seed : int
+    batch, others : int
+        Go on until the blocks, with so many of other texts, make whole batches: processes share a batch equally.
     """
-    if tokens > 0 and not len(store.lengths):
+    if not len(store.lengths):
         raise LeptaError("training text: it holds no token")
     members, ends, generator = array("q"), array("q"), np.random.default_rng(seed)
-    while tokens > 0:
+    while tokens > 0 or (len(ends) + others) % batch:
         for block in _one_pass(store.lengths, length, generator):
             members.extend(block.tolist())
             ends.append(len(members))
             tokens -= int(store.lengths[block].sum())
-            if tokens <= 0:
+            if tokens <= 0 and not (len(ends) + others) % batch:
                 break
     return Packed(store, np.asarray(members, dtype=np.int64), np.asarray(ends, dtype=np.int64))
 
@@ -311,6 +313,7 @@ def training_blocks(
     length: int,
     seed: int,
     folder: Path,
+    batch: int = 1,
     documents_apart: bool = False,
 ) -> Blocks:
     """Tokenise what a run needs of its texts, unless that was done already, and lay its blocks out.
@@ -318,23 +321,27 @@ def training_blocks(
     Parameters
     ----------
     texts : sequence of TrainingText
+        The one with most text first.
     tokenizer : transformers tokenizer
     tokens : int
-        Tokens to train on in all; the last block of each text may go beyond.
+        Tokens to train on in all; the last batch may go beyond.
     length : int
         Block length in tokens.
     seed : int
     folder : Path
         For the tokenised texts.
+    batch : int
+        Blocks in a step.
     documents_apart : bool
         See `Blocks`.
     """
-    packed = []
-    for number, text in enumerate(text for text in texts if text.share):
+    packed: list[Packed] = []
+    for number, text in reversed([(number, text) for number, text in enumerate(texts) if text.share]):
         place, budget = folder / str(number), round(tokens * text.share)
         if not (place / SECTIONS).is_file():
             characters = sum(map(len, text.documents()))
             share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
             write_tokens(text.documents(), tokenizer, length, place, share, seed)
-        packed.append(lay_out(TokenStore.open(place), budget, length, seed))
-    return Blocks(tuple(packed), documents_apart)
+        others = sum(len(other.ends) for other in packed)
+        packed.append(lay_out(TokenStore.open(place), budget, length, seed, 1 if number else batch, others))
+    return Blocks(tuple(reversed(packed)), documents_apart)

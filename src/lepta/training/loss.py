@@ -48,8 +48,8 @@ def give_loss(model: Any) -> None:
 def has_plain_head(model: Any) -> bool:
     """Tell whether a model's logits are its head applied to its last hidden states, and nothing more."""
     inputs = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
-    device = model.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=model.dtype != torch.float32):
+    low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    with torch.autocast(model.device.type, low, enabled=low is not None):
         expected = model(input_ids=inputs).logits
         found = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)

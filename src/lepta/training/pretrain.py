@@ -20,7 +20,7 @@ from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors
 from lepta.training.trainable import make_trainable
-from lepta.training.trainer import Examples, Run, Watch, train
+from lepta.training.trainer import Examples, Run, Trained, Watch, train
 from lepta.vocabulary.source import open_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,7 +65,7 @@ def pretrain(
     rate: float,
     seed: int,
     watch: Watch | None = None,
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+) -> Trained:
     """Train what the settings say on blocks of text.
 
     Parameters
@@ -85,11 +85,6 @@ def pretrain(
         Peak learning rate of the embeddings.
     seed : int
     watch : Watch, optional
-
-    Returns
-    -------
-    curve, weights
-        See `lepta.training.trainer.train`.
     """
     torch.manual_seed(seed)  # LoRA starts from random numbers
     run = Run(
@@ -162,19 +157,30 @@ def pretrain_folder(
     tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
     with processes().main_process_first():  # the others then find the tokens on disk
         blocks = training_blocks(
-            texts, tokenizer, settings.tokens, settings.block, seed, work / "blocks", settings.documents_apart
+            texts,
+            tokenizer,
+            settings.tokens,
+            settings.block,
+            seed,
+            work / "blocks",
+            settings.batch,
+            settings.documents_apart,
         )
     facts = blocks.facts(settings.block)
     rate = settings.learning_rate[0]
     if len(settings.learning_rate) > 1:
         rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
-    model, curve, weights = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
+    model, trained = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
     facts["learning_rate"] = rate
+    if trained.stopped:
+        facts["stopped"] = trained.stopped
     if processes().is_main_process:
         checkpoint = Checkpoint(initialised)
-        write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(initialised), folder)
+        write_model(
+            checkpoint, changed_tensors(model, trained.weights, checkpoint), open_tokenizer(initialised), folder
+        )
     processes().wait_for_everyone()
-    return facts, curve
+    return facts, trained.curve
 
 
 def _run(
@@ -186,14 +192,13 @@ def _run(
     rate: float,
     seed: int,
     work: Path,
-) -> tuple[Any, list[dict[str, float]], dict[str, torch.Tensor]]:
+) -> tuple[Any, Trained]:
     model, tokenizer = load_for_training(initialised, settings), load_tokenizer(initialised)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     watch = _watch(model, tokenizer, held_out, settings)
-    curve, weights = pretrain(
+    return model, pretrain(
         model, blocks, blocks.sizes, pad_id, work, settings, first_new=first_new, rate=rate, seed=seed, watch=watch
     )
-    return model, curve, weights
 
 
 def _sweep(
@@ -212,8 +217,8 @@ def _sweep(
         name = f"{rate:g}"
         if name in scores:
             continue
-        _, curve, _ = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
-        measured = [entry for entry in curve if "loss" not in entry]
+        _, trained = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
+        measured = [entry for entry in trained.curve if "loss" not in entry]
         scores[name] = measured[-1][f"{held_out.target_language}_bits_per_byte"]
         if processes().is_main_process:
             write_json(file, scores)

@@ -97,6 +97,25 @@ class Watch:
     limits: tuple[tuple[str, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes
+    ----------
+    curve : list of dict
+        Entries with `step`, `tokens` and `loss` (nats per token) or what `watch.measure` returned.
+    weights : dict
+        Parameter name -> trained tensor on the CPU: the last ones, or the best if `watch` keeps them.
+    stopped : str
+        Why training ended before its last step; empty if it did not.
+    """
+
+    curve: list[dict[str, float]]
+    weights: dict[str, torch.Tensor]
+    stopped: str = ""
+
+
 def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad a batch on the right to its longest example; padding is not predicted, and nothing before it can see it."""
     width = max(len(example["input_ids"]) for example in examples)
@@ -205,7 +224,7 @@ def train(
     description: str,
     run: Run,
     watch: Watch | None = None,
-) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+) -> Trained:
     """Train on the examples once, in the order given, on all processes that were launched.
 
     Parameters
@@ -223,13 +242,6 @@ def train(
         What the progress bar says.
     run : Run
     watch : Watch, optional
-
-    Returns
-    -------
-    curve : list of dict
-        Entries with `step`, `tokens` and `loss` (nats per token) or what `watch.measure` returned.
-    weights : dict
-        Parameter name -> trained tensor on the CPU: the last ones, or the best if `watch` keeps them.
 
     Raises
     ------
@@ -289,7 +301,7 @@ def train(
     weights = trained_weights(model)
     if watch and watch.keep_best and (work / BEST).is_file():
         weights = load_file(work / BEST)
-    return _curve(trainer.state.log_history, tokens), weights
+    return Trained(_curve(trainer.state.log_history, tokens), weights, callback.stopped)
 
 
 def _split(run: Run, processes: int) -> tuple[int, int]:

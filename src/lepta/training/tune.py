@@ -55,5 +55,4 @@ def tune(
         seed=seed,
     )
     sizes = [len(example["input_ids"]) for example in examples]
-    curve, _ = train(model, examples, sizes, tokenizer.pad_token_id, work, "tuning the variant", run)
-    return curve
+    return train(model, examples, sizes, tokenizer.pad_token_id, work, "tuning the variant", run).curve

@@ -1,0 +1,80 @@
+"""Two processes on CPUs (gloo) against one, through the command that people use."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+FSDP2 = {
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+ALONE = [sys.executable, "-m"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+
+
+@pytest.fixture(scope="module")
+def place(tiny_model_folder, tiny_extended, tmp_path_factory):
+    """A folder with a model whose vocabulary was extended."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "model").symlink_to(tiny_model_folder(rows=4300, tokenizer=tiny_extended))
+    return folder
+
+
+def pretrain(place, launcher, output, *options, check=0, environment=None):
+    command = [*launcher, "lepta", "pretrain", "--model", "model", "--text", "starter:ru/valid", "--tokens", "3000"]
+    command += ["--block", "48", "--batch", "4", "--learning-rate", "0.003", "--output", output]
+    command += ["--valid", "starter:ru/valid", "--measure-every", "6", "--keep", "best", *options]
+    done = subprocess.run(
+        command,
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        timeout=120,
+        text=True,
+    )
+    assert bool(done.returncode) == bool(check), done.stderr[-3000:]
+    return done
+
+
+def losses(folder):
+    curve = json.loads((folder / "training_curve.json").read_text())["curve"]
+    return [entry["loss"] for entry in curve if "loss" in entry]
+
+
+@pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora"])
+def test_two_processes_train_as_one(place, trains):
+    pretrain(place, ALONE, f"one-{trains}", "--trains", trains)
+    expected = load_file(place / f"one-{trains}" / "model.safetensors")
+    for name, environment in (("ddp", {}), ("fsdp", FSDP2)):
+        folder = place / f"{name}-{trains}"
+        pretrain(place, TWO, folder.name, "--trains", trains, environment=environment)
+        assert losses(folder) == pytest.approx(losses(place / f"one-{trains}"), abs=1e-4)
+        found = load_file(folder / "model.safetensors")
+        assert all((found[key] - expected[key]).abs().max() < 1e-3 for key in expected)
+        assert not list(place.glob(".*partial"))
+
+
+def test_new_rows_train_apart_under_fsdp2(place, tiny_tokenizer):
+    (place / "original").mkdir()
+    tiny_tokenizer.save(place / "original")
+    options = ("--trains", "new-rows", "--original", "original")
+    pretrain(place, ALONE, "one-rows", *options)
+    pretrain(place, TWO, "fsdp-rows", *options, environment=FSDP2)
+    assert losses(place / "fsdp-rows") == pytest.approx(losses(place / "one-rows"), abs=1e-4)
+    before, after = (load_file(place / name / "model.safetensors") for name in ("model", "fsdp-rows"))
+    name = "model.embed_tokens.weight"
+    assert (after[name][:4000] == before[name][:4000]).all()
+    assert (after[name] != before[name]).any()
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(place):
+    error = pretrain(place, TWO, "odd", "--batch", "3", check=1).stderr
+    assert "lepta: batch: 3 examples per step cannot be shared by 2 processes equally" in error
+    assert not (place / "odd").exists()

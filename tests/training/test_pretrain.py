@@ -1,0 +1,202 @@
+"""What trains, at which rate, in which precision, and what is written."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.publish import write_model
+from lepta.errors import LeptaError
+from lepta.recipe import PretrainSettings
+from lepta.training.merge import changed_tensors
+from lepta.training.pretrain import load_for_training, pretrain
+from lepta.training.split import SplitEmbedding, split_rows
+from lepta.training.trainable import make_trainable
+
+ROWS, FIRST_NEW = 4000, 3600
+EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def settings(**values):
+    return PretrainSettings.model_validate(
+        {"tokens": 1, "batch": 2, "warmup_steps": 1, "weight_decay": 0.0, "learning_rate": 1e-2} | values
+    )
+
+
+def blocks(number=12, length=40):
+    """Random blocks, one of them short, so that it is padded."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(0, ROWS, (length,), generator=generator).tolist() for _ in range(number)]
+    rows[3] = rows[3][:17]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def train(model, work, chosen, rate=1e-2, examples=None):
+    examples = examples or blocks()
+    sizes = [len(example["input_ids"]) for example in examples]
+    trained = pretrain(model, examples, sizes, 0, work, chosen, first_new=FIRST_NEW, rate=rate, seed=0)
+    return trained.curve, trained.weights
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request, tiny_model_folder, tiny_tokenizer):
+    return tiny_model_folder(rows=ROWS, tied=request.param, tokenizer=tiny_tokenizer)
+
+
+@pytest.fixture
+def trained(folder, tiny_tokenizer, tmp_path):
+    """Train a folder and write the result; returns its tensors, those before, and the trained model."""
+
+    def run(**values):
+        chosen = settings(**values)
+        model = load_for_training(folder, chosen)
+        _, weights = train(model, tmp_path / "work", chosen)
+        source = Checkpoint(folder)
+        (tmp_path / "out").mkdir()
+        write_model(source, changed_tensors(model, weights, source), tiny_tokenizer, tmp_path / "out")
+        return load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "model.safetensors"), model
+
+    return run
+
+
+def changed(after, before):
+    return {name for name in before if not torch.equal(after[name], before[name])}
+
+
+def test_embeddings_train_and_the_body_keeps_every_bit(trained):
+    after, before, _ = trained(trains="embeddings")
+    assert changed(after, before) == EMBEDDINGS & set(before)
+
+
+def test_only_new_rows_train_and_cost_nothing_for_old_ones(trained):
+    after, before, model = trained(trains="new-rows", weight_decay=0.1)
+    assert changed(after, before) == EMBEDDINGS & set(before)
+    for name in EMBEDDINGS & set(before):
+        assert torch.equal(after[name][:FIRST_NEW], before[name][:FIRST_NEW])
+        assert (after[name][FIRST_NEW:] != before[name][FIRST_NEW:]).any(dim=1).all()  # the head sees all of them
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == len(EMBEDDINGS & set(before)) * 400 * 32
+
+
+def test_old_rows_move_as_slowly_as_they_are_told(trained):
+    after, before, _ = trained(trains="embeddings", old_rows_learning_rate=1e-4)
+    for name in EMBEDDINGS & set(before):
+        moved = (after[name] - before[name]).abs()
+        assert 0 < moved[:FIRST_NEW].max() < 1e-3 < moved[FIRST_NEW:].max()
+
+
+def test_split_rows_train_as_whole_ones_do(folder, tmp_path):
+    whole, _ = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "a", settings())
+    split, _ = train(
+        AutoModelForCausalLM.from_pretrained(folder), tmp_path / "b", settings(old_rows_learning_rate=0.00999999)
+    )
+    losses = [torch.tensor([entry["loss"] for entry in curve]) for curve in (whole, split)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-4)
+
+
+def test_lora_is_merged_exactly(trained, tmp_path):
+    after, before, model = trained(trains="embeddings+lora", lora={"rank": 4, "alpha": 8})
+    assert changed(after, before) > EMBEDDINGS & set(before)
+    assert {name for name in changed(after, before) if "layers" in name} == {
+        name for name in before if name.endswith("_proj.weight")
+    }
+    ids = torch.arange(100, 140)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_full_training_changes_everything(trained, tmp_path):
+    after, before, model = trained(trains="full")
+    assert changed(after, before) == set(before)
+    ids = torch.arange(100, 140)[None]
+    with torch.no_grad():
+        written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+        torch.testing.assert_close(written, model(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_body_rate_is_its_own(trained):
+    after, before, _ = trained(trains="full", body_learning_rate=1e-6)
+    moved = {name: (after[name] - before[name]).abs().max() for name in before}
+    assert max(value for name, value in moved.items() if "layers" in name) < 1e-4 < moved["model.embed_tokens.weight"]
+
+
+def test_what_trains_has_float32_masters_over_a_body_in_16_bits(folder, tmp_path):
+    """Updates far below the spacing of bfloat16 add up; a body in bfloat16 keeps its bits."""
+    chosen = settings(body_dtype="bfloat16")
+    model = load_for_training(folder, chosen)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    curve, weights = train(model, tmp_path, chosen, rate=1e-5)
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    for name, parameter in model.named_parameters():
+        if "layers" in name:
+            assert parameter.dtype == torch.bfloat16
+            assert torch.equal(parameter, before[name])
+    moved = weights["model.embed_tokens.weight"] - before["model.embed_tokens.weight"].float()
+    assert 0 < moved.abs().max() < 1e-4
+    exact, _ = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "exact", settings(), rate=1e-5)
+    losses = [torch.tensor([entry["loss"] for entry in c]) for c in (curve, exact)]
+    torch.testing.assert_close(*losses, rtol=0, atol=2e-2)
+
+
+def test_gradient_checkpointing_and_parts_of_a_batch_change_no_loss(folder, tmp_path):
+    curves = []
+    for number, values in enumerate(({}, {"gradient_checkpointing": True}, {"micro_batch": 1})):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        curve, _ = train(model, tmp_path / str(number), settings(**values))
+        curves.append(torch.tensor([entry["loss"] for entry in curve]))
+    torch.testing.assert_close(curves[1], curves[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(curves[2], curves[0], rtol=0, atol=1e-4)
+
+
+def test_loss_curve_is_that_of_the_stock_trainer(folder, tmp_path, monkeypatch):
+    from lepta.training import loss
+
+    examples, chosen = blocks()[:1] * 9 + blocks()[3:4] + blocks()[:1] * 2, settings(weight_decay=0.1)
+    ours, mine = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "ours", chosen, examples=examples)
+    monkeypatch.setattr(loss, "has_plain_head", lambda model: False)
+    stock, theirs = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "stock", chosen, examples=examples)
+    assert len(ours) == 6
+    assert ours[-1]["loss"] < ours[0]["loss"]
+    for one, other in zip(ours, stock, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-4)
+
+
+def test_unknown_lora_target_names_those_there_are(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(LeptaError, match=r"lora\.targets: .*linear layers here: down_proj, gate_proj, .*q_proj"):
+        make_trainable(model, settings(trains="embeddings+lora", lora={"targets": ["query"]}), FIRST_NEW, 1e-3)
+
+
+def test_nothing_new_to_train_raises(folder):
+    with pytest.raises(LeptaError, match="4,000 of 4,000 rows are old"):
+        split_rows(AutoModelForCausalLM.from_pretrained(folder), ROWS)
+
+
+def test_embeddings_that_do_more_than_look_up_are_not_split(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, rows: rows + 1)
+    with pytest.raises(LeptaError, match="does more than look up rows"):
+        split_rows(model, FIRST_NEW)
+
+
+def test_scaled_embeddings_are_split_with_their_scale():
+    """Gemma multiplies its rows by the root of their width."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).eval()
+    ids = torch.arange(50)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        split_rows(model, 40)
+        torch.testing.assert_close(model(ids).logits, before)
+    assert isinstance(model.get_input_embeddings(), SplitEmbedding)
+
+
+def test_four_bit_weights_cannot_train():
+    with pytest.raises(ValidationError, match="4bit weights cannot train"):
+        settings(trains="full", body_dtype="4bit")

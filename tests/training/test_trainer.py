@@ -1,0 +1,187 @@
+"""One run of training: checkpoints, what is kept, and what stops it."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lepta.errors import LeptaError
+from lepta.training import loss as loss_module
+from lepta.training.trainer import BEST, Run, Watch, last_checkpoint, train
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model_folder, tiny_tokenizer):
+    return tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+
+
+@pytest.fixture
+def go(folder, tmp_path):
+    """Train the embeddings for 10 steps of 2 short blocks; the fifth may be another one."""
+    block = torch.randint(0, 4000, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def run(watch=None, work=tmp_path / "work", examples=None, rate=1e-2, **values):
+        model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+        weight = model.get_input_embeddings().weight.requires_grad_()
+        groups = [{"params": [weight], "lr": rate, "weight_decay": 0.0}]
+        chosen = Run(**({"batch": 2, "groups": groups, "warmup_steps": 1, "seed": 0} | values))
+        examples = examples or [{"input_ids": block, "labels": block}] * 20
+        sizes = [len(example["input_ids"]) for example in examples]
+        trained = train(model, examples, sizes, 0, work, "training", chosen, watch and watch(model))
+        return trained.curve, trained.weights["model.embed_tokens.weight"], trained.stopped
+
+    return run
+
+
+class Stop(Exception):
+    """The run ends here."""
+
+
+def stopping(step):
+    """A measurement that ends the run when it is taken for the given time."""
+    calls = []
+
+    def measure():
+        calls.append(1)
+        if len(calls) > step:
+            raise Stop
+        return {"calls": len(calls)}
+
+    return lambda model: Watch(measure, 1)
+
+
+def test_an_interrupted_run_ends_as_it_would_have(go, tmp_path):
+    whole, expected, _ = go(save_every=3)
+    work = tmp_path / "other"
+    with pytest.raises(Stop):
+        go(stopping(8), work, save_every=3)
+    assert last_checkpoint(work).endswith("checkpoint-6")
+    curve, found, _ = go(work=work, save_every=3)
+    assert torch.equal(found, expected)
+    assert [entry for entry in curve if "loss" in entry] == whole
+
+
+def test_checkpoints_hold_what_trains_and_nothing_else(go, tmp_path):
+    go(save_every=5)
+    (checkpoint,) = (tmp_path / "work").glob("checkpoint-*")
+    assert list(load_file(checkpoint / "trained.safetensors")) == ["model.embed_tokens.weight"]
+    assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 4000 * 32 * 12 + 100_000
+
+
+def test_a_half_written_checkpoint_is_left_for_the_one_before(go, tmp_path):
+    go(save_every=5)
+    checkpoint = tmp_path / "work" / "checkpoint-10"
+    shutil.copytree(checkpoint, tmp_path / "work" / "checkpoint-12")
+    (tmp_path / "work" / "checkpoint-12" / "trainer_state.json").write_text("{")
+    assert last_checkpoint(tmp_path / "work") == str(checkpoint)
+    assert not (tmp_path / "work" / "checkpoint-12").exists()
+
+
+def test_a_checkpoint_of_other_weights_is_refused(go, tmp_path, folder):
+    go(save_every=5)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    run = Run(batch=2, groups=[{"params": list(model.parameters()), "lr": 1e-3}], warmup_steps=0, seed=0)
+    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 40
+    with pytest.raises(LeptaError, match=r"checkpoint-10.*of a run with other settings"):
+        train(model, examples, [3] * 40, 0, tmp_path / "work", "training", run)
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(go, tmp_path, monkeypatch):
+    calls, whole = [], loss_module.linear_cross_entropy
+
+    def breaking(*arguments):
+        calls.append(1)
+        return whole(*arguments) * (float("nan") if len(calls) == 9 else 1.0)
+
+    monkeypatch.setattr(loss_module, "linear_cross_entropy", breaking)
+    with pytest.raises(LeptaError, match=r"loss is nan at step 9 of 10; the last good checkpoint is .*checkpoint-8\."):
+        go(save_every=4)
+    good = load_file(tmp_path / "work" / "checkpoint-8" / "trained.safetensors")
+    assert torch.isfinite(good["model.embed_tokens.weight"]).all()
+
+
+def test_running_out_of_memory_names_the_knobs(go, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(loss_module, "linear_cross_entropy", full)
+    with pytest.raises(LeptaError, match=r"micro_batch below 2 .*gradient_checkpointing: true, a shorter block"):
+        go()
+
+
+def test_real_allocations_that_fail_name_the_knobs(go, monkeypatch):
+    monkeypatch.setattr(loss_module, "linear_cross_entropy", lambda *_: torch.empty(1 << 50))
+    with pytest.raises(LeptaError, match="out of memory"):
+        go()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"micro_batch": 3}, "micro_batch: 3 does not divide the 4"),
+        ({"micro_batch": 8}, "micro_batch: 8 does not divide"),
+    ],
+)
+def test_batches_that_do_not_come_out_even(go, values, says):
+    with pytest.raises(LeptaError, match=says):
+        go(batch=4, **values)
+
+
+def scores(*values):
+    """Measurements that come out as given."""
+    left = list(values)
+    return lambda **rest: lambda model: Watch(lambda: {"score": left.pop(0), "other": 1.0}, 2, **rest)
+
+
+def test_best_weights_are_kept(go, tmp_path):
+    watch = scores(9.0, 3.0, 2.0, 4.0, 5.0, 6.0)(keep_best="score")
+    seen = []
+
+    def remember(model):
+        chosen = watch(model)
+
+        def measure():
+            found = chosen.measure()
+            seen.append(model.get_input_embeddings().weight.detach().clone())
+            return found
+
+        return Watch(measure, 2, "score")
+
+    _, weights, _ = go(remember)
+    assert torch.equal(weights, seen[2])
+    assert not torch.equal(weights, seen[-1])
+    assert (tmp_path / "work" / BEST).is_file()
+
+
+def test_training_stops_when_it_forgets(go):
+    curve, _, stopped = go(scores(1.0, 1.05, 1.2, 1.0, 1.0, 1.0)(limits=(("score", 0.1),)))
+    assert [entry["step"] for entry in curve if "score" in entry] == [0, 2, 4]
+    assert max(entry["step"] for entry in curve) == 4
+    assert stopped == "score rose by 0.200, more than 0.1, at step 4"
+
+
+def test_what_forgets_too_much_is_never_the_best(go):
+    seen = []
+
+    def watch(model):
+        values = iter([(5.0, 1.0), (4.0, 1.0), (3.0, 9.0)])
+
+        def measure():
+            seen.append(model.get_input_embeddings().weight.detach().clone())
+            target, source = next(values)
+            return {"target": target, "source": source}
+
+        return Watch(measure, 2, "target", (("source", 0.5),))
+
+    curve, weights, _ = go(watch)
+    assert [entry["target"] for entry in curve if "target" in entry] == [5.0, 4.0, 3.0]
+    assert torch.equal(weights, seen[1])
+
+
+def test_trackers_get_the_curve(go, tmp_path):
+    tensorboard = pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    assert tensorboard
+    go(report_to=("tensorboard",))
+    assert list((tmp_path / "work").rglob("events.out.tfevents*"))
