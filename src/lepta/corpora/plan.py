@@ -7,7 +7,7 @@ from typing import Any
 from lepta.corpora.settings import CorpusSettings, Source
 from lepta.corpus import DATASET, FIELD, text_field, text_files
 
-TASK = 64_000_000  # bytes of files; a larger file is one task, as compressed files can be read from the start only
+TASK = 16_000_000  # bytes of files; a larger file is one task, as compressed files can be read from the start only
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from lepta.formats import read_rows
 
-SHARD = 64_000_000  # characters of text
+SHARD = 32_000_000  # characters of text
 LEVEL = {"zst": 3, "gz": 6}
 
 

@@ -1,5 +1,7 @@
 """Words of any language as numbers, without a tokenizer that would have to be fetched."""
 
+import re
+
 import numpy as np
 import regex
 import xxhash
@@ -10,7 +12,7 @@ _UNSPACED = (
     r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
     r"\p{Script=Myanmar}"
 )
-_UNSPACED_LETTER = regex.compile(f"[{_UNSPACED}]", regex.V1)
+_MAY_BE_UNSPACED = re.compile("[\u0e00-\u1fff\u2e80-\U0003ffff]")  # two ranges are ten times as fast as seven scripts
 _SPACED_WORD = regex.compile(r"\w+", regex.V1)
 _WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[\w--[{_UNSPACED}]]+", regex.V1)
 PIECE = 1 << 20  # characters whose words are in memory at once
@@ -19,7 +21,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: words in another order give 
 
 def split_words(text: str) -> list[str]:
     """Split text into words of letters, marks and digits; punctuation is left out."""
-    return (_WORD if _UNSPACED_LETTER.search(text) else _SPACED_WORD).findall(text)
+    return (_WORD if _MAY_BE_UNSPACED.search(text) else _SPACED_WORD).findall(text)
 
 
 class Words(WordTokenizer):
