@@ -1,12 +1,13 @@
 """What is taken out of documents."""
 
+import sys
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepta.corpora.clean import Cleaner
+from lepta.corpora.clean import _CONTROL, _LINE_ENDS, _MAY_BE_SYMBOLS, _SYMBOLS, Cleaner, strip_control
 from lepta.corpora.settings import Clean
 
 RUSSIAN = Cleaner(Clean(scripts=["Cyrillic", "Latin"]))
@@ -94,6 +95,16 @@ def test_foreign_lines_and_letters_go_and_their_share_is_told():
 def test_foreign_letters_may_stay():
     keep = Cleaner(Clean(scripts=["Cyrillic"], foreign_letters="keep"))
     assert clean("Число π равно трём с небольшим", keep) == "Число π равно трём с небольшим"
+
+
+def test_what_is_looked_for_first_misses_no_symbol_and_no_control_character():
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    symbols = [character for character in every if _SYMBOLS.match(character)]
+    assert len(symbols) > 5000
+    assert all(map(_MAY_BE_SYMBOLS.match, symbols))
+    for character in every:
+        if character not in "\n\u200c\u200d" and (_CONTROL.match(character) or _LINE_ENDS.match(character)):
+            assert strip_control(character) != character
 
 
 def test_no_alphabet_means_all_alphabets():

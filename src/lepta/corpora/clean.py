@@ -1,6 +1,7 @@
 """What is taken out of a document: markup, links, symbols, foreign letters, control characters, spare whitespace."""
 
 import html
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,18 +27,21 @@ _INLINE_TAG = regex.compile(rf"(?i)</?(?:{_INLINE})(?=[\s/>])[^<>]*>")
 _UNSEEN = ((regex.compile(r"<!--"), "-->"), (regex.compile(r"(?i)<(script|style)\b"), None))
 _MARKDOWN_LINK = regex.compile(r"!?\[([^\[\]\n]{0,1000})\]\(\s*(?:https?:|www\.|/|#)[^()\s]{0,2000}\s*\)")
 _LINK = regex.compile(r"(?i)\b(?:https?://|ftp://|www\.)[^\s<>\"«»\[\]{}|\\^`]*[^\s<>\"«»\[\]{}|\\^`.,;:!?…()'’]")
+_LINK_MARKS = ("://", "www.", "Www.", "WWW.")
 # Emoji, dingbats, arrows and the like; not the signs that prose uses.
 _SYMBOLS = regex.compile(
     r"[[\p{So}\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}\uFE0E\uFE0F\u20E3\U000E0020-\U000E007F]"
     r"--[#*0-9©®™°№℃℉‼⁉]]+",
     regex.V1,
 )
-# Joiners shape letters of some scripts; of emoji they are what is left. U+0600.. are signs of Arabic numbers.
+# All symbols are among these; few texts hold any, and a few ranges are searched ten times as fast.
+_MAY_BE_SYMBOLS = re.compile("[\xa6\u0482\u058d-\u1fff\u203c\u2049\u20d0-\U0010ffff]")
+# U+0600.. are signs of Arabic numbers.
 _CONTROL = regex.compile(
-    r"[[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Cn}\uFFFD]--[\n\t\u200C\u200D\u0600-\u0605\u06DD\u070F]]+"
-    r"|(?<![\p{L}\p{M}])[\u200C\u200D]+|[\u200C\u200D]+(?![\p{L}\p{M}\u200C\u200D])",
-    regex.V1,
+    r"[[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Cn}\uFFFD]--[\n\t\u200C\u200D\u0600-\u0605\u06DD\u070F]]+", regex.V1
 )
+# Joiners shape letters of some scripts; of emoji they are what is left.
+_LOOSE_JOINERS = regex.compile(r"(?<![\p{L}\p{M}])[\u200C\u200D]+|[\u200C\u200D]+(?![\p{L}\p{M}\u200C\u200D])")
 _LINE_ENDS = regex.compile(r"\r\n?|[\x0B\x0C\x85\u2028\u2029]")
 _BLANK_LINES = regex.compile(r"\n{3,}")
 _LETTERS = regex.compile(r"[\p{L}\p{M}]+")
@@ -74,7 +78,7 @@ class Cleaner:
             "unicode": self._normalise if settings.unicode else None,
             "markup": strip_markup if settings.markup else None,
             "links": strip_links if settings.links else None,
-            "symbols": (lambda text: _SYMBOLS.sub("", text)) if settings.symbols else None,
+            "symbols": strip_symbols if settings.symbols else None,
             "control": strip_control,
         }
         self._steps: dict[str, Callable[[str], str]] = {name: step for name, step in steps.items() if step}
@@ -153,12 +157,19 @@ def strip_links(text: str) -> str:
     """Take out web addresses; of a Markdown link the words stay."""
     if "](" in text:
         text = _MARKDOWN_LINK.sub(r"\1", text)
-    return _LINK.sub("", text)
+    return _LINK.sub("", text) if any(mark in text for mark in _LINK_MARKS) else text
+
+
+def strip_symbols(text: str) -> str:
+    """Take out emoji, dingbats, arrows and the like."""
+    return _SYMBOLS.sub("", text) if _MAY_BE_SYMBOLS.search(text) else text
 
 
 def strip_control(text: str) -> str:
     """Take out control, format and private characters; all ends of lines become one character."""
-    return _CONTROL.sub("", _LINE_ENDS.sub("\n", text))
+    if text.replace("\n", " ").isprintable() and "\ufffd" not in text:
+        return text
+    return _LOOSE_JOINERS.sub("", _CONTROL.sub("", _LINE_ENDS.sub("\n", text)))
 
 
 def squeeze(text: str) -> str:

@@ -17,7 +17,6 @@ from lepta.corpora.words import WORDS, ngram_hashes, word_hashes
 
 JUDGED = 1 << 20  # characters: of a longer document the rules about words and repeats see only so much
 _LETTERS = regex.compile(r"[\p{L}\p{M}]+")
-_SPACE = regex.compile(r"\s+")
 # datatrove's name of a rule -> what the report says
 REASONS = {
     "gopher_short_doc": "few words",
@@ -62,7 +61,7 @@ class Judge:
         if limits.max_line and len(text) > limits.max_line and max(map(len, text.split("\n"))) > limits.max_line:
             return "long line"
         text = text[:JUDGED]
-        solid = len(text) - sum(map(len, _SPACE.findall(text)))
+        solid = sum(map(len, text.split()))
         if limits.min_letters and sum(map(len, _LETTERS.findall(text))) < limits.min_letters * solid:
             return "few letters"
         return None
