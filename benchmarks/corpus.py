@@ -98,12 +98,13 @@ def write(documents: Iterator[Made], folder: Path) -> int:
     return size
 
 
-class Memory(threading.Thread):
-    """Watches a process and all that it starts."""
+class Watch(threading.Thread):
+    """Watches the memory and processor time of a process and of all that it starts."""
 
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
         self._process, self.together, self.largest = psutil.Process(process), 0, 0
+        self.seconds: dict[int, float] = {}
 
     def run(self) -> None:
         """Sample until the process is gone."""
@@ -112,6 +113,7 @@ class Memory(threading.Thread):
             try:
                 for process in [self._process, *self._process.children(recursive=True)]:
                     sizes.append(process.memory_info().rss)
+                    self.seconds[process.pid] = sum(process.cpu_times()[:2])
             except psutil.NoSuchProcess:
                 pass
             self.together, self.largest = max(self.together, sum(sizes)), max(self.largest, *sizes, 0)
@@ -132,8 +134,8 @@ def measure(sentences: list[str], size: int, work: Path) -> dict[str, float]:
     started = time.monotonic()
     command = [sys.executable, "-m", "lepta", "corpus", "prepare", str(settings), "--force", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    memory = Memory(process.pid)
-    memory.start()
+    watch = Watch(process.pid)
+    watch.start()
     if process.wait():
         raise SystemExit("lepta corpus prepare failed")
     seconds = time.monotonic() - started
@@ -150,7 +152,8 @@ def measure(sentences: list[str], size: int, work: Path) -> dict[str, float]:
         elif judge.reason(cleaner.clean(document.text)) is None:
             wrong += 1
     facts = {"GB": written / 1e9, "documents": sum(made.values()), "seconds": seconds, "MB/s": written / 1e6 / seconds}
-    facts |= {"memory MiB": memory.together / 2**20, "largest process MiB": memory.largest / 2**20}
+    facts["processor seconds"] = sum(watch.seconds.values())  # of all processes: what other jobs do not slow down
+    facts |= {"memory MiB": watch.together / 2**20, "largest process MiB": watch.largest / 2**20}
     facts |= {f"{kind} found": found[kind] / max(made[kind], 1) for kind in PLANTED}
     return facts | {"distinct wrongly dropped": wrong / made["distinct"]}
 

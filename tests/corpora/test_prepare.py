@@ -327,6 +327,23 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(run, tmp_path, write_rows
     assert not list(tmp_path.glob(".*"))
 
 
+def test_run_interrupted_while_it_publishes_goes_on_with_all_of_its_text(
+    run, tmp_path, written, write_rows, documents, monkeypatch
+):
+    def interrupted(*parts):
+        raise KeyboardInterrupt
+
+    path = write_rows("a.jsonl", documents)
+    with monkeypatch.context() as patch:
+        patch.setattr("lepta.corpora.prepare.write_manifest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run({"a": path})
+    assert not (tmp_path / "out").exists()
+    run({"a": path})
+    assert texts_of(written()["a"]) == documents
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_plan_depends_on_the_files_only(tmp_path, write_rows, documents, monkeypatch):
     monkeypatch.setattr(plan, "TASK", 4000)
     for number in range(6):

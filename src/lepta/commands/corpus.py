@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from lepta.commands.common import AsJson, Force, console, print_json
+from lepta.errors import LeptaError
 
 SAMPLE = 2_000_000  # characters of each source, for --dry-run
 
@@ -38,8 +39,6 @@ def corpus_prepare(
         from lepta.corpora.prepare import prepare, work_of
         from lepta.corpora.settings import read_corpus_settings
     except ModuleNotFoundError as error:
-        from lepta.errors import LeptaError
-
         raise LeptaError(f"lepta corpus: the package {error.name} is missing; pip install 'lepta[corpus]'") from error
 
     plan = read_corpus_settings(settings)

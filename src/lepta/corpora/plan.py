@@ -75,7 +75,11 @@ def from_json(tasks: list[dict[str, Any]]) -> list[Task]:
     return [Task(task["source"], [Input(**part) for part in task["inputs"]]) for task in tasks]
 
 
-def stamp(tasks: list[Task]) -> list[list[Any]]:
-    """Tell the files apart from others and from themselves at other times, without reading them."""
-    files = [Path(part.place) for task in tasks for part in task.inputs if not part.place.startswith(DATASET)]
+def stamp(settings: CorpusSettings) -> list[list[Any]]:
+    """Tell all files that are read apart from others and from themselves at other times, without reading them."""
+    sources = list(settings.sources.values())
+    if settings.decontaminate:
+        sources.append(Source(text=settings.decontaminate.against))
+    places = [part.place for source in sources for part in inputs_of(source)]
+    files = [Path(place) for place in places if not place.startswith(DATASET)]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,5 +1,6 @@
 """A corpus from raw text to text for training: plan, clean, find duplicates, weigh and write, publish with a report."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from lepta.pipeline import publishing, refuse_existing, write_json, write_manife
 from lepta.version import __version__
 
 REPORT = "report.json"
+AGAINST = "against.json"
 MOST_PARTS = 512  # files that the merging of signatures opens at once
 
 
@@ -53,12 +55,11 @@ def prepare(
     refuse_existing(output, force)
     tasks = planning.plan(settings)
     work = work_of(settings, output)
-    work.open({"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(tasks)})
+    work.open({"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(settings)})
     try:
         write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
-        if settings.decontaminate and not work.index.is_file():
-            facts = build_index(settings.decontaminate, work.index)
-            write_json(work.folder / "against.json", facts)
+        if settings.decontaminate and not (work.folder / AGAINST).is_file():
+            write_json(work.folder / AGAINST, build_index(settings.decontaminate, work.index))
         if settings.executor.kind == "slurm":
             return {"jobs": submit(_all_stages(settings, work, output, force, tasks), settings.executor, work)}
         for stage in _stages_here(settings, work, tasks):
@@ -70,6 +71,10 @@ def prepare(
     except LeptaError:
         work.remove()
         raise
+    except OSError as error:
+        raise LeptaError(
+            f"{work.folder}: cannot be written ({error.strerror or error}); free space and run again, it goes on"
+        ) from error
 
 
 def work_of(settings: CorpusSettings, output: Path) -> Work:
@@ -152,7 +157,7 @@ def publish(settings: CorpusSettings, work: Work, output: Path, force: bool, rem
     """
     facts = Tally.sum(work.counts()).report()
     if settings.decontaminate:
-        facts["against"] = read_json(work.folder / "against.json")
+        facts["against"] = read_json(work.folder / AGAINST)
     if not facts["total"]["written"]["documents"]:
         reasons = ", ".join(f"{reason} {lost['documents']:,}" for reason, lost in facts["total"]["dropped"].items())
         raise LeptaError(f"{output}: no document is left ({reasons or 'there was none'}); see filters and clean")
@@ -164,12 +169,20 @@ def publish(settings: CorpusSettings, work: Work, output: Path, force: bool, rem
             place = folder / "text" / source
             for number, shard in enumerate(work.results(source)):
                 place.mkdir(parents=True, exist_ok=True)
-                shutil.move(shard, place / f"{number:05d}.jsonl.{settings.compression}")
+                _link(shard, place / f"{number:05d}.jsonl.{settings.compression}")
         write_json(folder / REPORT, facts)
         write_manifest("corpus prepare", folder, {}, _deciding(settings), facts["total"], texts, texts)
     if remove:
         work.remove()
     return facts
+
+
+def _link(shard: Path, place: Path) -> None:
+    """Give a shard a second name: a run that is killed now finds all of them when it goes on."""
+    try:
+        os.link(shard, place)
+    except OSError:  # a disk that knows no links
+        shutil.copyfile(shard, place)
 
 
 def _named(settings: CorpusSettings, name: str) -> list[str]:

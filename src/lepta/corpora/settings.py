@@ -105,7 +105,7 @@ class Executor(Section):
     workers: int | None = Field(None, ge=1, description="Tasks at once; default: processors here, or no limit on Slurm")
     tasks: int | None = Field(None, ge=1, description="slurm: parts that the cleaned text is divided into for its jobs")
     cpus_per_task: int = Field(1, ge=1)
-    memory_gb: float = Field(4, gt=0, description="slurm, ray: memory for each task")
+    memory_gb: float = Field(2, gt=0, description="slurm, ray: memory for each task")
     partition: str | None = Field(None, description="slurm: partition to run in")
     time: str = Field("24:00:00", description="slurm: time limit of a job")
     qos: str | None = None
