@@ -301,7 +301,7 @@ def test_command_prints_json_and_keeps_errors_to_one_line(tmp_path, write_rows, 
 
 
 def test_dry_run_writes_nothing_and_estimates(tmp_path, write_rows, documents):
-    path = write_rows("a.jsonl", [*documents, "Коротко"])
+    path = write_rows("a.jsonl", [*documents[1:], f"<p>{documents[0]}</p> 😀", "Коротко"])
     done = subprocess.run(command(tmp_path, path, "--dry-run", "--json"), capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)
     assert facts["estimate"]["raw"]["characters"] == sum(map(len, documents))

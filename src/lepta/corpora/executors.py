@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +108,6 @@ class _Local(_Quiet, LocalPipelineExecutor):
 
     def _fresh(self) -> "_Local":
         """A copy for each task: steps count as they run."""
-        from copy import deepcopy
-
         return deepcopy(self)
 
 

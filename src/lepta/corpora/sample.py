@@ -26,8 +26,8 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
     Returns
     -------
     dict
-        `report`: that of `Tally`, of the sample; `estimate`: source -> bytes of its files, share of them sampled,
-        characters kept and about how many tokens (weighed; duplicates are not looked for); seconds in all.
+        `sample`: the counts; `estimate`: source -> bytes of its files, share of them sampled, characters kept and
+        about how many tokens (weighed; duplicates are not looked for); `seconds`: for all of it, on this machine.
 
     Raises
     ------
@@ -39,25 +39,25 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
         task = Task(name, inputs_of(source))
         refinery, started, position = Refinery(settings, work), time.monotonic(), 0
         sign = _signer(settings, work)
-        read = 0
+        read = kept = 0
         for document, place in read_task(task, refinery, settings.on_error):
             position = place
             row = refinery.refine(name, document)
-            if row and sign:
-                sign.get_signature(sign.get_shingles(row["text"]))
+            if row:
+                kept += len(row["text"])
+                if sign:
+                    sign.get_signature(sign.get_shingles(row["text"]))
             read += len(document.text)
             if read >= characters:
                 break
         else:
             position = task.size
-        counts = refinery.tally.as_json()
-        parts.append(counts)
+        parts.append(refinery.tally.as_json())
         share = position / task.size if task.size else None
-        removed = counts.get(name, {}).get("removed", {})
-        estimate[name] = _estimate(read, counts.get(name, {}), sum(removed.values()), share, source.weight, task.size)
+        estimate[name] = _estimate(read, kept, share, source.weight, task.size)
         seconds += (time.monotonic() - started) / share if share else 0.0
-    hours = seconds * OVERHEAD / workers_of(settings.executor)
-    return {"sample": Tally.sum(parts).as_json(), "estimate": estimate, "seconds": round(hours)}
+    whole = seconds * OVERHEAD / workers_of(settings.executor)
+    return {"sample": Tally.sum(parts).as_json(), "estimate": estimate, "seconds": round(whole)}
 
 
 def _signer(settings: CorpusSettings, work: Work) -> Signatures | None:
@@ -66,10 +66,7 @@ def _signer(settings: CorpusSettings, work: Work) -> Signatures | None:
     return Signatures(str(work.folder / "signatures"), minhash_config(settings.deduplicate, settings.seed))
 
 
-def _estimate(
-    read: int, counts: dict[str, Any], removed: int, share: float | None, weight: float, size: int
-) -> dict[str, Any]:
-    kept = read - sum(counts.get("dropped_characters", {}).values()) - removed
+def _estimate(read: int, kept: int, share: float | None, weight: float, size: int) -> dict[str, Any]:
     whole = round(kept * weight / share) if share else None
     return {
         "bytes": size,
