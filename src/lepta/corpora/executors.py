@@ -172,7 +172,8 @@ def submit(stages: list[Stage], settings: Executor, work: Work) -> list[str]:
             executor.launch_job()
         except Exception as error:
             raise LeptaError(f"executor.kind slurm: sbatch refused the stage {stage.name} ({error})") from error
-        jobs.append(str(executor.job_id))
+        if executor.job_id != -1:  # datatrove's sign of a stage that is done already
+            jobs.append(str(executor.job_id))
     return jobs
 
 
