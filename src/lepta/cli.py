@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lepta.commands import models
 from lepta.commands.common import AsJson, console, print_json, result
+from lepta.commands.corpus import corpus
 from lepta.commands.plan import HELP as PLAN_HELP
 from lepta.commands.plan import plan as plan_command
 from lepta.commands.vocabulary import vocab
@@ -112,6 +113,7 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
         result(value, as_json=False)
 
 
+app.add_typer(corpus, name="corpus")
 app.add_typer(vocab, name="vocab")
 app.command("plan", help=PLAN_HELP)(plan_command)
 for command in (models.init, models.pretrain, models.propagate):

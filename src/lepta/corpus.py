@@ -3,27 +3,30 @@
 A text source is one of
 
     path/to/file.txt            one document
-    path/to/file.jsonl[.gz]     one document a line, field "text"
-    path/to/folder              every .txt, .jsonl and .jsonl.gz below it, in sorted order
+    path/to/file.jsonl          one document a line; also .jsonl.gz and .jsonl.zst
+    path/to/file.parquet        one document a row
+    path/to/folder              every such file below it, in sorted order; what is hidden (".name") does not count
     starter:ru/train            the starter corpus that comes with the package
     dataset:NAME/OR/PATH        a split of a dataset, streamed by the `datasets` package; options after "?":
                                 dataset:wikimedia/wikipedia@REVISION?name=20231101.ru&split=train&field=text
     wordfreq:ru                 word statistics of the wordfreq package (for vocabularies only)
+
+Text is in the field "text" of a row, or in the one named behind the file or folder: path/to/file.parquet?field=content
 """
 
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from lepta.errors import LeptaError
+from lepta.formats import ROW_SUFFIXES, Row, decode, no_field, read_rows, stop
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+TEXT_SUFFIXES = (".txt", *ROW_SUFFIXES)
+FIELD = "text"
 WORDFREQ = "wordfreq:"
 STARTER = "starter:"
 DATASET = "dataset:"
@@ -38,6 +41,18 @@ def is_word_list(source: str) -> bool:
     return source.startswith(WORDFREQ)
 
 
+def text_field(source: str) -> tuple[str, str]:
+    """Split a text source into its place and the field of its rows that holds the text."""
+    if source.startswith(DATASET) or Path(source).expanduser().exists():
+        return source, FIELD
+    place, _, query = source.partition("?")
+    options = dict(parse_qsl(query))
+    field = options.pop("field", FIELD)
+    if options:
+        raise LeptaError(f"{source}: unknown option {min(options)!r}; known is field")
+    return place, field
+
+
 def text_files(source: str) -> list[Path]:
     """List the files behind one text source, in a fixed order.
 
@@ -46,9 +61,11 @@ def text_files(source: str) -> list[Path]:
     LeptaError
         If the source does not exist, has no text in it, or is of an unknown type.
     """
-    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else Path(source).expanduser()
+    place, _ = text_field(source)
+    path = starter_path(place.removeprefix(STARTER)) if place.startswith(STARTER) else Path(place).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
+        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not files:
             raise LeptaError(f"{path}: no text here; expected files ending in {', '.join(TEXT_SUFFIXES)}")
         return files
@@ -113,13 +130,15 @@ def read_labelled(sources: Iterable[str]) -> Iterator[Document]:
 
 def _stream(source: str) -> Iterator[Document]:
     if source.startswith(DATASET):
-        yield from _dataset(source)
+        yield from read_dataset(source)
         return
+    _, field = text_field(source)
     for file in text_files(source):
-        yield from _documents_of(file)
+        for document, _ in read_file(file, field):
+            yield document
 
 
-def _dataset(source: str) -> Iterator[Document]:
+def read_dataset(source: str) -> Iterator[Document]:
     """Stream a split of a dataset: Parquet, JSON, CSV or text in a folder, or a dataset of the hub."""
     try:
         import datasets
@@ -143,18 +162,40 @@ def _dataset(source: str) -> Iterator[Document]:
         raise LeptaError(f"{source}: cannot be read as a dataset ({error}); check name and split") from error
 
 
-def _documents_of(file: Path) -> Iterator[Document]:
-    if file.name.endswith(".txt"):
-        for piece in _pieces(file):
-            yield Document(piece, "/".join(file.absolute().parts[-3:-1]), file.name)
+def read_file(
+    file: Path, field: str = FIELD, bad: Callable[[LeptaError], None] = stop
+) -> Iterator[tuple[Document, int]]:
+    """Stream the documents of one file, empty ones too.
+
+    Parameters
+    ----------
+    file : Path
+    field : str
+        The field of a row that holds the text; a null in it is an empty document.
+    bad : callable
+        Told of each damaged row, row group or file, as in `lepta.formats.read_rows`. By default it raises.
+
+    Returns
+    -------
+    iterator of (Document, int)
+        With the bytes of the file that were read so far.
+    """
+    if not file.name.endswith(".txt"):
+        for row in read_rows(file, field, bad):
+            try:
+                document = _document(row, file, field)
+            except LeptaError as error:
+                bad(error)
+            else:
+                yield document, row.position
         return
+    position = 0
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _row(line, file, number)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LeptaError(f"{file}: not a whole gzip file ({error}); copy it again") from error
+        for piece in _pieces(file):
+            position += len(piece.encode())
+            yield Document(piece, "/".join(file.absolute().parts[-3:-1]), file.name), position
+    except LeptaError as error:
+        bad(error)
 
 
 def _pieces(file: Path) -> Iterator[str]:
@@ -163,31 +204,26 @@ def _pieces(file: Path) -> Iterator[str]:
         start = 0
         while data := text.read(LONGEST_PIECE):
             data += text.readline()
-            yield _decode(data, str(file), start)
+            yield decode(data, str(file), start)
             start += len(data)
 
 
-def _decode(data: bytes, where: str, start: int = 0) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
+def _document(row: Row, file: Path, field: str) -> Document:
+    text = row.value.get(field, 0)
+    if text is None:
+        text = ""
+    if not isinstance(text, str):
+        raise no_field(row.where, field, list(row.value))
+    if LONE_SURROGATE.search(text):
         raise LeptaError(
-            f"{where}: byte {start + error.start} is not UTF-8; convert the text first, for example "
-            "iconv -f WINDOWS-1251 -t UTF-8"
-        ) from error
-
-
-def _row(line: bytes, file: Path, number: int) -> Document:
-    where = f"{file}, line {number}"
-    try:
-        row = json.loads(_decode(line, where))
-    except json.JSONDecodeError as error:
-        raise LeptaError(f"{where}: not JSON ({error.msg}); expected one object a line with a field 'text'") from error
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise LeptaError(f"{where}: no text field; expected an object with a string field 'text'")
-    if LONE_SURROGATE.search(row["text"]):
-        raise LeptaError(f"{where}: half of a UTF-16 pair, which is no character; write the text anew from its source")
-    return Document(row["text"], str(row.get("source", file.name)), str(row.get("doc", f"{file.name}#{number}")))
+            f"{row.where}: half of a UTF-16 pair, which is no character; write the text anew from its source"
+        )
+    source, name = row.value.get("source"), row.value.get("doc")
+    return Document(
+        text,
+        file.name if source is None else str(source),
+        f"{file.name}#{row.number}" if name is None else str(name),
+    )
 
 
 def word_frequencies(source: str) -> dict[str, float]:
@@ -228,7 +264,7 @@ def read_dialogues(source: str) -> list[list[dict[str, str]]]:
     """
     path = dialogue_file(source)
     dialogues = []
-    for number, line in enumerate(_decode(path.read_bytes(), str(path)).split("\n"), 1):
+    for number, line in enumerate(decode(path.read_bytes(), str(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:

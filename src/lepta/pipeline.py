@@ -5,6 +5,7 @@ of LEPTA, and its files are as it left them. Names and dates of inputs do not co
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -17,13 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lepta.corpus import DATASET, WORDFREQ, is_word_list, text_files
+from lepta.corpus import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 from lepta.version import __version__
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+OPTIONAL_LIBRARIES = ("datatrove", "pyarrow", "zstandard")  # named where they are installed
 CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
 
 
@@ -94,7 +96,8 @@ class Hashes:
             elif source.startswith(DATASET):
                 parts.append(source)  # name, revision and options stand for its content
             else:
-                parts += [self.file(file) for file in text_files(source)]
+                _, field = text_field(source)
+                parts += [self.file(file) for file in text_files(source)] + ([field] if field != FIELD else [])
         return digest(parts)
 
     def moved(self, old: Path, new: Path) -> None:
@@ -402,6 +405,7 @@ def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str,
 
 def environment() -> dict[str, str | int | None]:
     """Versions and machine, for the manifest."""
-    versions = {name: metadata.version(name) for name in LIBRARIES}
+    optional = [name for name in OPTIONAL_LIBRARIES if importlib.util.find_spec(name)]
+    versions = {name: metadata.version(name) for name in (*LIBRARIES, *optional)}
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {"lepta": __version__} | versions | machine

@@ -4,34 +4,22 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 `lepta.corpus`, model sources in `lepta.locate`.
 """
 
-import difflib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lepta.embeddings.propagate import Method
-from lepta.errors import LeptaError
+from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.vocabulary.scenarios import KeepBy, Scenario
 
 Trains = Literal["new-rows", "embeddings", "embeddings+lora", "full"]
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
-# A name becomes a folder: it may not be "." or "..".
-NAME = r"^[\w-][\w.-]*$"
-Sources = Annotated[list[str], Field(min_length=1)]
 
 
 def _as_list(value: Any) -> Any:
     """One value stands for a list of one."""
     return value if isinstance(value, list) else [value]
-
-
-class Section(BaseModel):
-    """A part of the recipe; unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Tune(Section):
@@ -228,75 +216,4 @@ def read_recipe(path: str | Path) -> Recipe:
     LeptaError
         Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise LeptaError(f"{path}: no such recipe; recipes/demo.yaml is one to start from")
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
-    if not isinstance(content, dict):
-        raise LeptaError(f"{path}: expected keys and values at the top level, as in recipes/demo.yaml")
-    return validated(Recipe, content, str(path))
-
-
-SectionType = TypeVar("SectionType", bound=Section)
-
-
-def validated(kind: type[SectionType], content: dict[str, Any], where: str) -> SectionType:
-    """Check values; LeptaError names the field, what was expected, and for an unknown key the nearest one that exists.
-
-    Parameters
-    ----------
-    kind : type of Section
-    content : dict
-    where : str
-        What the message begins with.
-    """
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        reasons = "; ".join(_explain(reason, content, kind) for reason in error.errors()[:3])
-        raise LeptaError(f"{where}: {reasons}") from error
-
-
-def _explain(error: Any, content: Any, kind: type[Section]) -> str:
-    field = ".".join(_as_written(error["loc"], content))
-    if error["type"] == "extra_forbidden":
-        known = list(_section_at(error["loc"][:-1], kind).model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{field}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{field}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
-
-
-def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:
-    """Parts of a location, without the index of a value that was written alone instead of in a list."""
-    for part in location:
-        if isinstance(part, int) and not isinstance(content, list):
-            continue
-        yield str(part)
-        within = isinstance(content, dict) or (isinstance(content, list) and isinstance(part, int))
-        content = content[part] if within and (isinstance(part, int) or part in content) else None
-
-
-def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type[Section]:
-    """Follow field names down to the section they lie in; other parts of a location are keys of a dict or list."""
-    parts = iter(location)
-    for name in parts:
-        annotation = section.model_fields[str(name)].annotation
-        section = next(part for part in _types_in(annotation) if issubclass(part, Section))
-        if get_origin(annotation) in (dict, list):
-            next(parts, None)  # the key in the dict, a name of the user's, or the index in the list
-    return section
-
-
-def _types_in(annotation: Any) -> list[type]:
-    """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
-    inner = [part for argument in get_args(annotation) for part in _types_in(argument)]
-    return inner or ([annotation] if isinstance(annotation, type) else [])
+    return read_settings(path, Recipe, "recipe", "recipes/demo.yaml")

@@ -107,7 +107,8 @@ def pretrain(
     """
     from lepta.adapt import pretrain_stage
     from lepta.pipeline import refuse_existing
-    from lepta.recipe import Language, PretrainSettings, Text, validated
+    from lepta.recipe import Language, PretrainSettings, Text
+    from lepta.settings import validated
 
     refuse_existing(output, force)
     settings = validated(

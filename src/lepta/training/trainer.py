@@ -175,8 +175,8 @@ class _Callback(TrainerCallback):
                 self.stopped = f"{name} rose by {rise:.3f}, more than {limit:g}, at step {state.global_step}"
                 control.should_training_stop = True
                 return
-        name = watch.keep_best
-        if name and all(entry[name] < old[name] for old in measured[:-1] if old["step"]):
+        best = watch.keep_best
+        if best and all(entry[best] < old[best] for old in measured[:-1] if old["step"]):
             save_weights(trained_weights(self.model), self.work / BEST)
 
 

@@ -1,0 +1,83 @@
+"""Runs of words that a corpus must not hold, such as those of a benchmark."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepta.corpora.settings import Decontaminate
+from lepta.corpora.words import ngram_hashes, word_hashes
+from lepta.corpus import DATASET, read_documents, read_file, text_files
+from lepta.errors import LeptaError
+from lepta.formats import read_rows
+
+
+def build_index(settings: Decontaminate, place: Path) -> dict[str, int]:
+    """Write the hashes of all runs of words of the texts to keep out: sorted, eight bytes each.
+
+    Returns
+    -------
+    dict
+        How many strings and runs there are, and how many strings are shorter than a run, so that nothing guards them.
+
+    Raises
+    ------
+    LeptaError
+        If a text cannot be read, or no string is as long as a run.
+    """
+    strings = short = 0
+    parts: list[np.ndarray] = []
+    for text in (text for source in settings.against for text in _strings_of(source)):
+        runs = ngram_hashes(word_hashes(text), settings.ngram)
+        strings, short = strings + 1, short + (not len(runs))
+        parts.append(runs)
+    index = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    if not len(index):
+        raise LeptaError(
+            f"decontaminate.against: no string of {settings.ngram} words in {', '.join(settings.against)}; "
+            "name longer texts, or give a smaller decontaminate.ngram"
+        )
+    np.save(place, index)
+    return {"strings": strings, "too_short": short, "runs": len(index)}
+
+
+class Contamination:
+    """Finds the runs of an index in documents.
+
+    Parameters
+    ----------
+    place : Path
+        What `build_index` wrote; it is mapped, so that all workers of a machine share it.
+    """
+
+    def __init__(self, settings: Decontaminate, place: Path) -> None:
+        self._settings, self._index = settings, np.load(place, mmap_mode="r")
+
+    def found(self, text: str) -> bool:
+        """Tell whether a document holds as many runs as drop it."""
+        runs = ngram_hashes(word_hashes(text), self._settings.ngram)
+        if not len(runs):
+            return False
+        places = np.minimum(np.searchsorted(self._index, runs), len(self._index) - 1)
+        return int((self._index[places] == runs).sum()) >= self._settings.hits
+
+
+def _strings_of(source: str) -> Iterator[str]:
+    if source.startswith(DATASET):
+        yield from read_documents([source])
+        return
+    for file in text_files(source):
+        if file.name.endswith(".txt"):
+            yield from (document.text for document, _ in read_file(file))
+        else:
+            for row in read_rows(file):
+                yield from _strings_in(row.value)
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings_in(part)

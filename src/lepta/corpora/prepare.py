@@ -1,0 +1,193 @@
+"""A corpus from raw text to text for training: plan, clean, find duplicates, weigh and write, publish with a report."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupFilter
+
+from lepta.corpora import plan as planning
+from lepta.corpora.contamination import build_index
+from lepta.corpora.duplicates import Clusters, Signatures, minhash_config
+from lepta.corpora.executors import Stage, Stopped, run_stage, submit
+from lepta.corpora.settings import CorpusSettings
+from lepta.corpora.steps import DUPLICATE, CleanTexts, Dropped, ReadShards, WriteTexts
+from lepta.corpora.tally import Tally
+from lepta.corpora.work import Work
+from lepta.errors import LeptaError
+from lepta.locate import read_json
+from lepta.pipeline import publishing, refuse_existing, write_json, write_manifest
+from lepta.version import __version__
+
+REPORT = "report.json"
+AGAINST = "against.json"
+MOST_PARTS = 512  # files that the merging of signatures opens at once
+
+
+def prepare(
+    settings: CorpusSettings, output: Path, force: bool, report: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Make a corpus.
+
+    Parameters
+    ----------
+    settings : CorpusSettings
+    output : Path
+        Folder to write; it appears when it is whole.
+    force : bool
+        Replace the folder if it exists.
+    report : callable
+        Told one line about each stage.
+
+    Returns
+    -------
+    dict
+        The report; on Slurm the ids of the jobs that were queued, under `jobs`.
+
+    Raises
+    ------
+    LeptaError
+        If the output exists, an input is missing or damaged, nothing is left, or a worker stopped.
+    """
+    refuse_existing(output, force)
+    tasks = planning.plan(settings)
+    work = work_of(settings, output)
+    work.open({"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(settings)})
+    try:
+        write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
+        if settings.decontaminate and not (work.folder / AGAINST).is_file():
+            write_json(work.folder / AGAINST, build_index(settings.decontaminate, work.index))
+        if settings.executor.kind == "slurm":
+            return {"jobs": submit(_all_stages(settings, work, output, force, tasks), settings.executor, work)}
+        for stage in _stages_here(settings, work, tasks):
+            report(f"{stage.name}: {stage.tasks} tasks")
+            run_stage(stage, settings.executor, work)
+        return publish(settings, work, output, force)
+    except Stopped:
+        raise
+    except LeptaError:
+        work.remove()
+        raise
+    except OSError as error:
+        raise LeptaError(
+            f"{work.folder}: cannot be written ({error.strerror or error}); free space and run again, it goes on"
+        ) from error
+
+
+def work_of(settings: CorpusSettings, output: Path) -> Work:
+    """Name the folder that a corpus is made in."""
+    folder = output.absolute()
+    return Work(folder.with_name(f".{folder.name}.work"), settings.compression)
+
+
+def _deciding(settings: CorpusSettings) -> dict[str, Any]:
+    """What decides the result: all settings but where it runs and goes."""
+    return settings.model_dump(mode="json", exclude={"executor", "output"})
+
+
+def _stages_here(settings: CorpusSettings, work: Work, tasks: list[planning.Task]) -> Any:
+    """Each stage when the one before it is done, as only then it is known how many shards there are."""
+    yield _clean_stage(settings, work, tasks, len(tasks))
+    shards = work.clean_shards()
+    size = sum(shard.stat().st_size for shard in shards)
+    yield from _later_stages(settings, work, min(len(shards), MOST_PARTS), size)
+
+
+def _all_stages(
+    settings: CorpusSettings, work: Work, output: Path, force: bool, tasks: list[planning.Task]
+) -> list[Stage]:
+    parts = min(settings.executor.tasks or len(tasks), MOST_PARTS)
+    publishing_stage = Stage("publish", [Publish(settings, work, output.absolute(), force)], 1)
+    return [
+        _clean_stage(settings, work, tasks, len(tasks)),
+        *_later_stages(settings, work, parts, 0),
+        publishing_stage,
+    ]
+
+
+def _clean_stage(settings: CorpusSettings, work: Work, tasks: list[planning.Task], count: int) -> Stage:
+    return Stage("clean", [CleanTexts(settings, work)], count, sum(task.size for task in tasks))
+
+
+def _later_stages(settings: CorpusSettings, work: Work, parts: int, size: int) -> list[Stage]:
+    duplicates = Dropped(DUPLICATE)
+    write: list[Any] = [ReadShards(work, "write"), WriteTexts(settings, work, duplicates)]
+    if settings.deduplicate is None or not parts:
+        return [Stage("write", write, parts, size)]
+    config = minhash_config(settings.deduplicate, settings.seed)
+    signatures, pairs, remove = (str(work.folder / name) for name in ("signatures", "pairs", "remove"))
+    write.insert(1, MinhashDedupFilter(remove, exclusion_writer=duplicates))
+    return [
+        Stage("signatures", [ReadShards(work, "signatures"), Signatures(signatures, config)], parts, size),
+        Stage("buckets", [MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets),
+        Stage("clusters", [Clusters(pairs, remove, config)], 1),
+        Stage("write", write, parts, size),
+    ]
+
+
+class Publish(PipelineStep):
+    """The last job on a cluster."""
+
+    type, name = "LEPTA", "publish"
+
+    def __init__(self, settings: CorpusSettings, work: Work, output: Path, force: bool) -> None:
+        super().__init__()
+        self._settings, self._work, self._output, self._force = settings, work, output, force
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Publish the corpus; the work folder stays, with the logs of the jobs."""
+        publish(self._settings, self._work, self._output, self._force, remove=False)
+
+
+def publish(settings: CorpusSettings, work: Work, output: Path, force: bool, remove: bool = True) -> dict[str, Any]:
+    """Give a corpus its place: shards, report, manifest.
+
+    Returns
+    -------
+    dict
+        The report.
+
+    Raises
+    ------
+    LeptaError
+        If nothing is left, or the counts do not add up.
+    """
+    facts = Tally.sum(work.counts()).report()
+    if settings.decontaminate:
+        facts["against"] = read_json(work.folder / AGAINST)
+    if not facts["total"]["written"]["documents"]:
+        reasons = ", ".join(f"{reason} {lost['documents']:,}" for reason, lost in facts["total"]["dropped"].items())
+        raise LeptaError(f"{output}: no document is left ({reasons or 'there was none'}); see filters and clean")
+    texts = {name: _named(settings, name) for name in settings.sources}
+    if settings.decontaminate:
+        texts |= {"decontaminate": settings.decontaminate.against}
+    with publishing(output, force) as folder:
+        for source in settings.sources:
+            place = folder / "text" / source
+            for number, shard in enumerate(work.results(source)):
+                place.mkdir(parents=True, exist_ok=True)
+                _link(shard, place / f"{number:05d}.jsonl.{settings.compression}")
+        write_json(folder / REPORT, facts)
+        write_manifest("corpus prepare", folder, {}, _deciding(settings), facts["total"], texts, texts)
+    if remove:
+        work.remove()
+    return facts
+
+
+def _link(shard: Path, place: Path) -> None:
+    """Give a shard a second name: a run that is killed now finds all of them when it goes on."""
+    try:
+        os.link(shard, place)
+    except OSError:  # a disk that knows no links
+        shutil.copyfile(shard, place)
+
+
+def _named(settings: CorpusSettings, name: str) -> list[str]:
+    """The text sources of a source, each with its field, so that the manifest's hash knows it."""
+    source = settings.sources[name]
+    return [
+        f"{text}?field={source.field}" if source.field != "text" and "?" not in text else text for text in source.text
+    ]

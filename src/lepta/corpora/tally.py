@@ -1,0 +1,115 @@
+"""Counts of documents and characters: what was read is what was kept and what was dropped, by reason."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from lepta.errors import LeptaError
+
+SAMPLES = 5  # dropped documents to look at, of each source and reason
+SHOWN = 300  # characters of each
+
+
+class Tally:
+    """Counts of one task or of all, by source.
+
+    `characters` are those read. Of kept documents, `removed` says how many of them cleaning took out, by what it was.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, dict[str, Any]] = {}
+
+    def _of(self, source: str) -> dict[str, Any]:
+        if source not in self._sources:
+            counts: dict[str, Any] = {
+                name: Counter() for name in ("read", "kept", "written", "removed", "dropped", "dropped_characters")
+            }
+            self._sources[source] = counts | {"samples": {}}
+        return self._sources[source]
+
+    def read(self, source: str, characters: int) -> None:
+        """Count a document that was read."""
+        self._of(source)["read"].update(documents=1, characters=characters)
+
+    def keep(self, source: str, characters: int, removed: dict[str, int], copies: int) -> None:
+        """Count a document that is kept: its characters as read, what was removed of them, how often it is written."""
+        counts = self._of(source)
+        counts["kept"].update(documents=1, characters=characters)
+        counts["removed"].update(removed)
+        left = characters - sum(removed.values())
+        counts["written"].update(documents=copies, characters=copies * left)
+
+    def drop(self, source: str, reason: str, characters: int, name: str, text: str) -> None:
+        """Count a document that is dropped, and keep the beginning of the first few to look at."""
+        counts = self._of(source)
+        counts["dropped"][reason] += 1
+        counts["dropped_characters"][reason] += characters
+        samples = counts["samples"].setdefault(reason, [])
+        if len(samples) < SAMPLES:
+            samples.append({"doc": name, "text": text[:SHOWN]})
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the counts as JSON."""
+        return {source: {name: dict(part) for name, part in counts.items()} for source, counts in self._sources.items()}
+
+    @staticmethod
+    def sum(parts: Iterable[dict[str, Any]]) -> "Tally":
+        """Add up counts that `as_json` gave, in their order."""
+        total = Tally()
+        for part in parts:
+            for source, counts in part.items():
+                into = total._of(source)
+                for name, values in counts.items():
+                    if name != "samples":
+                        into[name].update(values)
+                for reason, samples in counts["samples"].items():
+                    there = into["samples"].setdefault(reason, [])
+                    there += samples[: SAMPLES - len(there)]
+        return total
+
+    def report(self) -> dict[str, Any]:
+        """Describe each source and all of them together.
+
+        Returns
+        -------
+        dict
+            `sources`: name -> `read`, `kept`, `written` (documents and characters), `dropped` (reason -> the same and
+            samples), `removed` (what -> characters out of kept documents). `total`: the same without samples.
+
+        Raises
+        ------
+        LeptaError
+            If the counts do not add up.
+        """
+        total = Tally()
+        for counts in self._sources.values():
+            for name, values in counts.items():
+                if name != "samples":
+                    total._of("total")[name].update(values)
+        return {
+            "total": _describe("total", total._of("total"), samples=False),
+            "sources": {source: _describe(source, counts, samples=True) for source, counts in self._sources.items()},
+        }
+
+
+def _describe(source: str, counts: dict[str, Any], samples: bool) -> dict[str, Any]:
+    _check(source, counts)
+    dropped = {}
+    for reason, documents in sorted(counts["dropped"].items(), key=lambda item: (-item[1], item[0])):
+        dropped[reason] = {"documents": documents, "characters": counts["dropped_characters"][reason]}
+        if samples:
+            dropped[reason]["samples"] = counts["samples"][reason]
+    pair = {name: {unit: counts[name][unit] for unit in ("documents", "characters")} for name in ("read", "kept")}
+    written = {unit: counts["written"][unit] for unit in ("documents", "characters")}
+    removed = dict(sorted(counts["removed"].items(), key=lambda item: (-item[1], item[0])))
+    return pair | {"dropped": dropped, "removed": removed, "written": written}
+
+
+def _check(source: str, counts: dict[str, Any]) -> None:
+    for unit, dropped in (("documents", counts["dropped"]), ("characters", counts["dropped_characters"])):
+        read, kept, lost = counts["read"][unit], counts["kept"][unit], sum(dropped.values())
+        if read != kept + lost:
+            raise LeptaError(
+                f"{source}: {read:,} {unit} were read, but {kept:,} kept and {lost:,} dropped, which do not add up; "
+                "this is a fault of LEPTA's: please report it with the settings"
+            )

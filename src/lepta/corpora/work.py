@@ -1,0 +1,113 @@
+"""The folder that a corpus is made in, beside its place: tasks, shards, counts, logs. A killed run goes on there."""
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lepta.errors import LeptaError
+from lepta.locate import read_json
+from lepta.pipeline import write_json
+
+SECONDS_BETWEEN_PULSES = 1.0
+
+
+@dataclass
+class Work:
+    """Names of what is in the folder.
+
+    Attributes
+    ----------
+    folder : Path
+    compression : str
+        Of the result: zst or gz.
+    """
+
+    folder: Path
+    compression: str
+    _pulsed: float = field(default=0.0, repr=False)
+
+    def open(self, key: dict[str, Any]) -> None:
+        """Make the folder, or go on in it if it was made for the same corpus."""
+        marker = self.folder / "key.json"
+        if not (marker.is_file() and read_json(marker) == key):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_json(marker, key)
+        shutil.rmtree(self.folder / "failures", ignore_errors=True)
+        shutil.rmtree(self.folder / "progress", ignore_errors=True)
+
+    def remove(self) -> None:
+        """Take the folder away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def index(self) -> Path:
+        """Runs of words that the corpus must not hold."""
+        return self.folder / "contamination.npy"
+
+    def plan(self) -> list[dict[str, Any]]:
+        """Tasks of the first stage."""
+        return read_json(self.folder / "plan.json")["tasks"]
+
+    @staticmethod
+    def part(count: int, rank: int, world_size: int) -> range:
+        """Give the numbers out of `count` that are a worker's: neighbours, so that order goes on over workers."""
+        return range(rank * count // world_size, (rank + 1) * count // world_size)
+
+    def clean_shard(self, task: int, part: int) -> Path:
+        """Name a shard of cleaned text."""
+        return self.folder / "clean" / f"{task:06d}-{part:06d}.jsonl.zst"
+
+    def clean_shards(self) -> list[Path]:
+        """List the shards of cleaned text in the order of the corpus."""
+        return sorted((self.folder / "clean").glob("*.jsonl.zst"))
+
+    def remove_shards(self, task: int) -> None:
+        """Take away what an interrupted worker left of a task."""
+        for file in (self.folder / "clean").glob(f"{task:06d}-*"):
+            file.unlink()
+
+    def result(self, source: str, copy: int, shard: int, rank: int) -> Path:
+        """Name a shard of the result."""
+        return self.folder / "result" / source / f"{copy:03d}-{shard:06d}-{rank:06d}.jsonl.{self.compression}"
+
+    def results(self, source: str) -> list[Path]:
+        """List the shards of the result in their order: first all first copies."""
+        return sorted((self.folder / "result" / source).glob("*"))
+
+    def remove_results(self, rank: int) -> None:
+        """Take away what an interrupted worker left."""
+        for file in (self.folder / "result").glob(f"*/*-{rank:06d}.jsonl.{self.compression}"):
+            file.unlink()
+
+    def write_counts(self, stage: str, number: int, counts: dict[str, Any]) -> None:
+        """Write the counts of a task."""
+        write_json(self.folder / "counts" / stage / f"{number:06d}.json", counts)
+
+    def counts(self) -> list[dict[str, Any]]:
+        """Read all counts, in the order of the tasks."""
+        return [read_json(file) for file in sorted((self.folder / "counts").glob("*/*.json"))]
+
+    def pulse(self, stage: str, rank: int, done: int) -> None:
+        """Say how many bytes a worker has read; at most once in so many seconds."""
+        now = time.monotonic()
+        if now - self._pulsed >= SECONDS_BETWEEN_PULSES:
+            self._pulsed = now
+            place = self.folder / "progress" / stage / f"{rank:06d}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(str(done))
+
+    def pulses(self, stage: str) -> int:
+        """Sum what all workers have read."""
+        texts = [file.read_text() for file in (self.folder / "progress" / stage).glob("*")]
+        return sum(int(text) for text in texts if text.isdigit())
+
+    def write_failure(self, stage: str, rank: int, error: BaseException) -> None:
+        """Leave the reason why a worker stopped."""
+        facts = {"message": str(error), "kind": type(error).__name__, "input": isinstance(error, LeptaError)}
+        write_json(self.folder / "failures" / f"{stage}-{rank:06d}.json", facts)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Read why workers stopped, in their order."""
+        return [read_json(file) for file in sorted((self.folder / "failures").glob("*.json"))]
