@@ -90,6 +90,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
                 partial(_tune, recipe, base, variant.tune),
                 {"base": base, "dialogues": dialogue_file(variant.tune.dialogues)},
                 settings=variant.tune.model_dump(exclude={"dialogues"}),
+                together=True,
             )
         else:
             folder = add_model(f"variants/{name}", variant.model or "")
@@ -230,8 +231,9 @@ def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str,
         batch=settings.batch,
         seed=recipe.seed,
     )
-    save_loaded_model(model, open_tokenizer(base), folder)
-    write_json(folder / CURVE, {"curve": curve})
+    if processes().is_main_process:
+        save_loaded_model(model, open_tokenizer(base), folder)
+        write_json(folder / CURVE, {"curve": curve})
     return {"dialogues": len(dialogues)}
 
 
@@ -297,8 +299,8 @@ def report_data(output: Path) -> dict[str, Any]:
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:
     """Run a recipe; returns the output folder. See `lepta.pipeline.Pipeline.run`.
 
-    Of several processes (`accelerate launch`, `torchrun`) the first one runs all stages; the others take part in
-    pre-training only.
+    Of several processes (`accelerate launch`, `torchrun`) the first one runs all stages; the others take part where a
+    model is trained.
     """
     pipeline = pipeline_of(recipe)
     if processes().is_main_process:

@@ -200,3 +200,9 @@ def test_scaled_embeddings_are_split_with_their_scale():
 def test_four_bit_weights_cannot_train():
     with pytest.raises(ValidationError, match="4bit weights cannot train"):
         settings(trains="full", body_dtype="4bit")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_four_bits_need_a_gpu(folder):
+    with pytest.raises(LeptaError, match="4bit needs a GPU"):
+        load_for_training(folder, settings(body_dtype="4bit"))

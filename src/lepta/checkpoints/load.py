@@ -48,6 +48,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, quantization_config=_in_four_bits(dtype), device_map={"": device()}
             )
+            model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
             model.to(device())

@@ -12,6 +12,7 @@ import torch
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import device, load_model, load_tokenizer
 from lepta.checkpoints.publish import write_model
+from lepta.errors import LeptaError
 from lepta.evaluation.bits import score_text
 from lepta.evaluation.generation import generate
 from lepta.pipeline import CHECKPOINTS, write_json
@@ -121,6 +122,8 @@ def load_for_training(folder: Path, settings: PretrainSettings) -> Any:
         return load_model(folder, torch.float32)
     if settings.body_dtype != "4bit":
         return load_model(folder, dtype)
+    if device().type == "cpu":
+        raise LeptaError("body_dtype: 4bit needs a GPU: bitsandbytes has no gradients through such layers on CPUs")
     return load_model(folder, dtype, four_bits=True)
 
 

@@ -333,7 +333,7 @@ def _curve(history: list[dict[str, Any]], tokens: list[int]) -> list[dict[str, f
     for entry in history:
         kept = {"loss": float(entry["loss"])} if "loss" in entry else {}
         if "train_loss" not in entry and "loss" not in entry:
-            kept = {name: float(value) for name, value in entry.items() if name != "step"}
+            kept = {name: float(entry[name]) for name in sorted(entry) if name != "step"}  # sorted, as when resumed
         if kept:
             step = int(entry["step"])
             curve.append({"step": step, "tokens": sum(tokens[:step]), **kept})
