@@ -1,16 +1,16 @@
 """From a recipe to stages: which folder feeds which."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
-from lepta.checkpoints.load import device, load_model, load_tokenizer, model_folder
+from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
 from lepta.checkpoints.publish import save_loaded_model
 from lepta.checkpoints.weights import count_weights
 from lepta.corpus import dialogue_file, read_dialogues, read_documents
@@ -20,20 +20,20 @@ from lepta.errors import LeptaError
 from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, evaluate
 from lepta.locate import locate, read_json
-from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, write_json
-from lepta.recipe import Recipe, Text, Tune
+from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, partial_of, write_json
+from lepta.recipe import PretrainSettings, Recipe, Text, Tune
 from lepta.report.page import write_report
-from lepta.training.pretrain import pretrain_folder
+from lepta.training.blocks import TrainingText
+from lepta.training.distributed import announce, announced, processes
+from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.tune import tune
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+from lepta.vocabulary.tokens import new_ids
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
 REPORT = "report.json"
-# Share of a large matrix product's speed that training reaches. The demo's 22,900 GFLOP took 268 s on 2 cores, loading
-# and held-out measurements included, where the product ran at 145 GFLOP/s.
-EFFICIENCY = 0.6
 
 
 def pipeline_of(recipe: Recipe) -> Pipeline:
@@ -66,13 +66,18 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         {"base": base, "vocabulary": vocabulary},
         settings=settings.model_dump(include={"pad_to"}),
     )
-    pretrained = add(
-        "pretrained",
-        partial(_pretrain, recipe, base, initialised),
-        {"base": base, "initialised": initialised},
-        settings=recipe.pretrain.model_dump(),
-        texts=_texts(text, "train") | {"valid": text.target.valid},
-    )
+    pretrained, pretraining = initialised, []
+    for number, stage in enumerate(recipe.pretrain, 1):
+        name = "pretrained" if number == len(recipe.pretrain) else f"pretrained-{number}"
+        pretrained = add(
+            name,
+            partial(_pretrain, base, pretrained, text, stage, recipe.seed),
+            {"base": base, "initialised": pretrained},
+            settings=stage.model_dump(),
+            texts=_texts(text, "train") | _texts(text, "valid"),
+            together=True,
+        )
+        pretraining.append(pretrained)
     contestants = [
         Contestant("original base", base, adapted=False, chat=False),
         Contestant("initialised base", initialised, adapted=True, chat=False),
@@ -109,11 +114,12 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     add(
         "report",
         partial(_report, recipe),
-        {"evaluation": evaluation, "pretrained": pretrained, "initialised": initialised}
+        {"evaluation": evaluation, "initialised": initialised}
+        | {folder.name: folder for folder in pretraining}
         | {f"propagated {name}": out / "propagated" / name for name in recipe.variants},
         settings={"name": recipe.name},
     )
-    return Pipeline(out, stages)
+    return Pipeline(out, stages, announce)
 
 
 def _texts(text: Text, part: str) -> dict[str, list[str]]:
@@ -139,16 +145,77 @@ def _initialise(recipe: Recipe, base: Path, vocabulary: Path, folder: Path) -> d
     return initialise(Checkpoint(base), open_tokenizer(vocabulary), folder, recipe.vocabulary.pad_to)
 
 
-def _pretrain(recipe: Recipe, base: Path, initialised: Path, folder: Path) -> dict[str, Any]:
-    settings, text = recipe.pretrain, recipe.text
-    target = list(read_documents(text.target.train))
-    source = list(read_documents(text.source.train)) if text.source.train else []
-    valid = windows(list(read_documents(text.target.valid)), WINDOW, settings.measure_characters)
+def _pretrain(
+    base: str | Path | None, start: Path, text: Text, settings: PretrainSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    """One stage of pre-training from a model folder; all processes come here."""
+    ids = np.zeros(0, dtype=np.int64)
+    if base is not None:
+        ids = new_ids(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary())
+
+    def held_out(sources: list[str]) -> list[str]:
+        return windows(list(read_documents(sources)), WINDOW, settings.measure_characters) if sources else []
+
     facts, curve = pretrain_folder(
-        initialised, Checkpoint(base).rows, target, source, valid, text.target.language, settings, recipe.seed, folder
+        start,
+        int(ids[0]) if len(ids) else Checkpoint(start).rows,
+        [
+            TrainingText(partial(read_documents, text.target.train), 1 - settings.source_share),
+            TrainingText(partial(read_documents, text.source.train), settings.source_share),
+        ],
+        HeldOut(
+            held_out(text.target.valid),
+            held_out(text.source.valid),
+            text.target.language,
+            text.source.language,
+            frozenset(ids.tolist()),
+        ),
+        settings,
+        seed,
+        folder,
     )
-    write_json(folder / CURVE, {"curve": curve})
+    if processes().is_main_process:
+        write_json(folder / CURVE, {"curve": curve})
     return facts
+
+
+def pretrain_stage(
+    start: Path, base: str | None, text: Text, settings: PretrainSettings, seed: int, output: Path, force: bool
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Run pre-training alone, as a pipeline of one stage: it resumes, and all processes take part.
+
+    Parameters
+    ----------
+    start : Path
+        Model folder with the new vocabulary.
+    base : str, optional
+        Model or tokenizer before the vocabulary changed.
+    text : Text
+    settings : PretrainSettings
+    seed : int
+    output : Path
+        Folder for the result.
+    force : bool
+        Start over where another run was interrupted.
+
+    Returns
+    -------
+    facts : dict
+    curve : list of dict
+    """
+    run = partial(_pretrain, base, start, text, settings, seed)
+    if not processes().is_main_process:
+        while announced():
+            run(partial_of(output))
+        return {}, []
+    inputs = {"model": start} | ({"original": locate(base, hub_files=TOKENIZER_FILES)} if base else {})
+    sources = {label: names for label, names in (_texts(text, "train") | _texts(text, "valid")).items() if names}
+    key = settings.model_dump() | {"seed": seed}
+    stage = Stage(output.name, inputs, key, run, sources, together=True)
+    Pipeline(output.parent, [stage], announce, remember=False).run(force=force)
+    announce(None)
+    manifest = read_json(output / MANIFEST)
+    return manifest["facts"], read_json(output / CURVE)["curve"]
 
 
 def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str, Any]:
@@ -170,7 +237,9 @@ def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str,
 
 def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, name: str, folder: Path) -> dict[str, Any]:
     models = Checkpoint(base), Checkpoint(pretrained), [(Checkpoint(instruct), folder)]
-    (facts,) = propagate(*models, recipe.propagate.method)
+    body_trained = any(stage.trains in ("embeddings+lora", "full") for stage in recipe.pretrain)
+    scale = recipe.propagate.body_delta if body_trained else None
+    (facts,) = propagate(*models, recipe.propagate.method, body_deltas=[scale])
     write_card(recipe, name, base, facts, folder)
     return facts
 
@@ -190,21 +259,31 @@ def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Gather the numbers of all stages, and keep them as `report.json` beside the page."""
     out = recipe.output
+    pretraining = [name for name in pipeline_of(recipe).names() if name.startswith("pretrained")]
     manifests = {stage.name: read_json(out / stage.name / MANIFEST) for stage in pipeline_of(recipe).stages[:-1]}
     data = {
         "name": recipe.name,
         "languages": {"target": recipe.text.target.language, "source": recipe.text.source.language},
         "evaluation": read_json(out / "evaluation" / EVALUATION),
-        "curve": read_json(out / "pretrained" / CURVE)["curve"],
+        "curve": _joined([read_json(out / name / CURVE)["curve"] for name in pretraining]),
         "vocabulary": manifests["vocabulary"]["facts"],
         "initialised": manifests["initialised"]["facts"],
-        "pretrained": manifests["pretrained"]["facts"],
+        "pretrained": {key: sum(manifests[name]["facts"][key] for name in pretraining) for key in ("tokens", "blocks")},
         "propagated": {name: manifests[f"propagated/{name}"]["facts"] for name in recipe.variants},
         "environment": manifests["evaluation"]["environment"],
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
     }
     write_json(folder / REPORT, data)
     return data
+
+
+def _joined(curves: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The curves of several stages as one, steps and tokens counted on."""
+    joined: list[dict[str, float]] = []
+    for curve in curves:
+        step, tokens = (joined[-1]["step"], joined[-1]["tokens"]) if joined else (0, 0)
+        joined += [entry | {"step": entry["step"] + step, "tokens": entry["tokens"] + tokens} for entry in curve]
+    return joined
 
 
 def report_data(output: Path) -> dict[str, Any]:
@@ -215,37 +294,18 @@ def report_data(output: Path) -> dict[str, Any]:
     return read_json(file)
 
 
-def cost(recipe: Recipe) -> dict[str, float | int]:
-    """Estimate what pre-training costs on this machine, before anything is run.
-
-    A forward and backward pass through a frozen body takes 4 operations for each weight and token (no gradients of
-    the body's weights), and 6 for each weight of the head.
-
-    Returns
-    -------
-    dict
-        `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` (measured: one float32 matrix product) and `minutes`.
-    """
-    model, vocabulary = count_weights(locate(recipe.base, hub_files=MODEL_FILES)), recipe.vocabulary
-    rows = vocabulary.size if isinstance(vocabulary.size, int) else model.rows + (vocabulary.add or 0)
-    head = rows * model.width
-    gigaflop = recipe.pretrain.tokens * (4 * model.body + 6 * head) / 1e9
-    matrix = torch.rand(2048, 2048, device=device())
-    matrix @ matrix
-    started = time.perf_counter()
-    for _ in range(4):
-        float((matrix @ matrix)[0, 0])
-    speed = 4 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
-    return {
-        "tokens": recipe.pretrain.tokens,
-        "weights": model.body + head,
-        "gigaflop": round(gigaflop),
-        "gigaflops_here": round(speed),
-        "minutes": round(gigaflop / speed / 60 / EFFICIENCY, 1),
-    }
-
-
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:
-    """Run a recipe; returns the output folder. See `lepta.pipeline.Pipeline.run`."""
-    pipeline_of(recipe).run(start, force, report)
+    """Run a recipe; returns the output folder. See `lepta.pipeline.Pipeline.run`.
+
+    Of several processes (`accelerate launch`, `torchrun`) the first one runs all stages; the others take part in
+    pre-training only.
+    """
+    pipeline = pipeline_of(recipe)
+    if processes().is_main_process:
+        pipeline.run(start, force, report)
+        announce(None)
+    else:
+        stages = {stage.name: stage for stage in pipeline.stages}
+        while name := announced():
+            stages[name].run(partial_of(recipe.output / name))
     return recipe.output

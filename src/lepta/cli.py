@@ -11,6 +11,8 @@ from rich.table import Table
 
 from lepta.commands import models
 from lepta.commands.common import AsJson, console, print_json, result
+from lepta.commands.plan import HELP as PLAN_HELP
+from lepta.commands.plan import plan as plan_command
 from lepta.commands.vocabulary import vocab
 from lepta.errors import LeptaError
 from lepta.version import __version__
@@ -50,14 +52,15 @@ def adapt(
     What is up to date is skipped; what was interrupted goes on where it stopped.
     """
     from lepta.adapt import adapt as run_recipe
-    from lepta.adapt import cost, pipeline_of, report_data
+    from lepta.adapt import pipeline_of, report_data
+    from lepta.plan.plan import cost_here
     from lepta.recipe import read_recipe
     from lepta.report.page import print_summary
 
     plan = read_recipe(recipe)
     if dry_run:
         verdicts = pipeline_of(plan).status(start, force)
-        _print_status(verdicts, as_json, {"cost": cost(plan)})
+        _print_status(verdicts, as_json, {"cost": cost_here(plan)})
         return
     run_recipe(plan, start, force, lambda line: Console(stderr=True).print(f"[dim]lepta[/] {line}", highlight=False))
     data = report_data(plan.output)
@@ -110,6 +113,7 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
 
 
 app.add_typer(vocab, name="vocab")
+app.command("plan", help=PLAN_HELP)(plan_command)
 for command in (models.init, models.pretrain, models.propagate):
     app.command()(command)
 app.add_typer(models.patch, name="patch")

@@ -44,6 +44,8 @@ class Stage:
         the manifest.
     texts : dict
         Label -> text sources that it reads.
+    together : bool
+        Whether all processes of a distributed run take part, not only the first.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Stage:
     settings: dict[str, Any]
     run: Callable[[Path], dict[str, Any]]
     texts: dict[str, list[str]] = field(default_factory=dict)
+    together: bool = False
 
 
 class Hashes:
@@ -232,11 +235,21 @@ class Pipeline:
         Folder that holds a folder for each stage.
     stages : list of Stage
         In an order in which each stage's inputs come before it.
+    announce : callable
+        Told the name of each stage that all processes take part in, just before it runs.
+    remember : bool
+        Keep hashes of large files in the output folder, for the next run.
     """
 
-    def __init__(self, output: Path, stages: list[Stage]) -> None:
-        self.output, self.stages = output, stages
-        self.hashes = Hashes(output / ".hashes.json")
+    def __init__(
+        self,
+        output: Path,
+        stages: list[Stage],
+        announce: Callable[[str], None] = lambda name: None,
+        remember: bool = True,
+    ) -> None:
+        self.output, self.stages, self.announce = output, stages, announce
+        self.hashes = Hashes(output / ".hashes.json" if remember else None)
 
     def names(self) -> list[str]:
         """Stage names in order."""
@@ -321,14 +334,8 @@ class Pipeline:
         manifest = read_json(folder / MANIFEST)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"
-        key = self._key(stage)
-        for part in ("lepta", "settings", "inputs"):
-            if manifest["key"][part] != key[part]:
-                if not isinstance(key[part], dict):
-                    return f"made by version {manifest['key'][part]}"
-                names = set(key[part]) | set(manifest["key"][part])
-                changed = [name for name in names if key[part].get(name) != manifest["key"][part].get(name)]
-                return f"{', '.join(sorted(changed))} changed"
+        if difference := _difference(manifest["key"], self._key(stage)):
+            return difference
         if self.hashes.files(folder) != manifest["outputs"]:
             return "its files were changed"
         return None
@@ -337,6 +344,8 @@ class Pipeline:
         folder, key = self.output / stage.name, self._key(stage)
         partial, marker = partial_of(folder), partial_of(folder) / CHECKPOINTS / "key.json"
         try:
+            if resume and marker.is_file():
+                _refuse_other_checkpoints(partial, read_json(marker), key)
             if not (resume and marker.is_file() and read_json(marker) == key):
                 shutil.rmtree(partial, ignore_errors=True)
             for leftover in partial.iterdir() if partial.exists() else ():
@@ -344,6 +353,8 @@ class Pipeline:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             write_json(marker, key)
             started = time.monotonic()
+            if stage.together:
+                self.announce(stage.name)
             facts = stage.run(partial)
             seconds = time.monotonic() - started
             shutil.rmtree(partial / CHECKPOINTS)
@@ -366,6 +377,27 @@ class Pipeline:
             ) from error
         self.hashes.save()
         return seconds
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """What changed between two keys of a stage, in words; None if nothing did."""
+    for part in ("lepta", "settings", "inputs"):
+        if old[part] != new[part]:
+            if not isinstance(new[part], dict):
+                return f"made by version {old[part]}"
+            names = set(new[part]) | set(old[part])
+            return f"{', '.join(sorted(n for n in names if new[part].get(n) != old[part].get(n)))} changed"
+    return None
+
+
+def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """LeptaError if training was interrupted under other settings: hours of work are not thrown away unasked."""
+    difference = _difference(old, new)
+    if difference and any((partial / CHECKPOINTS).rglob("*.safetensors")):
+        raise LeptaError(
+            f"{partial / CHECKPOINTS}: holds checkpoints of an interrupted run with other settings ({difference}); "
+            f"restore them to go on, or start over with --from {new['stage']} (lepta pretrain: --force)"
+        )
 
 
 def environment() -> dict[str, str | int | None]:

@@ -1,5 +1,6 @@
 """Progress on standard error: what, how far, how fast, how long still. A bar in a terminal, lines in a log."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 SECONDS_BETWEEN_LINES = 20
 
 

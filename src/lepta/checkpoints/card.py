@@ -70,8 +70,11 @@ def write_card(recipe: Recipe, variant: str, base: Path, facts: dict[str, Any], 
         "",
         f"Vocabulary: {recipe.vocabulary.scenario}, {transfer['rows']:,} rows, {transfer['exact']:,} of them tokens of "
         f"the original, {transfer['mixed']:,} new. "
-        f"Trained: {recipe.pretrain.trains}, {recipe.pretrain.tokens:,} tokens, "
-        f"learning rate {recipe.pretrain.learning_rate:g}, seed {recipe.seed}.",
+        + " ".join(
+            f"Trained: {stage.trains}, {stage.tokens:,} tokens, learning rate "
+            f"{' or '.join(f'{rate:g}' for rate in stage.learning_rate)}, seed {recipe.seed}."
+            for stage in recipe.pretrain
+        ),
         "",
         "| matrix | map | rank | error without map | error with map |",
         "|---|---|---|---|---|",

@@ -1,5 +1,6 @@
 """Load a model folder into memory, on the device and in the precision that this machine computes fast in."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from lepta.locate import locate
 
 
 def device() -> torch.device:
-    """The device that models run on: the first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that models run on: this process's GPU, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
-    """Load a causal LM for evaluation.
+def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool = False) -> Any:
+    """Load a causal LM, in evaluation mode.
 
     Parameters
     ----------
@@ -28,21 +31,38 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> Any:
     dtype : torch.dtype, optional
         Default: bfloat16 on a GPU; float32 on a CPU, whatever the file holds: without bfloat16 instructions, matrix
         products in bfloat16 are about 200 times slower than in float32.
+    four_bits : bool
+        Keep the linear layers of the body in 4 bits (NF4, by bitsandbytes).
 
     Raises
     ------
     LeptaError
-        If transformers cannot load it.
+        If transformers cannot load it, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
     Checkpoint(folder)  # names what is missing, and refuses pickle
     dtype = dtype or (torch.bfloat16 if device().type == "cuda" else torch.float32)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        if four_bits:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, quantization_config=_in_four_bits(dtype), device_map={"": device()}
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            model.to(device())
     except (OSError, ValueError, RuntimeError) as error:
         raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
-    return model.to(device()).eval()
+    return model.eval()
+
+
+def _in_four_bits(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    except ImportError as error:
+        raise LeptaError("4 bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
 
 
 def load_tokenizer(folder: Path) -> Any:

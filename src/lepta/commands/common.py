@@ -1,6 +1,7 @@
 """What all commands share: options, and how results are printed."""
 
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from lepta.checkpoints.folder import Checkpoint
 
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
@@ -80,4 +81,5 @@ def _short(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print JSON and nothing else on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    if not console.quiet:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")

@@ -58,55 +58,89 @@ def init(
 def pretrain(
     model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
     text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on, in all.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to train on, in all.")],
     output: Output,
-    source_text: Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat.")] = None,
-    source_share: Annotated[float, typer.Option(min=0, max=0.99, help="Share of tokens from --source-text.")] = 0.0,
-    valid: Annotated[list[str] | None, typer.Option(help="Held-out text for bits per byte; repeat.")] = None,
-    new_rows_from: Annotated[
-        int | None, typer.Option(min=0, help="Train only rows from this id on (the old vocabulary's size).")
+    original: Annotated[
+        str | None,
+        typer.Option(help="Model or tokenizer before the vocabulary changed: tells which rows are new."),
     ] = None,
-    block: Annotated[int, typer.Option(min=8, help="Block length in tokens.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Blocks per step.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    warmup_steps: Annotated[int, typer.Option(min=0)] = 5,
-    weight_decay: Annotated[float, typer.Option(min=0, help="Not used with --new-rows-from.")] = 0.0,
+    trains: Annotated[str, typer.Option(help="embeddings (paper), new-rows, embeddings+lora, or full.")] = "embeddings",
+    source_text: Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat.")] = None,
+    source_share: Annotated[float, typer.Option(help="Share of tokens from --source-text.")] = 0.0,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out target text for bits per byte; repeat.")] = None,
+    source_valid: Annotated[
+        list[str] | None, typer.Option(help="Held-out text of the language the model knows; repeat.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="Block length in tokens.")] = 256,
+    documents_apart: Annotated[bool, typer.Option(help="Tokens see their own document only.")] = False,
+    batch: Annotated[int, typer.Option(help="Blocks per step, over all processes.")] = 2,
+    micro_batch: Annotated[int | None, typer.Option(help="Blocks that one process holds at once.")] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Peak rate [default: 0.002]; repeat to try several on a fifth of the tokens."),
+    ] = None,
+    old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
+    body_learning_rate: Annotated[float | None, typer.Option(help="For LoRA or the whole body.")] = None,
+    warmup_steps: int = 5,
+    weight_decay: float = 0.0,
+    lora_rank: Annotated[int, typer.Option(help="Of embeddings+lora.")] = 32,
+    lora_alpha: Annotated[int, typer.Option(help="Likewise.")] = 32,
+    body_dtype: Annotated[
+        str, typer.Option(help="Of the frozen body: auto, float32, bfloat16, float16 or 4bit.")
+    ] = "auto",
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    measure_every: Annotated[int, typer.Option(help="Steps between measurements on held-out text.")] = 100,
+    keep: Annotated[str, typer.Option(help="Which weights: last, or best on --valid.")] = "last",
+    forget_limit: Annotated[
+        float | None, typer.Option(help="Stop when --source-valid is so many bits per byte worse than at the start.")
+    ] = None,
+    report_to: Annotated[list[str] | None, typer.Option(help="Tracker such as tensorboard or wandb; repeat.")] = None,
     seed: int = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train embeddings and head on text, the body frozen. (Use `adapt` for runs that can be resumed.)"""
-    import shutil
+    """Train embeddings and head on text, the body frozen or not.
 
-    from lepta.adapt import CURVE
-    from lepta.corpus import read_documents
-    from lepta.evaluation.bits import WINDOW, windows
-    from lepta.pipeline import CHECKPOINTS, publishing, write_json, write_manifest
-    from lepta.recipe import PretrainSettings
-    from lepta.training.pretrain import pretrain_folder
+    Several GPUs: accelerate launch --num_processes 8 -m lepta pretrain ... A run that was interrupted goes on when the
+    same command is given again.
+    """
+    from lepta.adapt import pretrain_stage
+    from lepta.pipeline import refuse_existing
+    from lepta.recipe import Language, PretrainSettings, Text, validated
 
-    settings = PretrainSettings(
-        trains="embeddings" if new_rows_from is None else "new-rows",
-        tokens=tokens,
-        block=block,
-        batch=batch,
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        source_share=source_share,
+    refuse_existing(output, force)
+    settings = validated(
+        PretrainSettings,
+        {
+            "trains": trains,
+            "tokens": tokens,
+            "block": block,
+            "documents_apart": documents_apart,
+            "batch": batch,
+            "micro_batch": micro_batch,
+            "learning_rate": learning_rate or [2e-3],
+            "old_rows_learning_rate": old_rows_learning_rate,
+            "body_learning_rate": body_learning_rate,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "lora": {"rank": lora_rank, "alpha": lora_alpha},
+            "body_dtype": body_dtype,
+            "gradient_checkpointing": gradient_checkpointing,
+            "source_share": source_share,
+            "save_every": save_every,
+            "measure_every": measure_every,
+            "keep": keep,
+            "forget_limit": forget_limit,
+            "report_to": report_to or [],
+        },
+        "lepta pretrain",
     )
-    target, source = list(read_documents(text)), list(read_documents(source_text)) if source_text else []
-    held_out = windows(list(read_documents(valid)), WINDOW, settings.measure_characters) if valid else []
-    with publishing(output, force) as folder:
-        facts, curve = pretrain_folder(
-            model, new_rows_from or 0, target, source, held_out, "target", settings, seed, folder
-        )
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        write_json(folder / CURVE, {"curve": curve})
-        texts = {"text": text, "source_text": source_text or [], "valid": valid or []}
-        texts = {label: names for label, names in texts.items() if names}
-        key = settings.model_dump() | {"seed": seed, "new_rows_from": new_rows_from}
-        write_manifest("pretrain", folder, {"model": model}, key, facts, {"model": str(model), **texts}, texts)
+    sides = Text.model_construct(
+        target=Language.model_construct(language="target", train=text, valid=valid or []),
+        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
+    )
+    facts, curve = pretrain_stage(model, original, sides, settings, seed, output, force)
     measured = [entry for entry in curve if "loss" not in entry]
     result({"output": str(output), **facts, "held_out": measured}, as_json)
 

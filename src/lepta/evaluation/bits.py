@@ -10,9 +10,9 @@ import torch
 
 from lepta.errors import LeptaError
 from lepta.progress import track
+from lepta.training.loss import give_loss
 
 WINDOW = 1500  # characters that a model sees at once, where no recipe says otherwise
-LOGITS_BLOCK = 256  # positions whose logits exist at the same time
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def windows(documents: Sequence[str], length: int, total: int) -> list[str]:
     return kept
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: str = "bits per byte") -> TextScore:
     """Score texts, each one by itself after the token that starts a text.
 
@@ -66,14 +66,13 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise LeptaError("tokenizer: neither bos_token nor eos_token; bits per byte need a token that starts a text")
-    head, nats, tokens = model.get_output_embeddings(), 0.0, 0
+    give_loss(model)
+    nats, tokens = 0.0, 0
     for text in track(texts, description, len(texts)):
         ids = torch.tensor([[start, *tokenizer(text, add_special_tokens=False)["input_ids"]]], device=model.device)
-        hidden = model.base_model(ids).last_hidden_state[0, :-1]
-        targets = ids[0, 1:]
-        for states, labels in zip(hidden.split(LOGITS_BLOCK), targets.split(LOGITS_BLOCK), strict=True):
-            nats += float(torch.nn.functional.cross_entropy(head(states).float(), labels, reduction="sum"))
-        tokens += len(targets)
+        predicted = ids.shape[1] - 1
+        nats += float(model(input_ids=ids, labels=ids).loss) * predicted
+        tokens += predicted
     return TextScore(
         bits=nats / math.log(2),
         utf8_bytes=sum(len(text.encode()) for text in texts),

@@ -1,7 +1,7 @@
 """What the model writes: greedy answers and continuations, and how much of them is in new tokens."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Generated:
         """Characters written per second, reading the prompts included."""
         return sum(map(len, self.texts)) / self.seconds
 
-    def share_of(self, wanted: set[int] | None) -> float | None:
+    def share_of(self, wanted: Set[int] | None) -> float | None:
         """Share of the generated tokens that are among the wanted ids; None if there is no such set."""
         if wanted is None:
             return None
@@ -48,7 +48,7 @@ def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str) -> Generated:
     """Continue prompts greedily, in batches padded on the left.
 

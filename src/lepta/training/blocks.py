@@ -1,125 +1,340 @@
-"""From documents to training blocks (paper 2.4.1): every block starts at a document or at a paragraph."""
+"""From text to training blocks (paper 2.4.1), streamed to disk: every block starts at a document or a paragraph.
 
+Documents are cut into sections of whole paragraphs that fit into a block; sections are put together to blocks that are
+as full as can be. No token is dropped, nothing but a paragraph longer than a block is cut, and nothing is in memory
+but numbers of sections.
+"""
+
+import bisect
+import copy
+import itertools
 import random
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import regex
 
 from lepta.errors import LeptaError
+from lepta.progress import progress
+from lepta.training.loss import IGNORED
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
-
-CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches: a section fills about one block
-
-
-def pack(documents: Iterable[list[list[int]]], length: int) -> Iterator[list[int]]:
-    """Pack tokenised documents into blocks of at most `length` tokens.
-
-    No token is dropped. A block is closed when the next paragraph does not fit; a paragraph longer than a block is the
-    only one that is cut, and what follows it starts a new block.
-
-    Parameters
-    ----------
-    documents : iterable of documents, each a list of paragraphs, each a list of token ids
-    length : int
-        Block length in tokens.
-    """
-    block: list[int] = []
-    for document in documents:
-        for paragraph in document:
-            if block and len(block) + len(paragraph) > length:
-                yield block
-                block = []
-            block += paragraph
-            while len(block) > length:
-                yield block[:length]
-                block = block[length:]
-    if block:
-        yield block
+CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches
+MARGIN = 2.0  # times the text that a budget needs is tokenised: others reach up to 8 characters
+AT_ONCE = 1000  # parts of documents that are tokenised together
+WINDOW = 4096  # sections that are fitted together to blocks
+TOKENS, SECTIONS = "tokens.bin", "sections.npy"
 
 
 @dataclass(frozen=True)
-class Section:
+class TokenStore:
+    """Tokenised text on disk.
+
+    Attributes
+    ----------
+    tokens : uint32 array, mapped
+        All sections, one after the other.
+    starts : int64 array, shape (sections + 1,)
+        Where each section starts; the last entry is the number of tokens.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each section, int64."""
+        return np.diff(self.starts)
+
+    @staticmethod
+    def open(folder: Path) -> "TokenStore":
+        """Map a store that `write_tokens` wrote."""
+        starts = np.load(folder / SECTIONS)
+        tokens = np.memmap(folder / TOKENS, np.uint32, "r") if starts[-1] else np.zeros(0, np.uint32)
+        return TokenStore(tokens, starts)
+
+
+def write_tokens(
+    documents: Iterable[str], tokenizer: Any, length: int, folder: Path, share: float = 1.0, seed: int = 0
+) -> TokenStore:
+    """Tokenise documents to disk, cut into sections of whole paragraphs.
+
+    Parameters
+    ----------
+    documents : iterable of str
+        Gone through once.
+    tokenizer : transformers tokenizer
+        Its end-of-text token closes each document.
+    length : int
+        Most tokens of a section.
+    folder : Path
+        Two files are written here, the index last.
+    share : float
+        Share of the text that is kept, drawn at random in parts of about a block: training that sees a little of a
+        corpus should see a little of many documents, not all of a few (12,000 tokens from four whole documents made
+        held-out Russian worse, 2.036 -> 2.049 bits per byte).
+    seed : int
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, starts = random.Random(seed), array("q", [0])
+    parts = (part for text in documents for part in parts_of_document(text, length, share))
+    kept = (part for part in parts if share >= 1 or draw.random() < share)
+    with (folder / TOKENS).open("wb") as out, progress("tokens", None) as bar:
+        while batch := list(itertools.islice(kept, AT_ONCE)):
+            for section in _sections(tokenizer, batch, length):
+                out.write(np.asarray(section, dtype=np.uint32).tobytes())
+                starts.append(starts[-1] + len(section))
+            bar.set(starts[-1])
+    partial = folder / f".{SECTIONS}"
+    np.save(partial, np.asarray(starts, dtype=np.int64))
+    partial.replace(folder / SECTIONS)
+    return TokenStore.open(folder)
+
+
+@dataclass(frozen=True)
+class Part:
     """Consecutive paragraphs of one document."""
 
     paragraphs: list[str]
     ends_document: bool
 
 
-def sections(documents: Iterable[str], characters: int) -> Iterator[Section]:
-    """Cut documents into sections of whole paragraphs, each closed once it has so many characters.
-
-    Training that sees a small part of a corpus should see a little of many documents, not all of a few: 12,000 tokens
-    from whole documents (four of them) made held-out Russian worse, 2.036 -> 2.049 bits per byte.
-    """
-    for document in documents:
-        paragraphs = PARAGRAPH.findall(document.strip())
-        start = size = 0
-        for end, paragraph in enumerate(paragraphs, 1):
-            size += len(paragraph)
-            if size >= characters or end == len(paragraphs):
-                yield Section(paragraphs[start:end], end == len(paragraphs))
-                start, size = end, 0
+def parts_of_document(document: str, length: int, share: float) -> Iterator[Part]:
+    """A document whole, or, if only a share of the text is wanted, in parts of about `length` tokens."""
+    paragraphs = PARAGRAPH.findall(document.strip())
+    start = size = 0
+    for end, paragraph in enumerate(paragraphs, 1):
+        size += len(paragraph)
+        if end == len(paragraphs) or (share < 1 and size >= length * CHARACTERS_PER_TOKEN):
+            yield Part(paragraphs[start:end], end == len(paragraphs))
+            start, size = end, 0
 
 
-def tokenise(tokenizer: Any, parts: Iterable[Section]) -> Iterator[list[list[int]]]:
-    """Tokenise sections paragraph by paragraph; the end-of-text token closes each document.
+def _sections(tokenizer: Any, parts: Sequence[Part], length: int) -> Iterator[list[int]]:
+    """Sections: paragraphs of a part in order, as many as fit; one that fits no section is cut."""
+    flat = [paragraph for part in parts for paragraph in part.paragraphs]
+    ids = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    for part in parts:
+        tokenised = [next(ids) for _ in part.paragraphs]
+        if part.ends_document:
+            tokenised[-1] = [*tokenised[-1], tokenizer.eos_token_id]
+        yield from cut(tokenised, length)
+
+
+def cut(paragraphs: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Cut paragraphs of token ids into sections of at most `length`; no token is dropped."""
+    section: list[int] = []
+    for paragraph in paragraphs:
+        if section and len(section) + len(paragraph) > length:
+            yield section
+            section = []
+        section += paragraph
+        while len(section) > length:
+            yield section[:length]
+            section = section[length:]
+    if section:
+        yield section
+
+
+def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
+    """Put sections together to blocks, best fit first: each goes to the fullest block that still has room.
 
     Parameters
     ----------
-    tokenizer : transformers tokenizer
+    lengths : int array
+        Tokens of each section, none above `length`.
+    length : int
+        Block length in tokens.
+
+    Yields
+    ------
+    list of int
+        Numbers of the sections of a block, longest first; blocks come in the order in which they were begun.
     """
-    for part in parts:
-        paragraphs = tokenizer(part.paragraphs, add_special_tokens=False)["input_ids"]
-        if part.ends_document:
-            paragraphs[-1] = [*paragraphs[-1], tokenizer.eos_token_id]
-        yield paragraphs
+    blocks: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, block), sorted
+    for number in np.argsort(-lengths, kind="stable").tolist():
+        size = int(lengths[number])
+        place = bisect.bisect_left(room, (size, -1))
+        if place == len(room):
+            left, block = length, len(blocks)
+            blocks.append([])
+        else:
+            left, block = room.pop(place)
+        blocks[block].append(number)
+        if left > size:
+            bisect.insort(room, (left - size, block))
+    yield from blocks
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Blocks of one text: `members[ends[n - 1]:ends[n]]` are the numbers of the sections in block n; int64 arrays."""
+
+    store: TokenStore
+    members: np.ndarray
+    ends: np.ndarray
+
+    def sections(self, number: int) -> np.ndarray:
+        """Numbers of the sections of a block, in order."""
+        return self.members[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each block, int64."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        return np.add.reduceat(self.store.lengths[self.members], starts) if len(self.ends) else self.ends
+
+
+class Blocks:
+    """The blocks of a whole run in training order; `blocks[n]` is an example for training.
+
+    Attributes
+    ----------
+    texts : tuple of Packed
+    text_of : uint8 array, shape (blocks,)
+        Which text a block is from.
+    number_of : int64 array, shape (blocks,)
+        Its number there.
+    documents_apart : bool
+        Positions start from 0 in each section, and what stands before a section in its block is not seen from it.
+    """
+
+    def __init__(self, texts: tuple[Packed, ...], documents_apart: bool = False) -> None:
+        self.texts, self.documents_apart = texts, documents_apart
+        # Evenly spread: the n-th of N blocks of a text stands at (n + 1/2) / N of the run.
+        places = np.concatenate([(np.arange(len(text.ends)) + 0.5) / max(len(text.ends), 1) for text in texts])
+        order = np.argsort(places, kind="stable")
+        numbers = [len(text.ends) for text in texts]
+        self.text_of = np.repeat(np.arange(len(texts), dtype=np.uint8), numbers)[order]
+        self.number_of = np.concatenate([np.arange(number) for number in numbers])[order]
+        self.sizes = np.concatenate([text.sizes for text in texts])[order]  # tokens of each block
+
+    def __len__(self) -> int:
+        return len(self.text_of)
+
+    def first(self, share: float) -> "Blocks":
+        """The first blocks of the run, so many of them."""
+        part, number = copy.copy(self), max(1, round(len(self) * share))
+        part.text_of, part.number_of, part.sizes = (
+            values[:number] for values in (self.text_of, self.number_of, self.sizes)
+        )
+        return part
+
+    def facts(self, length: int) -> dict[str, Any]:
+        """What they hold, for people: tokens, blocks, how full they are, and how often each text is gone through."""
+        passes = [
+            float(self.sizes[self.text_of == n].sum() / max(text.store.starts[-1], 1))
+            for n, text in enumerate(self.texts)
+        ]
+        return {
+            "tokens": int(self.sizes.sum()),
+            "blocks": len(self),
+            "full": round(float(self.sizes.mean() / length), 4),
+            "passes": [round(number, 3) for number in passes],
+        }
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        text = self.texts[self.text_of[number]]
+        store, sections = text.store, text.sections(int(self.number_of[number]))
+        ids = np.concatenate([store.tokens[store.starts[s] : store.starts[s + 1]] for s in sections]).astype(np.int64)
+        if not self.documents_apart:
+            return {"input_ids": ids, "labels": ids}
+        lengths, labels = store.starts[sections + 1] - store.starts[sections], ids.copy()
+        labels[np.cumsum(lengths)[:-1]] = IGNORED  # nothing that a section's first token could be told from is seen
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": np.concatenate([np.arange(length) for length in lengths]),
+        }
+
+
+def lay_out(store: TokenStore, tokens: int, length: int, seed: int) -> Packed:
+    """Go through a text as often as a budget of tokens asks for, each time in another order.
+
+    Parameters
+    ----------
+    store : TokenStore
+    tokens : int
+        The last block may go beyond.
+    length : int
+        Block length in tokens.
+    seed : int
+    """
+    if tokens > 0 and not len(store.lengths):
+        raise LeptaError("training text: it holds no token")
+    members, ends, generator = array("q"), array("q"), np.random.default_rng(seed)
+    while tokens > 0:
+        for block in _one_pass(store.lengths, length, generator):
+            members.extend(block.tolist())
+            ends.append(len(members))
+            tokens -= int(store.lengths[block].sum())
+            if tokens <= 0:
+                break
+    return Packed(store, np.asarray(members, dtype=np.int64), np.asarray(ends, dtype=np.int64))
+
+
+def _one_pass(lengths: np.ndarray, length: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """All sections once, in a random order, as blocks in a random order."""
+    numbers = generator.permutation(len(lengths))
+    for start in range(0, len(numbers), WINDOW):
+        window = numbers[start : start + WINDOW]
+        blocks = list(fit(lengths[window], length))
+        for chosen in generator.permutation(len(blocks)):
+            yield window[generator.permutation(blocks[chosen])]
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """One language's part of the training text.
+
+    Attributes
+    ----------
+    documents : callable
+        Streams the documents; called up to twice, once to count characters.
+    share : float
+        Share of all tokens that is of this text.
+    """
+
+    documents: Callable[[], Iterable[str]]
+    share: float
 
 
 def training_blocks(
-    tokenizer: Any, target: list[str], source: list[str], tokens: int, length: int, source_share: float, seed: int
-) -> list[list[int]]:
-    """Lay out the blocks of a whole run, in training order.
-
-    The texts, cut into sections of about a block, are gone through as often as the budget asks for, each time in
-    another order; blocks of the source
-    language are spread evenly among those of the target language.
+    texts: Sequence[TrainingText],
+    tokenizer: Any,
+    tokens: int,
+    length: int,
+    seed: int,
+    folder: Path,
+    documents_apart: bool = False,
+) -> Blocks:
+    """Tokenise what a run needs of its texts, unless that was done already, and lay its blocks out.
 
     Parameters
     ----------
+    texts : sequence of TrainingText
     tokenizer : transformers tokenizer
-    target, source : lists of documents
-        Text of the target language, and of the language the model already knows.
     tokens : int
-        Tokens to train on in all.
+        Tokens to train on in all; the last block of each text may go beyond.
     length : int
         Block length in tokens.
-    source_share : float
-        Share of the tokens that is of the source language.
     seed : int
+    folder : Path
+        For the tokenised texts.
+    documents_apart : bool
+        See `Blocks`.
     """
-    if source_share and not source:
-        raise LeptaError("pretrain.source_share: above 0, but the recipe names no text in text.source.train")
-    by_language = [(target, 1 - source_share), (source, source_share)]
-    queue = []
-    for documents, share in by_language:
-        if not share:
-            continue
-        blocks: list[list[int]] = []
-        parts = list(sections(documents, length * CHARACTERS_PER_TOKEN))
-        generator = random.Random(seed)
-        missing = round(tokens * share)
-        while missing > 0:  # once more through the texts; only what the budget reaches is tokenised
-            before = missing
-            for block in pack(tokenise(tokenizer, generator.sample(parts, len(parts))), length):
-                blocks.append(block)
-                missing -= len(block)
-                if missing <= 0:
-                    break
-            if missing == before:
-                raise LeptaError("training text: it holds no token")
-        # Evenly spread: the n-th of N blocks of a language stands at (n + 1/2) / N of the run.
-        queue += [((n + 0.5) / len(blocks), block) for n, block in enumerate(blocks)]
-    return [block for _, block in sorted(queue, key=lambda item: item[0])]
+    packed = []
+    for number, text in enumerate(text for text in texts if text.share):
+        place, budget = folder / str(number), round(tokens * text.share)
+        if not (place / SECTIONS).is_file():
+            characters = sum(map(len, text.documents()))
+            share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
+            write_tokens(text.documents(), tokenizer, length, place, share, seed)
+        packed.append(lay_out(TokenStore.open(place), budget, length, seed))
+    return Blocks(tuple(packed), documents_apart)

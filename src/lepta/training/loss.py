@@ -1,36 +1,87 @@
-"""Cross-entropy of a language model's head without its logits: a few rows of them exist at a time.
+"""Cross-entropy of a language model without its logits: a few rows of them exist at a time.
 
 For 2,000 tokens and a vocabulary of 55,000 the logits alone are 440 MB, and stock training holds them three times: in
 the model's dtype, in float32, and as their gradient.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import CausalLMOutput
+
+from lepta.training.split import parts_of
 
 IGNORED = -100  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
 
 
+def give_loss(model: Any) -> None:
+    """Have a causal LM compute its loss without all logits whenever it is called with `labels`.
+
+    The model's own `forward` is replaced on the instance, so whatever wraps the model (DDP, FSDP2) has its weights
+    where they are needed. Models that cap or scale their logits (Gemma 2, Cohere, Granite) keep their own loss.
+    """
+    if getattr(model, "has_chunked_loss", False):
+        return
+    model.has_chunked_loss = True
+    if not has_plain_head(model):
+        return
+    forward = model.forward
+
+    def forward_with_loss(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any) -> Any:
+        if labels is None:
+            return forward(*args, **inputs)
+        hidden = model.base_model(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
+        head = model.get_output_embeddings()
+        loss = linear_cross_entropy(
+            hidden.flatten(0, 1), parts_of(head), labels[:, 1:].flatten(), head.bias, num_items_in_batch
+        )
+        return CausalLMOutput(loss=loss)
+
+    model.forward = forward_with_loss
+    model.accepts_loss_kwargs = True  # the Trainer then says by how many tokens of the whole step to divide
+
+
+@torch.no_grad()
+def has_plain_head(model: Any) -> bool:
+    """Tell whether a model's logits are its head applied to its last hidden states, and nothing more."""
+    inputs = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=model.dtype != torch.float32):
+        expected = model(input_ids=inputs).logits
+        found = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, bias: torch.Tensor | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    divisor: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy of `hidden @ weight.T + bias`, with gradients computed along with it.
+    """Cross-entropy of `hidden @ weight.T + bias`, with gradients computed along with it.
 
     Parameters
     ----------
     hidden : tensor, shape (n, d)
-    weight : tensor, shape (V, d)
+    weight : tensor, shape (V, d), or a sequence of tensors that are its rows in order
+        Parts that need no gradient cost none.
     labels : int64 tensor, shape (n,)
         -100 where there is nothing to predict.
     bias : tensor, shape (V,), optional
+    divisor : int or scalar tensor, optional
+        What the sum is divided by; default: the number of labels that are predicted.
 
     Returns
     -------
     tensor, float32 (float64 for float64 weights)
         Scalar, nats per token.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, bias)
+    parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
+    return _LinearCrossEntropy.apply(hidden, labels, bias, divisor, *parts)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -38,64 +89,112 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, bias: torch.Tensor | None
+        ctx: Any,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        bias: torch.Tensor | None,
+        divisor: torch.Tensor | int | None,
+        *parts: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden.device.type
-        products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
-            return _sum_up(ctx, hidden, weight, labels, bias, products)
+            return _sum_up(ctx, hidden, labels, bias, divisor, parts, products)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
-        of_hidden, of_weight, of_bias = (
+        of_hidden, of_bias, *of_parts = (
             None if gradient is None else gradient.mul_(scale.to(gradient.dtype)) for gradient in ctx.gradients
         )
-        return of_hidden, of_weight, None, of_bias
+        return of_hidden, None, of_bias, None, *of_parts
 
 
 def _sum_up(
     ctx: Any,
     hidden: torch.Tensor,
-    weight: torch.Tensor,
     labels: torch.Tensor,
     bias: torch.Tensor | None,
+    divisor: torch.Tensor | int | None,
+    parts: tuple[torch.Tensor, ...],
     products: torch.dtype,
 ) -> torch.Tensor:
-    """Loss and gradients; matrix products in the dtype of autocast, sums of the weight's gradient in its own."""
+    """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in its own.
+
+    One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
+    as a fourth matrix product (the system hands it out page by page).
+    """
     kept = labels != IGNORED
     states, targets = hidden[kept].to(products), labels[kept]
-    head, offset = weight.to(products), None if bias is None else bias.to(products)
-    sums = torch.promote_types(weight.dtype, torch.float32)
-    of_states, of_weight, of_bias = (
-        torch.zeros_like(tensor) if tensor is not None and needed else None
-        for tensor, needed in zip(
-            (states, weight, bias), (*ctx.needs_input_grad[:2], ctx.needs_input_grad[3]), strict=True
-        )
+    head = _Head([part.to(products) for part in parts], None if bias is None else bias.to(products))
+    sums = torch.promote_types(parts[0].dtype, torch.float32)
+    scale = 1 / torch.as_tensor(max(len(states), 1) if divisor is None else divisor, dtype=sums, device=hidden.device)
+    gradients = _Gradients(
+        torch.empty_like(states) if ctx.needs_input_grad[0] else None,
+        [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[4:], strict=True)],
+        torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None,
     )
+    rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
+    buffer = torch.empty(rows, head.size, dtype=products, device=hidden.device)
     loss = torch.zeros((), dtype=sums, device=hidden.device)
-    rows = max(1, LOGITS_BYTES // (len(weight) * sums.itemsize))
     for start in range(0, len(states), rows):
         part, target = states[start : start + rows], targets[start : start + rows, None]
-        logits = torch.nn.functional.linear(part, head, offset).to(sums)
-        normaliser = logits.logsumexp(dim=1, keepdim=True)
-        loss += (normaliser - logits.gather(1, target)).sum()
+        logits = head.logits(part, buffer[: len(part)]).to(sums)  # no copy where products have this dtype already
+        of_target = logits.gather(1, target)
+        highest = logits.amax(dim=1, keepdim=True)
+        exponentials = logits.sub_(highest).exp_()
+        total = exponentials.sum(dim=1, keepdim=True)
+        loss += (total.log() + highest - of_target).sum()
         if not any(ctx.needs_input_grad):
             continue
-        change = logits.sub_(normaliser).exp_()  # probabilities, less 1 at the target
-        change.scatter_add_(1, target, change.new_full(target.shape, -1.0))
-        change = change.div_(len(states)).to(products)
-        if of_states is not None:
-            torch.mm(change, head, out=of_states[start : start + rows])
-        if of_weight is not None and of_weight.dtype == products:
-            of_weight.addmm_(change.T, part)
-        elif of_weight is not None:
-            of_weight += change.T @ part
-        if of_bias is not None:
-            of_bias += change.sum(dim=0)
+        # Probabilities, less 1 at the target, are `change / total`. The division is done on the narrow side, except in
+        # 16 bits, where totals overflow.
+        change, narrow = exponentials.scatter_add_(1, target, -total), scale / total
+        if products != sums:
+            change, narrow = change.div_(total).to(products), scale
+        gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))
     of_hidden = None
-    if of_states is not None:
+    if gradients.of_states is not None:
         of_hidden = torch.zeros_like(hidden)
-        of_hidden[kept] = of_states.to(hidden.dtype)
-    ctx.gradients = of_hidden, of_weight, of_bias
-    return loss / max(len(states), 1)
+        of_hidden[kept] = gradients.of_states.to(hidden.dtype)
+    ctx.gradients = of_hidden, gradients.of_bias, *gradients.of_parts
+    return loss * scale
+
+
+class _Head:
+    """Rows of a head in parts, with where each part's logits stand among all."""
+
+    def __init__(self, parts: list[torch.Tensor], bias: torch.Tensor | None) -> None:
+        self.parts, self.bias, self.size = parts, bias, sum(map(len, parts))
+        ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+        self.columns = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+
+    def logits(self, states: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        for part, columns in zip(self.parts, self.columns, strict=True):
+            torch.mm(states, part.T, out=out[:, columns])
+        return out if self.bias is None else out.add_(self.bias)
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Gradients of hidden states, of each part of the head and of its bias; None where there is nothing to train."""
+
+    of_states: torch.Tensor | None
+    of_parts: list[torch.Tensor | None]
+    of_bias: torch.Tensor | None
+
+    def add(self, head: _Head, rows: slice, states: torch.Tensor, change: torch.Tensor, narrow: torch.Tensor) -> None:
+        """Add what some rows give: the gradient of their logits is `change * narrow`."""
+        if self.of_states is not None:
+            of_rows = self.of_states[rows].zero_()
+            for part, columns in zip(head.parts, head.columns, strict=True):
+                of_rows.addmm_(change[:, columns], part)
+            of_rows.mul_(narrow)
+        weighted = states * narrow
+        for gradient, columns in zip(self.of_parts, head.columns, strict=True):
+            if gradient is not None and gradient.dtype == change.dtype:
+                gradient.addmm_(change[:, columns].T, weighted)
+            elif gradient is not None:
+                gradient += change[:, columns].T @ weighted
+        if self.of_bias is not None:
+            self.of_bias.add_((change * narrow).sum(dim=0))

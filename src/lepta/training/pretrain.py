@@ -1,113 +1,156 @@
-"""Continued pre-training (paper 2.1.3): the embeddings of the new vocabulary learn, the body stays frozen."""
+"""Continued pre-training (paper 2.1.3): the embeddings of the new vocabulary learn; the body is frozen, or follows."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.load import device, load_model, load_tokenizer
 from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows
 from lepta.evaluation.bits import score_text
-from lepta.pipeline import CHECKPOINTS
-from lepta.recipe import PretrainSettings, Trains
-from lepta.training.blocks import training_blocks
-from lepta.training.trainer import train
+from lepta.evaluation.generation import generate
+from lepta.pipeline import CHECKPOINTS, write_json
+from lepta.recipe import PretrainSettings
+from lepta.training.blocks import Blocks, TrainingText, training_blocks
+from lepta.training.distributed import processes
+from lepta.training.merge import changed_tensors
+from lepta.training.trainable import make_trainable
+from lepta.training.trainer import Examples, Run, Watch, train
 from lepta.vocabulary.source import open_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SWEEP = "sweep.json"
+OPENINGS, OPENING, CONTINUATION = (
+    4,
+    60,
+    16,
+)  # prompts, their characters, and the tokens that follow, to see what is written
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that is not trained on.
+
+    Attributes
+    ----------
+    target, source : sequences of str
+        Windows of text; either may be empty.
+    target_language, source_language : str
+        Names in the curve.
+    new_ids : frozenset of int
+        Tokens that only the new vocabulary has.
+    """
+
+    target: Sequence[str] = ()
+    source: Sequence[str] = ()
+    target_language: str = "target"
+    source_language: str = "source"
+    new_ids: frozenset[int] = frozenset()
 
 
 def pretrain(
     model: Any,
-    blocks: list[list[int]],
+    examples: Examples,
+    sizes: Sequence[int] | np.ndarray,
     pad_id: int,
     work: Path,
+    settings: PretrainSettings,
     *,
-    trains: Trains,
-    old_rows: int,
-    batch: int,
-    learning_rate: float,
-    warmup_steps: int,
-    weight_decay: float,
+    first_new: int,
+    rate: float,
     seed: int,
-    save_every: int,
-    measure: Callable[[], dict] | None = None,
-    measure_every: int = 1,
-) -> list[dict[str, float]]:
-    """Train the input and output embeddings of a model on blocks of text.
+    watch: Watch | None = None,
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Train what the settings say on blocks of text.
 
     Parameters
     ----------
-    model : transformers causal LM, float32
-        Trained in place.
-    blocks : list of token id lists
-    trains : {"new-rows", "embeddings"}
-        `new-rows`: only rows from `old_rows` on, the others keep every bit. `embeddings`: all rows, as in the paper.
-    old_rows : int
-        Rows that the model had before its vocabulary changed.
-    work, batch, learning_rate, warmup_steps, weight_decay, seed, save_every, measure, measure_every
-        See `lepta.training.trainer.train`; for `new-rows` the weight decay does not apply, since AdamW would shrink
-        the rows that have no gradient too.
+    model : transformers causal LM
+        Trained in place; its embeddings may be split and low-rank layers put in (`make_trainable`).
+    examples : Examples
+    sizes : sequence of int
+        Tokens of each example.
+    pad_id : int
+    work : Path
+        Folder for checkpoints.
+    settings : PretrainSettings
+    first_new : int
+        Rows before it are of tokens that the model had before its vocabulary changed.
+    rate : float
+        Peak learning rate of the embeddings.
+    seed : int
+    watch : Watch, optional
 
     Returns
     -------
-    list of dict
-        The training curve.
+    curve, weights
+        See `lepta.training.trainer.train`.
     """
-    model.requires_grad_(False)
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for weight in matrices.values():
-        weight.requires_grad_(True)
-        if trains == "new-rows":
-            weight.register_hook(lambda gradient: _without_old_rows(gradient, old_rows))
-    return train(
-        model,
-        [{"input_ids": block, "labels": block} for block in blocks],
-        pad_id,
-        work,
-        "continued pre-training",
-        batch=batch,
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay if trains == "embeddings" else 0.0,
+    torch.manual_seed(seed)  # LoRA starts from random numbers
+    run = Run(
+        batch=settings.batch,
+        micro_batch=settings.micro_batch,
+        groups=make_trainable(model, settings, first_new, rate),
+        warmup_steps=settings.warmup_steps,
+        adam_epsilon=settings.adam_epsilon,
         seed=seed,
-        save_every=save_every,
-        measure=measure,
-        measure_every=measure_every,
+        save_every=settings.save_every,
+        dtype=products_dtype(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        report_to=tuple(settings.report_to),
     )
+    return train(model, examples, sizes, pad_id, work, "continued pre-training", run, watch)
 
 
-def _without_old_rows(gradient: torch.Tensor, old_rows: int) -> torch.Tensor:
-    """A row whose gradient is always zero is never moved by AdamW without weight decay."""
-    gradient = gradient.clone()
-    gradient[:old_rows] = 0
-    return gradient
+def products_dtype(settings: PretrainSettings) -> torch.dtype:
+    """Precision of the body's products: bfloat16 on a GPU that has it, float32 on a CPU, or as the settings say.
+
+    Without bfloat16 instructions, products in bfloat16 are about 200 times slower than in float32.
+    """
+    if settings.body_dtype in DTYPES:
+        return DTYPES[settings.body_dtype]
+    if device().type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_for_training(folder: Path, settings: PretrainSettings) -> Any:
+    """Load a model with its body in the precision of the settings; weights that train become float32 later."""
+    dtype = products_dtype(settings)
+    if settings.trains == "full":
+        return load_model(folder, torch.float32)
+    if settings.body_dtype != "4bit":
+        return load_model(folder, dtype)
+    return load_model(folder, dtype, four_bits=True)
 
 
 def pretrain_folder(
     initialised: Path,
-    old_rows: int,
-    target: list[str],
-    source: list[str],
-    valid: list[str],
-    language: str,
+    first_new: int,
+    texts: Sequence[TrainingText],
+    held_out: HeldOut,
     settings: PretrainSettings,
     seed: int,
     folder: Path,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Pre-train a model folder on text and write the result, embeddings trained, body as it was.
+    """Pre-train a model folder on text and write the result; what does not train is copied byte for byte.
 
     Parameters
     ----------
     initialised : Path
         Model with the new vocabulary.
-    old_rows : int
-        Rows before the vocabulary changed.
-    target, source : documents to train on
-    valid : texts of the target language to measure on
-    language : str
-        Name of the target language in the curve.
+    first_new : int
+        Rows before it are of tokens that the model had before its vocabulary changed.
+    texts : sequence of TrainingText
+    held_out : HeldOut
+        To measure on.
+    settings : PretrainSettings
+    seed : int
     folder : Path
         Existing folder for the result; checkpoints found in it are resumed from.
 
@@ -116,32 +159,93 @@ def pretrain_folder(
     facts : dict
     curve : list of dict
     """
-    checkpoint, tokenizer = Checkpoint(initialised), load_tokenizer(initialised)
-    model = load_model(initialised, torch.float32)
-    blocks = training_blocks(tokenizer, target, source, settings.tokens, settings.block, settings.source_share, seed)
+    tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
+    with processes().main_process_first():  # the others then find the tokens on disk
+        blocks = training_blocks(
+            texts, tokenizer, settings.tokens, settings.block, seed, work / "blocks", settings.documents_apart
+        )
+    facts = blocks.facts(settings.block)
+    rate = settings.learning_rate[0]
+    if len(settings.learning_rate) > 1:
+        rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
+    model, curve, weights = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
+    facts["learning_rate"] = rate
+    if processes().is_main_process:
+        checkpoint = Checkpoint(initialised)
+        write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(initialised), folder)
+    processes().wait_for_everyone()
+    return facts, curve
+
+
+def _run(
+    initialised: Path,
+    first_new: int,
+    blocks: Blocks,
+    held_out: HeldOut,
+    settings: PretrainSettings,
+    rate: float,
+    seed: int,
+    work: Path,
+) -> tuple[Any, list[dict[str, float]], dict[str, torch.Tensor]]:
+    model, tokenizer = load_for_training(initialised, settings), load_tokenizer(initialised)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    watch = _watch(model, tokenizer, held_out, settings)
+    curve, weights = pretrain(
+        model, blocks, blocks.sizes, pad_id, work, settings, first_new=first_new, rate=rate, seed=seed, watch=watch
+    )
+    return model, curve, weights
+
+
+def _sweep(
+    initialised: Path,
+    first_new: int,
+    blocks: Blocks,
+    held_out: HeldOut,
+    settings: PretrainSettings,
+    seed: int,
+    work: Path,
+) -> tuple[float, dict[str, float]]:
+    """Try each learning rate on a part of the blocks (paper 2.4.1); the lowest bits per byte of the target wins."""
+    file, part = work / SWEEP, blocks.first(settings.sweep_share)
+    scores: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    for rate in settings.learning_rate:
+        name = f"{rate:g}"
+        if name in scores:
+            continue
+        _, curve, _ = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
+        measured = [entry for entry in curve if "loss" not in entry]
+        scores[name] = measured[-1][f"{held_out.target_language}_bits_per_byte"]
+        if processes().is_main_process:
+            write_json(file, scores)
+    best = min(settings.learning_rate, key=lambda rate: scores[f"{rate:g}"])
+    return best, scores
+
+
+def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:
+    """What is measured along the run: bits per byte, and the share of new tokens in what is written."""
+    texts = {
+        f"{language}_bits_per_byte": windows
+        for language, windows in (
+            (held_out.target_language, held_out.target),
+            (held_out.source_language, held_out.source),
+        )
+        if windows
+    }
+    if not texts:
+        return None
+    openings = [text[:OPENING] for text in held_out.target[:OPENINGS]] if held_out.new_ids else []
 
     def measure() -> dict[str, float]:
-        score = score_text(model, tokenizer, valid, f"held-out {language}")
-        return {f"{language}_bits_per_byte": score.bits_per_byte}
+        model.eval()
+        found = {name: score_text(model, tokenizer, text, name).bits_per_byte for name, text in texts.items()}
+        if openings:
+            written = generate(model, tokenizer, openings, CONTINUATION, "continuations")
+            found["new_token_share"] = written.share_of(held_out.new_ids) or 0.0
+        model.train()
+        return found
 
-    curve = pretrain(
-        model,
-        blocks,
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        folder / CHECKPOINTS,
-        trains=settings.trains,
-        old_rows=old_rows,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-        seed=seed,
-        save_every=settings.save_every,
-        measure=measure if valid else None,
-        measure_every=settings.measure_every,
-    )
-    trained = {checkpoint.input_name: ComputedRows.of(model.get_input_embeddings().weight.detach())}
-    if checkpoint.output_name:
-        trained[checkpoint.output_name] = ComputedRows.of(model.get_output_embeddings().weight.detach())
-    write_model(checkpoint, trained, open_tokenizer(initialised), folder)
-    return {"tokens": sum(map(len, blocks)), "blocks": len(blocks)}, curve
+    limits: tuple[tuple[str, float], ...] = ()
+    if settings.forget_limit is not None and held_out.source:
+        limits = ((f"{held_out.source_language}_bits_per_byte", settings.forget_limit),)
+    best = f"{held_out.target_language}_bits_per_byte" if settings.keep == "best" else None
+    return Watch(measure, settings.measure_every, best, limits)

@@ -1,55 +1,141 @@
-"""What continued pre-training and tuning share: one `transformers.Trainer` run over prepared blocks, resumable."""
+"""What continued pre-training and tuning share: one `transformers.Trainer` run over prepared examples, resumable."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lepta.checkpoints.load import device
 from lepta.errors import LeptaError
 from lepta.progress import progress
-from lepta.training.loss import IGNORED, linear_cross_entropy
+from lepta.training.distributed import processes
+from lepta.training.loss import IGNORED, give_loss
+from lepta.training.trainable import load_trained, trained_weights
 
-Example = dict[str, list[int]]  # input_ids and labels
+TRAINED, BEST = "trained.safetensors", "best.safetensors"
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what CUDA and the CPU allocator say
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """Pad a batch on the right to its longest example; padding is neither attended to nor predicted."""
+class Examples(Protocol):
+    """Examples by number: dicts with `input_ids`, `labels` and perhaps `position_ids`, each a list or array of ints."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, number: Any, /) -> Any:
+        """One of them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model is trained.
+
+    Attributes
+    ----------
+    batch : int
+        Examples per step, over all processes.
+    micro_batch : int or None
+        Examples that one process holds at once; None: its whole share of a step.
+    groups : list of dict
+        Parameters that train, as groups for AdamW with `lr` (at the peak) and `weight_decay`.
+    warmup_steps : int
+    seed : int
+    schedule : str
+        After warm-up, of transformers' learning rate schedules.
+    adam_epsilon : float
+        Betas are 0.9 and 0.95, as in the paper's runs.
+    save_every : int
+        Steps between checkpoints; 0 for none.
+    dtype : torch.dtype
+        Of the body's products.
+    gradient_checkpointing : bool
+    report_to : tuple of str
+        Trackers.
+    """
+
+    batch: int
+    groups: list[dict[str, Any]]
+    warmup_steps: int
+    seed: int
+    micro_batch: int | None = None
+    schedule: str = "cosine"
+    adam_epsilon: float = 1e-8
+    save_every: int = 0
+    dtype: torch.dtype = torch.float32
+    gradient_checkpointing: bool = False
+    report_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is measured while a model trains, and what follows from it.
+
+    Attributes
+    ----------
+    measure : callable
+        Returns name -> number; called before the first step, every `every` steps and after the last.
+    every : int
+    keep_best : str or None
+        Keep the weights for which this measurement is lowest.
+    limits : dict
+        Measurement -> how much it may rise above its start; training stops beyond, and such weights are never the best.
+    """
+
+    measure: Callable[[], dict[str, float]]
+    every: int
+    keep_best: str | None = None
+    limits: tuple[tuple[str, float], ...] = ()
+
+
+def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pad a batch on the right to its longest example; padding is not predicted, and nothing before it can see it."""
     width = max(len(example["input_ids"]) for example in examples)
 
-    def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+    def padded(name: str, fill: Callable[[int], np.ndarray]) -> torch.Tensor:
+        rows = [np.asarray(example[name], dtype=np.int64) for example in examples]
+        return torch.from_numpy(np.stack([np.concatenate([row, fill(width - len(row))]) for row in rows]))
 
-    return {
-        "input_ids": padded([example["input_ids"] for example in examples], pad_id),
-        "labels": padded([example["labels"] for example in examples], IGNORED),
-        "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples], 0),
+    batch = {
+        "input_ids": padded("input_ids", lambda length: np.full(length, pad_id)),
+        "labels": padded("labels", lambda length: np.full(length, IGNORED)),
     }
+    if "position_ids" in examples[0]:
+        batch["position_ids"] = padded("position_ids", np.arange)  # from 0 again: a document of its own
+    return batch
 
 
-class _Watch(TrainerCallback):
-    """Shows progress, keeps the curve, and runs a measurement every so many steps."""
+class _Callback(TrainerCallback):
+    """Shows progress, keeps the curve, measures, keeps the best weights and stops."""
 
-    def __init__(self, bar: Any, tokens_per_step: list[int], measure: Callable[[], dict] | None, every: int) -> None:
-        self.bar, self.tokens, self.measure, self.every = bar, tokens_per_step, measure, every
-        self.started, self.start_step = time.monotonic(), 0
+    def __init__(self, model: Any, bar: Any, tokens_per_step: list[int], watch: Watch | None, work: Path) -> None:
+        self.model, self.bar, self.tokens, self.watch, self.work = model, bar, tokens_per_step, watch, work
+        self.started, self.start_step, self.stopped = time.monotonic(), 0, ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.measure and not state.global_step:
-            state.log_history.append({"step": 0, **self.measure()})
+        if self.watch and not state.global_step:
+            state.log_history.append({"step": 0, **self.watch.measure()})
         self.started, self.start_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is not None and not torch.isfinite(torch.tensor(float(loss))):
-            raise LeptaError(f"training: the loss is {loss} at step {state.global_step}; lower the learning rate")
+        for name in ("loss", "grad_norm"):
+            value = float((logs or {}).get(name, 0.0))
+            if not math.isfinite(value):  # before this step's checkpoint is written
+                good = last_checkpoint(self.work)
+                kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
+                raise LeptaError(
+                    f"training: {name} is {value} at step {state.global_step} of {state.max_steps}; {kept}. "
+                    "Lower learning_rate, or give more warmup_steps"
+                )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seen = sum(self.tokens[self.start_step : state.global_step])
@@ -57,134 +143,193 @@ class _Watch(TrainerCallback):
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         note = f"{rate:.0f} tokens/s" + (f", loss {float(loss):.3f}" if loss is not None else "")
         self.bar.set(state.global_step, note)
-        if self.measure and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
-            state.log_history.append({"step": state.global_step, **self.measure()})
+        if self.watch and (state.global_step % self.watch.every == 0 or state.global_step == state.max_steps):
+            entry = {"step": state.global_step, **self.watch.measure()}
+            state.log_history.append(entry)
+            self._judge(self.watch, entry, state, control)
+
+    def _judge(self, watch: Watch, entry: dict[str, float], state: Any, control: Any) -> None:
+        measured = [old for old in state.log_history if "loss" not in old]
+        for name, limit in watch.limits:
+            rise = entry[name] - measured[0][name]
+            if rise > limit:
+                self.stopped = f"{name} rose by {rise:.3f}, more than {limit:g}, at step {state.global_step}"
+                control.should_training_stop = True
+                return
+        name = watch.keep_best
+        if name and all(entry[name] < old[name] for old in measured[:-1] if old["step"]):
+            save_weights(trained_weights(self.model), self.work / BEST)
 
 
 class _Trainer(Trainer):
-    """A Trainer whose loss never has all logits at once."""
+    """A Trainer with our groups of parameters, whose checkpoints hold what trains and nothing else."""
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Mean loss of the batch, nats per predicted token."""
-        head, labels = model.get_output_embeddings(), inputs["labels"]
-        body = {name: value for name, value in inputs.items() if name != "labels"}
-        hidden = model.base_model(**body).last_hidden_state[:, :-1]
-        return linear_cross_entropy(hidden.flatten(0, 1), head.weight, labels[:, 1:].flatten(), head.bias)
+    def __init__(self, run: Run, **arguments: Any) -> None:
+        self.run = run
+        super().__init__(**arguments)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW as in the paper's runs, each group with its own rate."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                self.run.groups, betas=(0.9, 0.95), eps=self.run.adam_epsilon, fused=True
+            )
+        return self.optimizer
+
+    def _save(self, output_dir: Any = None, state_dict: dict | None = None) -> None:
+        save_weights(trained_weights(self.model), Path(output_dir) / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        file = Path(resume_from_checkpoint) / TRAINED
+        load_trained(self.model, load_file(file), str(file))
 
 
-@torch.no_grad()
-def has_plain_head(model: Any, ids: list[int]) -> bool:
-    """Tell whether a model's logits are its head applied to its last hidden states, and nothing more.
-
-    Some families cap or scale them (Gemma 2, Cohere, Granite); those keep the loss that transformers gives them.
-    """
-    inputs = torch.tensor([ids[:16]], device=model.device)
-    expected = model(input_ids=inputs).logits
-    found = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Write tensors beside their place and rename them in; only the first process does."""
+    if processes().is_main_process:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+        partial.replace(file)
 
 
 def train(
     model: Any,
-    examples: list[Example],
+    examples: Examples,
+    sizes: Sequence[int] | np.ndarray,
     pad_id: int,
     work: Path,
     description: str,
-    *,
-    batch: int,
-    learning_rate: float,
-    warmup_steps: int,
-    weight_decay: float,
-    seed: int,
-    save_every: int,
-    schedule: str = "cosine",
-    measure: Callable[[], dict] | None = None,
-    measure_every: int = 1,
-) -> list[dict[str, float]]:
-    """Train on the examples once, in the order given.
+    run: Run,
+    watch: Watch | None = None,
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """Train on the examples once, in the order given, on all processes that were launched.
 
     Parameters
     ----------
     model : transformers model
         Trained in place; what has `requires_grad` is trained.
-    examples : list
-        Dicts with `input_ids` and `labels`.
+    examples : Examples
+    sizes : sequence of int
+        Tokens of each example.
     pad_id : int
     work : Path
         Folder for checkpoints. Whole ones found there are resumed from: the run then ends as it would have without
         the interruption.
     description : str
         What the progress bar says.
-    batch : int
-        Examples per step.
-    learning_rate, warmup_steps, weight_decay, schedule
-        AdamW with betas 0.9 and 0.95 as in the paper's runs.
-    seed : int
-    save_every : int
-        Steps between checkpoints; 0 for none.
-    measure : callable, optional
-        Called before the first step, every `measure_every` steps and after the last; what it returns joins the curve.
+    run : Run
+    watch : Watch, optional
 
     Returns
     -------
-    list of dict
-        The curve: entries with `step`, `tokens` and `loss` (nats per token) or what `measure` returned.
+    curve : list of dict
+        Entries with `step`, `tokens` and `loss` (nats per token) or what `watch.measure` returned.
+    weights : dict
+        Parameter name -> trained tensor on the CPU: the last ones, or the best if `watch` keeps them.
+
+    Raises
+    ------
+    LeptaError
+        If the loss or its gradient is no number, memory runs out, or the settings do not fit together.
     """
-    tokens = [
-        sum(len(example["input_ids"]) for example in examples[start : start + batch])
-        for start in range(0, len(examples), batch)
-    ]
-    cpu = device().type == "cpu"
+    micro_batch, accumulation = _split(run, processes().num_processes)
+    tokens = [int(np.sum(sizes[start : start + run.batch])) for start in range(0, len(sizes), run.batch)]
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=1,
-        per_device_train_batch_size=batch,
-        learning_rate=learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        adam_beta1=0.9,
-        adam_beta2=0.95,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=run.groups[0]["lr"],
+        lr_scheduler_type=run.schedule,
+        warmup_steps=run.warmup_steps,
         max_grad_norm=1.0,
         train_sampling_strategy="sequential",
         logging_steps=1,
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or 500,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if run.save_every else "no",
+        save_steps=run.save_every or 500,
         save_total_limit=1,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=cpu,
-        bf16=not cpu,  # activations; the trained weights stay float32
-        report_to="none",
+        seed=run.seed,
+        data_seed=run.seed,
+        use_cpu=processes().device.type == "cpu",
+        bf16=run.dtype == torch.bfloat16,
+        fp16=run.dtype == torch.float16,
+        ddp_find_unused_parameters=False,
+        report_to=list(run.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    processes()  # TrainingArguments has forgotten what they are
+    give_loss(model)
+    if run.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     with progress(description, len(tokens)) as bar:
-        kind = _Trainer if has_plain_head(model, examples[0]["input_ids"]) else Trainer
-        trainer = kind(
+        callback = _Callback(model, bar, tokens, watch, work)
+        trainer = _Trainer(
+            run,
             model=model,
             args=arguments,
             train_dataset=examples,
             data_collator=lambda rows: collate(rows, pad_id),
-            callbacks=[_Watch(bar, tokens, measure, measure_every)],
+            callbacks=[callback],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        try:
+            trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        except RuntimeError as error:
+            if not any(words in str(error) for words in OUT_OF_MEMORY):
+                raise
+            raise LeptaError(_out_of_memory(micro_batch, run, error)) from error
     model.eval()
+    weights = trained_weights(model)
+    if watch and watch.keep_best and (work / BEST).is_file():
+        weights = load_file(work / BEST)
+    return _curve(trainer.state.log_history, tokens), weights
+
+
+def _split(run: Run, processes: int) -> tuple[int, int]:
+    """Examples that a process holds at once, and how often it does so in a step."""
+    share, rest = divmod(run.batch, processes)
+    if rest or not share:
+        raise LeptaError(f"batch: {run.batch} examples per step cannot be shared by {processes} processes equally")
+    micro_batch = run.micro_batch or share
+    if share % micro_batch:
+        raise LeptaError(
+            f"micro_batch: {micro_batch} does not divide the {share} examples of a step that each process has "
+            f"(batch {run.batch}, {processes} processes)"
+        )
+    return micro_batch, share // micro_batch
+
+
+def _out_of_memory(micro_batch: int, run: Run, error: Exception) -> str:
+    knobs = []
+    if micro_batch > 1:
+        knobs.append(f"micro_batch below {micro_batch} (the batch stays {run.batch}, in more parts)")
+    if not run.gradient_checkpointing:
+        knobs.append("gradient_checkpointing: true")
+    knobs += ["a shorter block", "body_dtype: 4bit", "more GPUs with FSDP2"]
+    return f"training: out of memory ({str(error).splitlines()[0]}); in this order, give {', '.join(knobs)}"
+
+
+def _curve(history: list[dict[str, Any]], tokens: list[int]) -> list[dict[str, float]]:
     curve = []
-    for entry in trainer.state.log_history:
-        step = int(entry["step"])
-        kept = {key: float(value) for key, value in entry.items() if key == "loss" or key.endswith("bits_per_byte")}
+    for entry in history:
+        kept = {"loss": float(entry["loss"])} if "loss" in entry else {}
+        if "train_loss" not in entry and "loss" not in entry:
+            kept = {name: float(value) for name, value in entry.items() if name != "step"}
         if kept:
+            step = int(entry["step"])
             curve.append({"step": step, "tokens": sum(tokens[:step]), **kept})
     return curve
 
 
 def last_checkpoint(work: Path) -> str | None:
-    """Find the newest whole checkpoint and delete half-written ones.
+    """Find the newest whole checkpoint; the first process deletes half-written ones.
 
     Trainer writes `trainer_state.json` last, so a checkpoint that has a readable one is whole.
     """
@@ -193,5 +338,6 @@ def last_checkpoint(work: Path) -> str | None:
         try:
             whole.append((json.loads((folder / "trainer_state.json").read_bytes())["global_step"], folder))
         except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder)
+            if processes().is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
     return str(max(whole)[1]) if whole else None

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
-from lepta.training.trainer import IGNORED, Example, train
+from lepta.training.loss import IGNORED
+from lepta.training.trainer import Run, train
 
 
-def conversation_example(tokenizer: Any, messages: list[dict[str, str]]) -> Example:
+def conversation_example(tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, list[int]]:
     """Tokenise one conversation; the loss counts the last answer and the end of its turn.
 
     Parameters
@@ -46,16 +47,13 @@ def tune(
         raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
     examples = [conversation_example(tokenizer, dialogue) for dialogue in dialogues]
     random.Random(seed).shuffle(examples)
-    return train(
-        model,
-        examples,
-        tokenizer.pad_token_id,
-        work,
-        "tuning the variant",
+    model.requires_grad_(True)
+    run = Run(
         batch=batch,
-        learning_rate=learning_rate,
+        groups=[{"params": list(model.parameters()), "lr": learning_rate, "weight_decay": 0.0}],
         warmup_steps=max(1, len(examples) // batch // 10),
-        weight_decay=0.0,
         seed=seed,
-        save_every=0,
     )
+    sizes = [len(example["input_ids"]) for example in examples]
+    curve, _ = train(model, examples, sizes, tokenizer.pad_token_id, work, "tuning the variant", run)
+    return curve

@@ -146,3 +146,8 @@ def same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
         ids = (by_kind[kind].get(new.data(i), -1) for kind in equivalent[Kind(new.kinds[i])])
         same[i] = next((old_id for old_id in ids if old_id >= 0), -1)
     return same
+
+
+def new_ids(old: Vocabulary, new: Vocabulary) -> np.ndarray:
+    """Ids of the new vocabulary's tokens that the old one does not have, in order; int64 array."""
+    return np.flatnonzero((same_tokens(old, new) < 0) & (new.kinds != Kind.HOLE))

@@ -1,0 +1,473 @@
+"""The plan of a recipe: sizes, vocabulary, stages of training, devices and disk, put together."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lepta.errors import LeptaError
+from lepta.locate import read_json
+from lepta.pipeline import MANIFEST
+from lepta.plan.devices import Device, devices_named, this_machine
+from lepta.plan.shapes import Shape, here, shape_of
+from lepta.plan.text import (
+    Density,
+    count_text,
+    measured,
+    measured_name,
+    new_estimate,
+    original_estimate,
+    vocabulary_at,
+)
+from lepta.plan.training import (
+    GIB,
+    Flops,
+    Sharding,
+    StageWeights,
+    fit,
+    flops_per_token,
+    memory,
+    micro_batch,
+    stage_weights,
+)
+from lepta.recipe import Language, PretrainSettings, Recipe
+from lepta.vocabulary.tokens import Vocabulary
+
+MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
+AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
+TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
+BLOCK_TOKEN_BYTES = 4
+CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
+CHECKPOINTS_AT_ONCE = 2  # the last one goes when the next is whole
+
+
+@dataclass(frozen=True)
+class NewVocabulary:
+    """Size of the vocabulary that a recipe asks for.
+
+    Attributes
+    ----------
+    size : int
+        Ids.
+    first_new : int
+        Ids below it are old tokens that stay; 0 where the vocabulary is replaced.
+    how : str
+        Where the size is from.
+    """
+
+    size: int
+    first_new: int
+    how: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of pre-training.
+
+    Attributes
+    ----------
+    name : str
+    settings : PretrainSettings
+    weights : StageWeights
+    flops : Flops
+        For one token.
+    swept : int
+        Tokens that the choice of a learning rate takes besides.
+    """
+
+    name: str
+    settings: PretrainSettings
+    weights: StageWeights
+    flops: Flops
+    swept: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks, if all are full."""
+        return math.ceil(self.settings.tokens / self.settings.block)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return math.ceil(self.blocks / self.settings.batch)
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the whole stage."""
+        return (self.settings.tokens + self.swept) * self.flops.total
+
+
+def make_plan(
+    recipe: Recipe,
+    gpus: list[str] | None = None,
+    number: int = 1,
+    mfu: float = MFU,
+    models: Path | None = None,
+    measure: bool = True,
+) -> dict[str, Any]:
+    """Work out what a recipe costs, without the network and without any weights.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    gpus : list of str, optional
+        Names of devices; default: all that are known.
+    number : int
+        GPUs at work together.
+    mfu : float
+        Share of a GPU's peak that training reaches, 0 to 1.
+    models : Path, optional
+        See `lepta.plan.shapes.shape_of`.
+    measure : bool
+        Time a matrix product on this machine too, and measure tokenizers that are here.
+
+    Returns
+    -------
+    dict
+        As JSON: `recipe`, `base`, `vocabulary`, `text`, `stages`, `total`, `devices`, `disk`, `notes`. Memory in GiB,
+        disk in bytes, operations in FLOP, times in hours.
+
+    Raises
+    ------
+    LeptaError
+        If the sizes of the base model are not known, or a GPU's name.
+    """
+    chosen = devices_named(gpus)
+    before = shape_of(recipe.base, models)
+    old = vocabulary_at(here(recipe.base))
+    if old is not None:
+        before = replace(before, tokens=old.size, tokenizer=before.tokenizer or measured_name(old))
+    wanted = new_vocabulary(recipe, before)
+    after = _with_vocabulary(before, recipe, wanted.size)
+    stages = plan_stages(recipe, after, wanted.first_new)
+    densities = _densities(recipe, before, wanted, old if measure else None)
+    text = _text(recipe, densities, stages)
+    return {
+        "recipe": recipe.name,
+        "base": _base(before),
+        "vocabulary": _vocabulary(recipe, before, after, wanted, densities),
+        "text": text,
+        "stages": [_stage(stage, after, number, densities) for stage in stages],
+        "total": _total(stages, recipe, densities),
+        "devices": _devices(chosen, stages, after, wanted.first_new, number, mfu, measure),
+        "disk": _disk(recipe, before, after, stages),
+        "notes": _notes(recipe, before, wanted),
+    }
+
+
+def cost_here(recipe: Recipe) -> dict[str, float | int]:
+    """Tell what pre-training costs on this machine, whose speed is measured by one matrix product.
+
+    Returns
+    -------
+    dict
+        `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` and `minutes`.
+    """
+    before = shape_of(recipe.base)
+    if (old := vocabulary_at(here(recipe.base))) is not None:
+        before = replace(before, tokens=old.size)
+    wanted = new_vocabulary(recipe, before)
+    after = _with_vocabulary(before, recipe, wanted.size)
+    stages, machine = plan_stages(recipe, after, wanted.first_new), this_machine()
+    operations = sum(stage.operations for stage in stages)
+    return {
+        "tokens": sum(stage.settings.tokens for stage in stages),
+        "weights": after.weights,
+        "gigaflop": round(operations / 1e9),
+        "gigaflops_here": round(machine.tflops * 1e3),
+        "minutes": round(60 * _hours(operations, machine, 1, MFU), 1),
+    }
+
+
+def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
+    """Size of the vocabulary of a recipe: of the one it made already, or as it asks for it."""
+    settings = recipe.vocabulary
+    first_new = 0
+    if settings.scenario == "extended":
+        first_new = before.tokens
+    elif settings.scenario == "optimized":
+        first_new = settings.keep or before.tokens // 2
+    if (made := _made_size(recipe)) is not None:
+        return NewVocabulary(made, first_new, "of the vocabulary that was made")
+    if settings.size == "auto":
+        return NewVocabulary(before.tokens + AUTO_ADDED, first_new, "size: auto; the corpus decides")
+    size = settings.size or first_new + (settings.add or 0)
+    if size <= first_new:
+        raise LeptaError(
+            f"vocabulary.size: {size:,}, but {first_new:,} tokens of {recipe.base} stay (scenario "
+            f"{settings.scenario}); expected more"
+        )
+    return NewVocabulary(size, first_new, "of the recipe")
+
+
+def _made_size(recipe: Recipe) -> int | None:
+    manifest = recipe.output / "vocabulary" / MANIFEST
+    if not manifest.is_file():
+        return None
+    content, settings = read_json(manifest), recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"})
+    made_with = content.get("key", {}).get("settings", {})
+    same = all(made_with.get(name) == value for name, value in settings.items())
+    return content.get("facts", {}).get("new_size") if same else None
+
+
+def _with_vocabulary(before: Shape, recipe: Recipe, size: int) -> Shape:
+    from lepta.embeddings.initialise import padded_rows
+
+    return replace(before, tokens=size, rows=padded_rows(before.rows, before.tokens, size, recipe.vocabulary.pad_to))
+
+
+def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]:
+    """Work out the stages of pre-training; `after` has the new vocabulary."""
+    stages = []
+    for place, settings in enumerate(recipe.pretrain, 1):
+        weights = stage_weights(after, settings, first_new)
+        rates = len(settings.learning_rate)
+        swept = round(rates * settings.sweep_share * settings.tokens) if rates > 1 else 0
+        name = f"stage {place}" if len(recipe.pretrain) > 1 else "pre-training"
+        stages.append(StagePlan(name, settings, weights, flops_per_token(after, settings, weights), swept))
+    return stages
+
+
+Densities = dict[str, tuple[Density, Density]]  # target and source: original and new vocabulary
+
+
+def _densities(recipe: Recipe, before: Shape, wanted: NewVocabulary, old: Vocabulary | None) -> Densities:
+    made = vocabulary_at(recipe.output / "vocabulary") if _made_size(recipe) and old else None
+    return {
+        "target": _density(recipe, recipe.text.target, before, wanted, old, made),
+        "source": _density(recipe, recipe.text.source, before, wanted, old, made),
+    }
+
+
+def _density(
+    recipe: Recipe,
+    side: Language,
+    before: Shape,
+    wanted: NewVocabulary,
+    old: Vocabulary | None,
+    made: Vocabulary | None,
+) -> tuple[Density, Density]:
+    table = original_estimate(before.tokenizer, side.language)
+    original = measured(old, side.valid) or table
+    new = measured(made, side.valid) or new_estimate(before.tokenizer, recipe.vocabulary, wanted.size, side.language)
+    known = original.characters_per_token, table.characters_per_token, new.characters_per_token
+    if new.how.startswith("estimate") and original is not table and all(known):
+        ratio = known[0] / known[1]  # type: ignore[operator]
+        new = Density(known[2] * ratio, f"{new.how}, times {ratio:.2f}: original here / there")  # type: ignore[operator]
+    return original, new
+
+
+def _base(before: Shape) -> dict[str, Any]:
+    fields = ("layers", "width", "intermediate", "heads", "kv_heads", "head_dim", "tokens", "rows", "tied", "context")
+    shape = {name: getattr(before, name) for name in fields}
+    return {"name": before.name, "shape_from": before.source, "weights": before.weights, "body": before.body} | shape
+
+
+def _vocabulary(
+    recipe: Recipe, before: Shape, after: Shape, wanted: NewVocabulary, densities: Densities
+) -> dict[str, Any]:
+    def embeddings(shape: Shape) -> int:
+        return shape.matrices * shape.rows * shape.width
+
+    def language(side: str) -> dict[str, Any]:
+        original, new = densities[side]
+        facts: dict[str, Any] = {
+            "language": getattr(recipe.text, side).language,
+            "original_characters_per_token": original.characters_per_token,
+            "original_from": original.how,
+            "new_characters_per_token": new.characters_per_token,
+            "new_from": new.how,
+            "tokens_ratio": None,
+            "inference_flops_ratio": None,
+            "context_characters": None,
+        }
+        if original.characters_per_token and new.characters_per_token:
+            tokens = original.characters_per_token / new.characters_per_token
+            facts["tokens_ratio"] = tokens
+            facts["inference_flops_ratio"] = tokens * _read_flops(after) / _read_flops(before)
+            facts["context_characters"] = [
+                round(density.characters_per_token * before.context)  # type: ignore[operator]
+                for density in densities[side]
+            ]
+        return facts
+
+    return {
+        "scenario": recipe.vocabulary.scenario,
+        "original_tokens": before.tokens,
+        "new_tokens": after.tokens,
+        "new_tokens_from": wanted.how,
+        "original_rows": before.rows,
+        "new_rows": after.rows,
+        "original_weights": before.weights,
+        "new_weights": after.weights,
+        "original_embedding_weights": embeddings(before),
+        "new_embedding_weights": embeddings(after),
+        "added_weights": after.weights - before.weights,
+        "added_share": after.weights / before.weights - 1,
+        "original_embedding_share": embeddings(before) / before.weights,
+        "new_embedding_share": embeddings(after) / after.weights,
+        "target": language("target"),
+        "source": language("source"),
+    }
+
+
+def _read_flops(shape: Shape) -> int:
+    """Operations to read or write one token: two for each weight of body and head."""
+    return 2 * (shape.body + shape.rows * shape.width)
+
+
+def _text(recipe: Recipe, densities: Densities, stages: list[StagePlan]) -> dict[str, Any]:
+    def side(name: str, language: Language) -> dict[str, Any]:
+        amount = count_text(language.train)
+        new = densities[name][1].characters_per_token
+        tokens = round(amount.characters / new) if amount.characters and new else None
+        wanted = sum(
+            stage.settings.tokens
+            * (stage.settings.source_share if name == "source" else 1 - stage.settings.source_share)
+            for stage in stages
+        )
+        return {
+            "language": language.language,
+            "sources": language.train,
+            "characters": amount.characters,
+            "how": amount.how,
+            "tokens": tokens,
+            "trained_tokens": round(wanted),
+            "trained_characters": round(wanted * new) if new else None,
+            "passes": wanted / tokens if tokens else None,
+        }
+
+    return {"target": side("target", recipe.text.target), "source": side("source", recipe.text.source)}
+
+
+def _stage(stage: StagePlan, after: Shape, number: int, densities: Densities) -> dict[str, Any]:
+    settings, weights = stage.settings, stage.weights
+    original, new = (density.characters_per_token for density in densities["target"])
+    ways: list[Sharding] = ["one process"] if number == 1 else ["DDP", "FSDP2"]
+    memories = {way: memory(after, settings, weights, number, way) for way in ways}
+    return {
+        "name": stage.name,
+        "trains": settings.trains,
+        "tokens": settings.tokens,
+        "swept_tokens": stage.swept,
+        "tokens_under_original": round(settings.tokens * new / original) if original and new else None,
+        "blocks": stage.blocks,
+        "steps": stage.steps,
+        "tokens_per_step": settings.batch * settings.block,
+        "micro_batch": micro_batch(settings, number),
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "body_dtype": settings.body_dtype,
+        "weights": asdict(weights) | {"trained": weights.trained, "frozen": weights.frozen},
+        "flops_per_token": asdict(stage.flops) | {"total": stage.flops.total},
+        "flops": stage.operations,
+        "memory_gib": {
+            way: {part: size / GIB for part, size in asdict(parts).items()} | {"total": parts.total / GIB}
+            for way, parts in memories.items()
+        },
+    }
+
+
+def _total(stages: list[StagePlan], recipe: Recipe, densities: Densities) -> dict[str, Any]:
+    tokens = sum(stage.settings.tokens for stage in stages)
+    original, new = (density.characters_per_token for density in densities["target"])
+    return {
+        "tokens": tokens,
+        "swept_tokens": sum(stage.swept for stage in stages),
+        "tokens_under_original": round(tokens * new / original) if original and new else None,
+        "steps": sum(stage.steps for stage in stages),
+        "flops": sum(stage.operations for stage in stages),
+        "propagated_models": len(recipe.variants),
+    }
+
+
+def _hours(operations: int, device: Device, number: int, mfu: float) -> float:
+    return operations / (device.tflops * 1e12 * (device.share or mfu) * number) / 3600
+
+
+def _devices(
+    chosen: list[Device],
+    stages: list[StagePlan],
+    after: Shape,
+    first_new: int,
+    number: int,
+    mfu: float,
+    measure: bool,
+) -> list[dict[str, Any]]:
+    sharding: Sharding = "one process" if number == 1 else "DDP"
+    operations, rows = sum(stage.operations for stage in stages), []
+    for device in chosen:
+        fits = {stage.name: fit(after, stage.settings, first_new, device.memory, number, sharding) for stage in stages}
+        rows.append(
+            {
+                "name": device.name,
+                "number": number,
+                "peak_tflops": device.tflops,
+                "share_of_peak": device.share or mfu,
+                "memory_gib": device.memory,
+                "hours": _hours(operations, device, number, mfu),
+                "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in stages},
+                "needs_gib": max(part.needs for part in fits.values()),
+                "fits": all(part.fits for part in fits.values()),
+                "changes": {name: part.change for name, part in fits.items() if not part.fits},
+                "needs_then_gib": {name: part.needs_then for name, part in fits.items() if not part.fits},
+            }
+        )
+    return rows + ([_machine_row(stages, after, mfu)] if measure else [])
+
+
+def _machine_row(stages: list[StagePlan], after: Shape, mfu: float) -> dict[str, Any]:
+    machine = this_machine()
+    cpu = machine.share is not None
+    needs = max(memory(after, stage.settings, stage.weights, cpu=cpu).total for stage in stages) / GIB
+    return {
+        "name": machine.name,
+        "number": 1,
+        "peak_tflops": machine.tflops,
+        "share_of_peak": machine.share or mfu,
+        "memory_gib": machine.memory,
+        "hours": _hours(sum(stage.operations for stage in stages), machine, 1, mfu),
+        "stage_hours": {stage.name: _hours(stage.operations, machine, 1, mfu) for stage in stages},
+        "needs_gib": needs,
+        "fits": needs <= machine.memory,
+        "changes": {},
+        "needs_then_gib": {},
+    }
+
+
+def _disk(recipe: Recipe, before: Shape, after: Shape, stages: list[StagePlan]) -> dict[str, Any]:
+    """Bytes that a run writes; checkpoints go when their stage is done."""
+    original, adapted = before.weights * before.file_bytes, after.weights * after.file_bytes
+    parts: dict[str, int] = {}
+    if recipe.base.endswith(".gguf"):
+        parts["base"] = original
+    elif here(recipe.base) is None:
+        parts["download of base"] = original
+    parts["vocabulary"] = after.tokens * TOKEN_BYTES
+    parts["initialised"] = adapted
+    for stage in stages:
+        parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
+    parts["blocks of tokens"] = sum(stage.settings.tokens for stage in stages) * BLOCK_TOKEN_BYTES
+    largest = max(stage.weights.trained for stage in stages)
+    parts["checkpoints"] = CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES * largest
+    for name, variant in recipe.variants.items():
+        if variant.tune or (variant.model or "").endswith(".gguf"):
+            parts[f"variants/{name}"] = original
+        elif here(variant.model or "") is None:
+            parts[f"download of {name}"] = original
+    for name in recipe.variants:
+        parts[f"propagated/{name}"] = adapted
+    return {"parts": parts, "total": sum(parts.values()), "after": sum(parts.values()) - parts["checkpoints"]}
+
+
+def _notes(recipe: Recipe, before: Shape, wanted: NewVocabulary) -> list[str]:
+    notes = []
+    if wanted.how.startswith("size: auto"):
+        notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
+    if recipe.vocabulary.scenario == "optimized":
+        notes.append("optimized: special tokens are kept beside vocabulary.keep, so a few more rows are old")
+    notes += [
+        f"block {stage.block:,} is longer than the model's context of {before.context:,} tokens"
+        for stage in recipe.pretrain
+        if stage.block > before.context
+    ]
+    return notes

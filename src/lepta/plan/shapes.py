@@ -1,0 +1,330 @@
+"""What a model is made of, without its weights: from headers, from config.json, or from a table of known models."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lepta.errors import LeptaError
+from lepta.locate import HUB_ID, PACKAGE, locate, read_json
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear layers of one name.
+
+    Attributes
+    ----------
+    name : str
+        Last part of its name, such as `q_proj`.
+    inputs, outputs : int
+    number : int
+        How many the model has.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    number: int
+
+    @property
+    def weights(self) -> int:
+        """Weights of all of them, biases left out."""
+        return self.inputs * self.outputs * self.number
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder-only language model.
+
+    Attributes
+    ----------
+    name : str
+    source : str
+        Where the sizes are from.
+    layers, width, intermediate, heads, kv_heads, head_dim : int
+    rows : int
+        Of the embedding matrices, padding included.
+    tokens : int
+        Ids of the tokenizer.
+    tied : bool
+        Whether one matrix serves as input and output embeddings.
+    body : int
+        Weights outside the embedding matrices.
+    linear : tuple of Linear
+        Linear layers of the body.
+    context : int
+        Longest text in tokens.
+    dtype : str
+        Of the files.
+    tokenizer : str or None
+        Its name among the vocabularies that were measured.
+    """
+
+    name: str
+    source: str
+    layers: int
+    width: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rows: int
+    tokens: int
+    tied: bool
+    body: int
+    linear: tuple[Linear, ...]
+    context: int
+    dtype: str
+    tokenizer: str | None = None
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices with a row for each token."""
+        return 1 if self.tied else 2
+
+    @property
+    def weights(self) -> int:
+        """Weights in all."""
+        return self.body + self.matrices * self.rows * self.width
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of the body's linear layers, which are nearly all of it."""
+        return sum(layer.weights for layer in self.linear)
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of one weight in the files."""
+        return BYTES.get(self.dtype, 2)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a layer of a family has besides the matrices that all have."""
+
+    norms: int = 2
+    qkv_bias: bool = False
+    head_norms: bool = False
+    merged: bool = False  # one matrix for query, key and value, and one for gate and up
+    tied: bool = False  # where config.json does not say
+
+
+FAMILIES = {
+    "llama": _Layer(),
+    "mistral": _Layer(),
+    "qwen2": _Layer(qkv_bias=True),
+    "qwen3": _Layer(head_norms=True),
+    "gemma2": _Layer(norms=4, tied=True),
+    "phi3": _Layer(merged=True),
+}
+# Field of config.json -> ours.
+CONFIG_FIELDS = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "width",
+    "intermediate_size": "intermediate",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "rows",
+    "max_position_embeddings": "context",
+}
+GGUF_FIELDS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+}
+
+
+def shape_of(source: str, models: Path | None = None) -> Shape:
+    """Find the sizes of a model without loading it and without the network.
+
+    Parameters
+    ----------
+    source : str
+        As in a recipe: folder (with or without weights), GGUF file, `package:NAME/FILE`, or a hub id, which is looked
+        for in the local hub cache and in the table of known models.
+    models : Path, optional
+        YAML file with more rows for that table.
+
+    Raises
+    ------
+    LeptaError
+        If the sizes are nowhere to be found, with what to do.
+    """
+    place = here(source)
+    if place is None:
+        return _from_table(source, models)
+    if place.suffix == ".gguf":
+        return _from_gguf(source, place)
+    if not place.is_dir():
+        raise LeptaError(f"{place}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")
+    return _from_folder(source, place)
+
+
+def here(source: str) -> Path | None:
+    """Where a model or tokenizer lies on this machine; None for a hub id that is not in the hub's cache."""
+    if source.startswith(PACKAGE) or Path(source).expanduser().exists():
+        return locate(source, hub_files=[])
+    match = HUB_ID.fullmatch(source)
+    if match is None:
+        return locate(source, hub_files=[])  # says that there is nothing
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(match["repo"], "config.json", revision=match["revision"])
+    return Path(found).parent if isinstance(found, str) else None
+
+
+@cache
+def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Table of known models: hub id in lower case -> its row; rows of the user's own file come first."""
+    shipped = resources.files("lepta").joinpath("data/plan/models.yaml").read_text(encoding="utf-8")
+    rows = yaml.safe_load(shipped)
+    if models is not None:
+        try:
+            own = yaml.safe_load(models.read_bytes())
+        except (OSError, yaml.YAMLError) as error:
+            raise LeptaError(f"{models}: cannot be read as YAML ({error})") from error
+        for row in own if isinstance(own, list) else [own]:
+            missing = {*CONFIG_FIELDS.values(), "ids", "model_type", "tied"} - set(row if isinstance(row, dict) else ())
+            if missing:
+                raise LeptaError(f"{models}: a row lacks {', '.join(sorted(missing))}; expected rows as in models.yaml")
+            rows.append(row)
+    return {name.lower(): row for row in rows for name in row["ids"]}
+
+
+def _from_table(source: str, models: Path | None) -> Shape:
+    name, _, revision = source.partition("@")
+    row = known_models(models).get(name.lower())
+    if row is None:
+        fetch = f"hf download {name} config.json" + (f" --revision {revision}" if revision else "")
+        raise LeptaError(
+            f"{source}: its sizes are not known here. Fetch the one small file that has them with `{fetch}` and run "
+            "again, or give its shape in a file of your own: --models FILE (a list of rows with ids, model_type, "
+            "layers, width, intermediate, heads, kv_heads, head_dim, rows, tied, context)"
+        )
+    return _built(source, "table of known models", row)
+
+
+def _built(name: str, origin: str, row: dict[str, Any]) -> Shape:
+    """A shape by the formula of its family."""
+    family = FAMILIES.get(row["model_type"])
+    if family is None:
+        raise LeptaError(f"{name}: model_type {row['model_type']!r}; known here are {', '.join(FAMILIES)}")
+    layers, width, inner = row["layers"], row["width"], row["intermediate"]
+    queries, keys = row["heads"] * row["head_dim"], row["kv_heads"] * row["head_dim"]
+    if family.merged:
+        pairs = [("qkv_proj", width, queries + 2 * keys), ("gate_up_proj", width, 2 * inner)]
+    else:
+        pairs = [("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys)]
+        pairs += [("gate_proj", width, inner), ("up_proj", width, inner)]
+    pairs += [("o_proj", queries, width), ("down_proj", inner, width)]
+    linear = tuple(Linear(*pair, layers) for pair in pairs)
+    small = family.norms * width + (queries + 2 * keys) * family.qkv_bias + 2 * row["head_dim"] * family.head_norms
+    sizes = {field: row[field] for field in CONFIG_FIELDS.values()}
+    return Shape(
+        name=name,
+        source=origin,
+        **sizes,
+        tokens=row.get("tokens", row["rows"]),
+        tied=row["tied"],
+        body=sum(layer.weights for layer in linear) + layers * small + width,
+        linear=linear,
+        dtype=row.get("dtype", "bfloat16"),
+        tokenizer=row.get("tokenizer"),
+    )
+
+
+def _from_folder(source: str, folder: Path) -> Shape:
+    from lepta.checkpoints.weights import count_weights
+
+    shape = _from_config(source, read_json(folder / "config.json"), str(folder / "config.json"))
+    if not any(folder.glob("*.safetensors")):
+        return shape
+    counted = count_weights(folder)
+    return replace(
+        shape,
+        source="headers of its files",
+        body=counted.body,
+        rows=counted.rows,
+        tokens=min(shape.tokens, counted.rows),
+        tied=counted.matrices == 1,
+    )
+
+
+def _from_gguf(source: str, file: Path) -> Shape:
+    from lepta.checkpoints.weights import count_weights
+    from lepta.vocabulary.gguf_tokenizer import read_gguf_fields
+
+    fields, counted = read_gguf_fields(file), count_weights(file)
+    kind = str(fields.get("general.architecture"))
+    config = {ours: fields[f"{kind}.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"{kind}.{theirs}" in fields}
+    config |= {"model_type": kind, "vocab_size": counted.rows, "tie_word_embeddings": counted.matrices == 1}
+    shape = _from_config(source, config, str(file))
+    # It is worked on as float32: lepta.checkpoints.gguf.
+    return replace(shape, source="headers of its file", body=counted.body, dtype="float32")
+
+
+def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
+    """A shape from a config.json: by the family's formula, or for other families by what transformers would build."""
+    whole, config = config, config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    row = {ours: config[theirs] for theirs, ours in CONFIG_FIELDS.items() if config.get(theirs) is not None}
+    row.setdefault("kv_heads", row.get("heads"))
+    if missing := set(CONFIG_FIELDS.values()) - set(row) - {"head_dim", "context", "intermediate"}:
+        names = [theirs for theirs, ours in CONFIG_FIELDS.items() if ours in missing]
+        raise LeptaError(f"{where}: no {', '.join(names)}; expected the config.json of a language model")
+    row.setdefault("head_dim", row["width"] // row["heads"])
+    row.setdefault("context", 2048)
+    row.setdefault("intermediate", 4 * row["width"])
+    family = FAMILIES.get(str(config.get("model_type")))
+    tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings"))
+    row["tied"] = bool(family and family.tied) if tied is None else bool(tied)
+    row["dtype"] = str(whole.get("dtype") or whole.get("torch_dtype") or config.get("dtype") or "bfloat16")
+    row["model_type"] = config.get("model_type")
+    if family and not config.get("attention_bias") and not config.get("mlp_bias"):
+        return _built(source, "config.json", row)
+    plain = _built(source, "config.json", row | {"model_type": "llama"})
+    return replace(plain, **_as_transformers_builds_it(config, where))
+
+
+def _as_transformers_builds_it(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """`body`, `linear` and `tied`, from a model without memory behind it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LeptaError(f"{where}: transformers knows no such language model ({error})") from error
+    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
+    found = Counter(
+        (name.rpartition(".")[2], module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module.weight) not in ends
+    )
+    linear = tuple(Linear(*key, number) for key, number in found.items())
+    return {"body": body, "linear": linear, "tied": len(ends) == 1}

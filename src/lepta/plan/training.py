@@ -1,0 +1,316 @@
+"""What one stage of pre-training costs: weights that train, operations, memory of a GPU. Formulas: docs/plan.md."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lepta.plan.shapes import Shape
+from lepta.recipe import Lora, PretrainSettings
+
+Sharding = Literal["one process", "DDP", "FSDP2"]
+Change = dict[str, int | bool | str]  # settings that are to be others
+GIB = 2**30
+LOGITS = 1 << 26  # bytes of logits that exist at the same time: lepta.training.loss
+FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight: 4 bits, and a float32 scale for every 64
+MASTER, GRADIENT, ADAM = 4, 4, 8  # bytes of a trained weight, all float32
+GATHERED_LAYERS = 2  # FSDP2: the layer at work and the next one
+CONTEXT = 1.5 * GIB  # of CUDA, cuBLAS and NCCL
+FRAGMENTS = 0.05  # of everything else
+
+
+@dataclass(frozen=True)
+class StageWeights:
+    """Weights by what becomes of them.
+
+    Attributes
+    ----------
+    new_rows, old_rows : int
+        That train, of the input embeddings.
+    new_head, old_head : int
+        That train, of the head; 0 where it is the same matrix as the input embeddings.
+    lora, body : int
+        That train.
+    frozen_rows, frozen_body : int
+        That stay as they are, rows of both matrices together.
+    """
+
+    new_rows: int
+    old_rows: int
+    new_head: int
+    old_head: int
+    lora: int
+    body: int
+    frozen_rows: int
+    frozen_body: int
+
+    @property
+    def trained(self) -> int:
+        """All that train."""
+        return self.new_rows + self.old_rows + self.new_head + self.old_head + self.lora + self.body
+
+    @property
+    def frozen(self) -> int:
+        """All that do not."""
+        return self.frozen_rows + self.frozen_body
+
+
+def stage_weights(shape: Shape, settings: PretrainSettings, first_new: int) -> StageWeights:
+    """Count what trains and what does not.
+
+    Parameters
+    ----------
+    shape : Shape
+        With the new vocabulary.
+    settings : PretrainSettings
+    first_new : int
+        Rows of old tokens; 0 where the vocabulary is replaced.
+    """
+    old, new = first_new * shape.width, (shape.rows - first_new) * shape.width
+    frozen_old = settings.trains == "new-rows"
+    untied = not shape.tied
+    full = settings.trains == "full"
+    return StageWeights(
+        new_rows=new,
+        old_rows=0 if frozen_old else old,
+        new_head=new * untied,
+        old_head=0 if frozen_old else old * untied,
+        lora=lora_weights(shape, settings.lora) if settings.trains == "embeddings+lora" else 0,
+        body=shape.body if full else 0,
+        frozen_rows=old * shape.matrices if frozen_old else 0,
+        frozen_body=0 if full else shape.body,
+    )
+
+
+def lora_weights(shape: Shape, lora: Lora) -> int:
+    """Weights of low-rank changes: rank * (inputs + outputs) for each linear layer that has one."""
+    chosen = [layer for layer in shape.linear if lora.targets == "all-linear" or layer.name in lora.targets]
+    return sum(lora.rank * (layer.inputs + layer.outputs) * layer.number for layer in chosen)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations for one token of training, each multiplication and each addition one.
+
+    Attributes
+    ----------
+    forward : int
+        2 per weight of the body.
+    attention : int
+        Scores and values, forward and backward: 2 * layers * block * width of all heads, three times; half of what
+        all pairs of tokens would take, since tokens see only those before them.
+    backward : int
+        2 per weight: gradients that pass through the body.
+    gradients : int
+        2 per weight of the body that trains: its own gradients.
+    head : int
+        6 per weight: forward, gradients of states, gradients of weights.
+    recomputed : int
+        Gradient checkpointing: body and attention forward once more.
+    """
+
+    forward: int
+    attention: int
+    backward: int
+    gradients: int
+    head: int
+    recomputed: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.forward + self.attention + self.backward + self.gradients + self.head + self.recomputed
+
+
+def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeights) -> Flops:
+    """Operations for one token of a stage; `shape` has the new vocabulary."""
+    body = shape.body + weights.lora
+    attention = 2 * shape.layers * settings.block * shape.attention_width
+    head = 2 * shape.rows * shape.width
+    trained_head = weights.new_rows + weights.old_rows if shape.tied else weights.new_head + weights.old_head
+    return Flops(
+        forward=2 * body,
+        attention=3 * attention,
+        backward=2 * body,
+        gradients=2 * (weights.body + weights.lora),
+        head=2 * head + 2 * trained_head,
+        recomputed=(2 * body + attention) if settings.gradient_checkpointing else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, or of one process on a CPU, by what they hold."""
+
+    frozen: float
+    masters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    loss: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """All together."""
+        state = self.frozen + self.masters + self.gradients + self.optimizer
+        return state + self.activations + self.loss + self.overhead
+
+
+def micro_batch(settings: PretrainSettings, processes: int) -> int:
+    """Blocks that one process holds at once."""
+    share = -(-settings.batch // processes)
+    return min(settings.micro_batch or share, share)
+
+
+def memory(
+    shape: Shape,
+    settings: PretrainSettings,
+    weights: StageWeights,
+    processes: int = 1,
+    sharding: Sharding = "one process",
+    cpu: bool = False,
+) -> Memory:
+    """Estimate the memory of one process of a stage.
+
+    Parameters
+    ----------
+    shape : Shape
+        With the new vocabulary.
+    settings : PretrainSettings
+    weights : StageWeights
+    processes : int
+        GPUs.
+    sharding : {"one process", "DDP", "FSDP2"}
+    cpu : bool
+        Everything in float32, and no CUDA.
+    """
+    single = cpu or settings.body_dtype == "float32"
+    compute = 4 if single else 2  # bytes of an activation
+    frozen = _frozen_bytes(shape, weights, settings, compute)
+    masters, gradients, optimizer = (float(weights.trained * size) for size in (MASTER, GRADIENT, ADAM))
+    head = weights.new_rows + weights.old_rows if shape.tied else weights.new_head + weights.old_head
+    # The gradient of the head is summed up beside that of the steps before, and its products come in 16 bits.
+    loss = float(LOGITS + 4 * head) + (0 if single else LOGITS / 2 + 2 * compute * head)
+    if weights.body and not single and sharding != "FSDP2":
+        loss += compute * weights.body  # 16-bit copies of trained matrices, which autocast keeps until the step's end
+    if sharding == "DDP":
+        gradients *= 2  # the buckets that travel between GPUs
+    if sharding == "FSDP2":
+        frozen, masters, gradients, optimizer = (size / processes for size in (frozen, masters, gradients, optimizer))
+        gathered = GATHERED_LAYERS * shape.body / shape.layers + shape.matrices * shape.rows * shape.width
+        loss += compute * gathered
+    activations = _activation_bytes(shape, settings, micro_batch(settings, processes), compute)
+    rest = frozen + masters + gradients + optimizer + activations + loss
+    overhead = 0.5 * GIB if cpu else CONTEXT + FRAGMENTS * rest
+    return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead)
+
+
+def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSettings, compute: int) -> float:
+    linear = min(shape.linear_weights, weights.frozen_body)
+    packed = FOUR_BITS if settings.body_dtype == "4bit" else compute
+    return linear * packed + (weights.frozen - linear) * compute
+
+
+def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:
+    """Bytes that one layer keeps of one token for the backward pass.
+
+    Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
+    activation and up. Linear layers keep their input only if they train or have a low-rank change. A test holds it
+    against what autograd keeps of a LLaMA.
+    """
+    d, a, k, i = shape.width, shape.attention_width, shape.kv_width, shape.intermediate
+    kept = 8 * d + compute * (2 * a + 2 * k + 3 * i)
+    if settings.trains == "embeddings+lora":
+        inputs = 5 * d + a + i if compute == 2 else 2 * d + i  # cast for each layer; in float32, one serves several
+        kept += compute * (inputs + 7 * settings.lora.rank)
+    if settings.trains == "full":
+        kept += 8 * d + compute * (5 * d + i) if compute == 2 else compute * (4 * d + i)
+    return kept
+
+
+def _activation_bytes(shape: Shape, settings: PretrainSettings, blocks: int, compute: int) -> float:
+    tokens, layer = blocks * settings.block, activation_bytes_per_token(shape, settings, compute)
+    kept = shape.layers * (shape.width * compute if settings.gradient_checkpointing else layer)
+    # Beside what is kept: one layer in the backward pass, its gradients, and the last states with theirs.
+    at_work = layer * (2 if settings.gradient_checkpointing else 1) + 16 * shape.width
+    return tokens * (kept + at_work)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a stage fits a device, and what would make it fit.
+
+    Attributes
+    ----------
+    fits : bool
+    needs : float
+        GiB as the recipe stands.
+    change : dict
+        Settings, and `sharding` with `gpus`, that make it fit; empty if it fits or nothing does.
+    needs_then : float or None
+        GiB with that change.
+    """
+
+    fits: bool
+    needs: float
+    change: Change
+    needs_then: float | None
+
+
+def fit(
+    shape: Shape, settings: PretrainSettings, first_new: int, limit: float, processes: int, sharding: Sharding
+) -> Fit:
+    """Compare a stage with a GPU's memory; if it does not fit, find the mildest change with which it does.
+
+    Tried in this order: a smaller micro_batch, which costs next to nothing; gradient checkpointing, which costs one
+    more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs.
+
+    Parameters
+    ----------
+    limit : float
+        GiB of the GPU.
+    """
+
+    def needs(changed: PretrainSettings, number: int, way: Sharding) -> float:
+        return memory(shape, changed, stage_weights(shape, changed, first_new), number, way).total / GIB
+
+    now = needs(settings, processes, sharding)
+    if now <= limit:
+        return Fit(True, now, {}, None)
+    for number, way, quantise in _ways(processes, sharding):
+        moved: Change = {"sharding": way, "gpus": number} if way != sharding else {}
+        for change in _changes(settings, micro_batch(settings, number), quantise):
+            then = needs(settings.model_copy(update=change), number, way)
+            if then <= limit:
+                return Fit(False, now, moved | change, then)
+    return Fit(False, now, {}, None)
+
+
+def _ways(processes: int, sharding: Sharding) -> Iterator[tuple[int, Sharding, bool]]:
+    """GPUs, sharding, and whether the body is to be in 4 bits: 4-bit weights are not sharded."""
+    yield processes, sharding, False
+    if processes > 1 and sharding != "FSDP2":
+        yield processes, "FSDP2", False
+    if sharding != "FSDP2":
+        yield processes, sharding, True
+    for number in (2, 4, 8):
+        if number > processes:
+            yield number, "FSDP2", False
+
+
+def _changes(settings: PretrainSettings, blocks: int, quantise: bool) -> Iterator[Change]:
+    """Changes of a stage that save memory, mildest first."""
+    if quantise and (settings.trains == "full" or settings.body_dtype == "4bit"):
+        return
+    body: Change = {"body_dtype": "4bit"} if quantise else {}
+    checkpointings: list[Change] = [{}]
+    if not settings.gradient_checkpointing:
+        checkpointings.append({"gradient_checkpointing": True})
+    for checkpointed in checkpointings:
+        for size in _halves(blocks):
+            yield body | checkpointed | ({"micro_batch": size} if size != blocks else {})
+
+
+def _halves(number: int) -> list[int]:
+    """The number, half of it, and so on down to 1."""
+    return [number] + (_halves(number // 2) if number > 1 else [])

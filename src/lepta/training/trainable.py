@@ -1,0 +1,131 @@
+"""What trains: rows of the embeddings, low-rank changes of the body, or everything (paper 2.1.3 and 2.4.1)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+
+from lepta.errors import LeptaError
+from lepta.recipe import Lora, PretrainSettings
+from lepta.training.split import parts_of, split_rows
+
+ADAPTER = "default"  # peft's own name for an adapter
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates of the parts of a model."""
+
+    new: float
+    old: float
+    body: float
+
+
+def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate: float) -> list[dict[str, Any]]:
+    """Freeze what does not train, give float32 masters to what does, and group it by learning rate.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        Changed in place: embeddings may be split, low-rank layers put in. A body in 16 or 4 bits stays as it is.
+    settings : PretrainSettings
+    first_new : int
+        Rows before it are of tokens that the model had before its vocabulary changed.
+    rate : float
+        Peak learning rate of the embeddings.
+
+    Returns
+    -------
+    list of dict
+        Groups for AdamW: `name`, `params`, `lr`, `weight_decay` (0 for biases and norms, as usual).
+    """
+    model.requires_grad_(False)
+    rates = Rates(rate, settings.old_rows_learning_rate or rate, settings.body_learning_rate or rate)
+    if settings.trains == "new-rows" or rates.old != rates.new:
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        if tied and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise LeptaError(
+                "FSDP2: old and new rows of a model with tied embeddings cannot be trained apart under it; "
+                "use DDP (such models are small), or train all rows at one rate"
+            )
+        split_rows(model, first_new)
+    if settings.trains == "embeddings+lora":
+        add_lora(model, settings.lora)
+    elif settings.trains == "full":
+        model.requires_grad_(True)
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    for module in ends:
+        old, *new = parts_of(module)
+        for part in (old, *new):
+            part.requires_grad_(bool(part is not old or not new or settings.trains != "new-rows"))
+    compute_dtype = next(
+        (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), torch.float32
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if compute_dtype != torch.float32:
+        ends[0].register_forward_hook(lambda module, inputs, rows: rows.to(compute_dtype))
+    return _groups(model, ends, rates, settings.weight_decay)
+
+
+def _groups(model: Any, ends: tuple[Any, Any], rates: Rates, weight_decay: float) -> list[dict[str, Any]]:
+    rate_of = {}
+    for module in ends:
+        parts = parts_of(module)
+        for part, rate in zip(parts, (rates.old, rates.new) if len(parts) == 2 else (rates.new,), strict=True):
+            rate_of[id(part)] = ("old rows" if len(parts) == 2 and part is parts[0] else "embeddings", rate)
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            name, rate = rate_of.get(id(parameter), ("body", rates.body))
+            decays = parameter.ndim > 1
+            empty = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+            groups.setdefault((name, decays), empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def add_lora(model: Any, lora: Lora) -> None:
+    """Put low-rank layers beside the linear layers of a model's body, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, bias="none"
+    )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        )
+        raise LeptaError(f"pretrain.lora.targets: {error}; linear layers here: {', '.join(linear)}") from error
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copy what trains to the CPU, parameter name -> tensor. With sharded weights every process has to call it."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            weights[name] = whole.detach().to("cpu", copy=True)
+    return weights
+
+
+@torch.no_grad()
+def load_trained(model: Any, weights: dict[str, torch.Tensor], where: str) -> None:
+    """Copy weights that `trained_weights` gave back into the model.
+
+    Raises
+    ------
+    LeptaError
+        If they are not those of the parameters that train.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
+        raise LeptaError(
+            f"{where}: holds other weights than those that train now; it is of a run with other settings. "
+            "Delete it, or restore the settings"
+        )
+    for name, parameter in trained.items():
+        parameter.copy_(weights[name].to(parameter.device))

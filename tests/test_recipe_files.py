@@ -1,0 +1,117 @@
+"""The recipes of the project: each reads, has a plan without a network, and costs what recipes/README.md says."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lepta.plan.plan import make_plan
+from lepta.plan.shapes import shape_of
+from lepta.plan.training import fit
+from lepta.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1] / "recipes"
+FILES = sorted(ROOT.rglob("*.yaml"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+# Rows and columns of the embeddings that the paper's sizes give.
+TRAINED = {
+    "mistral-7b/bpe.yaml": 2 * 32_000 * 4096,
+    "mistral-7b/unigram.yaml": 2 * 32_000 * 4096,
+    "mistral-7b/extended.yaml": 2 * 55_328 * 4096,
+    "llama-3-8b/bpe.yaml": 2 * 128_000 * 4096,
+    "llama-3-8b/unigram.yaml": 2 * 128_000 * 4096,
+    "llama-3-8b/extended.yaml": 2 * 174_816 * 4096,
+    "llama-3-8b/optimized.yaml": 2 * 114_504 * 4096,
+    "smollm2/extended.yaml": 57_152 * 576,
+    "smollm2/bpe.yaml": 32_000 * 576,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def plan_of(name, number=8):
+    return make_plan(read_recipe(ROOT / name), ["H100"], number, measure=False)
+
+
+def line(name):
+    """The row of recipes/README.md."""
+    facts = plan_of(name, 1 if name.startswith("smollm2") else 8)
+    (row,) = facts["devices"]
+    time = f"{row['hours']:.0f} h" if row["hours"] > 1 else f"{row['hours'] * 60:.0f} min"
+    trained = max(stage["weights"]["trained"] for stage in facts["stages"])
+    target = facts["vocabulary"]["target"]
+    return (
+        f"| [{name}]({name}) | {target['original_characters_per_token']:.2f} -> "
+        f"{target['new_characters_per_token']:.2f} | {target['inference_flops_ratio']:.2f} | {trained / 1e6:,.0f} M | "
+        f"{facts['total']['tokens'] / 1e9:.2f} G | {row['number']} x H100: {time} | {row['needs_gib']:.0f} GiB | "
+        f"{facts['disk']['total'] / 1e9:.0f} GB |"
+    )
+
+
+def test_there_is_a_recipe_for_every_row_of_the_paper():
+    assert set(TRAINED) <= set(NAMES)
+    assert len({read_recipe(path).name for path in FILES}) == len(FILES)
+    assert len({read_recipe(path).output for path in FILES}) == len(FILES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_has_a_plan_and_fits_its_gpus(name):
+    facts = plan_of(name)
+    assert facts["total"]["flops"] > 0 and facts["disk"]["total"] > 0
+    assert all(row["fits"] for row in facts["devices"])
+    if name in TRAINED:
+        assert facts["stages"][0]["weights"]["trained"] == TRAINED[name]
+    if name.startswith(("mistral", "llama")):
+        assert 24 < facts["devices"][0]["hours"] < 48
+        assert facts["stages"][0]["tokens_per_step"] == 256 * 1024
+        # one epoch of 96 GB at 1.8 bytes a character
+        assert facts["text"]["target"]["trained_characters"] == pytest.approx(96e9 / 1.8, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("mistral", "llama"))])
+def test_paper_settings(name):
+    recipe = read_recipe(ROOT / name)
+    (stage,) = recipe.pretrain
+    assert (stage.trains, stage.batch, stage.block, stage.warmup_steps) == ("embeddings", 256, 1024, 100)
+    assert (stage.weight_decay, stage.adam_epsilon) == (0.1, 1e-5)
+    assert stage.learning_rate == [1e-4 if name.startswith("mistral") else 2e-4]
+    assert recipe.propagate.method == "conversion"
+
+
+def test_two_stages_follow_one_another():
+    first, second = read_recipe(ROOT / "smollm2/two-stages.yaml").pretrain
+    assert (first.trains, second.trains) == ("embeddings", "embeddings+lora")
+    assert second.body_learning_rate < second.learning_rate[0]
+
+
+@pytest.mark.parametrize("name", [*sorted(TRAINED), "smollm2/two-stages.yaml"])
+def test_readme_says_what_the_plan_says(name):
+    assert line(name) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_launchers_are_valid_and_name_options_that_exist():
+    from accelerate.commands.launch import launch_command_parser
+
+    known = set(launch_command_parser()._option_string_actions)
+    known |= {"--standalone", "--nproc_per_node"}  # of torchrun
+    for script in sorted((ROOT / "launch").iterdir()):
+        text = script.read_text(encoding="utf-8")
+        if shell := shutil.which("bash"):
+            subprocess.run([shell, "-n", str(script)], check=True)
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        options = {word for line in lines for word in line.split() if word.startswith("--")}
+        assert options <= known, script.name
+
+
+def test_sharding_brings_llama_to_cards_of_24_gb():
+    recipe = read_recipe(ROOT / "llama-3-8b/extended.yaml")
+    found = fit(shape_of(recipe.base), recipe.pretrain[0], 128256, 24.0, 8, "DDP")
+    assert found.change["sharding"] == "FSDP2" and found.needs_then <= 24
