@@ -163,8 +163,9 @@ class SentenceRow(Row):
 class ExamRow(Row):
     """An item of the Russian school-leaving exam (use).
 
-    `kind` says how answers are compared (`lepta.darumeru.metrics.exam_points`). `answers` are all that are right: words,
-    or numbers joined by commas. `choices` carry their numbers and may be empty. `points` is what a right answer is worth.
+    `kind` says how answers are compared (`lepta.darumeru.metrics.exam_points`). `answers` are all that are right:
+    words, or numbers joined by commas. `choices` carry their numbers and may be empty. `points` is what a right answer
+    is worth.
     """
 
     variant: Annotated[int, Field(ge=0)]
@@ -203,7 +204,9 @@ class ArticleRow(Row):
     @model_validator(mode="after")
     def _indices_in_range(self) -> "ArticleRow":
         if max(self.extractive) >= len(self.sentences):
-            raise ValueError(f"extractive: {max(self.extractive)} is beyond the last of {len(self.sentences)} sentences")
+            raise ValueError(
+                f"extractive: {max(self.extractive)} is beyond the last of {len(self.sentences)} sentences"
+            )
         if len(set(self.extractive)) < len(self.extractive):
             raise ValueError("extractive: an index is there twice")
         if len(self.extractive) == len(self.sentences):
@@ -290,7 +293,9 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     folder = builtin_folder() if source == BUILTIN else Path(source).expanduser()
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
-    return checked(name, source, read_rows(name, _file(folder, name, TEST)), read_rows(name, _file(folder, name, SHOTS)))
+    return checked(
+        name, source, read_rows(name, _file(folder, name, TEST)), read_rows(name, _file(folder, name, SHOTS))
+    )
 
 
 def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -> Dataset:
@@ -300,7 +305,9 @@ def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -
         raise LeptaError(f"{source}, {name}: no rows to ask; expected at least one")
     twice = [key for key, count in Counter(row.id for row in dataset.test + dataset.shots).items() if count > 1]
     if twice:
-        raise LeptaError(f"{source}, {name}: the id {twice[0]!r} is there twice; ids must be unique over test and shots")
+        raise LeptaError(
+            f"{source}, {name}: the id {twice[0]!r} is there twice; ids must be unique over test and shots"
+        )
     return dataset
 
 
@@ -435,7 +442,7 @@ def set_aside(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
 
 def _balanced(rows: Sequence[Row], number: int) -> list[Row]:
     left, taken = list(rows), Counter[str]()
-    chosen = []
+    chosen: list[Row] = []
     while left and len(chosen) < number:
         row = min(left, key=lambda row: taken[row.label])
         left.remove(row)

@@ -39,9 +39,10 @@ def fetch(name: str) -> tuple[list[Row], list[Row]]:
     """
     if name in ("mmlu_ru", "mmlu_en"):
         language = name.removeprefix("mmlu_")
-        parts = [_mmlu(name, subject, split, language) for split in ("test", "dev") for subject in SUBJECTS]
-        half = len(SUBJECTS)
-        return sum(parts[:half], []), sum(parts[half:], [])
+        test, shots = (
+            [row for subject in SUBJECTS for row in _mmlu(name, subject, split, language)] for split in ("test", "dev")
+        )
+        return test, shots
     if name == "rucola":
         test = converted(name, _split(RUCOLA, "main", "validation"), rucola_fields, f"{RUCOLA} validation")
         train = converted(name, _split(RUCOLA, "main", "train"), _named("train", rucola_fields), f"{RUCOLA} train")
@@ -120,7 +121,9 @@ def _split(repository: str, config: str | None, split: str) -> list[Record]:
     try:
         try:
             return list(datasets.load_dataset(repository, config, split=split))
-        except RuntimeError:  # a dataset with a script, which `datasets` runs no more; the hub keeps its rows as Parquet
+        except (
+            RuntimeError
+        ):  # a dataset with a script, which `datasets` runs no more; the hub keeps its rows as Parquet
             return list(datasets.load_dataset(repository, config, split=split, revision="refs/convert/parquet"))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -139,15 +142,13 @@ def _lettered(inputs: Record) -> list[str]:
 
 
 def choice_fields(record: Record, number: int) -> Fields:
-    """ruOpenBookQA and ruWorldTree as MERA has them."""
+    """Convert a row of ruOpenBookQA or ruWorldTree as MERA has them."""
     inputs = record["inputs"]
-    question = inputs["question"]
-    answer = record["outputs"]
     return {
         "id": _identity(record, number),
-        "question": question,
+        "question": inputs["question"],
         "choices": _lettered(inputs),
-        "answer": answer,
+        "answer": record["outputs"],
     }
 
 

@@ -1,7 +1,7 @@
 """From the scores of samples to the score of a task, in a form that a bootstrap can draw thousands of times.
 
-A measure turns the samples of each unit (a pair, a document, a variant of the exam) into a vector of counts and sums; the
-score is a function of the sum of these vectors over units. Drawing units with replacement is then one product of
+A measure turns the samples of each unit (a pair, a document, a variant of the exam) into a vector of counts and sums;
+the score is a function of the sum of these vectors over units. Drawing units with replacement is then one product of
 matrices.
 """
 

@@ -6,8 +6,11 @@ BOUNDARY = regex.compile(r"[.!?…]+[»”\")\]]*(?P<space>\s+)(?=[«“\"(\[—
 LAST_WORD = regex.compile(r"(?<![\p{L}\d])([\p{L}.]+)\.$")
 # A full stop after these ends no sentence; nor does one after an initial.
 SHORT = frozenset(
-    "т п е г гг в вв с стр рис табл гл ст ул пл пр просп д кв корп им св акад проф доц руб коп тыс млн млрд см ср напр "
-    "др мин сек ок обл оз mr mrs ms dr st no vs fig jr sr e.g i.e т.е т.к т.н".split()
+    regex.split(
+        " ",
+        "т п е г гг в вв с стр рис табл гл ст ул пл пр просп д кв корп им св акад проф доц руб коп тыс млн млрд см ср "
+        "напр др мин сек ок обл оз mr mrs ms dr st no vs fig jr sr e.g i.e т.е т.к т.н",
+    )
 )
 
 
