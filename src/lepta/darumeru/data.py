@@ -63,6 +63,11 @@ class Row(BaseModel):
         """The right label, of datasets that have labels."""
         return str(getattr(self, "answer", ""))
 
+    @property
+    def sort(self) -> str:
+        """What examples should show in turn: the right label."""
+        return self.label
+
 
 class ChoiceRow(Row):
     """A question with four choices (ruopenbookqa, ruworldtree)."""
@@ -192,6 +197,11 @@ class ExamRow(Row):
     def unit(self) -> str:
         """The variant of the exam: the score is a mean over variants."""
         return f"variant {self.variant}"
+
+    @property
+    def sort(self) -> str:
+        """The kind of item."""
+        return self.kind
 
 
 class ArticleRow(Row):
@@ -444,8 +454,8 @@ def _balanced(rows: Sequence[Row], number: int) -> list[Row]:
     left, taken = list(rows), Counter[str]()
     chosen: list[Row] = []
     while left and len(chosen) < number:
-        row = min(left, key=lambda row: taken[row.label])
+        row = min(left, key=lambda row: taken[row.sort])
         left.remove(row)
-        taken[row.label] += 1
+        taken[row.sort] += 1
         chosen.append(row)
     return chosen

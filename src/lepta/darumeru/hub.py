@@ -48,16 +48,16 @@ def fetch(name: str) -> tuple[list[Row], list[Row]]:
         train = converted(name, _split(RUCOLA, "main", "train"), _named("train", rucola_fields), f"{RUCOLA} train")
         return test, set_aside(train, RUCOLA_SHOTS)[1]
     if name == "gazeta":
-        articles = _split(SUMMARIES, None, "test")[:ARTICLES], _split(SUMMARIES, None, "prompt")
-        test = converted(name, articles[0], article_fields, f"{SUMMARIES} test")
-        return test, converted(name, articles[1], _named("prompt", article_fields), f"{SUMMARIES} prompt")
+        test = converted(name, _split(SUMMARIES, None, "test")[:ARTICLES], article_fields, f"{SUMMARIES} test")
+        prompt = _split(SUMMARIES, None, "prompt")
+        return test, converted(name, prompt, _named("prompt", article_fields), f"{SUMMARIES} prompt")
     if name in ("copy_ru", "copy_en"):
         configs = {"sentence": f"cp_sent_{name[-2:]}", "paragraph": f"cp_para_{name[-2:]}"}
         return _copies(name, configs, "test"), _copies(name, configs, "prompt")
     fields = MERA_FIELDS[name]
     test = converted(name, _split(DARUMERU, name, "test"), fields, f"{DARUMERU} {name} test")
-    shots = _split(DARUMERU, name, "prompt")
-    return test, converted(name, shots, _named("prompt", fields), f"{DARUMERU} {name} prompt")
+    prompt = _split(DARUMERU, name, "prompt")
+    return test, converted(name, prompt, _named("prompt", fields), f"{DARUMERU} {name} prompt")
 
 
 def converted(name: str, records: Iterable[Record], fields: Callable[[Record, int], Fields], where: str) -> list[Row]:
