@@ -22,9 +22,8 @@ from lepta.errors import LeptaError
 
 PARUS = {"id": "a", "premise": "Шёл дождь.", "question": "effect", "choices": ["Лужи.", "Снег."], "answer": "1"}
 RWSD = {"id": "a", "text": "Кошка спит, она сыта.", "span1": "Кошка", "span2": "она", "answer": "Да"}
-USE = {
-    "id": "a", "variant": 1, "task": 16, "kind": "choice", "question": "?", "choices": [], "answers": ["1,3"], "points": 2
-}  # fmt: skip
+USE = {"id": "a", "variant": 1, "task": 16, "kind": "choice", "question": "?", "choices": [], "answers": ["1,3"]}
+USE["points"] = 2
 GAZETA = {"id": "a", "sentences": ["Раз.", "Два.", "Три."], "summary": "Два.", "extractive": [1]}
 MMLU = {"id": "a", "subject": "astronomy", "question": "?", "choices": ["1", "2", "3", "4"], "answer": "A"}
 

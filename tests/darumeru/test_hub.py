@@ -52,7 +52,7 @@ def test_mera_fields():
 
 
 def test_exam_kinds():
-    inputs, _, meta = MERA["use"]
+    meta = MERA["use"][2]
     text = _row("use", outputs="вовсе,совсем", meta=meta | {"type": "text", "id_task": "13"})
     assert text.answers == ("вовсе", "совсем") and text.points == 1
     matching = _row("use", outputs="5,1,2", meta=meta | {"type": "matching", "id_task": "8"})

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import SampleScore, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, Counts
 from lepta.darumeru.tasks import Definition, Task, tasks
@@ -43,6 +44,31 @@ class TaskResult:
     scores: Sequence[SampleScore]
     errors: Sequence[str] = ()
     conditions: Mapping[str, str | int] = field(default_factory=dict)
+
+
+def task_result(
+    task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int, errors: Sequence[str] = ()
+) -> TaskResult:
+    """Put together what a runner has of one task.
+
+    Parameters
+    ----------
+    task : Task
+    dataset : Dataset
+        As it was asked (after `Dataset.first`, if only a part was).
+    scores : sequence of SampleScore
+    shots : int
+        Examples asked for.
+    errors : sequence of str
+        Samples that failed, and why.
+    """
+    conditions: dict[str, str | int] = {
+        "version": task.version,
+        "prompt": task.prompt_sha256,
+        "data": dataset.sha256,
+        "shots": shots,
+    }
+    return TaskResult(task.name, task.definition, len(task.samples(dataset)), scores, errors, conditions)
 
 
 @dataclass(frozen=True)
@@ -197,10 +223,8 @@ def compare(
     sides: tuple[dict[str, _Drawn], dict[str, _Drawn]] = ({}, {})
     for name in both:
         _refuse_unlike(mine[name], theirs[name])
-        order = {score.id: score for score in theirs[name].scores}
-        aligned = [order[score.id] for score in mine[name].scores]
-        for side, scores in zip(sides, (mine[name].scores, aligned), strict=True):
-            side[name] = _draw(known[name], known[name].measure.units(scores), draws, seed)
+        for side, result in zip(sides, (mine[name], theirs[name]), strict=True):
+            side[name] = _draw(known[name], known[name].measure.units(result.scores), draws, seed)
     pairs = {name: (sides[0][name], sides[1][name]) for name in both}
     totals = [_totals(side, known) for side in sides]
     pairs |= {name: (totals[0][0][name], totals[1][0][name]) for name in totals[0][0]}

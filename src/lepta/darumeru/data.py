@@ -15,9 +15,10 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,6 +278,15 @@ class Dataset:
         """Hash of the content: the same rows give the same hash, however their files are written."""
         lines = [_canonical(row) for row in self.test] + [""] + [_canonical(row) for row in self.shots]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def first(self, number: int) -> "Dataset":
+        """The same with only so many rows to ask, of each stratum in turn (MMLU: of each subject)."""
+        strata: dict[str, list[Row]] = {}
+        for row in self.test:
+            strata.setdefault(row.stratum, []).append(row)
+        turns = zip_longest(*strata.values())
+        chosen = {row.id for row in islice((row for turn in turns for row in turn if row is not None), number)}
+        return replace(self, test=tuple(row for row in self.test if row.id in chosen))
 
 
 def load_dataset(name: str, source: str = BUILTIN) -> Dataset:

@@ -69,14 +69,13 @@ class Measure:
         raise NotImplementedError
 
     def units(self, scores: Iterable[SampleScore]) -> Units:
-        """Put samples together by unit, in the order of first appearance."""
+        """Put samples together by unit, sorted: the order in which samples were answered changes nothing."""
         groups: dict[tuple[str, str], list[SampleScore]] = {}
         for score in scores:
             groups.setdefault((score.stratum, score.unit), []).append(score)
-        vectors = [[*self.vector(group), *_sums(group, self.side), len(group)] for group in groups.values()]
-        return Units(
-            tuple(unit for _, unit in groups), tuple(stratum for stratum, _ in groups), np.array(vectors, float)
-        )
+        keys = sorted(groups)
+        vectors = [[*self.vector(groups[key]), *_sums(groups[key], self.side), len(groups[key])] for key in keys]
+        return Units(tuple(unit for _, unit in keys), tuple(stratum for stratum, _ in keys), np.array(vectors, float))
 
     def parts(self, totals: Counts) -> dict[str, Counts]:
         """All named numbers, those of `side` last, from sums of vectors of shape (..., width)."""
