@@ -56,7 +56,7 @@ def build(source: Path, output: Path, force: bool) -> list[dict[str, Any]]:
                 origin = ", ".join(recipe.files)
             else:
                 dataset, facts, origin = load_dataset(name), {"format": "builtin"}, "built-in items"
-            write_dataset(folder, dataset, facts)
+            write_dataset(folder / name, dataset, facts)
             left_out = sum(facts.get("left_out", {}).values())
             row = {"dataset": name, "from": origin, "test": len(dataset.test), "shots": len(dataset.shots)}
             table.append(row | {"left out": left_out, "note": facts.get("note", "")})

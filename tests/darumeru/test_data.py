@@ -146,7 +146,7 @@ def test_hash_is_of_content(tmp_path):
 @pytest.mark.parametrize("name", DATASETS)
 def test_write_and_read_again(name, tmp_path):
     dataset = load_dataset(name)
-    write_dataset(tmp_path, dataset, {"format": "builtin"})
+    write_dataset(tmp_path / name, dataset, {"format": "builtin"})
     again = load_dataset(name, str(tmp_path))
     assert again.test == dataset.test and again.shots == dataset.shots
     facts = json.loads((tmp_path / name / "source.json").read_text())

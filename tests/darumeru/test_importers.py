@@ -56,6 +56,9 @@ def test_mera_json(write):
         "meta": {"task": "cause", "id": 5},
     }
     path = write("parus.json", json.dumps({"data": {"test": [row]}}))
+    hidden = {"inputs": {"question": "?", "text": "т"}, "outputs": [{"segment": ""}], "meta": {"id": 1}}
+    with pytest.raises(LeptaError, match="the answer is not published"):
+        _rows("mera", write("multiq.json", json.dumps({"data": {"test": [hidden]}})), "multiq")
     made = _rows("mera", path, "parus")[0]
     assert (made.id, made.question, made.answer) == ("parus-5", "cause", "2")
 
@@ -112,10 +115,10 @@ def test_exam(write):
     choice = {"id": "e7/16", "task": "16", "text": "Выберите.", "options": options, "correct": [[0, 2], [0, 2]]}
     listed = choice | {"text": "Выберите. 1) а 2) б 3) в"}
     text = {"id": "e7/4", "task": "4", "text": "Найдите.", "answers": ["слово"]}
-    made = _rows("use", write("u.jsonl", [choice, listed, text]), "use")
-    assert [row.answers for row in made] == [("1,3",), ("1,3",), ("слово",)]
-    assert [row.points for row in made] == [2, 2, 1]
-    assert [len(row.choices) for row in made] == [3, 0, 0]  # not shown twice
+    made = _rows("use", write("u.jsonl", [choice, listed, text, text | {"answers": ["134"]}]), "use")
+    assert [row.answers for row in made] == [("1,3",), ("1,3",), ("слово",), ("1,3,4",)]
+    assert [row.points for row in made] == [2, 2, 1, 1]
+    assert [len(row.choices) for row in made] == [3, 0, 0, 0]  # not shown twice
     assert {row.unit for row in made} == {"variant 7"}
     with pytest.raises(LeptaError, match=r"u\.jsonl, line 1: correct: \[3\] for 3 options"):
         _rows("use", write("u.jsonl", [choice | {"correct": [[3]]}]), "use")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -198,3 +199,12 @@ def test_every_row_of_the_paper():
     for row in rows:
         columns = {name: row[name.lower().replace(" ", "_")] for name in metrics.COLUMN_SIZES}
         assert metrics.micro_average(columns) == pytest.approx(row["micro_avg"], abs=0.0015), row
+
+
+def test_lemmas_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymorphy3", None)
+    metrics._analyzer.cache_clear()
+    metrics.lemma.cache_clear()
+    with pytest.raises(LeptaError, match=r"pip install 'lepta\[darumeru\]'"):
+        metrics.lemmas("кошки")
+    metrics._analyzer.cache_clear()

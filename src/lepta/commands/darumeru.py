@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from lepta.commands.common import AsJson, Force, result
-from lepta.errors import LeptaError
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
@@ -24,7 +23,7 @@ def import_command(
     task: Annotated[str, typer.Option(help="Dataset to make, for example rucola or mmlu_en.")],
     output: Annotated[Path, typer.Option(help="Folder of datasets; the dataset is written to OUTPUT/TASK.")],
     shots_file: Annotated[
-        list[Path] | None, typer.Option(help="File to take examples from [default: first rows of FILE]; repeat.")
+        list[Path] | None, typer.Option(help="File to take examples from, else the first rows of FILE; repeat.")
     ] = None,
     shots: Annotated[int, typer.Option(min=0, help="How many examples; of MMLU, for each subject.")] = 5,
     rows: Annotated[int, typer.Option(min=1, help="text: how many sentences, and how many paragraphs.")] = 100,
@@ -38,12 +37,13 @@ def import_command(
     """
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
+    from lepta.pipeline import publishing, refuse_existing
 
     place = output / task
-    if place.exists() and not force:
-        raise LeptaError(f"{place}: exists already; give another --output, or --force to replace it")
+    refuse_existing(place, force)
     dataset, facts = import_dataset(format_name, files, task, shots_file or [], shots, rows, seed)
-    write_dataset(output, dataset, facts)
+    with publishing(place, force) as folder:
+        write_dataset(folder, dataset, facts)
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     extra = {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
     result({**shown, **extra, "sha256": dataset.sha256}, as_json)

@@ -94,7 +94,7 @@ class TaskSummary:
     ----------
     score : Estimate
     parts : dict
-        Numbers that the score is the mean of, and numbers beside it.
+        Numbers that the score is the mean of, and numbers beside it, as far as they are known.
     samples, units : int
         Samples, and independent units that they make.
     """
@@ -184,8 +184,9 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
         task = known[name]
         units = task.measure.units(result.scores)
         drawn[name] = _draw(task, units, draws, seed)
-        parts = {part: float(value) for part, value in task.measure.parts(units.vectors.sum(0)).items()}
-        summaries[name] = TaskSummary(_estimate(drawn[name]), parts, len(result.scores), len(units.names))
+        parts = task.measure.parts(units.vectors.sum(0)).items()
+        known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
+        summaries[name] = TaskSummary(_estimate(drawn[name]), known_parts, len(result.scores), len(units.names))
     columns, total = _totals(drawn, known)
     return Summary(
         definition,

@@ -420,9 +420,17 @@ def _explain(error: Any, kind: type[Row]) -> str:
     return f"{field}: {message}" if field else message
 
 
-def write_dataset(folder: Path, dataset: Dataset, provenance: Mapping[str, Any]) -> None:
-    """Write a dataset into a folder of datasets, with what it was made from in `NAME/source.json`."""
-    place = folder / dataset.name
+def write_dataset(place: Path, dataset: Dataset, provenance: Mapping[str, Any]) -> None:
+    """Write a dataset's files, and what it was made from as `source.json`.
+
+    Parameters
+    ----------
+    place : Path
+        Folder of this dataset; a folder of datasets has it under the dataset's name.
+    dataset : Dataset
+    provenance : mapping
+        Facts that JSON can hold; numbers of rows and the content's hash are added.
+    """
     place.mkdir(parents=True, exist_ok=True)
     for file, rows in ((TEST, dataset.test), (SHOTS, dataset.shots)):
         lines = [_written(row) + "\n" for row in rows]

@@ -29,7 +29,7 @@ from lepta.darumeru.data import (
     set_aside,
 )
 from lepta.darumeru.hub import MERA_FIELDS
-from lepta.darumeru.metrics import lemmas, most_exam_points, ngrams, rouge_of_counts
+from lepta.darumeru.metrics import exam_numbers, lemmas, most_exam_points, ngrams, rouge_of_counts
 from lepta.darumeru.sentences import sentences
 from lepta.darumeru.subjects import SUBJECTS
 from lepta.errors import LeptaError
@@ -273,7 +273,7 @@ def _from_mera(record: Record, dataset: str) -> Fields:
         fields = MERA_FIELDS[dataset](record.fields, record.number)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise LeptaError(f"{record.where}: {type(error).__name__} {error}; not a MERA row of {dataset}") from error
-    if not (fields.get("answer") or fields.get("answers")):
+    if not any(fields.get("answers") or [fields.get("answer")]):
         raise LeaveOut("the answer is not published")
     return fields | {"id": f"{dataset}-{fields['id']}"}
 
@@ -386,9 +386,9 @@ def _from_use(record: Record, dataset: str) -> Fields:
     else:
         kind, choices, answers = "text", [], [answer for answer in record["answers"] if answer.strip()]
         if not all(any(map(str.isalpha, answer)) for answer in answers):
-            kind = "choice"
             if not all(answer.replace(",", "").isdecimal() for answer in answers):
                 raise LeaveOut("the answer is neither words nor numbers")
+            kind, answers = "choice", [",".join(exam_numbers(answer)) for answer in answers]
     if not answers:
         raise LeaveOut("no answer")
     answers = list(dict.fromkeys(answers))

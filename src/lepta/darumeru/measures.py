@@ -5,6 +5,7 @@ the score is a function of the sum of these vectors over units. Drawing units wi
 matrices.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Measure:
     headline : tuple of str
         Parts whose unweighted mean is the score.
     side : tuple of str
-        Values whose mean over samples is reported beside it, 0 where a sample has none.
+        Values whose mean over samples is reported beside it; not a number if a sample has none.
     """
 
     headline: tuple[str, ...]
@@ -91,7 +92,7 @@ class Measure:
 
 
 def _sums(scores: Sequence[SampleScore], names: Sequence[str]) -> list[float]:
-    return [sum(score.values.get(name, 0.0) for score in scores) for name in names]
+    return [sum(score.values.get(name, math.nan) for score in scores) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,8 +85,8 @@ class Answer:
     ----------
     label : str or None
         choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`).
-    label_mass : float
-        choose: probability that all labels have together, 0 to 1.
+    label_mass : float or None
+        choose: probability that all labels have together, 0 to 1, if it is known.
     log_probs : tuple of float
         loglikelihood: mean log-probability per token of each of `Sample.continuations`, in nats.
     text : str or None
@@ -99,7 +99,7 @@ class Answer:
     """
 
     label: str | None = None
-    label_mass: float = 0.0
+    label_mass: float | None = None
     log_probs: tuple[float, ...] = ()
     text: str | None = None
     emitted: int | None = None
@@ -280,7 +280,8 @@ def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
     if answer.label not in task.labels:
         raise LeptaError(f"{task.name}, {sample.id}: label {answer.label!r}; expected one of {', '.join(task.labels)}")
     gold, given = task.labels.index(sample.row.label), task.labels.index(answer.label)
-    return {"gold": gold, "answer": given, "correct": float(gold == given), "label_mass": answer.label_mass}
+    values: Values = {"gold": gold, "answer": given, "correct": float(gold == given)}
+    return values if answer.label_mass is None else values | {"label_mass": answer.label_mass}
 
 
 def _grade_question(task: Task, sample: Sample, answer: Answer) -> Values:
