@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lepta.darumeru.data import DATASETS, load_dataset, write_dataset
+from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.importers import import_dataset
+from lepta.darumeru.rows import DATASETS
 from lepta.pipeline import publishing
 
 

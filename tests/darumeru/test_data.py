@@ -7,17 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lepta.darumeru.data import (
-    DATASETS,
-    SHOTS,
-    TEST,
-    builtin_folder,
-    load_dataset,
-    make_row,
-    read_rows,
-    set_aside,
-    write_dataset,
-)
+from lepta.darumeru.data import SHOTS, TEST, builtin_folder, load_dataset, read_rows, set_aside, write_dataset
+from lepta.darumeru.rows import DATASETS, make_row
 from lepta.errors import LeptaError
 
 PARUS = {"id": "a", "premise": "Шёл дождь.", "question": "effect", "choices": ["Лужи.", "Снег."], "answer": "1"}

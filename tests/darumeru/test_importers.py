@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.darumeru.data import DATASETS, load_dataset
+from lepta.darumeru.data import load_dataset
 from lepta.darumeru.importers import FORMATS, import_dataset, oracle_sentences, read_format
+from lepta.darumeru.rows import DATASETS
 from lepta.darumeru.sentences import sentences
 from lepta.errors import LeptaError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lepta.darumeru.data import (
+from lepta.darumeru.rows import (
     LETTERS,
     ArticleRow,
     CauseRow,

@@ -18,16 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from lepta.darumeru import prompts
-from lepta.darumeru.data import (
-    LETTERS,
-    ArticleRow,
-    CauseRow,
-    CopyRow,
-    Dataset,
-    ExamRow,
-    QuestionRow,
-    Row,
-)
+from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import AllRight, Labels, Means, Measure, SampleScore, SubjectMeans, UnitShares
 from lepta.darumeru.metrics import (
     COPIED,
@@ -43,6 +34,7 @@ from lepta.darumeru.metrics import (
     token_f1,
 )
 from lepta.darumeru.prompts import Prompt
+from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
 from lepta.darumeru.sentences import sentences
 from lepta.errors import LeptaError
 
@@ -118,7 +110,7 @@ class Task:
     column : str
         One of `lepta.darumeru.metrics.COLUMN_SIZES`.
     dataset : str
-        One of `lepta.darumeru.data.DATASETS`.
+        One of `lepta.darumeru.rows.DATASETS`.
     method : Method
     measure : Measure
         From sample scores to the task's score.
