@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,7 @@ def test_hash_is_of_content(tmp_path):
     plain.unlink()
     assert load_dataset("parus", str(folder)).sha256 == original.sha256
     (folder / "parus" / f"{TEST}.gz").unlink()
+    assert replace(original, shots=original.shots[1:]).sha256 != original.sha256
     rows[0]["premise"] += "!"
     plain.write_text("\n".join(map(json.dumps, rows)))
     assert load_dataset("parus", str(folder)).sha256 != original.sha256
@@ -151,6 +153,9 @@ def test_set_aside_balances_and_separates():
     test, shots = set_aside(rows, 4)
     assert sorted(row.label for row in shots) == ["Да", "Да", "Нет", "Нет"]
     assert not {row.unit for row in test} & {row.unit for row in shots}
+    twins = [row.model_copy(update={"id": f"{row.id}-again", "span1": row.span2}) for row in rows]
+    test, shots = set_aside([*rows, *twins], 4)
+    assert len(test) == 2 * (len(rows) - 4) and not {row.unit for row in test} & {row.unit for row in shots}
     test, shots = set_aside(load_dataset("mmlu_ru").test, 1)
     assert len(shots) == 12 and len(test) == 12
 

@@ -106,6 +106,12 @@ def test_mmlu_headline_and_shots():
             assert [word in text for text in texts] == [True] + [False] * 5
 
 
+def test_examples_are_of_the_subject():
+    task, dataset = tasks()["mmlu_ru"], load_dataset("mmlu_ru")
+    for sample in task.samples(dataset):
+        assert {shot.row.subject for shot in task.shots(dataset, sample, 5)} == {sample.row.subject}
+
+
 def test_rummlu_words_differ():
     """Instructions vary from item to item, and are the same each time."""
     task = tasks()["rummlu"]
