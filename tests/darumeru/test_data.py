@@ -130,7 +130,8 @@ def test_hash_is_of_content(tmp_path):
     plain.unlink()
     assert load_dataset("parus", str(folder)).sha256 == original.sha256
     (folder / "parus" / f"{TEST}.gz").unlink()
-    assert replace(original, shots=original.shots[1:]).sha256 != original.sha256
+    other = original.shots[0].model_copy(update={"premise": "Другое."})
+    assert replace(original, shots=(other, *original.shots[1:])).sha256 != original.sha256
     rows[0]["premise"] += "!"
     plain.write_text("\n".join(map(json.dumps, rows)))
     assert load_dataset("parus", str(folder)).sha256 != original.sha256
