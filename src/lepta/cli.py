@@ -12,6 +12,7 @@ from rich.table import Table
 from lepta.commands import models
 from lepta.commands.common import AsJson, console, print_json, result
 from lepta.commands.corpus import corpus
+from lepta.commands.darumeru import darumeru
 from lepta.commands.plan import HELP as PLAN_HELP
 from lepta.commands.plan import plan as plan_command
 from lepta.commands.vocabulary import vocab
@@ -119,6 +120,7 @@ app.command("plan", help=PLAN_HELP)(plan_command)
 for command in (models.init, models.pretrain, models.propagate):
     app.command()(command)
 app.add_typer(models.patch, name="patch")
+app.add_typer(darumeru, name="darumeru")
 
 
 def main() -> None:

@@ -1,0 +1,209 @@
+"""The benchmark's data: where rows come from, and how they are checked and written.
+
+A dataset is two JSONL files, plain or gzipped: `NAME/test.jsonl` (questions) and `NAME/shots.jsonl` (solved examples to
+show before a question). The schema, `lepta.darumeru.rows`, is the same for all sources:
+
+    builtin         a few items of each dataset that come with the package, written for this project
+    path/to/folder  NAME/test.jsonl[.gz] and NAME/shots.jsonl[.gz]
+    hub             the published datasets, from the Hugging Face hub (see `lepta.darumeru.hub`)
+"""
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from lepta.darumeru.rows import Row, make_row, row_type
+from lepta.errors import LeptaError
+
+BUILTIN = "builtin"
+HUB = "hub"
+TEST, SHOTS, PROVENANCE = "test.jsonl", "shots.jsonl", "source.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows of one dataset.
+
+    Attributes
+    ----------
+    name : str
+        One of `lepta.darumeru.rows.DATASETS`.
+    source : str
+        Where the rows are from: "builtin", a folder, or "hub".
+    test, shots : tuples of Row
+        Items to ask, and solved examples.
+    """
+
+    name: str
+    source: str
+    test: tuple[Row, ...]
+    shots: tuple[Row, ...]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content: the same rows give the same hash, however their files are written."""
+        lines = [_canonical(row) for row in self.test] + [""] + [_canonical(row) for row in self.shots]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def first(self, number: int) -> "Dataset":
+        """The same with only so many rows to ask, of each stratum in turn (MMLU: of each subject)."""
+        strata: dict[str, list[Row]] = {}
+        for row in self.test:
+            strata.setdefault(row.stratum, []).append(row)
+        turns = zip_longest(*strata.values())
+        chosen = {row.id for row in islice((row for turn in turns for row in turn if row is not None), number)}
+        return replace(self, test=tuple(row for row in self.test if row.id in chosen))
+
+
+def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
+    """Read and check a dataset.
+
+    Parameters
+    ----------
+    name : str
+        One of `lepta.darumeru.rows.DATASETS`.
+    source : str
+        "builtin", "hub" or a folder.
+
+    Raises
+    ------
+    LeptaError
+        Naming file, line and field of what is wrong, or the dataset if it is not there.
+    """
+    row_type(name)
+    if source == HUB:
+        from lepta.darumeru.hub import fetch
+
+        test, shots = fetch(name)
+        return checked(name, HUB, test, shots)
+    folder = builtin_folder() if source == BUILTIN else Path(source).expanduser()
+    if not folder.is_dir():
+        raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
+    return checked(
+        name, source, read_rows(name, _file(folder, name, TEST)), read_rows(name, _file(folder, name, SHOTS))
+    )
+
+
+def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -> Dataset:
+    """Put rows together as a dataset; LeptaError if there are none or an id is there twice."""
+    dataset = Dataset(name, source, tuple(test), tuple(shots))
+    if not dataset.test:
+        raise LeptaError(f"{source}, {name}: no rows to ask; expected at least one")
+    twice = [key for key, count in Counter(row.id for row in dataset.test + dataset.shots).items() if count > 1]
+    if twice:
+        raise LeptaError(
+            f"{source}, {name}: the id {twice[0]!r} is there twice; ids must be unique over test and shots"
+        )
+    return dataset
+
+
+def builtin_folder() -> Path:
+    """Folder of the items that come with the package."""
+    return Path(str(resources.files("lepta"))) / "data" / "darumeru"
+
+
+def _file(folder: Path, name: str, file: str) -> Path:
+    plain, packed = folder / name / file, folder / name / f"{file}.gz"
+    if plain.is_file() and packed.is_file():
+        raise LeptaError(f"{plain}: there is {packed.name} too; keep one of them")
+    if not plain.is_file() and not packed.is_file():
+        raise LeptaError(f"{plain}: no such file, and no {packed.name}; docs/darumeru.md says what belongs there")
+    return plain if plain.is_file() else packed
+
+
+def read_rows(name: str, path: Path) -> list[Row]:
+    """Read the rows of one file; LeptaError naming file, line and field of the first that is wrong."""
+    rows: list[Row] = []
+    lines: dict[str, int] = {}
+    for number, record in read_jsonl(path):
+        where = f"{path}, line {number}"
+        row = make_row(name, record, where)
+        if row.id in lines:
+            raise LeptaError(f"{where}: id: {row.id!r} is in line {lines[row.id]} too; ids must be unique")
+        lines[row.id] = number
+        rows.append(row)
+    return rows
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON objects, one a line, plain or gzipped, with their line numbers."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LeptaError(f"{path}: not a whole gzip file ({error}); copy it again") from error
+    except OSError as error:
+        raise LeptaError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise LeptaError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from error
+        if not isinstance(record, dict):
+            raise LeptaError(f"{path}, line {number}: expected an object, found a {type(record).__name__}")
+        yield number, record
+
+
+def write_dataset(place: Path, dataset: Dataset, provenance: Mapping[str, Any]) -> None:
+    """Write a dataset's files, and what it was made from as `source.json`.
+
+    Parameters
+    ----------
+    place : Path
+        Folder of this dataset; a folder of datasets has it under the dataset's name.
+    dataset : Dataset
+    provenance : mapping
+        Facts that JSON can hold; numbers of rows and the content's hash are added.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    for file, rows in ((TEST, dataset.test), (SHOTS, dataset.shots)):
+        lines = [_written(row) + "\n" for row in rows]
+        (place / file).write_text("".join(lines), encoding="utf-8")
+    facts = {**provenance, "test": len(dataset.test), "shots": len(dataset.shots), "sha256": dataset.sha256}
+    (place / PROVENANCE).write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _written(row: Row) -> str:
+    return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False)
+
+
+def _canonical(row: Row) -> str:
+    return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def set_aside(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
+    """Take solved examples out of rows to ask: the first ones, with each label in turn, so many from each stratum.
+
+    Rows that share a unit with an example (the same text, the same exam) leave the rows to ask too.
+
+    Returns
+    -------
+    lists of Row
+        Rows to ask, and examples.
+    """
+    shots: list[Row] = []
+    for stratum in dict.fromkeys(row.stratum for row in rows):
+        shots += _balanced([row for row in rows if row.stratum == stratum], number)
+    taken = {row.unit for row in shots}
+    return [row for row in rows if row.unit not in taken], shots
+
+
+def _balanced(rows: Sequence[Row], number: int) -> list[Row]:
+    left, taken = list(rows), Counter[str]()
+    chosen: list[Row] = []
+    while left and len(chosen) < number:
+        row = min(left, key=lambda row: taken[row.sort])
+        left.remove(row)
+        taken[row.sort] += 1
+        chosen.append(row)
+    return chosen

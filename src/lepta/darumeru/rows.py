@@ -1,0 +1,279 @@
+"""The schema of the benchmark's data: one class of rows for each dataset."""
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lepta.darumeru.metrics import most_exam_points
+from lepta.darumeru.subjects import SUBJECTS
+from lepta.errors import LeptaError
+
+LETTERS = ("A", "B", "C", "D")
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+FourTexts = Annotated[tuple[Text, Text, Text, Text], Field(strict=False)]
+Letter = Literal["A", "B", "C", "D"]
+
+
+class Row(BaseModel):
+    """One item of a dataset; unknown fields, wrong types and empty texts are errors.
+
+    `id` is unique in its dataset.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Text
+
+    @property
+    def unit(self) -> str:
+        """What the row shares with rows that are not independent of it; bootstraps draw whole units."""
+        return self.id
+
+    @property
+    def stratum(self) -> str:
+        """Group of units that keeps its size in a bootstrap."""
+        return ""
+
+    @property
+    def label(self) -> str:
+        """The right label, of datasets that have labels."""
+        return str(getattr(self, "answer", ""))
+
+    @property
+    def sort(self) -> str:
+        """What examples should show in turn: the right label."""
+        return self.label
+
+
+class ChoiceRow(Row):
+    """A question with four choices (ruopenbookqa, ruworldtree)."""
+
+    question: Text
+    choices: FourTexts
+    answer: Letter
+
+
+class DomainRow(ChoiceRow):
+    """A question with four choices and its domain (rummlu)."""
+
+    domain: Text
+
+
+class SubjectRow(ChoiceRow):
+    """A question of one of the 57 subjects of MMLU (mmlu_ru, mmlu_en)."""
+
+    subject: Text
+
+    @model_validator(mode="after")
+    def _known(self) -> "SubjectRow":
+        if self.subject not in SUBJECTS:
+            near = difflib.get_close_matches(self.subject, SUBJECTS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see lepta.darumeru.subjects"
+            raise ValueError(f"subject: {self.subject!r} is none of MMLU's 57 subjects; {hint}")
+        return self
+
+    @property
+    def stratum(self) -> str:
+        """The subject: the score is a mean over subjects."""
+        return self.subject
+
+
+class QuestionRow(Row):
+    """A question about a text, and all answers that are right (multiq)."""
+
+    context: Text
+    question: Text
+    answers: Annotated[Texts, Field(min_length=1)]
+
+    @property
+    def unit(self) -> str:
+        """The text: questions on one text are not independent."""
+        return _short_hash(self.context)
+
+
+class CauseRow(Row):
+    """A situation, and two sentences one of which is its cause or effect (parus); `answer` counts from 1."""
+
+    premise: Text
+    question: Literal["cause", "effect"]
+    choices: Annotated[tuple[Text, Text], Field(strict=False)]
+    answer: Literal["1", "2"]
+
+
+class InferenceRow(Row):
+    """A text and a statement (rcb): the statement 1 follows, 2 contradicts the text, 3 does neither."""
+
+    premise: Text
+    hypothesis: Text
+    answer: Literal["1", "2", "3"]
+
+    @property
+    def unit(self) -> str:
+        """Both texts, whichever comes first."""
+        return _short_hash(*sorted((self.premise, self.hypothesis)))
+
+
+class PronounRow(Row):
+    """A text, words `span1` in it and a pronoun `span2` in it (rwsd): does the pronoun mean these words?"""
+
+    text: Text
+    span1: Text
+    span2: Text
+    answer: Literal["Да", "Нет"]
+
+    @model_validator(mode="after")
+    def _spans_in_text(self) -> "PronounRow":
+        for name, span in (("span1", self.span1), ("span2", self.span2)):
+            if span.lower() not in self.text.lower():
+                raise ValueError(f"{name}: {span!r} is not in the text")
+        return self
+
+    @property
+    def unit(self) -> str:
+        """The text: it is asked about with several spans."""
+        return _short_hash(self.text)
+
+
+class SentenceRow(Row):
+    """A sentence that is good Russian (1) or not (0) (rucola)."""
+
+    sentence: Text
+    answer: Literal["0", "1"]
+
+
+class ExamRow(Row):
+    """An item of the Russian school-leaving exam (use).
+
+    `kind` says how answers are compared (`lepta.darumeru.metrics.exam_points`). `answers` are all that are right:
+    words, or numbers joined by commas. `choices` carry their numbers and may be empty. `points` is what a right answer
+    is worth.
+    """
+
+    variant: Annotated[int, Field(ge=0)]
+    task: Annotated[int, Field(ge=1, le=27)]
+    kind: Literal["text", "choice", "matching"]
+    question: Text
+    choices: Texts
+    answers: Annotated[Texts, Field(min_length=1)]
+    points: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _answers_fit(self) -> "ExamRow":
+        for answer in self.answers:
+            numbers = all(part.isdecimal() for part in answer.split(","))
+            if self.kind == "text" and not any(map(str.isalpha, answer)):
+                raise ValueError(f"answers: {answer!r} has no letter; expected a word, or kind choice or matching")
+            if self.kind != "text" and not numbers:
+                raise ValueError(f"answers: {answer!r}; expected numbers joined by commas, such as 1,4")
+        if self.points != (most := most_exam_points(self.kind, self.task, self.answers)):
+            raise ValueError(f"points: {self.points}, but a right answer gets {most}")
+        return self
+
+    @property
+    def unit(self) -> str:
+        """The variant of the exam: the score is a mean over variants."""
+        return f"variant {self.variant}"
+
+    @property
+    def sort(self) -> str:
+        """The kind of item."""
+        return self.kind
+
+
+class ArticleRow(Row):
+    """An article as sentences, its summary, and the indices of sentences that make an extractive one (gazeta)."""
+
+    sentences: Annotated[Texts, Field(min_length=2)]
+    summary: Text
+    extractive: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _indices_in_range(self) -> "ArticleRow":
+        if max(self.extractive) >= len(self.sentences):
+            raise ValueError(
+                f"extractive: {max(self.extractive)} is beyond the last of {len(self.sentences)} sentences"
+            )
+        if len(set(self.extractive)) < len(self.extractive):
+            raise ValueError("extractive: an index is there twice")
+        if len(self.extractive) == len(self.sentences):
+            raise ValueError("extractive: names all sentences, so that any order would be right")
+        return self
+
+
+class CopyRow(Row):
+    """A text to copy (copy_ru, copy_en).
+
+    Without `kind` the text is a paragraph, and its first sentence is the item of the sentence task. With it, the row
+    serves that task only.
+    """
+
+    text: Text
+    kind: Literal["sentence", "paragraph"] | None = None
+
+
+DATASETS: dict[str, type[Row]] = {
+    "rummlu": DomainRow,
+    "mmlu_ru": SubjectRow,
+    "mmlu_en": SubjectRow,
+    "multiq": QuestionRow,
+    "parus": CauseRow,
+    "rcb": InferenceRow,
+    "rwsd": PronounRow,
+    "use": ExamRow,
+    "ruopenbookqa": ChoiceRow,
+    "ruworldtree": ChoiceRow,
+    "rucola": SentenceRow,
+    "gazeta": ArticleRow,
+    "copy_en": CopyRow,
+    "copy_ru": CopyRow,
+}
+
+
+def row_type(name: str) -> type[Row]:
+    """Schema of a dataset; LeptaError if there is none of this name."""
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DATASETS)}"
+        raise LeptaError(f"{name}: no such dataset; {hint}")
+    return DATASETS[name]
+
+
+def make_row(name: str, fields: Mapping[str, Any], where: str) -> Row:
+    """Check one row.
+
+    Parameters
+    ----------
+    name : str
+        Dataset.
+    fields : mapping
+        As in the row's JSON object.
+    where : str
+        What the message of an error begins with.
+    """
+    kind = row_type(name)
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        reasons = "; ".join(_explain(reason, kind) for reason in error.errors()[:3])
+        raise LeptaError(f"{where}: {reasons}") from error
+
+
+def _explain(error: Any, kind: type[Row]) -> str:
+    field = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(field, kind.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"a row has {', '.join(kind.model_fields)}"
+        return f"{field}: unknown field; {hint}"
+    if error["type"] == "missing":
+        return f"{field}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

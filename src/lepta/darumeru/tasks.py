@@ -1,0 +1,422 @@
+"""The 17 tasks as data: what is asked, how an answer is read, what it is worth, and how samples make a score.
+
+A runner needs this and a model, nothing else of the benchmark:
+
+    for task in tasks().values():
+        dataset = load_dataset(task.dataset)
+        for sample in task.samples(dataset):
+            messages = task.messages(sample, task.shots(dataset, sample, 5))
+            answer = Answer(...)                  # from the model, see `Method`
+            score = task.score(sample, answer)    # goes to lepta.darumeru.aggregate
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from lepta.darumeru import prompts
+from lepta.darumeru.data import Dataset
+from lepta.darumeru.measures import AllRight, Labels, Means, Measure, SampleScore, SubjectMeans, UnitShares
+from lepta.darumeru.metrics import (
+    COPIED,
+    best,
+    copied_length,
+    copied_share,
+    exact_match,
+    exam_points,
+    legacy_copied_share,
+    lemmas,
+    r_precision,
+    rouge,
+    token_f1,
+)
+from lepta.darumeru.prompts import Prompt
+from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
+from lepta.darumeru.sentences import sentences
+from lepta.errors import LeptaError
+
+# choose: the most likely of `Sample.continuations`; generate: greedy text; loglikelihood: mean log-probability per
+# token of each of `Sample.continuations`.
+Method = Literal["choose", "generate", "loglikelihood"]
+# legacy: as in the paper's runs, for comparing with published numbers. The two never mix.
+Definition = Literal["current", "legacy"]
+Message = dict[str, str]
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question to a model.
+
+    Attributes
+    ----------
+    id : str
+        Unique in the task.
+    row : Row
+        The item as it is asked (PARus: with its options swapped, the second time).
+    target : str
+        The right answer as a model would write it after the lead-in: what examples show.
+    continuations : tuple of str
+        Texts whose probability after the prompt is asked for, with the space before them; empty for `generate`.
+    """
+
+    id: str
+    row: Row
+    target: str
+    continuations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model gave for a sample; which fields are needed depends on the task's method.
+
+    Attributes
+    ----------
+    label : str or None
+        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`).
+    label_mass : float or None
+        choose: probability that all labels have together, 0 to 1, if it is known.
+    log_probs : tuple of float
+        loglikelihood: mean log-probability per token of each of `Sample.continuations`, in nats.
+    text : str or None
+        generate: the text, without special tokens, cut at `Task.stop`.
+    emitted : int or None
+        Copy tasks: number of tokens that the model emitted, its end-of-turn token not counted.
+    tokens, reference_tokens : tuple of int or None
+        Copy tasks: ids of `text` and of `Sample.target` under the model's tokenizer, both encoded the same way without
+        spaces around them.
+    """
+
+    label: str | None = None
+    label_mass: float | None = None
+    log_probs: tuple[float, ...] = ()
+    text: str | None = None
+    emitted: int | None = None
+    tokens: tuple[int, ...] | None = None
+    reference_tokens: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One of the 17 tasks.
+
+    Attributes
+    ----------
+    name, title : str
+        Key, and name for tables.
+    column : str
+        One of `lepta.darumeru.metrics.COLUMN_SIZES`.
+    dataset : str
+        One of `lepta.darumeru.rows.DATASETS`.
+    method : Method
+    measure : Measure
+        From sample scores to the task's score.
+    prompt : Prompt
+    labels : tuple of str
+        choose: the labels.
+    max_new_tokens : int
+        generate: most tokens to write; 1 or 0 otherwise.
+    stop : tuple of str
+        generate: where a text ends when turns are plain text with blank lines between them (foundation models); a chat
+        model ends its turn itself. Texts to copy that hold such a string themselves have none (`stop_for`).
+    version : int
+        Goes up when the task's meaning changes.
+    definition : Definition
+    """
+
+    name: str
+    title: str
+    column: str
+    dataset: str
+    method: Method
+    measure: Measure
+    prompt: Prompt
+    labels: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    version: int = 1
+    definition: Definition = "current"
+    make: Callable[["Task", Row], list[Sample]] = field(repr=False)
+    grade: Callable[["Task", Sample, Answer], Values] = field(repr=False)
+
+    def samples(self, dataset: Dataset) -> list[Sample]:
+        """All questions that the task asks of a dataset, in its order.
+
+        Raises
+        ------
+        LeptaError
+            If the dataset is another one, or has no rows for this task.
+        """
+        if dataset.name != self.dataset:
+            raise LeptaError(f"{self.name}: needs the dataset {self.dataset}, found {dataset.name}")
+        found = [sample for row in dataset.test for sample in self.make(self, row)]
+        if not found:
+            raise LeptaError(f"{dataset.source}, {dataset.name}: no row for the task {self.name}")
+        return found
+
+    def shots(self, dataset: Dataset, sample: Sample, number: int) -> list[Sample]:
+        """Solved examples for a question: the first so many, the same for every question (MMLU: of its subject).
+
+        There may be fewer in the dataset; how many were shown belongs in the log.
+        """
+        pool = [row for row in dataset.shots if row.stratum == sample.row.stratum]
+        examples = [samples[0] for row in pool if (samples := self.make(self, row))]
+        return examples[:number]
+
+    def messages(self, sample: Sample, shots: Sequence[Sample] = ()) -> list[Message]:
+        """Conversation up to where the model goes on.
+
+        Returns
+        -------
+        list of {"role": "user" or "assistant", "content": str}
+            Turns take turns. If the prompt has a lead-in, the last message is the assistant's unfinished turn, which
+            never ends with a space; else it is the user's and the assistant's turn is yet to begin. The answer follows
+            a lead-in after one space, which `Sample.continuations` have before them.
+        """
+        ordered = list(shots)[::-1] if self.definition == "legacy" else list(shots)
+        turns: list[Message] = []
+        for number, item in enumerate([*ordered, sample]):
+            turns.append({"role": "user", "content": self._question(item, number == 0, bool(ordered))})
+            solved = number < len(ordered)
+            turns.append(
+                {"role": "assistant", "content": self.after_lead_in(item.target) if solved else self.prompt.lead_in}
+            )
+        return turns if self.prompt.lead_in else turns[:-1]
+
+    def after_lead_in(self, answer: str) -> str:
+        """A whole turn of the assistant: lead-in, space, answer."""
+        return f"{self.prompt.lead_in} {answer}".strip()
+
+    def _question(self, sample: Sample, first: bool, with_shots: bool) -> str:
+        prompt = self.prompt
+        values = prompt.fields(sample.row, prompt.words)
+        chosen = zlib.crc32(sample.row.id.encode()) % len(prompt.templates)
+        # The paper's runs without examples had no headline.
+        headline = prompt.headline if first and (with_shots or self.definition == "current") else ""
+        return (headline + prompt.templates[chosen]).format(**values)
+
+    def stop_for(self, sample: Sample) -> tuple[str, ...]:
+        """Strings that end the answer to one sample: none that its right answer holds."""
+        return tuple(string for string in self.stop if string not in sample.target)
+
+    def score(self, sample: Sample, answer: Answer) -> SampleScore:
+        """What an answer is worth.
+
+        Raises
+        ------
+        LeptaError
+            If a field of the answer that the task needs is missing, or has not the right number of values.
+        """
+        values = self.grade(self, sample, answer)
+        return SampleScore(sample.id, sample.row.unit, sample.row.stratum, values)
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of the words, labels and limits that make what the model sees."""
+        prompt = self.prompt
+        parts = [prompt.templates, prompt.headline, prompt.lead_in, dict(prompt.words), self.labels]
+        limits = [self.method, self.max_new_tokens, self.stop, self.definition, self.version]
+        return hashlib.sha256(json.dumps([parts, limits], ensure_ascii=False).encode()).hexdigest()
+
+
+def _labelled(task: Task, row: Row) -> list[Sample]:
+    """One sample that chooses among the labels."""
+    return [Sample(row.id, row, row.label, tuple(f" {label}" for label in task.labels))]
+
+
+def _both_orders(task: Task, row: Row) -> list[Sample]:
+    """The item as it is, and with its options swapped: only a model that reads them is right twice."""
+    row = cast(CauseRow, row)
+    other = {"choices": row.choices[::-1], "answer": {"1": "2", "2": "1"}[row.answer]}
+    swapped = _labelled(task, row.model_copy(update=other))[0]
+    return [*_labelled(task, row), Sample(f"{row.id}#swapped", swapped.row, swapped.target, swapped.continuations)]
+
+
+def _first_answer(task: Task, row: Row) -> list[Sample]:
+    return [Sample(row.id, row, cast(QuestionRow | ExamRow, row).answers[0])]
+
+
+def _summary(task: Task, row: Row) -> list[Sample]:
+    return [Sample(row.id, row, cast(ArticleRow, row).summary)]
+
+
+def _each_sentence(task: Task, row: Row) -> list[Sample]:
+    row = cast(ArticleRow, row)
+    right = row.sentences[row.extractive[0]]
+    return [Sample(row.id, row, right, tuple(f" {sentence}" for sentence in row.sentences))]
+
+
+def _paragraph(task: Task, row: Row) -> list[Sample]:
+    row = cast(CopyRow, row)
+    return [] if row.kind == "sentence" else [Sample(row.id, row, row.text)]
+
+
+def _first_sentence(task: Task, row: Row) -> list[Sample]:
+    row = cast(CopyRow, row)
+    if row.kind == "paragraph":
+        return []
+    text = row.text if row.kind == "sentence" else sentences(row.text)[0]
+    return [Sample(row.id, row.model_copy(update={"text": text}), text)]
+
+
+def _needed(task: Task, sample: Sample, **values: Any) -> None:
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise LeptaError(f"{task.name}, {sample.id}: the answer has no {', '.join(missing)}, which the score needs")
+
+
+def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
+    if answer.label not in task.labels:
+        raise LeptaError(f"{task.name}, {sample.id}: label {answer.label!r}; expected one of {', '.join(task.labels)}")
+    gold, given = task.labels.index(sample.row.label), task.labels.index(answer.label)
+    values: Values = {"gold": gold, "answer": given, "correct": float(gold == given)}
+    return values if answer.label_mass is None else values | {"label_mass": answer.label_mass}
+
+
+def _grade_question(task: Task, sample: Sample, answer: Answer) -> Values:
+    _needed(task, sample, text=answer.text)
+    golds = cast(QuestionRow, sample.row).answers
+    return {name: best(score, answer.text or "", golds) for name, score in (("f1", token_f1), ("exact", exact_match))}
+
+
+def _grade_exam(task: Task, sample: Sample, answer: Answer) -> Values:
+    _needed(task, sample, text=answer.text)
+    row = cast(ExamRow, sample.row)
+    return {"points": exam_points(row.kind, row.task, answer.text or "", row.answers), "most": row.points}
+
+
+def _grade_summary(task: Task, sample: Sample, answer: Answer) -> Values:
+    _needed(task, sample, text=answer.text)
+    mine, right = lemmas(answer.text or ""), lemmas(cast(ArticleRow, sample.row).summary)
+    values: Values = {}
+    for n in (1, 2):
+        overlap = rouge(mine, right, n)
+        values |= {f"rouge{n}_recall": overlap.recall, f"rouge{n}_f1": overlap.f1}
+    return values
+
+
+def _grade_sentences(task: Task, sample: Sample, answer: Answer) -> Values:
+    row = cast(ArticleRow, sample.row)
+    if len(answer.log_probs) != len(row.sentences):
+        raise LeptaError(
+            f"{task.name}, {sample.id}: {len(answer.log_probs)} log-probabilities for {len(row.sentences)} sentences"
+        )
+    return {"r_precision": r_precision(answer.log_probs, row.extractive)}
+
+
+def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
+    tokens, reference, emitted = answer.tokens, answer.reference_tokens, answer.emitted
+    _needed(task, sample, text=answer.text, tokens=tokens, reference_tokens=reference, emitted=emitted)
+    if not reference:
+        raise LeptaError(f"{task.name}, {sample.id}: the reference has no tokens; it is {sample.target!r}")
+    legacy = legacy_copied_share(sample.target, answer.text or "")
+    share = legacy if task.definition == "legacy" else copied_share(reference, tokens or ())
+    return {
+        "length": copied_length(len(reference), emitted or 0),
+        "copied": float(share > COPIED),
+        "share": share,
+        "symbols_per_token": len(sample.target) / len(reference),
+    }
+
+
+_QUESTION_STOP = ("\n",)
+_TEXT_STOP = ("\n\n",)
+
+
+def _label_task(name: str, title: str, labels: Sequence[str], headline: Sequence[str], prompt: Prompt) -> Task:
+    measure = Labels(labels=len(labels), headline=tuple(headline), side=("label_mass",))
+    return Task(
+        name=name, title=title, column="DaruMERA", dataset=name, method="choose", max_new_tokens=1,
+        labels=tuple(labels), measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
+    )  # fmt: skip
+
+
+def _mmlu(name: str, title: str, measure: Measure, prompt: Prompt) -> Task:
+    return Task(
+        name=name, title=title, column="DaruMMLU", dataset=name, method="choose", max_new_tokens=1,
+        labels=LETTERS, measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
+    )  # fmt: skip
+
+
+def _copy(language: str, unit: str) -> Task:
+    sentence = unit == "sentence"
+    headline, other = ("length", "copied") if sentence else ("copied", "length")
+    return Task(
+        name=f"copy_{unit}_{language}",
+        title=f"Copy {unit} {language.upper()}",
+        column=f"DaruCopy {language.upper()}",
+        dataset=f"copy_{language}",
+        method="generate",
+        max_new_tokens=128 if sentence else 1024,
+        stop=_TEXT_STOP,
+        measure=Means(headline=(headline,), side=(other, "share", "symbols_per_token")),
+        prompt=prompts.COPY_RU if language == "ru" else prompts.COPY_EN,
+        make=_first_sentence if sentence else _paragraph,
+        grade=_grade_copy,
+    )
+
+
+def _summaries(definition: Definition) -> list[Task]:
+    recall, f1 = ("rouge1_recall", "rouge2_recall"), ("rouge1_f1", "rouge2_f1")
+    headline, side = (f1, recall) if definition == "legacy" else (recall, f1)
+    return [
+        Task(
+            name="summary_abstractive", title="Summary, abstractive", column="DaruSum", dataset="gazeta",
+            method="generate", max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
+            prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary,
+        ),
+        Task(
+            name="summary_extractive", title="Summary, extractive", column="DaruSum", dataset="gazeta",
+            method="loglikelihood", measure=Means(headline=("r_precision",)),
+            prompt=prompts.EXTRACTIVE, make=_each_sentence, grade=_grade_sentences,
+        ),
+    ]  # fmt: skip
+
+
+def tasks(definition: Definition = "current") -> Mapping[str, Task]:
+    """The 17 tasks in the order of their columns.
+
+    Parameters
+    ----------
+    definition : {"current", "legacy"}
+        legacy: as in the paper's runs: summaries by F-measure, copies by the characters that a copy shares with its
+        text by the copy's length, MMLU without a headline if there are no examples, examples in reverse order.
+
+    Returns
+    -------
+    dict
+        Name -> Task.
+    """
+    scored = ("accuracy", "macro_f1")
+    accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
+    by_subject = SubjectMeans(side=("label_mass",))
+    mera = dict(column="DaruMERA", method="generate", max_new_tokens=64, stop=_QUESTION_STOP, make=_first_answer)
+    all_ = [
+        _mmlu("rummlu", "ruMMLU (MERA)", accuracy, prompts.RUMMLU),
+        _mmlu("mmlu_ru", "MMLU ru", by_subject, prompts.MMLU_RU),
+        _mmlu("mmlu_en", "MMLU en", by_subject, prompts.MMLU_EN),
+        Task(
+            name="multiq", title="MultiQ", dataset="multiq", prompt=prompts.MULTIQ, grade=_grade_question,
+            measure=Means(headline=("f1", "exact")), **cast(Any, mera),
+        ),
+        Task(
+            name="parus", title="PARus", column="DaruMERA", dataset="parus", method="choose", max_new_tokens=1,
+            labels=("1", "2"), measure=AllRight(side=("correct", "label_mass")), prompt=prompts.PARUS,
+            make=_both_orders, grade=_grade_label,
+        ),
+        _label_task("rcb", "RCB", ("1", "2", "3"), scored, prompts.RCB),
+        _label_task("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",), prompts.RWSD),
+        Task(
+            name="use", title="USE", dataset="use", prompt=prompts.USE, grade=_grade_exam, measure=UnitShares(),
+            **cast(Any, mera),
+        ),
+        _label_task("ruopenbookqa", "ruOpenBookQA", LETTERS, scored, prompts.COMMON_SENSE),
+        _label_task("ruworldtree", "ruWorldTree", LETTERS, scored, prompts.SCIENCE),
+        _label_task("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews"), prompts.RUCOLA),
+        *_summaries(definition),
+        *(_copy(language, unit) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
+    ]  # fmt: skip
+    return {task.name: replace(task, definition=definition) for task in all_}
