@@ -337,3 +337,34 @@ def test_publishing_says_when_the_disk_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LeptaError, match=r"cannot be written"), publishing(tmp_path / "file" / "result"):
         pytest.fail("the block must not run")
+
+
+def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path):
+    def train(folder):
+        (folder / CHECKPOINTS / "checkpoint-7").mkdir(parents=True)
+        (folder / CHECKPOINTS / "checkpoint-7" / "trained.safetensors").write_bytes(b"hours of work")
+        raise ValueError("on purpose")
+
+    def pipeline(rate, run=train):
+        return Pipeline(tmp_path, [Stage("pretrained", {}, {"rate": rate, "seed": 1}, run)])
+
+    with pytest.raises(ValueError, match="on purpose"):
+        pipeline(0.1).run()
+    kept = partial_of(tmp_path / "pretrained") / CHECKPOINTS / "checkpoint-7" / "trained.safetensors"
+    with pytest.raises(LeptaError, match=r"other settings \(rate changed\); .* start over with --from pretrained"):
+        pipeline(0.2).run()
+    assert kept.read_bytes() == b"hours of work"
+    seen = []
+    pipeline(0.1, lambda folder: seen.append(kept.exists()) or {}).run()
+    with pytest.raises(ValueError, match="on purpose"):
+        pipeline(0.2).run(force=True)
+    assert seen == [True]
+    pipeline(0.3, lambda folder: seen.append(kept.exists()) or {}).run(start="pretrained")
+    assert seen == [True, False]
+
+
+def test_stages_of_all_processes_are_announced(tmp_path):
+    announced = []
+    stages = [Stage(name, {}, {}, lambda folder: {}, together=name == "trained") for name in ("made", "trained")]
+    Pipeline(tmp_path, stages, announced.append).run()
+    assert announced == ["trained"]

@@ -200,3 +200,29 @@ def test_new_rows_need_a_vocabulary_that_only_grows(write):
     content["pretrain"]["trains"] = "new-rows"
     path.write_text(yaml.safe_dump(content))
     assert "pretrain.trains: new-rows needs vocabulary.scenario extended" in message(path)
+
+
+def test_stages_of_training(write):
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    content["pretrain"] = [{"tokens": 10}, {"tokens": 5, "trains": "embeddings+lora", "learning_rate": [1e-4, 2e-4]}]
+    path.write_text(yaml.safe_dump(content))
+    first, second = read_recipe(path).pretrain
+    assert (first.trains, first.tokens) == ("embeddings", 10)
+    assert (second.lora.rank, second.learning_rate) == (32, [1e-4, 2e-4])
+    content["pretrain"][1]["tokns"] = content["pretrain"][1].pop("tokens")
+    path.write_text(yaml.safe_dump(content))
+    assert "pretrain.1.tokns: unknown key; did you mean 'tokens'?" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("learning_rate", [1e-4, 0], "pretrain.learning_rate.1: Input should be greater than 0"),
+        ("forget_limit", 0.02, "pretrain: forget_limit: needs keep: best"),
+        ("lora", {"ranks": 4}, "pretrain.lora.ranks: unknown key; did you mean 'rank'?"),
+        ("body_dtype", "int3", "pretrain.body_dtype: Input should be 'auto'"),
+    ],
+)
+def test_wrong_settings_of_training(write, field, value, says):
+    assert says in message(write(f"pretrain.{field}", value))

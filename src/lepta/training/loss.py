@@ -104,9 +104,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
-        of_hidden, of_bias, *of_parts = (
-            None if gradient is None else gradient.mul_(scale.to(gradient.dtype)) for gradient in ctx.gradients
-        )
+        of_hidden, of_bias, *of_parts = ctx.gradients
+        del ctx.gradients  # whoever takes a gradient that nobody else holds need not copy it
+        for gradient in (of_hidden, of_bias, *of_parts):
+            if gradient is not None:
+                gradient.mul_(scale.to(gradient.dtype))
         return of_hidden, None, of_bias, None, *of_parts
 
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lepta.errors import LeptaError
@@ -248,6 +249,11 @@ def train(
     LeptaError
         If the loss or its gradient is no number, memory runs out, or the settings do not fit together.
     """
+    trackers = get_available_reporting_integrations()
+    if missing := [name for name in run.report_to if name not in trackers]:
+        raise LeptaError(
+            f"report_to: {missing[0]} is not installed here; installed are {', '.join(trackers) or 'none'}"
+        )
     micro_batch, accumulation = _split(run, processes().num_processes)
     tokens = [int(np.sum(sizes[start : start + run.batch])) for start in range(0, len(sizes), run.batch)]
     arguments = TrainingArguments(

@@ -1,0 +1,90 @@
+"""`lepta pretrain`: a run that goes on, and one that may not."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LEPTA = [sys.executable, "-m", "lepta", "pretrain"]
+
+
+@pytest.fixture(scope="module")
+def place(tiny_model_folder, tiny_extended, tiny_tokenizer, tmp_path_factory):
+    """A folder with a model whose vocabulary was extended, and its tokenizer before that."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    (folder / "model").symlink_to(tiny_model_folder(rows=4300, tokenizer=tiny_extended))
+    (folder / "original").mkdir()
+    tiny_tokenizer.save(folder / "original")
+    return folder
+
+
+def arguments(output, *more):
+    base = ["--model", "model", "--original", "original", "--text", "starter:ru/train", "--tokens", "6000"]
+    return [*LEPTA, *base, "--block", "48", "--batch", "2", "--save-every", "10", "--output", output, *more]
+
+
+def run(place, output, *more, check=0):
+    done = subprocess.run(arguments(output, *more), cwd=place, capture_output=True, text=True, timeout=200)
+    assert done.returncode == check, done.stderr[-2000:]
+    return done
+
+
+def killed(place, output, *more):
+    """Start a run and kill it once it has a checkpoint."""
+    process = subprocess.Popen(arguments(output, *more), cwd=place, stderr=subprocess.DEVNULL)
+    checkpoints = place / f".{output}.partial" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return checkpoints
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_files(place):
+    run(place, "whole", "--trains", "new-rows")
+    killed(place, "killed", "--trains", "new-rows")
+    run(place, "killed", "--trains", "new-rows")
+    for name in ("model.safetensors", "training_curve.json"):
+        assert (place / "killed" / name).read_bytes() == (place / "whole" / name).read_bytes()
+    assert not list(place.glob(".*"))
+
+
+def test_checkpoints_of_other_settings_are_refused_and_kept(place):
+    checkpoints = killed(place, "other")
+    error = run(place, "other", "--learning-rate", "0.5", check=2).stderr
+    assert "holds checkpoints of an interrupted run with other settings (learning_rate changed)" in error
+    assert list(checkpoints.glob("checkpoint-*"))
+    run(place, "other", "--learning-rate", "0.5", "--tokens", "400", "--force")
+    assert not checkpoints.exists()
+
+
+def test_rates_are_swept_on_a_part_of_the_text(place):
+    rates = ["--learning-rate", "1e-6", "--learning-rate", "1e-2"]
+    run(place, "swept", *rates, "--valid", "starter:ru/valid", "--tokens", "2000")
+    facts = json.loads((place / "swept" / "manifest.json").read_text())["facts"]
+    assert facts["learning_rate"] == 1e-2
+    assert facts["sweep"]["0.01"] < facts["sweep"]["1e-06"]
+    assert facts["full"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--trains", "newrows"], "lepta pretrain: trains: Input should be 'new-rows'"),
+        (["--batch", "0"], "lepta pretrain: batch: Input should be greater than or equal to 1"),
+        (["--text", "absent.txt"], "absent.txt: no such file or folder"),
+        (["--micro-batch", "3"], "micro_batch: 3 does not divide the 2 examples"),
+        (["--original", "model", "--trains", "new-rows"], "4,300 of 4,300 rows are old"),
+        (["--report-to", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place, options, says):
+    error = run(place, "bad", *options, check=2).stderr
+    assert says in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (place / "bad").exists()
