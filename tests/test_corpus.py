@@ -270,3 +270,9 @@ def test_absent_and_empty_dialogue_files_raise(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(LeptaError, match="no conversation"):
         read_dialogues(str(tmp_path / "a.jsonl"))
+
+
+def test_items_of_the_benchmark_are_a_source():
+    files = text_files("darumeru:builtin")
+    assert {"test.jsonl", "shots.jsonl"} == {file.name for file in files}
+    assert len({file.parent for file in files}) == 14

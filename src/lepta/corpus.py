@@ -6,6 +6,7 @@ A text source is one of
     path/to/file.jsonl          one document a line; also .jsonl.gz and .jsonl.zst
     path/to/file.parquet        one document a row
     path/to/folder              every such file below it, in sorted order; what is hidden (".name") does not count
+    darumeru:builtin            the benchmark's own items (to keep them out of a corpus)
     starter:ru/train            the starter corpus that comes with the package
     dataset:NAME/OR/PATH        a split of a dataset, streamed by the `datasets` package; options after "?":
                                 dataset:wikimedia/wikipedia@REVISION?name=20231101.ru&split=train&field=text
@@ -30,6 +31,8 @@ FIELD = "text"
 WORDFREQ = "wordfreq:"
 STARTER = "starter:"
 DATASET = "dataset:"
+BENCHMARK = "darumeru:builtin"
+BUILTIN_ITEMS = Path(str(resources.files("lepta"))) / "data" / "darumeru"
 # Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
 FREQUENT_WORDS = 100_000
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -62,7 +65,10 @@ def text_files(source: str) -> list[Path]:
         If the source does not exist, has no text in it, or is of an unknown type.
     """
     place, _ = text_field(source)
-    path = starter_path(place.removeprefix(STARTER)) if place.startswith(STARTER) else Path(place).expanduser()
+    if place.startswith(STARTER):
+        path = starter_path(place.removeprefix(STARTER))
+    else:
+        path = BUILTIN_ITEMS if place == BENCHMARK else Path(place).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
         files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
