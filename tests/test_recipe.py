@@ -80,7 +80,7 @@ def test_recipes_of_the_project_are_valid():
         ("variants.chat.modle", "variants.chat.modle: unknown key; did you mean 'model'?"),
         ("variants.terse.tune.batches", "variants.terse.tune.batches: unknown key; did you mean 'batch'?"),
         ("propagate.metod", "propagate.metod: unknown key; did you mean 'method'?"),
-        ("propagate.qqqq", "propagate.qqqq: unknown key; known here: method"),
+        ("propagate.qqqq", "propagate.qqqq: unknown key; known here: method, body_delta"),
     ],
 )
 def test_unknown_key_gets_the_nearest_one(write, place, expected):
@@ -199,7 +199,7 @@ def test_new_rows_need_a_vocabulary_that_only_grows(write):
     content = yaml.safe_load(path.read_text())
     content["pretrain"]["trains"] = "new-rows"
     path.write_text(yaml.safe_dump(content))
-    assert "pretrain.trains: new-rows needs vocabulary.scenario extended" in message(path)
+    assert "pretrain.trains: new-rows needs old rows to keep apart: vocabulary.scenario extended" in message(path)
 
 
 def test_stages_of_training(write):

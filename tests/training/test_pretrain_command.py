@@ -1,6 +1,7 @@
 """`lepta pretrain`: a run that goes on, and one that may not."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
 LEPTA = [sys.executable, "-m", "lepta", "pretrain"]
 
 
@@ -22,19 +24,21 @@ def place(tiny_model_folder, tiny_extended, tiny_tokenizer, tmp_path_factory):
 
 
 def arguments(output, *more):
-    base = ["--model", "model", "--original", "original", "--text", "starter:ru/train", "--tokens", "6000"]
+    base = ["--model", "model", "--original", "original", "--text", "starter:ru/train", "--tokens", "3000"]
     return [*LEPTA, *base, "--block", "48", "--batch", "2", "--save-every", "10", "--output", output, *more]
 
 
 def run(place, output, *more, check=0):
-    done = subprocess.run(arguments(output, *more), cwd=place, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        arguments(output, *more), cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == check, done.stderr[-2000:]
     return done
 
 
 def killed(place, output, *more):
     """Start a run and kill it once it has a checkpoint."""
-    process = subprocess.Popen(arguments(output, *more), cwd=place, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(arguments(output, *more), cwd=place, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     checkpoints = place / f".{output}.partial" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
