@@ -15,7 +15,7 @@ FAMILIES = ["llama3", "mistral", "qwen", "smollm2"]
 
 def full(backend, text):
     """Log-probability of each token of a text given those before it, by one plain pass."""
-    ids = torch.tensor(backend._ids([text]))
+    ids = torch.tensor(backend.ids([text]))
     with torch.no_grad():
         logits = torch.log_softmax(backend._model(ids).logits[0].float(), -1)
     return ids[0].tolist(), [float(logits[n, token]) for n, token in enumerate(ids[0, 1:])]

@@ -1,11 +1,16 @@
 """`lepta darumeru`: the benchmark."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lepta.commands.common import AsJson, Force, ModelPath, console, print_json, result
+
+if TYPE_CHECKING:
+    from lepta.darumeru.server_backend import ServerBackend
+    from lepta.darumeru.transformers_backend import TransformersBackend
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
 
@@ -66,6 +71,11 @@ def run(
         typer.Option("--chat/--plain", help="Chat template or plain text. [default: chat if there is a template]"),
     ] = None,
     legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    server: Annotated[
+        str,
+        typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
+    ] = "",
+    server_model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "",
     context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of the intervals' bootstrap.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
@@ -79,13 +89,12 @@ def run(
 
     from lepta.darumeru.log import forget
     from lepta.darumeru.runner import run as ask
-    from lepta.darumeru.transformers_backend import opened_backend
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if force:
         forget(output)
     say = Console(stderr=True)
-    with opened_backend(model, chat, context) as backend:
+    with _backend(model, chat, context, server, server_model) as backend:
         number = shots if shots is not None else (0 if backend.chat else 5)
         summary = ask(
             backend, data, output, names, number, "legacy" if legacy else "current", limit, seed,
@@ -95,6 +104,18 @@ def run(
     if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
         say.print(f"[red]not whole:[/] {', '.join(failed)}; there is no total", highlight=False)
         raise typer.Exit(1)
+
+
+def _backend(
+    model: str, chat: bool | None, context: int, server: str, name: str
+) -> "AbstractContextManager[TransformersBackend | ServerBackend]":
+    from lepta.darumeru.server_backend import opened_server
+    from lepta.darumeru.transformers_backend import opened_backend
+    from lepta.errors import LeptaError
+
+    if bool(server) != bool(name):
+        raise LeptaError("--server and --server-model: give both or none of them")
+    return opened_server(server, name, model, chat, context) if server else opened_backend(model, chat, context)
 
 
 @darumeru.command()

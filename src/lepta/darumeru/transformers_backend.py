@@ -1,6 +1,5 @@
 """A model of transformers takes the benchmark: from any source, or as it is in the middle of its training."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +9,14 @@ from typing import Any
 import torch
 
 from lepta.darumeru.backend import Order, Question, Written
-from lepta.darumeru.scoring import Branch, Scorer, common
-from lepta.darumeru.tasks import Message
-from lepta.errors import LeptaError
+from lepta.darumeru.scoring import Scorer, common
+from lepta.darumeru.turns import Turns
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one
 
 
-class TransformersBackend:
+class TransformersBackend(Turns):
     """A causal LM and its tokenizer.
 
     Parameters
@@ -45,70 +43,39 @@ class TransformersBackend:
         reuse: bool = True,
     ) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in it
-        self._tokenizer, self._name = tokenizer, name
-        if chat and not tokenizer.chat_template:
-            raise LeptaError("chat: the tokenizer has no chat template; ask with plain text (--plain)")
-        self._chat = bool(tokenizer.chat_template) if chat is None else chat
         own = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self._context = min(context, own or context)
-        starts = tokenizer("").get("input_ids", [])
-        self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self._chat else ()
+        super().__init__(tokenizer, chat, min(context, own or context))
+        self._name = name
         with self._evaluating():
             self._scorer = Scorer(self._model, reuse)
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
         """Weights, chat template, context and library."""
-        template = hashlib.sha256((self._tokenizer.chat_template or "").encode()).hexdigest() if self._chat else ""
-        return {"backend": "transformers", "model": self._name, "template": template, "context": self._context}
-
-    @property
-    def chat(self) -> bool:
-        """Whether turns are written by the model's chat template."""
-        return self._chat
-
-    @property
-    def context(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self._context
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Write a conversation up to where the model goes on."""
-        if not self._chat:
-            begun = messages[-1]["role"] == "assistant"
-            return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
-        return render_chat(self._tokenizer, messages)
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """Ids of a text by itself."""
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def count_tokens(self, prompt: str) -> int:
-        """How many tokens a rendered prompt has, the one that starts a text included."""
-        return len(self._start) + len(self.tokens(prompt))
+        return {"backend": "transformers", "model": self._name, "template": self.template, "context": self.context}
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""
-        ids = self._ids(prompts) if len(prompts) > 1 else [()]
+        ids = self.ids(prompts) if len(prompts) > 1 else [()]
         self._scorer.share(ids[0][: common(ids)])
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""
-        branches = [branch for question in questions for branch in self._branches(question, together=True)]
+        branches = [branch for question in questions for branch in self.branches(question, together=True)]
         with self._evaluating():
             values = iter(self._scorer.score(branches))
         return [tuple(sum(next(values)) for _ in question.continuations) for question in questions]
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation; the prompt is read once."""
-        branches = self._branches(question, together=False)
+        branches = self.branches(question, together=False)
         with self._evaluating():
             found = self._scorer.score(branches, own_prefix=True)
         return tuple(sum(values) / len(values) for values in found)
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily, in one batch padded on the left."""
-        ids = self._ids([order.prompt for order in orders])
+        ids = self.ids([order.prompt for order in orders])
         width = max(map(len, ids))
         pad = self._tokenizer.pad_token_id or 0
         inputs = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=self._model.device)
@@ -121,25 +88,6 @@ class TransformersBackend:
                 stopping_criteria=[_Stops(self._tokenizer, [order.stops for order in orders], width)],
             )
         return [self._written(row, order) for row, order in zip(output[:, width:].tolist(), orders, strict=True)]
-
-    def _ids(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-        encoded = self._tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        return [(*self._start, *row) for row in encoded]
-
-    def _branches(self, question: Question, together: bool) -> list[Branch]:
-        """Exact ids of prompt and continuation; asked for are those that the prompt alone, or all texts, do not have.
-
-        A tokenizer may write the end of the prompt otherwise before a continuation, or cut off the space.
-        """
-        prompt, *texts = self._ids(
-            [question.prompt, *(question.prompt + continuation for continuation in question.continuations)]
-        )
-        if len(set(texts)) < len(texts) and together:
-            labels = ", ".join(repr(text) for text in question.continuations)
-            raise LeptaError(f"labels {labels}: two of them have the same tokens; the tokenizer cannot tell them apart")
-        start = common([prompt, *texts])
-        starts = [max(1, start if together else common([prompt, text])) for text in texts]
-        return [Branch(text, place) for text, place in zip(texts, starts, strict=True)]
 
     def _ends(self) -> list[int]:
         """Ids that end a turn, by the model and by the tokenizer."""
@@ -202,31 +150,10 @@ class _Stops:
         return torch.tensor(done, device=input_ids.device)
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """Write a conversation by a chat template, up to where the model goes on.
-
-    Raises
-    ------
-    LeptaError
-        If the template refuses it, or leaves out what a message says.
-    """
-    begun = messages[-1]["role"] == "assistant"
-    options = {"continue_final_message": True} if begun else {"add_generation_prompt": True}
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options)
-    except Exception as error:  # whatever a template raises
-        raise LeptaError(f"chat template: refuses a conversation ({error}); ask with plain text (--plain)") from error
-    lost = next((message for message in messages if message["content"] not in text), None)
-    if lost:
-        raise LeptaError(
-            f"chat template: leaves out a turn of the {lost['role']} ({lost['content'][:40]!r}); "
-            "ask with plain text (--plain)"
-        )
-    return text
-
-
 @contextmanager
-def opened_backend(source: str | Path, chat: bool | None = None, context: int = CONTEXT) -> Iterator[Any]:
+def opened_backend(
+    source: str | Path, chat: bool | None = None, context: int = CONTEXT
+) -> Iterator[TransformersBackend]:
     """Load any model source as a backend; a folder that had to be made for it is gone when the block ends.
 
     Parameters
