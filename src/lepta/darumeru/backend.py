@@ -1,0 +1,92 @@
+"""What a model must be able to do to take the benchmark: the runner knows this protocol and no library."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lepta.darumeru.tasks import Message
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and texts whose probability after it is asked for.
+
+    Attributes
+    ----------
+    prompt : str
+        As `Backend.render` wrote it.
+    continuations : tuple of str
+        Each with the space that stands before it.
+    """
+
+    prompt: str
+    continuations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A prompt to go on from.
+
+    Attributes
+    ----------
+    prompt : str
+        As `Backend.render` wrote it.
+    stops : tuple of str
+        The text ends before the first of them.
+    """
+
+    prompt: str
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote.
+
+    Attributes
+    ----------
+    text : str
+        Without special tokens, cut at the first stop.
+    emitted : int
+        Tokens that the text took, the one that ends a turn not counted.
+    """
+
+    text: str
+    emitted: int
+
+
+class Backend(Protocol):
+    """A model, however it is run. Results of all methods are in the order of what was asked."""
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """What decides its answers: content hash of its files, how turns are written, the context."""
+
+    @property
+    def chat(self) -> bool:
+        """Whether turns are written by the model's chat template; else they are plain text with blank lines."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Write a conversation up to where the model goes on: in its unfinished turn if that is the last message."""
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens a rendered prompt has."""
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of a text by itself, without special tokens."""
+
+    def share(self, prompts: Sequence[str]) -> None:
+        """Announce the prompts that come next: what they all start with may be read once."""
+
+    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Log-likelihood of each continuation of each question, over all its tokens, in nats."""
+
+    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
+        """Go on greedily."""
+
+    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
+        """Mean log-probability per token of each continuation, in nats."""

@@ -1,0 +1,156 @@
+"""Log-probabilities of exact token ids under a transformers model, with what many texts start with read once.
+
+Texts stand behind a prefix whose keys and values are kept; logits exist at the positions that are asked for only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lepta.training.loss import has_plain_head
+
+TOKENS = 8192  # of one forward pass, padding included
+POSITIONS = 256  # whose logits exist at the same time
+
+Ids = tuple[int, ...]
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A whole text as ids; the log-probabilities of those from `start` on are asked for."""
+
+    ids: Ids
+    start: int
+
+
+def common(texts: Sequence[Sequence[int]]) -> int:
+    """Number of ids that all texts start with."""
+    first, last = min(texts, key=tuple), max(texts, key=tuple)
+    return next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+
+
+class Scorer:
+    """Reads texts with a causal LM.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        On its device; it stays as it is.
+    reuse : bool
+        Keep keys and values of what texts share. Off, all is read from its first token, which is slower.
+    """
+
+    def __init__(self, model: Any, reuse: bool = True) -> None:
+        self._model = model
+        # Models with a recurrent state (Mamba) cannot go back to the end of a prefix.
+        self._reuse = reuse and not getattr(model, "_is_stateful", False)
+        self._plain = has_plain_head(model)
+        self._shared: Ids = ()
+        self._layers: Layers | None = None
+
+    def share(self, prefix: Ids) -> None:
+        """Keep a prefix for the texts that come next."""
+        self._shared, self._layers = prefix if self._reuse else (), None
+
+    @torch.inference_mode()
+    def score(self, branches: Sequence[Branch], own_prefix: bool = False) -> list[list[float]]:
+        """Log-probability of each asked id given all before it, in nats.
+
+        Parameters
+        ----------
+        branches : sequence of Branch
+            Those that differ in their last id only are one row.
+        own_prefix : bool
+            These texts share more than what `share` was given (one document): read that once for all of them.
+        """
+        length = min(common([branch.ids for branch in branches]), min(branch.start for branch in branches) - 1)
+        if not own_prefix:
+            length = min(length, common([self._shared, branches[0].ids]))
+        prefix = branches[0].ids[:length] if self._reuse else ()
+        layers = self._read(prefix)
+        skipped = len(prefix) + 1  # the first id of a row predicts the one after it
+        asked: dict[Ids, set[tuple[int, int]]] = {}
+        for branch in branches:
+            places = range(branch.start, len(branch.ids))
+            targets = {(place - skipped, branch.ids[place]) for place in places}
+            asked.setdefault(branch.ids[len(prefix) : -1], set()).update(targets)
+        found: dict[tuple[Ids, int, int], float] = {}
+        for batch in _batches(sorted(asked, key=lambda row: (len(row), row))):
+            outputs = self._outputs(layers, batch)
+            wanted = [(n, *pair) for n, row in enumerate(batch) for pair in sorted(asked[row])]
+            for (n, place, target), value in zip(wanted, self._values(outputs, wanted), strict=True):
+                found[batch[n], place, target] = value
+        return [
+            [
+                found[branch.ids[len(prefix) : -1], place - skipped, branch.ids[place]]
+                for place in range(branch.start, len(branch.ids))
+            ]
+            for branch in branches
+        ]
+
+    def _read(self, prefix: Ids) -> Layers:
+        """Keys and values of a prefix: those of the shared one as far as they go, the rest read now."""
+        if not prefix:
+            return []
+        if self._shared and self._layers is None:
+            self._layers = self._layers_of([], self._shared)
+        known = common([self._shared, prefix])
+        layers = [(keys[:, :, :known], values[:, :, :known]) for keys, values in self._layers or [] if known]
+        return self._layers_of(layers, prefix[known:]) if known < len(prefix) else layers
+
+    def _layers_of(self, layers: Layers, ids: Ids) -> Layers:
+        cache = _cache(layers, 1)
+        self._model.base_model(input_ids=self._tensor([ids]), past_key_values=cache, use_cache=True)
+        return [(keys, values) for keys, values, *_ in cache]
+
+    def _outputs(self, layers: Layers, batch: Sequence[Ids]) -> torch.Tensor:
+        """Last hidden states of rows, or logits if the head is not plain; nothing sees padding on the right."""
+        width = max(map(len, batch))
+        ids = self._tensor([[*row, *[0] * (width - len(row))] for row in batch])
+        options: dict[str, Any] = {"use_cache": False}
+        if layers:
+            options = {"use_cache": True, "past_key_values": _cache(layers, len(batch))}
+        if self._plain:
+            return self._model.base_model(input_ids=ids, **options).last_hidden_state
+        return self._model(input_ids=ids, **options).logits
+
+    def _values(self, outputs: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> list[float]:
+        """Log-probabilities of targets at places in rows."""
+        head = self._model.get_output_embeddings()
+        places = list(dict.fromkeys((row, place) for row, place, _ in wanted))
+        values: dict[tuple[int, int, int], float] = {}
+        for start in range(0, len(places), POSITIONS):
+            part = {spot: n for n, spot in enumerate(places[start : start + POSITIONS])}
+            row_indices, place_indices = self._tensor(list(part)).T
+            states = outputs[row_indices, place_indices]
+            log_probs = torch.log_softmax((head(states) if self._plain else states).float(), -1)
+            here = [item for item in wanted if item[:2] in part]
+            lines, targets = self._tensor([(part[item[:2]], item[2]) for item in here]).T
+            values |= zip(here, log_probs[lines, targets].tolist(), strict=True)
+        return [values[item] for item in wanted]
+
+    def _tensor(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        return torch.tensor(rows, device=self._model.device)
+
+
+def _cache(layers: Layers, rows: int) -> Any:
+    """A cache that starts with the same keys and values in each row; whoever adds to it copies them."""
+    from transformers import DynamicCache
+
+    if not layers:
+        return DynamicCache()
+    return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers])
+
+
+def _batches(rows: Sequence[Ids]) -> list[list[Ids]]:
+    """Cut rows, shortest first, into batches of at most `TOKENS` with padding, and at least one row."""
+    batches: list[list[Ids]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * len(row) <= TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -1,0 +1,176 @@
+"""A model of transformers takes the benchmark: from any source, or as it is in the middle of its training."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.scoring import Scorer, common
+from lepta.darumeru.turns import Turns
+
+CONTEXT = 4096  # of the paper's runs
+TAIL = 16  # last tokens in which a stop is looked for, of each new one
+
+
+class TransformersBackend(Turns):
+    """A causal LM and its tokenizer.
+
+    Parameters
+    ----------
+    model, tokenizer : transformers causal LM and its tokenizer
+        The model is put into evaluation mode for each call, and back.
+    name : str
+        Identity of the weights: a content hash, or whatever tells a live model from its earlier self.
+    chat : bool, optional
+        Write turns by the chat template, else as plain text with blank lines; by default if there is a template.
+    context : int
+        Most tokens of prompt and answer; less if the model was made for less.
+    reuse : bool
+        Read once what prompts share.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        chat: bool | None = None,
+        context: int = CONTEXT,
+        reuse: bool = True,
+    ) -> None:
+        self._model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in it
+        own = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        super().__init__(tokenizer, chat, min(context, own or context))
+        self._name = name
+        with self._evaluating():
+            self._scorer = Scorer(self._model, reuse)
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """Weights, chat template, context and library."""
+        return {"backend": "transformers", "model": self._name, "template": self.template, "context": self.context}
+
+    def share(self, prompts: Sequence[str]) -> None:
+        """Find what all prompts start with; it is read when the first of them is."""
+        ids = self.ids(prompts) if len(prompts) > 1 else [()]
+        self._scorer.share(ids[0][: common(ids)])
+
+    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Log-likelihood of each continuation of each question, over all its tokens."""
+        branches = [branch for question in questions for branch in self.branches(question, together=True)]
+        with self._evaluating():
+            values = iter(self._scorer.score(branches))
+        return [tuple(sum(next(values)) for _ in question.continuations) for question in questions]
+
+    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
+        """Mean log-probability per token of each continuation; the prompt is read once."""
+        branches = self.branches(question, together=False)
+        with self._evaluating():
+            found = self._scorer.score(branches, own_prefix=True)
+        return tuple(sum(values) / len(values) for values in found)
+
+    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
+        """Go on greedily, in one batch padded on the left."""
+        ids = self.ids([order.prompt for order in orders])
+        width = max(map(len, ids))
+        pad = self._tokenizer.pad_token_id or 0
+        inputs = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=self._model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=self._model.device)
+        with self._evaluating(), torch.inference_mode():
+            output = self._model.generate(
+                inputs,
+                attention_mask=mask,
+                generation_config=self._greedy(max_tokens, pad),
+                stopping_criteria=[_Stops(self._tokenizer, [order.stops for order in orders], width)],
+            )
+        return [self._written(row, order) for row, order in zip(output[:, width:].tolist(), orders, strict=True)]
+
+    def _ends(self) -> list[int]:
+        """Ids that end a turn, by the model and by the tokenizer."""
+        stop = self._model.generation_config.eos_token_id
+        ends = [*(stop if isinstance(stop, list) else [stop]), self._tokenizer.eos_token_id]
+        return sorted({end for end in ends if end is not None})
+
+    def _greedy(self, max_tokens: int, pad: int) -> Any:
+        """Settings of its own: those in a model's files may draw at random or punish repetition."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            pad_token_id=pad,
+            eos_token_id=self._ends() or None,
+        )
+
+    def _written(self, row: Sequence[int], order: Order) -> Written:
+        ends = set(self._ends())
+        ids = list(row[: next((n for n, token in enumerate(row) if token in ends), len(row))])
+        text = self._decode(ids)
+        found = [place for stop in order.stops if (place := text.find(stop)) >= 0]
+        if not found:
+            return Written(text.strip(), len(ids))
+        text = text[: min(found)]
+        emitted = next((n for n in range(len(ids)) if self._decode(ids[:n]).startswith(text)), len(ids))
+        return Written(text.strip(), emitted)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield
+        finally:
+            self._model.train(was_training)
+
+
+class _Stops:
+    """Ends a row whose newest tokens hold one of its stops."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], prompt: int) -> None:
+        self._tokenizer, self._stops, self._prompt = tokenizer, stops, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        """One truth value for each row."""
+        newest = input_ids[:, max(self._prompt, input_ids.shape[1] - TAIL) :]
+        texts = self._tokenizer.batch_decode(newest, skip_special_tokens=True)
+        done = [any(stop in text for stop in stops) for text, stops in zip(texts, self._stops, strict=True)]
+        return torch.tensor(done, device=input_ids.device)
+
+
+@contextmanager
+def opened_backend(
+    source: str | Path, chat: bool | None = None, context: int = CONTEXT
+) -> Iterator[TransformersBackend]:
+    """Load any model source as a backend; a folder that had to be made for it is gone when the block ends.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
+    chat : bool, optional
+        See `TransformersBackend`.
+    context : int
+        Most tokens of prompt and answer.
+    """
+    from lepta.checkpoints.folder import MODEL_FILES
+    from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
+    from lepta.locate import locate
+    from lepta.pipeline import Hashes
+
+    content = Hashes().content(locate(source, hub_files=MODEL_FILES))
+    with tempfile.TemporaryDirectory(prefix="lepta-") as place:
+        folder = model_folder(source, Path(place))
+        yield TransformersBackend(load_model(folder), load_tokenizer(folder), content, chat, context)

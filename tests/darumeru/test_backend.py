@@ -1,0 +1,160 @@
+"""Scores are those of the exact ids, whatever is read once; texts end where they should."""
+
+import pytest
+import torch
+
+from lepta.darumeru.backend import Order, Question
+from lepta.darumeru.data import load_dataset
+from lepta.darumeru.scoring import common
+from lepta.darumeru.tasks import tasks
+from lepta.errors import LeptaError
+
+LABELS = (" A", " B", " C", " D"), (" 0", " 1"), (" 1", " 2", " 3"), (" Да", " Нет"), (" yes indeed", " no", " 10")
+FAMILIES = ["llama3", "mistral", "qwen", "smollm2"]
+
+
+def full(backend, text):
+    """Log-probability of each token of a text given those before it, by one plain pass."""
+    ids = torch.tensor(backend.ids([text]))
+    with torch.no_grad():
+        logits = torch.log_softmax(backend._model(ids).logits[0].float(), -1)
+    return ids[0].tolist(), [float(logits[n, token]) for n, token in enumerate(ids[0, 1:])]
+
+
+def expected(backend, question, mean=False):
+    """Log-likelihood of continuations by one plain pass for each."""
+    prompt = full(backend, question.prompt)[0]
+    texts = [full(backend, question.prompt + text) for text in question.continuations]
+    start = common([prompt, *(ids for ids, _ in texts)])
+    starts = [common([prompt, ids]) if mean else start for ids, _ in texts]
+    kept = [values[place - 1 :] for (_, values), place in zip(texts, starts, strict=True)]
+    return tuple(sum(values) / (len(values) if mean else 1) for values in kept)
+
+
+def prompts_of(backend, name, shots=2, number=4):
+    task = tasks()[name]
+    dataset = load_dataset(task.dataset)
+    samples = task.samples(dataset)[:number]
+    return [Question(backend.render(task.messages(s, task.shots(dataset, s, shots))), s.continuations) for s in samples]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_have_their_full_likelihood(backend_of, family):
+    """Digits too, which some tokenizers cut off their space; labels of several tokens too."""
+    backend = backend_of(family)
+    questions = [
+        Question(prompt, labels)
+        for prompt in ("Сколько будет дважды два?\n\nОтвет:", "Вопрос. Скажите,\n\nВерно:", "Сколько?\n\nНомер:")
+        for labels in LABELS
+    ]
+    backend.share([question.prompt for question in questions])
+    for question, found in zip(questions, backend.choose(questions), strict=True):
+        assert found == pytest.approx(expected(backend, question), abs=1e-4)
+        assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("name", ["rucola", "rwsd", "mmlu_ru"])
+def test_a_shared_prefix_changes_nothing(backend_of, name):
+    backend, plain = backend_of(), backend_of(reuse=False)
+    questions = prompts_of(backend, name)
+    backend.share([question.prompt for question in questions])
+    assert len(backend._scorer._shared) > 40
+    found = backend.choose(questions)
+    for mine, theirs, question in zip(found, plain.choose(questions), questions, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+        assert mine == pytest.approx(expected(backend, question), abs=1e-4)
+    other = prompts_of(backend, "parus", shots=0)[0]  # what was announced and does not come does no harm
+    assert backend.choose([other])[0] == pytest.approx(expected(backend, other), abs=1e-4)
+
+
+def test_one_row_for_labels_of_one_token(backend_of, monkeypatch):
+    """Labels that differ in their last token are read once."""
+    backend = backend_of()
+    seen = []
+    outputs = backend._scorer._outputs
+
+    def counted(layers, batch):
+        seen.append(len(batch))
+        return outputs(layers, batch)
+
+    monkeypatch.setattr(backend._scorer, "_outputs", counted)
+    questions = prompts_of(backend, "ruworldtree")
+    backend.share([question.prompt for question in questions])
+    backend.choose(questions)
+    assert seen == [len(questions)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sentences_behind_one_document(backend_of, family):
+    backend = backend_of(family)
+    questions = prompts_of(backend, "summary_extractive", shots=0, number=2)
+    backend.share([question.prompt for question in questions])
+    for question in questions:
+        assert backend.sentence_logprobs(question) == pytest.approx(expected(backend, question, mean=True), abs=1e-4)
+
+
+def test_no_logits_but_those_needed(backend_of):
+    backend = backend_of()
+    head = backend._model.get_output_embeddings()
+    seen = []
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    backend.choose([Question("Длинный вопрос, " * 30 + "\n\nОтвет:", (" A", " B"))])
+    handle.remove()
+    assert seen == [1]  # " A" and " B" are one token each
+
+
+def test_equal_labels_are_refused(backend_of):
+    with pytest.raises(LeptaError, match="same tokens"):
+        backend_of().choose([Question("Ответ:", (" A", " A"))])
+
+
+def test_chat_and_plain_turns(backend_of):
+    messages = [
+        {"role": "user", "content": "Раз?"},
+        {"role": "assistant", "content": "Ответ: два"},
+        {"role": "user", "content": "Три?"},
+    ]
+    begun = [*messages, {"role": "assistant", "content": "Ответ:"}]
+    plain, chat = backend_of(), backend_of(chat=True)
+    assert plain.render(begun) == "Раз?\n\nОтвет: два\n\nТри?\n\nОтвет:"
+    assert plain.render(messages) == "Раз?\n\nОтвет: два\n\nТри?\n\n"
+    assert chat.render(begun).endswith("<|im_start|>user\nТри?<|im_end|>\n<|im_start|>assistant\nОтвет:")
+    assert chat.render(messages).endswith("<|im_start|>assistant\n")
+    with pytest.raises(LeptaError, match="no chat template"):
+        backend_of("llama3", chat=True)
+
+
+def test_a_template_that_drops_turns_is_refused(backend_of, monkeypatch):
+    backend = backend_of(chat=True)
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    monkeypatch.setattr(backend._tokenizer, "chat_template", template)
+    turns = [{"role": role, "content": f"это {n}"} for n, role in enumerate(["user", "assistant", "user"])]
+    with pytest.raises(LeptaError, match="leaves out a turn of the assistant"):
+        backend.render(turns)
+
+
+def test_generation_in_a_batch_is_generation_alone(backend_of):
+    backend = backend_of()
+    orders = [Order("Раз, два, три"), Order("Жили-были старик со старухой у самого синего моря и\n\n")]
+    together = backend.generate(orders, 12)
+    assert together == [backend.generate([order], 12)[0] for order in orders]
+    assert all(0 < written.emitted <= 12 for written in together)
+
+
+def test_stops_cut_text_and_tokens(backend_of):
+    backend = backend_of()
+    whole = backend.generate([Order("Раз, два, три")], 12)[0]
+    stop = whole.text[len(whole.text) // 2 :][:3]
+    cut = backend.generate([Order("Раз, два, три", (stop,))], 12)[0]
+    assert cut.text == whole.text[: whole.text.index(stop)].strip() and cut.emitted < whole.emitted
+    ids = backend.tokens(whole.text)
+    assert backend._decode(ids) == whole.text
+
+
+def test_a_live_model_stays_in_training(backend_of, loaded):
+    model, _ = loaded()
+    model.train()
+    backend = backend_of()
+    backend.choose([Question("Ответ:", (" A", " B"))])
+    assert model.training
+    model.eval()

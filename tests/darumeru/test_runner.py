@@ -1,0 +1,223 @@
+"""Runs that are killed go on, errors are seen, and nobody gets another model's answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lepta.cli import app
+from lepta.darumeru.aggregate import summarise
+from lepta.darumeru.backend import Written
+from lepta.darumeru.data import load_dataset
+from lepta.darumeru.log import read_log, read_results
+from lepta.darumeru.runner import BATCH, fit, run
+from lepta.darumeru.tasks import tasks
+from lepta.errors import LeptaError
+
+
+class Parrot:
+    """A backend without a model: knows nothing, answers at once, and dies or fails when it is told to."""
+
+    def __init__(self, name="parrot", chat=False, context=4096, dies=None, fails=""):
+        self.name, self.chat, self.context, self.dies, self.fails, self.calls = name, chat, context, dies, fails, 0
+
+    @property
+    def identity(self):
+        return {"backend": "parrot", "model": self.name, "context": self.context}
+
+    def render(self, messages):
+        return "\n\n".join(message["content"] for message in messages)
+
+    def tokens(self, text):
+        return tuple(map(hash, text.split()))
+
+    def count_tokens(self, prompt):
+        return len(prompt.split())
+
+    def share(self, prompts):
+        self.shared = prompts
+
+    def _called(self, prompts):
+        self.calls += 1
+        if self.dies is not None and self.calls > self.dies:
+            raise KeyboardInterrupt
+        if self.fails and any(self.fails in prompt for prompt in prompts):
+            raise RuntimeError("out of memory")
+
+    def choose(self, questions):
+        self._called([question.prompt for question in questions])
+        return [tuple(-1.0 - (len(q.prompt) + n) % 5 for n in range(len(q.continuations))) for q in questions]
+
+    def generate(self, orders, max_tokens):
+        self._called([order.prompt for order in orders])
+        return [Written(order.prompt.split("\n\n")[-1], 3) for order in orders]
+
+    def sentence_logprobs(self, question):
+        self._called([question.prompt])
+        return tuple(-float(len(text)) for text in question.continuations)
+
+
+def files(folder: Path):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(Parrot(), "builtin", folder, shots=2)
+
+
+def test_all_tasks(whole):
+    folder, summary = whole
+    assert not summary.refused and list(summary.tasks) == list(tasks())
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["micro_avg"]["value"] == summary.micro_average.value and len(written["columns"]) == 5
+    assert set(written["tasks"]) == set(tasks()) and written["tasks"]["parus"]["shots"] == 2
+    results = [result for result, _ in read_results(folder).values()]
+    assert summarise(results).micro_average == summary.micro_average
+
+
+@pytest.mark.parametrize("calls", [0, 1, 9, 30])
+def test_a_killed_run_goes_on(whole, tmp_path, calls):
+    """Killed between batches, and in the middle of a line."""
+    with pytest.raises(KeyboardInterrupt):
+        run(Parrot(dies=calls), "builtin", tmp_path, shots=2)
+    begun = [path for path in (tmp_path / "samples").glob("*.jsonl") if path.read_bytes().count(b"\n") > 1]
+    for path in sorted(begun, key=lambda path: path.stat().st_mtime_ns)[-1:]:
+        path.write_bytes(path.read_bytes()[:-201])
+    second = Parrot()
+    run(second, "builtin", tmp_path, shots=2)
+    assert files(tmp_path) == files(whole[0])
+    third = Parrot()
+    run(third, "builtin", tmp_path, shots=2)
+    assert not third.calls and files(tmp_path) == files(whole[0])
+
+
+def test_part_of_a_batch_is_asked_anew(tmp_path):
+    run(Parrot(), "builtin", tmp_path, ["rucola"], limit=3)
+    log = tmp_path / "samples" / "rucola.jsonl"
+    before = log.read_text()
+    log.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    backend = Parrot()
+    run(backend, "builtin", tmp_path, ["rucola"], limit=3)
+    assert backend.calls == 1 and log.read_text() == before and BATCH["choose"] > 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"backend": Parrot("other")}, "run.model"),
+        ({"shots": 3}, "conditions.shots"),
+        ({"limit": 4}, "run.limit"),
+        ({"definition": "legacy"}, "definition"),
+    ],
+)
+def test_answers_of_another_run_are_refused(tmp_path, changed, named):
+    given = {"backend": Parrot(), "source": "builtin", "output": tmp_path, "names": ["rucola"]}
+    run(**given)
+    before = files(tmp_path)
+    with pytest.raises(LeptaError, match=named):
+        run(**given | changed)
+    assert files(tmp_path) == before
+
+
+def test_other_data_is_refused(tmp_path):
+    run(Parrot(), "builtin", tmp_path / "out", ["rucola"])
+    source = tmp_path / "data" / "rucola"
+    source.mkdir(parents=True)
+    rows = [{"id": "a", "sentence": "Кот спит.", "answer": "1"}, {"id": "b", "sentence": "Спит кот в.", "answer": "0"}]
+    for name in ("test", "shots"):
+        lines = [json.dumps(row | {"id": name + row["id"]}) for row in rows]
+        (source / f"{name}.jsonl").write_text("\n".join(lines))
+    with pytest.raises(LeptaError, match=r"conditions\.data"):
+        run(Parrot(), str(tmp_path / "data"), tmp_path / "out", ["rucola"])
+
+
+def test_one_bad_sample_is_one_error_and_no_total(tmp_path):
+    text = load_dataset("rucola").test[2].sentence
+    summary = run(Parrot(fails=text), "builtin", tmp_path)
+    assert summary.micro_average is None and "DaruMERA" not in summary.columns and len(summary.columns) == 4
+    bad = tasks()["rucola"].samples(load_dataset("rucola"))[2].id
+    assert summary.refused == {"rucola": f"1 errors, the first: {bad}: RuntimeError: out of memory"}
+    healed = run(Parrot(), "builtin", tmp_path)  # an error is asked anew
+    assert healed.micro_average is not None
+
+
+def test_examples_are_dropped_whole_until_the_prompt_fits():
+    task = tasks()["rucola"]
+    dataset = load_dataset("rucola")
+    sample = task.samples(dataset)[0]
+    sizes = [fit(task, dataset, sample, number, Parrot()).tokens for number in range(4)]
+    assert sizes == sorted(set(sizes))
+    for number, size in enumerate(sizes):
+        room = 1 + len(sample.continuations[0].split())
+        found = fit(task, dataset, sample, 3, Parrot(context=size + room))
+        assert (found.shots, found.tokens) == (number, size)
+        expected = task.messages(sample, task.shots(dataset, sample, number))
+        assert found.prompt == Parrot().render(expected)
+    with pytest.raises(LeptaError, match="without examples"):
+        fit(task, dataset, sample, 3, Parrot(context=sizes[0]))
+
+
+def test_a_sample_that_does_not_fit_is_an_error(tmp_path):
+    summary = run(Parrot(context=200), "builtin", tmp_path, ["copy_paragraph_ru", "rucola"], shots=50)
+    assert "the context is 200" in summary.refused["copy_paragraph_ru"]
+    records = read_log(tmp_path / "samples" / "rucola.jsonl")[1]
+    assert 0 < records[0]["shots"] < 50 and "rucola" in summary.tasks
+
+
+def test_unknown_task():
+    with pytest.raises(LeptaError, match="parsu: no such task"):
+        run(Parrot(), "builtin", Path("unused"), ["parsu"])
+
+
+def test_a_limit_counts_rows_of_the_task(tmp_path):
+    summary = run(Parrot(), "builtin", tmp_path, limit=2)
+    counts = {name: task.samples for name, task in summary.tasks.items()}
+    assert counts == {name: 4 if name == "parus" else 2 for name in tasks() if not name.startswith("mmlu")}
+    assert "all four" in summary.refused["mmlu_ru"] and summary.micro_average is None
+
+
+def test_every_task_of_a_real_model_killed_and_resumed(backend_of, tmp_path, monkeypatch):
+    """A tiny random model, killed in the middle of a task: same files, to the last digit."""
+    names = ["rucola", "rwsd", "mmlu_ru", "multiq", "summary_extractive"]
+    monkeypatch.setitem(BATCH, "choose", 4)
+    given = {"source": "builtin", "names": names, "shots": 1, "limit": 9}
+    run(backend_of(), output=tmp_path / "whole", **given)
+    backend = backend_of()
+    choose, calls = backend.choose, []
+
+    def dying(questions):
+        calls.append(questions)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return choose(questions)
+
+    monkeypatch.setattr(backend, "choose", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(backend, output=tmp_path / "killed", **given)
+    run(backend_of(), output=tmp_path / "killed", **given)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_commands(tiny_model_folder, tmp_path):
+    """Run, show and compare from the command line; a run with errors does not end in 0."""
+    folders = []
+    for seed in (0, 1):
+        model = tiny_model_folder(hidden=16, seed=seed)
+        folders.append(tmp_path / f"model{seed}")
+        given = ["--model", str(model), "--output", str(folders[-1]), "--tasks", "rucola,parus", "--limit", "6"]
+        done = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
+        assert done.exit_code == 0 and "RuCoLA" in done.stdout, done.output
+    shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(folders[0]), "--json"]).stdout)
+    assert set(shown["tasks"]) == {"rucola", "parus"} and shown["micro_average"] is None
+    compared = CliRunner().invoke(app, ["darumeru", "compare", *map(str, folders)], env={"COLUMNS": "120"})
+    assert compared.exit_code == 0 and "model1 less model0" in compared.stdout
+    given[-1] = "7"  # another limit
+    refused = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
+    assert isinstance(refused.exception, LeptaError)
+    copies = ["--tasks", "copy_paragraph_ru", "--context", "300", "--plain", "--shots", "0", "--force"]
+    failed = CliRunner().invoke(app, ["darumeru", "run", *given[:4], *copies])
+    assert failed.exit_code == 1 and "the context is 300" in failed.stdout
