@@ -85,6 +85,12 @@ def test_rates_are_swept_on_a_part_of_the_text(place):
         (["--micro-batch", "3"], "micro_batch: 3 does not divide the 2 examples"),
         (["--original", "model", "--trains", "new-rows"], "4,300 of 4,300 rows are old"),
         (["--report-to", "nothing"], "nothing"),
+        (["--keep", "best"], "keep: best need held-out text of the target language"),
+        (["--learning-rate", "0.1", "--learning-rate", "0.2"], "several learning rates need held-out text"),
+        (
+            ["--keep", "best", "--valid", "starter:ru/valid", "--forget-limit", "0.1"],
+            "forget_limit: needs held-out text of the source language",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(place, options, says):

@@ -157,6 +157,7 @@ def pretrain_folder(
     facts : dict
     curve : list of dict
     """
+    _check_held_out(settings, held_out)
     tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
     with processes().main_process_first():  # the others then find the tokens on disk
         blocks = training_blocks(
@@ -184,6 +185,15 @@ def pretrain_folder(
         )
     processes().wait_for_everyone()
     return facts, trained.curve
+
+
+def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
+    """LeptaError if the settings ask for a choice that there is no text to make by."""
+    if not held_out.target and (settings.keep == "best" or len(settings.learning_rate) > 1):
+        asks = "keep: best" if settings.keep == "best" else "several learning rates"
+        raise LeptaError(f"pretrain: {asks} need held-out text of the target language to choose by; name it as valid")
+    if settings.forget_limit is not None and not held_out.source:
+        raise LeptaError("pretrain.forget_limit: needs held-out text of the source language; name it as valid")
 
 
 def _run(

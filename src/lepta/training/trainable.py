@@ -56,9 +56,10 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         model.requires_grad_(True)
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     for module in ends:
-        old, *new = parts_of(module)
-        for part in (old, *new):
-            part.requires_grad_(bool(part is not old or not new or settings.trains != "new-rows"))
+        *old, new = parts_of(module)
+        new.requires_grad_(True)
+        for part in old:
+            part.requires_grad_(settings.trains != "new-rows")
     compute_dtype = next(
         (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), torch.float32
     )

@@ -137,8 +137,8 @@ def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.
 class _Callback(TrainerCallback):
     """Shows progress, keeps the curve, measures, keeps the best weights and stops."""
 
-    def __init__(self, model: Any, bar: Any, tokens_per_step: list[int], watch: Watch | None, work: Path) -> None:
-        self.model, self.bar, self.tokens, self.watch, self.work = model, bar, tokens_per_step, watch, work
+    def __init__(self, model: Any, bar: Any, tokens_after: np.ndarray, watch: Watch | None, work: Path) -> None:
+        self.model, self.bar, self.tokens_after, self.watch, self.work = model, bar, tokens_after, watch, work
         self.started, self.start_step, self.stopped = time.monotonic(), 0, ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -158,7 +158,7 @@ class _Callback(TrainerCallback):
                 )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seen = sum(self.tokens[self.start_step : state.global_step])
+        seen = self.tokens_after[state.global_step] - self.tokens_after[self.start_step]
         rate = seen / max(time.monotonic() - self.started, 1e-9)
         loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
         note = f"{rate:.0f} tokens/s" + (f", loss {float(loss):.3f}" if loss is not None else "")
@@ -255,7 +255,7 @@ def train(
             f"report_to: {missing[0]} is not installed here; installed are {', '.join(trackers) or 'none'}"
         )
     micro_batch, accumulation = _split(run, processes().num_processes)
-    tokens = [int(np.sum(sizes[start : start + run.batch])) for start in range(0, len(sizes), run.batch)]
+    tokens_after = np.cumsum([0, *np.add.reduceat(np.asarray(sizes), range(0, len(sizes), run.batch))])  # each step
     arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=1,
@@ -286,8 +286,8 @@ def train(
     give_loss(model)
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with progress(description, len(tokens)) as bar:
-        callback = _Callback(model, bar, tokens, watch, work)
+    with progress(description, len(tokens_after) - 1) as bar:
+        callback = _Callback(model, bar, tokens_after, watch, work)
         trainer = _Trainer(
             run,
             model=model,
@@ -307,7 +307,7 @@ def train(
     weights = trained_weights(model)
     if watch and watch.keep_best and (work / BEST).is_file():
         weights = load_file(work / BEST)
-    return Trained(_curve(trainer.state.log_history, tokens), weights, callback.stopped)
+    return Trained(_curve(trainer.state.log_history, tokens_after), weights, callback.stopped)
 
 
 def _split(run: Run, processes: int) -> tuple[int, int]:
@@ -334,7 +334,7 @@ def _out_of_memory(micro_batch: int, run: Run, error: Exception) -> str:
     return f"training: out of memory ({str(error).splitlines()[0]}); in this order, give {', '.join(knobs)}"
 
 
-def _curve(history: list[dict[str, Any]], tokens: list[int]) -> list[dict[str, float]]:
+def _curve(history: list[dict[str, Any]], tokens_after: np.ndarray) -> list[dict[str, float]]:
     curve = []
     for entry in history:
         kept = {"loss": float(entry["loss"])} if "loss" in entry else {}
@@ -342,7 +342,7 @@ def _curve(history: list[dict[str, Any]], tokens: list[int]) -> list[dict[str, f
             kept = {name: float(entry[name]) for name in sorted(entry) if name != "step"}  # sorted, as when resumed
         if kept:
             step = int(entry["step"])
-            curve.append({"step": step, "tokens": sum(tokens[:step]), **kept})
+            curve.append({"step": step, "tokens": int(tokens_after[step]), **kept})
     return curve
 
 
