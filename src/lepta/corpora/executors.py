@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections import deque
@@ -75,7 +76,7 @@ class _Quiet(PipelineExecutor):
                 stats.save_to_disk(file)
             self.mark_rank_as_completed(rank)
             return stats
-        except Exception as error:
+        except Exception as error:  # whatever a step raises is written down for the first process, and raised again
             logger.exception(error)
             self.work.write_failure(self.stage, rank, error)
             raise
@@ -141,7 +142,7 @@ def run_stage(stage: Stage, settings: Executor, work: Work) -> None:
     try:
         with _watching(stage, work):
             executor.run()
-    except Exception as error:
+    except Exception as error:  # of a worker, through datatrove or Ray, which wrap it in types of their own
         _raise_failure(stage, work, error)
     if left := executor.get_incomplete_ranks(skip_completed=True):
         _raise_failure(stage, work, f"{len(left)} of its {stage.tasks} tasks did not end")
@@ -170,7 +171,7 @@ def submit(stages: list[Stage], settings: Executor, work: Work) -> list[str]:
         executor.work, executor.stage = work, stage.name
         try:
             executor.launch_job()
-        except Exception as error:
+        except (OSError, subprocess.SubprocessError) as error:  # there is no sbatch, or it says no
             raise LeptaError(f"executor.kind slurm: sbatch refused the stage {stage.name} ({error})") from error
         if executor.job_id != -1:  # datatrove's sign of a stage that is done already
             jobs.append(str(executor.job_id))

@@ -96,4 +96,4 @@ def parts_of(module: nn.Module) -> list[torch.Tensor]:
     """The rows of an embedding or head in order: two parts if it was split, else one."""
     if isinstance(module, SplitEmbedding | SplitHead):
         return [module.old, module.new]
-    return [module.weight]  # type: ignore[list-item]
+    return [module.weight]  # type: ignore[list-item]  # torch types every attribute of a module as tensor or module
