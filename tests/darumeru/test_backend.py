@@ -151,6 +151,29 @@ def test_stops_cut_text_and_tokens(backend_of):
     assert backend._decode(ids) == whole.text
 
 
+def test_a_text_that_is_too_long_is_cut(backend_of):
+    backend = backend_of()
+    whole = backend.generate([Order("Раз, два, три")], 40)[0]
+    cut, other = backend.generate([Order("Раз, два, три", longest=10), Order("Раз, два, три")], 40)
+    assert 5 < len(cut.text) <= 10 and whole.text.startswith(cut.text)
+    assert cut.emitted < whole.emitted and other == whole
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_after_a_shared_prefix_is_the_same(backend_of, family):
+    """Padding stands between the examples, which are read once, and the questions."""
+    task = tasks()["multiq"]
+    dataset = load_dataset(task.dataset)
+    texts = []
+    for reuse in (True, False):
+        backend = backend_of(family, reuse=reuse)
+        prompts = [backend.render(task.messages(s, task.shots(dataset, s, 2))) for s in task.samples(dataset)[:5]]
+        backend.share(prompts)
+        texts.append(backend.generate([Order(prompt) for prompt in prompts], 8))
+        assert len(backend._scorer._shared) > 100 or not reuse
+    assert texts[0] == texts[1]
+
+
 def test_a_live_model_stays_in_training(backend_of, loaded):
     model, _ = loaded()
     model.train()

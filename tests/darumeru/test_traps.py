@@ -44,6 +44,20 @@ def test_1_only_a_copy_is_a_copy(copy):
     assert _copy_score("current", str) == 1
 
 
+def test_1_a_copy_that_was_cut_is_none():
+    """A text is cut where it is too long, whatever stands there: three long tokens must not pass for a hundredth."""
+    task = tasks()["copy_paragraph_ru"]
+    sample = task.samples(load_dataset("copy_ru"))[0]
+    reference = tuple(sample.target.encode())
+    cut = sample.target + "-" * (task.longest_for(sample) - len(sample.target))
+    answer = Answer(text=cut, emitted=9, tokens=(*reference, 1, 2, 3), reference_tokens=reference)
+    assert task.score(sample, answer).values == {
+        "length": 9 / len(reference), "copied": 0, "share": len(reference) / (len(reference) + 3),
+        "symbols_per_token": len(sample.target) / len(reference),
+    }  # fmt: skip
+    assert tasks("legacy")["copy_paragraph_ru"].longest_for(sample) is None
+
+
 def test_1_legacy_is_what_it_was():
     assert _copy_score("legacy", lambda text: text[: len(text) // 10]) == 1
 

@@ -33,10 +33,18 @@ class Order:
         As `Backend.render` wrote it.
     stops : tuple of str
         The text ends before the first of them.
+    longest : int or None
+        Characters after which the text is cut.
     """
 
     prompt: str
     stops: tuple[str, ...] = ()
+    longest: int | None = None
+
+    def cut(self, text: str) -> str:
+        """A text up to where it ends."""
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        return text[: min([*places, len(text) if self.longest is None else self.longest])]
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Written:
     Attributes
     ----------
     text : str
-        Without special tokens, cut at the first stop.
+        Without special tokens and spaces around it, up to where the order says that it ends.
     emitted : int
         Tokens that the text took, the one that ends a turn not counted.
     """

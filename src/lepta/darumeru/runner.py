@@ -5,7 +5,7 @@ gives the same numbers to the last digit.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from lepta.pipeline import write_json
 from lepta.progress import progress
 from lepta.version import __version__
 
-BATCH = {"choose": 32, "generate": 16, "loglikelihood": 1}  # samples
+BATCH = {"choose": 32, "generate": 64, "loglikelihood": 1}  # samples, at most
+HELD = 32_768  # tokens of prompts and answers whose keys and values a batch may hold while it writes
 DIGITS = 6  # of logged log-probabilities
 
 
@@ -157,7 +158,7 @@ def _run_task(task: Task, dataset: Dataset, backend: Backend, shots: int, log: T
             asked.append(fit(task, dataset, sample, shots, backend))
         except LeptaError as error:
             failed.append({"id": sample.id, "error": str(error)})
-    groups = [list(_batches(group, BATCH[task.method])) for group in _groups(asked)]
+    groups = [_batches(group, task) for group in _groups(asked)]
     whole = [batch for group in groups for batch in group if all(one.sample.id in log.records for one in batch)]
     done = {one.sample.id for batch in whole for one in batch}
     log.keep(done)
@@ -180,9 +181,17 @@ def _groups(asked: Sequence[Asked]) -> list[list[Asked]]:
     return [sorted(group, key=lambda one: one.tokens) for group in groups.values()]
 
 
-def _batches(asked: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
-    for start in range(0, len(asked), size):
-        yield list(asked[start : start + size])
+def _batches(asked: Sequence[Asked], task: Task) -> list[list[Asked]]:
+    """Cut samples, shortest prompt first, into batches."""
+    batches: list[list[Asked]] = []
+    for one in asked:
+        rows = len(batches[-1]) + 1 if batches else 1
+        held = rows * (one.tokens + task.max_new_tokens) if task.method == "generate" else 0
+        if batches and rows <= BATCH[task.method] and held <= HELD:
+            batches[-1].append(one)
+        else:
+            batches.append([one])
+    return batches
 
 
 def _records(task: Task, backend: Backend, batch: Sequence[Asked]) -> list[Record]:
@@ -231,12 +240,17 @@ def _failed(one: Asked, error: Exception) -> Record:
 def _ask(task: Task, backend: Backend, batch: Sequence[Asked]) -> Sequence[Any]:
     """Results in the order of the batch; their kind depends on the task's method."""
     if task.method == "generate":
-        orders = [Order(one.prompt, () if backend.chat else task.stop_for(one.sample)) for one in batch]
+        orders = [_order(task, backend, one) for one in batch]
         return backend.generate(orders, task.max_new_tokens)
     questions = [Question(one.prompt, one.sample.continuations) for one in batch]
     if task.method == "choose":
         return backend.choose(questions)
     return [backend.sentence_logprobs(question) for question in questions]
+
+
+def _order(task: Task, backend: Backend, one: Asked) -> Order:
+    stops = () if backend.chat else task.stop_for(one.sample)
+    return Order(one.prompt, stops, task.longest_for(one.sample))
 
 
 def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer:

@@ -91,6 +91,12 @@ class Scorer:
             for branch in branches
         ]
 
+    @torch.inference_mode()
+    def start(self, rows: Sequence[Ids]) -> tuple[int, Any]:
+        """What rows start with, of what is shared: how many ids, and a cache that holds them in each row."""
+        length = min(common([self._shared, *rows]), min(map(len, rows)) - 1)
+        return length, _cache(self._read(rows[0][:length]), len(rows))
+
     def _read(self, prefix: Ids) -> Layers:
         """Keys and values of a prefix: those of the shared one as far as they go, the rest read now."""
         if not prefix:

@@ -70,11 +70,10 @@ class ServerBackend(Turns):
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily."""
-        requests = [
-            {"prompt": list(ids), "max_tokens": max_tokens} | ({"stop": list(order.stops)} if order.stops else {})
-            for order, ids in zip(orders, self.ids([order.prompt for order in orders]), strict=True)
-        ]
-        return _at_once(self._generate, requests)
+        prompts = self.ids([order.prompt for order in orders])
+        return _at_once(
+            lambda asked: self._generate(asked[0], asked[1], max_tokens), list(zip(orders, prompts, strict=True))
+        )
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation; the server must echo prompts with log-probabilities."""
@@ -94,12 +93,17 @@ class ServerBackend(Turns):
             raise LeptaError(f"{self._url}: none of {', '.join(labels)} is among the {len(top)} most likely tokens")
         return tuple(min(top.values()) - 1 if value is None else value for value in found)
 
-    def _generate(self, request: dict[str, Any]) -> Written:
-        answer = self._post(request)
+    def _generate(self, order: Order, ids: Sequence[int], max_tokens: int) -> Written:
+        stops = {"stop": list(order.stops)} if order.stops else {}
+        answer = self._post({"prompt": list(ids), "max_tokens": max_tokens, **stops})
         choice = _field(answer, "choices", 0)
+        whole = _field(choice, "text")
+        text = order.cut(whole)
+        if text != whole:
+            return Written(text.strip(), len(self.tokens(text)))
         emitted = _field(answer, "usage", "completion_tokens")
         ended = _field(choice, "finish_reason") == "stop"  # by a token that is not part of the text, or by a stop
-        return Written(_field(choice, "text").strip(), emitted - 1 if ended else emitted)
+        return Written(text.strip(), emitted - 1 if ended else emitted)
 
     def _echo(self, ids: Sequence[int]) -> list[float]:
         """Log-probability of each id of a text; of the first one, which nothing stands before, it is not a number."""

@@ -122,6 +122,8 @@ class Task:
     stop : tuple of str
         generate: where a text ends when turns are plain text with blank lines between them (foundation models); a chat
         model ends its turn itself. Texts to copy that hold such a string themselves have none (`stop_for`).
+    longest : float
+        generate: a text is cut at so many times the characters of the right answer, for it has failed; 0: it is not.
     version : int
         Goes up when the task's meaning changes.
     definition : Definition
@@ -137,6 +139,7 @@ class Task:
     labels: tuple[str, ...] = ()
     max_new_tokens: int = 0
     stop: tuple[str, ...] = ()
+    longest: float = 0.0
     version: int = 1
     definition: Definition = "current"
     make: Callable[["Task", Row], list[Sample]] = field(repr=False)
@@ -202,6 +205,10 @@ class Task:
         """Strings that end the answer to one sample: none that its right answer holds."""
         return tuple(string for string in self.stop if string not in sample.target)
 
+    def longest_for(self, sample: Sample) -> int | None:
+        """Characters after which the answer to one sample is cut."""
+        return round(self.longest * len(sample.target)) if self.longest else None
+
     def score(self, sample: Sample, answer: Answer) -> SampleScore:
         """What an answer is worth.
 
@@ -218,7 +225,7 @@ class Task:
         """Hash of the words, labels and limits that make what the model sees."""
         prompt = self.prompt
         parts = [prompt.templates, prompt.headline, prompt.lead_in, dict(prompt.words), self.labels]
-        limits = [self.method, self.max_new_tokens, self.stop, self.definition, self.version]
+        limits = [self.method, self.max_new_tokens, self.stop, self.longest, self.definition, self.version]
         return hashlib.sha256(json.dumps([parts, limits], ensure_ascii=False).encode()).hexdigest()
 
 
@@ -314,9 +321,11 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
         raise LeptaError(f"{task.name}, {sample.id}: the reference has no tokens; it is {sample.target!r}")
     legacy = legacy_copied_share(sample.target, answer.text or "")
     share = legacy if task.definition == "legacy" else copied_share(reference, tokens or ())
+    longest = task.longest_for(sample)
+    whole = longest is None or len(answer.text or "") < longest  # else it was cut
     return {
         "length": copied_length(len(reference), emitted or 0),
-        "copied": float(share > COPIED),
+        "copied": float(whole and share > COPIED),
         "share": share,
         "symbols_per_token": len(sample.target) / len(reference),
     }
@@ -324,6 +333,7 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
 
 _QUESTION_STOP = ("\n",)
 _TEXT_STOP = ("\n\n",)
+_LONGEST_COPY = 1.25  # a model that does not find the end would write all 1,024 tokens
 
 
 def _label_task(name: str, title: str, labels: Sequence[str], headline: Sequence[str], prompt: Prompt) -> Task:
@@ -341,7 +351,7 @@ def _mmlu(name: str, title: str, measure: Measure, prompt: Prompt) -> Task:
     )  # fmt: skip
 
 
-def _copy(language: str, unit: str) -> Task:
+def _copy(language: str, unit: str, definition: Definition) -> Task:
     sentence = unit == "sentence"
     headline, other = ("length", "copied") if sentence else ("copied", "length")
     return Task(
@@ -352,6 +362,7 @@ def _copy(language: str, unit: str) -> Task:
         method="generate",
         max_new_tokens=128 if sentence else 1024,
         stop=_TEXT_STOP,
+        longest=0.0 if sentence or definition == "legacy" else _LONGEST_COPY,
         measure=Means(headline=(headline,), side=(other, "share", "symbols_per_token")),
         prompt=prompts.COPY_RU if language == "ru" else prompts.COPY_EN,
         make=_first_sentence if sentence else _paragraph,
@@ -417,6 +428,6 @@ def tasks(definition: Definition = "current") -> Mapping[str, Task]:
         _label_task("ruworldtree", "ruWorldTree", LETTERS, scored, prompts.SCIENCE),
         _label_task("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews"), prompts.RUCOLA),
         *_summaries(definition),
-        *(_copy(language, unit) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
+        *(_copy(language, unit, definition) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
     ]  # fmt: skip
     return {task.name: replace(task, definition=definition) for task in all_}

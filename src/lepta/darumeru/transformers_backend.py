@@ -1,5 +1,6 @@
 """A model of transformers takes the benchmark: from any source, or as it is in the middle of its training."""
 
+import inspect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from lepta.darumeru.scoring import Scorer, common
 from lepta.darumeru.turns import Turns
 
 CONTEXT = 4096  # of the paper's runs
-TAIL = 16  # last tokens in which a stop is looked for, of each new one
+TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
 
 
 class TransformersBackend(Turns):
@@ -48,6 +49,7 @@ class TransformersBackend(Turns):
         self._name = name
         with self._evaluating():
             self._scorer = Scorer(self._model, reuse)
+        self._gaps = _allows_gaps(self._model, self.context)
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -74,18 +76,21 @@ class TransformersBackend(Turns):
         return tuple(sum(values) / len(values) for values in found)
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
-        """Go on greedily, in one batch padded on the left."""
+        """Go on greedily, in one batch; padding stands between what the prompts share and what is their own."""
         ids = self.ids([order.prompt for order in orders])
         width = max(map(len, ids))
         pad = self._tokenizer.pad_token_id or 0
-        inputs = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=self._model.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=self._model.device)
         with self._evaluating(), torch.inference_mode():
+            shared, cache = self._scorer.start(ids) if self._gaps else (0, None)
+            gaps = [width - len(row) for row in ids]
+            rows = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(ids, gaps, strict=True)]
+            mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
             output = self._model.generate(
-                inputs,
-                attention_mask=mask,
+                torch.tensor(rows, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device),
                 generation_config=self._greedy(max_tokens, pad),
-                stopping_criteria=[_Stops(self._tokenizer, [order.stops for order in orders], width)],
+                stopping_criteria=[_Ends(self._tokenizer, orders, width)],
+                **({"past_key_values": cache} if shared else {}),
             )
         return [self._written(row, order) for row, order in zip(output[:, width:].tolist(), orders, strict=True)]
 
@@ -115,11 +120,10 @@ class TransformersBackend(Turns):
     def _written(self, row: Sequence[int], order: Order) -> Written:
         ends = set(self._ends())
         ids = list(row[: next((n for n, token in enumerate(row) if token in ends), len(row))])
-        text = self._decode(ids)
-        found = [place for stop in order.stops if (place := text.find(stop)) >= 0]
-        if not found:
+        whole = self._decode(ids)
+        text = order.cut(whole)
+        if text == whole:
             return Written(text.strip(), len(ids))
-        text = text[: min(found)]
         emitted = next((n for n in range(len(ids)) if self._decode(ids[:n]).startswith(text)), len(ids))
         return Written(text.strip(), emitted)
 
@@ -136,18 +140,28 @@ class TransformersBackend(Turns):
             self._model.train(was_training)
 
 
-class _Stops:
-    """Ends a row whose newest tokens hold one of its stops."""
+class _Ends:
+    """Ends a row whose newest tokens hold one of its stops, and now and then one that is too long."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[Sequence[str]], prompt: int) -> None:
-        self._tokenizer, self._stops, self._prompt = tokenizer, stops, prompt
+    def __init__(self, tokenizer: Any, orders: Sequence[Order], prompt: int) -> None:
+        self._tokenizer, self._orders, self._prompt = tokenizer, orders, prompt
+        self._may_end = any(order.stops or order.longest is not None for order in orders)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
         """One truth value for each row."""
-        newest = input_ids[:, max(self._prompt, input_ids.shape[1] - TAIL) :]
-        texts = self._tokenizer.batch_decode(newest, skip_special_tokens=True)
-        done = [any(stop in text for stop in stops) for text, stops in zip(texts, self._stops, strict=True)]
+        written = input_ids.shape[1] - self._prompt
+        if not self._may_end:
+            return torch.zeros(len(self._orders), dtype=torch.bool, device=input_ids.device)
+        seen = written if written % TAIL == 0 else min(TAIL, written)
+        texts = self._tokenizer.batch_decode(input_ids[:, -seen:], skip_special_tokens=True)
+        done = [order.cut(text) != text for text, order in zip(texts, self._orders, strict=True)]
         return torch.tensor(done, device=input_ids.device)
+
+
+def _allows_gaps(model: Any, context: int) -> bool:
+    """Whether padding may stand inside a row: positions are told, and no window counts what is padded."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return "position_ids" in inspect.signature(model.forward).parameters and (window is None or window >= context)
 
 
 @contextmanager
