@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from lepta.calibration.calibrate import Place, calibration_stages
 from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.load import model_folder
 from lepta.checkpoints.weights import count_weights
-from lepta.corpus import dialogue_file, read_documents
+from lepta.corpus import BENCHMARK, dialogue_file, read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
@@ -105,6 +106,18 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
             Contestant(f"original {name}", folder, adapted=False, chat=True),
             Contestant(f"propagated {name}", propagated, adapted=True, chat=True),
         ]
+        if recipe.calibrate:
+            stages += calibration_stages(
+                out,
+                partial(_calibration_name, name),
+                propagated,
+                Place(folder),
+                recipe.calibrate,
+                [*text.target.train, *text.source.train, BENCHMARK],
+                recipe.seed,
+            )
+            calibrated = out / _calibration_name(name, "model")
+            contestants.append(Contestant(f"calibrated {name}", calibrated, adapted=True, chat=True))
     evaluation = add(
         "evaluation",
         partial(_evaluate, recipe, contestants, base),
@@ -122,6 +135,11 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         settings={"name": recipe.name},
     )
     return Pipeline(out, stages, announce)
+
+
+def _calibration_name(variant: str, part: str) -> str:
+    """Name of a stage of self-calibration; the model is beside the propagated ones, what it is made from apart."""
+    return f"calibrated/{variant}" if part == "model" else f"calibration/{variant}/{part}"
 
 
 def _texts(text: Text, part: str) -> dict[str, list[str]]:
@@ -232,7 +250,7 @@ def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, nam
 
 
 def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder: Path) -> dict[str, Any]:
-    original, adapted = (contestants[-2], contestants[-1]) if recipe.variants else (contestants[0], contestants[2])
+    original, adapted = next(one for one in reversed(contestants) if not one.adapted), contestants[-1]
     result = evaluate(contestants, base, original.name, adapted.name, recipe.text, recipe.evaluate)
     write_json(folder / EVALUATION, result)
     return {}

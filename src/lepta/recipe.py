@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lepta.calibration.settings import CalibrateSettings
 from lepta.embeddings.propagate import Method
 from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.training.settings import BodyDtype, Lora, TuneSettings
@@ -177,6 +178,7 @@ class Recipe(Section):
     vocabulary: VocabularySettings
     pretrain: Annotated[list[PretrainSettings], BeforeValidator(_as_list), Field(min_length=1)]
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
+    calibrate: CalibrateSettings | None = Field(None, description="Self-calibration of each propagated variant")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")
