@@ -25,7 +25,7 @@ from lepta.version import __version__
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-OPTIONAL_LIBRARIES = ("datatrove", "pyarrow", "zstandard")  # named where they are installed
+OPTIONAL_LIBRARIES = ("datatrove", "peft", "pyarrow", "trl", "zstandard")  # named where they are installed
 CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
 
 

@@ -11,6 +11,12 @@ from lepta.errors import LeptaError
 Data = Annotated[
     list[str], typer.Option(help="File of conversations: `messages`, or `prompt` and `answer`, a row each; repeat.")
 ]
+CopyText = Annotated[list[str] | None, typer.Option(help="Text source of what is to be repeated; repeat.")]
+CopyCharacters = Annotated[int, typer.Option(help="Longest of them.")]
+CopyLanguage = Annotated[str, typer.Option(help="Language of the request: ru or en.")]
+ApartFrom = Annotated[
+    list[str] | None, typer.Option(help="Training text that copies may share no 13 words with; repeat.")
+]
 
 
 def tune(
@@ -32,6 +38,21 @@ def tune(
     epochs: int = 1,
     max_length: Annotated[int, typer.Option(help="Tokens; longer conversations are left out whole.")] = 4096,
     packing: Annotated[bool, typer.Option("--packing", help="Several conversations to a row.")] = False,
+    copy_text: CopyText = None,
+    copies: Annotated[int, typer.Option(help="Texts to repeat, with --copy-text.")] = 2000,
+    copy_characters: CopyCharacters = 2000,
+    copy_language: CopyLanguage = "ru",
+    apart_from: ApartFrom = None,
+    preference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File of `prompt`, `chosen`, `rejected` (or `answer`, `label`) for a step after tuning."
+        ),
+    ] = None,
+    preference_method: Annotated[str, typer.Option(help="kto, dpo or simpo.")] = "kto",
+    preference_beta: Annotated[float | None, typer.Option(help="[default: kto 0.15, dpo 0.1, simpo 2.5]")] = None,
+    preference_learning_rate: float = 1e-5,
+    preference_batch: int = 32,
     body_dtype: Annotated[str, typer.Option(help="Of a frozen body: auto, float32, bfloat16, float16, 4bit.")] = "auto",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
@@ -45,9 +66,11 @@ def tune(
     Several GPUs: accelerate launch --num_processes 8 -m lepta tune ... A run that was interrupted goes on when the same
     command is given again.
     """
+    from lepta.calibration.settings import CopySettings
+    from lepta.corpus import BENCHMARK
     from lepta.pipeline import refuse_existing
     from lepta.settings import validated
-    from lepta.training.settings import TuneSettings
+    from lepta.training.settings import PreferenceSettings, TuneSettings
     from lepta.training.tune import tune_stage
 
     refuse_existing(output, force)
@@ -70,7 +93,31 @@ def tune(
         },
         "lepta tune",
     )
-    result({"output": str(output), **tune_stage(model, data, settings, seed, output, force)}, as_json)
+    repeated = validated(
+        CopySettings,
+        {
+            "text": copy_text or [],
+            "number": copies if copy_text else 0,
+            "characters": copy_characters,
+            "language": copy_language,
+            "apart_from": [*(apart_from or []), BENCHMARK],
+        },
+        "lepta tune",
+    )
+    step = validated(
+        PreferenceSettings,
+        {
+            "method": preference_method,
+            "beta": preference_beta,
+            "learning_rate": preference_learning_rate,
+            "batch": preference_batch,
+            "lora": {"rank": rank, "alpha": alpha},
+            "max_length": max_length,
+        },
+        "lepta tune --preference",
+    )
+    facts = tune_stage(model, data, settings, seed, output, force, repeated, preference, step)
+    result({"output": str(output), **facts}, as_json)
 
 
 def calibrate(
@@ -92,14 +139,11 @@ def calibrate(
     temperature: Annotated[float, typer.Option(help="0: greedy (paper).")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer; one that has not ended by then is left out.")] = 1024,
     answer_batch: Annotated[int, typer.Option(help="Prompts that a local model answers at once.")] = 8,
-    copy_text: Annotated[list[str] | None, typer.Option(help="Text source of what is to be repeated; repeat.")] = None,
-    copies: Annotated[int, typer.Option(help="Texts to repeat [default: 10,000 with --copy-text].")] = 10_000,
-    copy_characters: Annotated[int, typer.Option(help="Longest of them.")] = 2000,
-    copy_language: Annotated[str, typer.Option(help="Language of the request: ru or en.")] = "ru",
-    apart_from: Annotated[
-        list[str] | None,
-        typer.Option(help="Training text that copies may share no 13 words with, beside the benchmark; repeat."),
-    ] = None,
+    copy_text: CopyText = None,
+    copies: Annotated[int, typer.Option(help="Texts to repeat, with --copy-text.")] = 10_000,
+    copy_characters: CopyCharacters = 2000,
+    copy_language: CopyLanguage = "ru",
+    apart_from: ApartFrom = None,
     rank: int = 8,
     alpha: int = 1,
     learning_rate: float = 2.5e-5,

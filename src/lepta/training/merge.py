@@ -9,10 +9,12 @@ import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model
+from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.errors import LeptaError
 from lepta.training.split import parts_of
 from lepta.training.trainable import ADAPTER
+from lepta.vocabulary.source import open_tokenizer
 
 PROBE = 64  # tokens that merged and unmerged model are compared on
 LARGEST_ERROR = 1e-4  # of a logit in float32, of the size of the largest one if that is above 1
@@ -71,6 +73,30 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     for name, tensor in left.items():
         result[_known(name, source)] = ComputedRows.of(tensor)
     return result
+
+
+def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> float:
+    """Write a model folder with what training changed in its weights, and check it.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        That was trained.
+    weights : dict
+        As for `changed_tensors`.
+    source : Path
+        Folder that it was loaded from.
+    folder : Path
+        Existing folder for the result.
+
+    Returns
+    -------
+    float
+        See `merged_error`.
+    """
+    checkpoint = Checkpoint(source)
+    write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(source), folder)
+    return merged_error(model, folder)
 
 
 @torch.no_grad()

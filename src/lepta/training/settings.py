@@ -55,3 +55,23 @@ class TuneSettings(Section):
         if self.trains == "full" and self.body_dtype == "4bit":
             raise ValueError("body_dtype: 4bit weights cannot train; give another `trains`")
         return self
+
+
+class PreferenceSettings(Section):
+    """A preference step after tuning, through TRL: low-rank changes of the body."""
+
+    method: PreferenceMethod = Field("kto", description="kto: single answers, good or bad; dpo, simpo: pairs")
+    beta: float | None = Field(None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
+    gamma: float = Field(0.6, ge=0, description="simpo: margin of the rewards")
+    lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
+    learning_rate: float = Field(1e-5, gt=0)
+    batch: int = Field(32, ge=2, description="Examples per step, over all processes")
+    micro_batch: int = Field(2, ge=2, description="What one process holds at once; kto compares them with each other")
+    epochs: int = Field(1, ge=1)
+    max_length: int = Field(4096, ge=8, description="Tokens; longer examples are left out whole")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+
+    @property
+    def strength(self) -> float:
+        """Beta, or what it is by default."""
+        return self.beta or {"kto": 0.15, "dpo": 0.1, "simpo": 2.5}[self.method]

@@ -117,30 +117,38 @@ def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
     of_embeddings : bool
         The targets may name the input embeddings too, if they are not tied to the head.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-    head = model.get_output_embeddings()
-    linear = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, m in model.named_modules()
-            if isinstance(m, torch.nn.Linear) and m is not head
-        }
-    )
-    layers = None
+    config = lora_config(model, lora, of_embeddings)
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise LeptaError(f"lora.targets: {error}; linear layers here: {', '.join(_linear(model))}") from error
+
+
+def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
+    """The settings as peft's; parameters are those of `add_lora`.
+
+    Raises
+    ------
+    LeptaError
+        If there are no such layers, or what is named is trained otherwise.
+    """
+    from peft import LoraConfig
+
+    head, embeddings, layers = model.get_output_embeddings(), model.get_input_embeddings(), None
     if lora.layers is not None:
         number = model.config.get_text_config().num_hidden_layers
         if wrong := [layer for layer in lora.layers if not -number <= layer < number]:
             raise LeptaError(f"lora.layers: no layer {wrong[0]}; this model has {number}, from 0 or -{number} on")
         layers = sorted({layer % number for layer in lora.layers})
-    targets = linear if lora.targets == "all-linear" else lora.targets
+    targets = _linear(model) if lora.targets == "all-linear" else lora.targets
     if named := _names(model, lambda module: module is head) & set(targets):
         raise LeptaError(f"lora.targets: {named.pop()} is the head; to train it give trains: lora+head")
-    embeddings = model.get_input_embeddings()
     whole = not of_embeddings or embeddings.weight is head.weight
     if whole and (named := _names(model, lambda module: module is embeddings) & set(targets)):
         raise LeptaError(f"lora.targets: {named.pop()} is trained whole or tied to the head; leave it out here")
-    config = LoraConfig(
+    return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -148,10 +156,12 @@ def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
         layers_to_transform=layers,
         bias="none",
     )
-    try:
-        inject_adapter_in_model(config, model)
-    except ValueError as error:
-        raise LeptaError(f"lora.targets: {error}; linear layers here: {', '.join(linear)}") from error
+
+
+def _linear(model: Any) -> list[str]:
+    """Names of the linear layers of the body."""
+    head = model.get_output_embeddings()
+    return sorted(_names(model, lambda module: isinstance(module, torch.nn.Linear) and module is not head))
 
 
 def _names(model: Any, chosen: Callable[[torch.nn.Module], bool]) -> set[str]:

@@ -1,25 +1,27 @@
 """Tune a model on conversations (paper 2.4.3): low-rank changes and what trains whole, merged into plain weights."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
+from lepta.calibration.copies import copy_examples
+from lepta.calibration.settings import CopySettings
+from lepta.checkpoints.folder import MODEL_FILES
 from lepta.checkpoints.load import load_tokenizer, opened
-from lepta.checkpoints.publish import write_model
-from lepta.locate import locate
+from lepta.locate import locate, read_json
 from lepta.pipeline import CHECKPOINTS, Stage, write_json
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import processes
-from lepta.training.merge import changed_tensors, merged_error
+from lepta.training.merge import write_merged
+from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.pretrain import load_for_training, products_dtype
-from lepta.training.settings import TuneSettings
+from lepta.training.settings import PreferenceSettings, TuneSettings
 from lepta.training.trainable import make_tunable
 from lepta.training.trainer import Run, Trained, train
-from lepta.vocabulary.source import open_tokenizer
 
 MICRO_BATCH = 4
 CURVE = "training_curve.json"
@@ -113,38 +115,81 @@ def tune_folder(
     trained, facts = tune(model, tokenizer, conversations, folder / CHECKPOINTS, settings, seed)
     written: dict[str, Any] = dict(facts)
     if processes().is_main_process:
-        written["merged_error"] = write_tuned(model, trained, source, folder)
+        written["merged_error"] = write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
     return written, trained.curve
 
 
-def write_tuned(model: Any, trained: Trained, source: Path, folder: Path) -> float:
-    """Write a tuned model with all changes in its weights, and check it; returns the error of its logits."""
-    checkpoint = Checkpoint(source)
-    write_model(checkpoint, changed_tensors(model, trained.weights, checkpoint), open_tokenizer(source), folder)
-    return merged_error(model, folder)
-
-
 def tune_stage(
-    model: str, data: list[str], settings: TuneSettings, seed: int, output: Path, force: bool
+    model: str,
+    data: list[str],
+    settings: TuneSettings,
+    seed: int,
+    output: Path,
+    force: bool,
+    copies: CopySettings | None = None,
+    preferences: list[str] | None = None,
+    preference: PreferenceSettings | None = None,
 ) -> dict[str, Any]:
-    """Tune any model source on files of conversations into a folder, as a stage that goes on when it was interrupted.
+    """Tune any model source into a folder, as a stage that goes on when it was interrupted.
+
+    Parameters
+    ----------
+    model : str
+    data : list of str
+        Files of conversations.
+    settings : TuneSettings
+    seed : int
+    output : Path
+    force : bool
+        Start over where another run was interrupted.
+    copies : CopySettings, optional
+        Texts to repeat, added to the conversations.
+    preferences : list of str, optional
+        Files of preferences for a step after tuning (see `read_preferences`).
+    preference : PreferenceSettings, optional
 
     Returns
     -------
     dict
-        See `tune_folder`.
+        See `tune_folder`; with `copies` and `preference` where there are such.
     """
+    copies, preference = copies or CopySettings(number=0), preference or PreferenceSettings()
+    apart = copies.apart_from or []
 
     def run(folder: Path) -> dict[str, Any]:
         with opened(model) as start:
-            facts, curve = tune_folder(start.folder, read_conversations(data), settings, seed, folder)
+            if not preferences:
+                return _tune_on(start.folder, data, copies, settings, seed, folder)
+            tuned, done = folder / CHECKPOINTS / "tuned", folder / CHECKPOINTS / "tuned.json"
+            if not done.is_file():
+                tuned.mkdir(parents=True, exist_ok=True)
+                write_json(done, _tune_on(start.folder, data, copies, settings, seed, tuned))
+            processes().wait_for_everyone()
+            examples = read_preferences(preferences, preference.method)
+            facts, curve = prefer_folder(tuned, examples, preference, seed, folder)
         if processes().is_main_process:
-            write_json(folder / CURVE, {"curve": curve})
-        return facts
+            write_json(folder / CURVE, {"curve": read_json(tuned / CURVE)["curve"], "preference": curve})
+        return {**read_json(done), "preference": facts}
 
     place = locate(model, hub_files=MODEL_FILES)
     key = {**settings.model_dump(), "seed": seed}
-    stage = Stage(output.name, {"model": place}, key, run, {"data": data}, together=True)
-    run_stages(output.parent, [stage], force)
+    texts = {"data": data, "preferences": preferences or []}
+    if copies.number:
+        key["copies"] = copies.model_dump(exclude={"text", "apart_from"})
+        texts |= {"copies": copies.text, "apart from": apart}
+    if preferences:
+        key["preference"] = preference.model_dump()
+    used = {label: names for label, names in texts.items() if names}
+    run_stages(output.parent, [Stage(output.name, {"model": place}, key, run, used, together=True)], force)
     return facts_of(output) if processes().is_main_process else {}
+
+
+def _tune_on(
+    source: Path, data: list[str], copies: CopySettings, settings: TuneSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    repeated, copied = copy_examples(copies, copies.apart_from or [], seed)
+    facts, curve = tune_folder(source, itertools.chain(read_conversations(data), repeated), settings, seed, folder)
+    if processes().is_main_process:
+        write_json(folder / CURVE, {"curve": curve})
+    return facts | ({"copies": copied} if copies.number else {})
