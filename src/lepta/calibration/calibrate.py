@@ -117,10 +117,10 @@ def calibration_stages(
             original.inputs,
             {"seed": seed, **asked},
             partial(make_answers, original, settings, seed),
-            {"prompts": settings.prompts},
+            {"prompts": settings.prompts} if settings.prompts else {},
         )
     ]
-    if judge is not None and settings.judge is not None:
+    if settings.judge is not None and judge is not None and settings.prompts:
         key = {**settings.judge.model_dump(exclude={"keep"}), **judge.key, "rubric": load_rubric().version}
         run = partial(make_grades, answers, judge, settings, seed)
         stages.append(Stage(name_of("grades"), {"answers": answers, **judge.inputs}, {"seed": seed, **key}, run))
@@ -128,7 +128,7 @@ def calibration_stages(
     texts = {
         label: names for label, names in (("copies", copies.text), ("apart from", apart)) if copies.number and names
     }
-    made_of = {"answers": answers} | ({"grades": grades} if judge else {})
+    made_of = {"answers": answers} | ({"grades": grades} if len(stages) > 1 else {})
     key = {"seed": seed, "keep": settings.judge.keep if settings.judge else None}
     key |= copies.model_dump(exclude={"text", "apart_from"})
     stages.append(
@@ -164,8 +164,9 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     shown = [{"id": prompt.id, "messages": prompt.messages} for prompt in itertools.islice(prompts, settings.shown)]
     asked = settings.answers
     sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed)
-    with opened_writer(original, asked) as writer:
-        write_answers(prompts, writer, sampling, rows)
+    if settings.prompts:
+        with opened_writer(original, asked) as writer:
+            write_answers(prompts, writer, sampling, rows)
     _write_rows(folder / SHOWN, shown)
     rows.file.replace(folder / ANSWERS)
     read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}

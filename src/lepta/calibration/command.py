@@ -10,13 +10,13 @@ from typing import Any
 from lepta.calibration.calibrate import SHOWN, Place, calibration_stages, counts_of
 from lepta.calibration.effect import EffectSettings, measure_effect
 from lepta.calibration.prompts import read_prompts
+from lepta.calibration.rows import stored_rows
 from lepta.calibration.settings import CalibrateSettings
 from lepta.checkpoints.folder import Checkpoint
 from lepta.errors import LeptaError
 from lepta.pipeline import MANIFEST, Stage
 from lepta.plan.devices import this_machine
 from lepta.training.alone import facts_of, run_stages
-from lepta.training.conversations import read_conversations
 from lepta.training.distributed import processes
 
 CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
@@ -85,7 +85,7 @@ def calibrate_folder(
 def _report(
     models: dict[str, Path], original: Place, output: Path, settings: EffectSettings, folder: Path
 ) -> dict[str, Any]:
-    shown = list(read_conversations([str(output / "answers" / SHOWN)]))
+    shown = [row["messages"] for row in stored_rows(output / "answers" / SHOWN)]
     files = original.inputs.get("model")
     found = measure_effect(models, files, shown, settings, {"counts": counts_of(output, str)}, folder)
     measured = ("bits_per_byte", "tasks", "new_token_share")

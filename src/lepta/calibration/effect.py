@@ -88,13 +88,16 @@ def measure_effect(
             backend = TransformersBackend(model, tokenizer, name)
             place_of_samples = folder / "samples" / name
             summary = run(backend, settings.benchmark, place_of_samples, settings.tasks, limit=settings.limit)
-            tasks = {task: asdict(part.score) | {"samples": part.samples} for task, part in summary.tasks.items()}
+            tasks = {
+                task: asdict(part.score) | {"samples": part.samples, "parts": part.parts}
+                for task, part in summary.tasks.items()
+            }
         asked = [chat_prompt(tokenizer, messages) for messages in prompts]
         written = generate(model, tokenizer, asked, settings.max_tokens, f"{name}, answers")
         found[name] = {
             "bits_per_byte": scores,
             "tasks": tasks,
-            "new_token_share": written.share_of(new),
+            "new_token_share": written.share_of(new) if asked else None,
             "answers": written.texts,
         }
         del model, tokenizer

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from lepta.settings import Section, Sources
+from lepta.settings import Section
 from lepta.training.settings import Lora, TuneSettings
 
 
@@ -78,7 +78,9 @@ def calibration_tuning() -> TuneSettings:
 class CalibrateSettings(Section):
     """Self-calibration of propagated variants."""
 
-    prompts: Sources = Field(description="Files of conversations; the last answer of each is left out")
+    prompts: list[str] = Field(
+        default_factory=list, description="Files of conversations; the last answer of each is left out"
+    )
     limit: int | None = Field(None, ge=1, description="Use only the first so many different prompts")
     shown: int = Field(8, ge=0, description="Prompts put aside, to compare how models answer them")
     answers: AnswerSettings = Field(default_factory=AnswerSettings)
@@ -90,4 +92,6 @@ class CalibrateSettings(Section):
     def _copies_have_text(self) -> "CalibrateSettings":
         if self.copies.number and not self.copies.text:
             raise ValueError("copies.text: at least one text source is needed")
+        if not self.copies.number and not self.prompts:
+            raise ValueError("prompts: at least one file is needed, or copies")
         return self

@@ -45,9 +45,7 @@ def tune(
     apart_from: ApartFrom = None,
     preference: Annotated[
         list[str] | None,
-        typer.Option(
-            help="File of `prompt`, `chosen`, `rejected` (or `answer`, `label`) for a step after tuning."
-        ),
+        typer.Option(help="File of `prompt`, `chosen`, `rejected` (or `answer`, `label`) for a step after tuning."),
     ] = None,
     preference_method: Annotated[str, typer.Option(help="kto, dpo or simpo.")] = "kto",
     preference_beta: Annotated[float | None, typer.Option(help="[default: kto 0.15, dpo 0.1, simpo 2.5]")] = None,
@@ -122,10 +120,10 @@ def tune(
 
 def calibrate(
     model: Annotated[Path, typer.Option(help="Folder of the propagated instruct model.")],
-    prompts: Annotated[
-        list[str], typer.Option(help="File of conversations or prompts; their last answers are left out; repeat.")
-    ],
     output: Annotated[Path, typer.Option(help="Folder for answers, grades, examples, model and report.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="File of conversations; their last answers are left out; repeat.")
+    ] = None,
     original: Annotated[str | None, typer.Option(help="Instruct model with its own vocabulary.")] = None,
     server: Annotated[str | None, typer.Option(help="Or the OpenAI-compatible server it is on, with /v1.")] = None,
     server_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
@@ -184,7 +182,7 @@ def calibrate(
     settings = validated(
         CalibrateSettings,
         {
-            "prompts": prompts,
+            "prompts": prompts or [],
             "limit": limit,
             "shown": shown,
             "answers": {

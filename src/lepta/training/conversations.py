@@ -56,7 +56,7 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
         fields = (("system", "system"), ("user", "prompt"), ("assistant", "answer"))
         messages = [{"role": role, "content": row[field]} for role, field in fields if row.get(field) is not None]
     try:
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages or []]
+        plain = [{"role": _role(message["role"]), "content": message["content"]} for message in messages or []]
     except (KeyError, TypeError):
         plain = []
     if not plain or not all(isinstance(value, str) for message in plain for value in message.values()):
@@ -65,6 +65,10 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
         )
     return plain
+
+
+def _role(name: Any) -> Any:
+    return "assistant" if name == "bot" else name  # as the Saiga sets write it
 
 
 def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[str, list[int]]:
