@@ -5,14 +5,13 @@ of LEPTA, and its files are as it left them. Names and dates of inputs do not co
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -406,7 +405,9 @@ def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str,
 
 def environment() -> dict[str, str | int | None]:
     """Versions and machine, for the manifest."""
-    optional = [name for name in OPTIONAL_LIBRARIES if importlib.util.find_spec(name)]
-    versions = {name: metadata.version(name) for name in (*LIBRARIES, *optional)}
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    for name in OPTIONAL_LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {"lepta": __version__} | versions | machine
