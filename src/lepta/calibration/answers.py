@@ -9,7 +9,7 @@ from typing import Any
 
 from lepta.calibration.prompts import Prompt
 from lepta.calibration.rows import Rows
-from lepta.calibration.writers import Refusal, Sampling, Writer
+from lepta.calibration.writers import Refusal, Sampling, Stopped, Writer
 from lepta.progress import progress
 
 
@@ -34,7 +34,12 @@ def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling,
     left = (prompt for prompt in prompts if prompt.id not in rows.done)
     with progress("answers", None) as bar:
         while part := list(itertools.islice(left, writer.at_once)):
-            written = writer.write([prompt.messages for prompt in part], sampling)
+            try:
+                written = writer.write([prompt.messages for prompt in part], sampling)
+            except Stopped as stopped:
+                done = zip(part, stopped.done, strict=True)
+                rows.add([_row(prompt, answers) for prompt, answers in done if answers is not None])
+                raise
             rows.add([_row(prompt, answers) for prompt, answers in zip(part, written, strict=True)])
             tokens += sum(a.tokens for answers in written if not isinstance(answers, Refusal) for a in answers)
             bar.set(len(rows.done), f"{tokens / (time.monotonic() - started):.0f} tokens/s")

@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,14 @@ class Refusal:
     """Why a conversation got no answer."""
 
     reason: str
+
+
+class Stopped(LeptaError):
+    """A writer that cannot go on, and what it has written of what it was last given; None for the rest."""
+
+    def __init__(self, message: str, done: "list[list[Answer] | Refusal | None]") -> None:
+        super().__init__(message)
+        self.done = done
 
 
 class Writer(Protocol):
@@ -178,11 +186,20 @@ class ServerWriter:
 
         Raises
         ------
-        LeptaError
+        Stopped
             If the server is not there, or goes on failing.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda messages: self._write(messages, sampling), conversations))
+            calls = [pool.submit(self._write, messages, sampling) for messages in conversations]
+            wait(calls, return_when=FIRST_EXCEPTION)
+            for call in calls:
+                call.cancel()  # what has not begun when one failed
+        errors = [call.exception() for call in calls if not call.cancelled()]
+        if failed := next((error for error in errors if error), None):
+            raise Stopped(
+                str(failed), [None if call.cancelled() or call.exception() else call.result() for call in calls]
+            ) from failed
+        return [call.result() for call in calls]
 
     def _write(self, messages: Sequence[Message], sampling: Sampling) -> list[Answer] | Refusal:
         answers = []

@@ -192,7 +192,7 @@ def _fault(example: dict[str, list[int]] | None, max_length: int) -> str | None:
     return "too_long" if len(example["input_ids"]) > max_length else None
 
 
-class Rows:
+class ConversationRows:
     """Rows of one or more conversations in training order; `rows[n]` is an example for training.
 
     Attributes
@@ -224,7 +224,7 @@ class Rows:
 
 def lay_out_rows(
     store: TokenStore, epochs: int, batch: int, seed: int, length: int | None = None, others: int = 1
-) -> Rows:
+) -> ConversationRows:
     """Go through all conversations in another random order each time.
 
     Parameters
@@ -251,4 +251,4 @@ def lay_out_rows(
     rows += rows[: -len(rows) % others]
     for start in range(0, len(rows), batch):
         rows[start : start + batch] = sorted(rows[start : start + batch], key=lambda row: -int(lengths[row].sum()))
-    return Rows(store, rows)
+    return ConversationRows(store, rows)
