@@ -133,7 +133,12 @@ def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
     changed = recipe | {"propagate": {"method": "swap"}}
     write(changed, tmp_path / "copy")
     stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=tmp_path / "copy").stdout)["stages"]
-    assert [s["stage"] for s in stages if not s["current"]] == ["propagated/chat", "evaluation", "report"]
+    assert [s["stage"] for s in stages if not s["current"]] == [
+        "propagated/chat",
+        "calibrated/chat",
+        "evaluation",
+        "report",
+    ]
 
 
 def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):
