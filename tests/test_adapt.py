@@ -47,7 +47,7 @@ def recipe(tiny_base):
         "name": "tiny",
         "output": "out",
         "base": str(tiny_base),
-        "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8}}},
+        "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8, "batch": 4}}},
         "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
         "vocabulary": {"add": 600, "corpus": ["starter:ru/valid"]},
         "pretrain": {
@@ -60,6 +60,14 @@ def recipe(tiny_base):
             "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
+        },
+        "calibrate": {
+            "prompts": ["starter:dialogues/valid.jsonl"],
+            "limit": 4,
+            "shown": 0,
+            "answers": {"max_tokens": 4},
+            "copies": {"text": ["starter:ru/train"], "number": 4, "characters": 150, "apart_from": []},
+            "tune": {"trains": "embeddings+lora", "lora": {"rank": 2}, "batch": 4, "max_length": 512},
         },
         "evaluate": {
             "characters": 300,
@@ -87,7 +95,8 @@ def finished(recipe, tmp_path_factory):
 
 def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
     out = finished / "out"
-    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "evaluation", "report"]
+    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "calibration/chat/answers"]
+    names += ["calibration/chat/examples", "calibrated/chat", "evaluation", "report"]
     assert all((out / name / "manifest.json").is_file() for name in names)
     assert not list(out.rglob(".*.partial")) and not list(out.rglob("checkpoint-*"))
 
@@ -124,7 +133,12 @@ def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
     changed = recipe | {"propagate": {"method": "swap"}}
     write(changed, tmp_path / "copy")
     stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=tmp_path / "copy").stdout)["stages"]
-    assert [s["stage"] for s in stages if not s["current"]] == ["propagated/chat", "evaluation", "report"]
+    assert [s["stage"] for s in stages if not s["current"]] == [
+        "propagated/chat",
+        "calibrated/chat",
+        "evaluation",
+        "report",
+    ]
 
 
 def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):

@@ -1,8 +1,11 @@
 """The recipes of the project: each reads, has a plan without a network, and costs what recipes/README.md says."""
 
+import os
+import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,8 +61,31 @@ def line(name):
 
 def test_there_is_a_recipe_for_every_row_of_the_paper():
     assert set(TRAINED) <= set(NAMES)
-    assert len({read_recipe(path).name for path in FILES}) == len(FILES)
-    assert len({read_recipe(path).output for path in FILES}) == len(FILES)
+    apart = [read_recipe(path) for path in FILES if not path.stem.endswith("-calibrated")]
+    assert len({recipe.name for recipe in apart}) == len({recipe.output for recipe in apart}) == len(apart)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-calibrated.yaml")])
+def test_calibrated_recipes_are_another_recipe_and_the_papers_settings(name):
+    recipe, before = read_recipe(ROOT / name), read_recipe(ROOT / name.replace("-calibrated", ""))
+    assert recipe.model_copy(update={"calibrate": None}) == before
+    chosen = recipe.calibrate.tune
+    assert (chosen.lora.rank, chosen.lora.alpha, chosen.lora.layers) == (8, 1, [0, -1])
+    assert (chosen.trains, chosen.learning_rate, chosen.batch, chosen.epochs) == ("embeddings+lora", 2.5e-5, 64, 1)
+    assert recipe.calibrate.copies.number == 10_000 and recipe.calibrate.judge.keep == 4
+
+
+def test_instruction_tuning_names_options_that_exist():
+    script = ROOT / "instruction-tuning.sh"
+    assert subprocess.run(["sh", "-n", script], check=False).returncode == 0
+    shown = subprocess.run(
+        [sys.executable, "-m", "lepta", "tune", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ).stdout
+    options = re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8"))
+    assert len(options) > 8 and all(option in shown for option in options)
 
 
 @pytest.mark.parametrize("name", NAMES)

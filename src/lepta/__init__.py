@@ -22,6 +22,7 @@ _VERBS = {
     "adapt": "lepta.adapt",
     "apply_patch": "lepta.embeddings.patch",
     "build_vocabulary": "lepta.vocabulary.build",
+    "calibrate_folder": "lepta.calibration.command",
     "check_vocabulary": "lepta.vocabulary.check",
     "export_patch": "lepta.embeddings.patch",
     "initialise": "lepta.embeddings.initialise",
@@ -32,6 +33,7 @@ _VERBS = {
     "publishing": "lepta.pipeline",
     "read_recipe": "lepta.recipe",
     "transfer_matrix": "lepta.embeddings.transfer",
+    "tune_folder": "lepta.training.tune",
 }
 __all__ = ["LeptaError", "__version__", *_VERBS]
 

@@ -5,14 +5,13 @@ of LEPTA, and its files are as it left them. Names and dates of inputs do not co
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ from lepta.version import __version__
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-OPTIONAL_LIBRARIES = ("datatrove", "pyarrow", "zstandard")  # named where they are installed
+OPTIONAL_LIBRARIES = ("datatrove", "peft", "pyarrow", "trl", "zstandard")  # named where they are installed
 CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
 
 
@@ -396,7 +395,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """LeptaError if training was interrupted under other settings: hours of work are not thrown away unasked."""
     difference = _difference(old, new)
-    if difference and any((partial / CHECKPOINTS).rglob("*.safetensors")):
+    costly = any(file.suffix in (".safetensors", ".jsonl") for file in (partial / CHECKPOINTS).rglob("*"))
+    if difference and costly:
         raise LeptaError(
             f"{partial / CHECKPOINTS}: holds checkpoints of an interrupted run with other settings ({difference}); "
             f"restore them to go on, or start over with --from {new['stage']} (lepta pretrain: --force)"
@@ -405,7 +405,9 @@ def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str,
 
 def environment() -> dict[str, str | int | None]:
     """Versions and machine, for the manifest."""
-    optional = [name for name in OPTIONAL_LIBRARIES if importlib.util.find_spec(name)]
-    versions = {name: metadata.version(name) for name in (*LIBRARIES, *optional)}
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    for name in OPTIONAL_LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     machine = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {"lepta": __version__} | versions | machine
