@@ -119,6 +119,30 @@ def _backend(
 
 
 @darumeru.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
+    tokenizer: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
+    ] = "",
+    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tasks as a folder of lm-evaluation-harness.
+
+    Try: lepta darumeru export --output tasks && lm_eval --include_path tasks --tasks darumeru --model hf ...
+    """
+    from lepta.darumeru.lm_eval_export import export as write
+
+    left_out = write(output, data, shots, "legacy" if legacy else "current", tokenizer or None, force)
+    note = {"left_out": ", ".join(left_out), "note": "they count tokens: give --tokenizer"} if left_out else {}
+    result({"output": str(output), **note}, as_json)
+
+
+@darumeru.command()
 def show(folder: Folder, as_json: AsJson = False) -> None:
     """Print the scores of a run, finished or not."""
     _show(folder, as_json)
