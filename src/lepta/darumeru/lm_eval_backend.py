@@ -90,8 +90,8 @@ class LmEvalBackend(Turns):
         (prompt,) = self.ids([question.prompt])
         if any(branch.start != len(prompt) for branch in branches):
             raise LeptaError(
-                f"--lm-eval: the tokenizer joins the end of the prompt {question.prompt[-20:]!r} with what follows, which "
-                "lm-eval counts wrongly; run without --lm-eval"
+                f"--lm-eval: the tokenizer joins the end of the prompt {question.prompt[-20:]!r} with what follows, "
+                "which lm-eval counts wrongly; run without --lm-eval"
             )
         return branches
 
@@ -143,6 +143,9 @@ def opened_lm_eval(
         folder = model_folder(source, Path(place))
         try:
             model = get_model(kind)(pretrained=str(folder), **simple_parse_args_string(arguments))
+            backend = LmEvalBackend(model, kind, content, arguments, chat, context)
+        except LeptaError:
+            raise
         except Exception as error:  # whatever a class raises: unknown name, missing package, bad argument
             raise LeptaError(f"--lm-eval {kind}: cannot be loaded ({type(error).__name__}: {error})") from error
-        yield LmEvalBackend(model, kind, content, arguments, chat, context)
+        yield backend

@@ -46,6 +46,7 @@ def export(
     shots: int = 0,
     definition: Definition = "current",
     tokenizer: str | Path | None = None,
+    names: Sequence[str] | None = None,
     force: bool = False,
 ) -> list[str]:
     """Write the folder, whole or not at all.
@@ -61,16 +62,28 @@ def export(
     tokenizer : str or Path, optional
         Of the model that is to be measured: any source that LEPTA reads. Without it there are only the tasks that do
         not count tokens, and no Micro-Avg.
+    names : sequence of str, optional
+        Tasks; all of them by default.
     force : bool
         Replace the folder if it exists.
 
     Returns
     -------
     list of str
-        Names of the tasks that were left out.
+        Names of the tasks that count tokens and were left out for want of a tokenizer.
+
+    Raises
+    ------
+    LeptaError
+        If a task is unknown, its data is not there, or none is left.
     """
     known = tasks(definition)
-    chosen = [task for task in known.values() if tokenizer is not None or not counts_tokens(task)]
+    if unknown := [name for name in names or () if name not in known]:
+        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
+    wanted = [task for name, task in known.items() if not names or name in names]
+    chosen = [task for task in wanted if tokenizer is not None or not counts_tokens(task)]
+    if not chosen:
+        raise LeptaError(f"{', '.join(task.name for task in wanted)}: counts tokens; give --tokenizer MODEL")
     with publishing(output, force) as folder:
         if tokenizer is not None:
             from lepta.vocabulary.source import open_tokenizer
@@ -84,7 +97,7 @@ def export(
                 if task.dataset == name:
                     _write(folder / f"{task.name}.yaml", _task(task, dataset, shots))
         _write_groups(folder, chosen, whole=len(chosen) == len(known))
-    return [name for name in known if name not in {task.name for task in chosen}]
+    return [task.name for task in wanted if task not in chosen]
 
 
 def _task(task: Task, dataset: Dataset, shots: int) -> dict[str, Any]:
