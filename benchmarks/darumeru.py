@@ -8,7 +8,8 @@
           lm-eval          the class hf of lm-evaluation-harness on the same rows and prompts, at its best batch size
           naive            one forward pass of the whole text for each sentence (summary_extractive)
 
-The model is loaded once, on a CPU in float32. All are asked one row before the clock starts.
+The model is loaded once, on a CPU in float32. All are asked one row before the clock starts. Rows are the first of the
+file: of MMLU one subject, whose examples are shared. A row of each subject would share nothing.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ import torch
 
 from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
 from lepta.darumeru.backend import Question
-from lepta.darumeru.data import load_dataset, write_dataset
+from lepta.darumeru.data import Dataset, load_dataset, write_dataset
+from lepta.darumeru.lm_eval_export import export
 from lepta.darumeru.log import read_log
-from lepta.darumeru.runner import part, run
-from lepta.darumeru.tasks import Answer, tasks
+from lepta.darumeru.runner import run
+from lepta.darumeru.tasks import Answer, Task, tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
 
 BATCHES = (1, 4, 16)  # of lm-evaluation-harness; the fastest counts
+
+TASKS = "tasks"  # folder of lm-evaluation-harness, beside the rows
 
 Values = dict[str, dict[str, float]]  # sample -> what its answer is worth
 
@@ -66,21 +70,16 @@ def lm_eval(job: Job, batch: int) -> Values:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from lepta.darumeru.lm_eval_export import export
-
     model = HFLM(pretrained=job.model, tokenizer=job.tokenizer, batch_size=batch)
-    with tempfile.TemporaryDirectory() as place:
-        export(Path(place) / "tasks", job.data, job.shots, names=[job.task])
-        manager = TaskManager(include_path=f"{place}/tasks", include_defaults=False)
-        (task,) = manager.load([f"darumeru_{job.task}"])["tasks"].values()
-        task.build_all_requests(apply_chat_template=job.chat, chat_template=model.apply_chat_template)
-        results: dict[int, list[Any]] = {}
-        for request, result in zip(
-            task.instances, getattr(model, task.instances[0].request_type)(task.instances), strict=True
-        ):
-            results.setdefault(request.doc_id, []).append(result)
-        documents = list(task.test_docs())
-        scores = [task.process_results(documents[n], result)["score"] for n, result in results.items()]
+    manager = TaskManager(include_path=f"{job.data}/{TASKS}", include_defaults=False)
+    (task,) = manager.load([f"darumeru_{job.task}"])["tasks"].values()
+    task.build_all_requests(apply_chat_template=job.chat, chat_template=model.apply_chat_template)
+    ask = getattr(model, task.instances[0].request_type)
+    results: dict[int, list[Any]] = {}
+    for request, result in zip(task.instances, ask(task.instances), strict=True):
+        results.setdefault(request.doc_id, []).append(result)
+    documents = list(task.test_docs())
+    scores = [task.process_results(documents[n], result)["score"] for n, result in results.items()]
     return {score["id"]: score["values"] for score in scores}
 
 
@@ -108,6 +107,12 @@ WAYS: dict[str, dict[str, Callable[[Job], Values]]] = {
 }
 
 
+def write_rows(folder: Path, task: Task, dataset: Dataset, number: int | None) -> None:
+    """The first rows that a task has questions about, as a folder of datasets."""
+    rows = [row for row in dataset.test if task.make(task, row)][:number]
+    write_dataset(folder / task.dataset, replace(dataset, test=tuple(rows)), {"format": dataset.source})
+
+
 def timed(ask: Callable[[Job], Values], job: Job) -> tuple[float, Values]:
     """Questions per second, and what the answers are worth."""
     started = time.perf_counter()
@@ -129,8 +134,10 @@ def main() -> None:
     task = tasks()[options.task]
     dataset = load_dataset(task.dataset, options.data)
     with tempfile.TemporaryDirectory() as place:
-        for name, rows in (("rows", part(task, dataset, options.limit)), ("one", part(task, dataset, 1))):
-            write_dataset(Path(place) / name / task.dataset, rows, {"format": options.data})
+        for name, number in (("rows", options.limit), ("one", 1)):
+            write_rows(Path(place) / name, task, dataset, number)
+            if options.against == "lm-eval":
+                export(Path(place) / name / TASKS, str(Path(place) / name), options.shots, names=[task.name])
         (Path(place) / "model").mkdir()
         folder = model_folder(options.model, Path(place) / "model")
         model = load_model(folder), load_tokenizer(folder)
