@@ -18,7 +18,7 @@ from lepta.errors import LeptaError
 
 pytest.importorskip("lm_eval", reason="needs lm_eval: pip install 'lepta[lm-eval]'")
 
-NAMES = ["rucola", "parus", "mmlu_ru", "multiq", "summary_extractive", "copy_sentence_ru"]  # all kinds of scores
+NAMES = ["rucola", "parus", "mmlu_ru", "multiq", "summary_extractive", "copy_paragraph_ru"]  # all kinds of scores
 ROWS = 4  # of each dataset; MMLU keeps all, since it needs its four categories
 
 
@@ -76,8 +76,8 @@ def evaluated(model, place, names, chat=False):
 
 
 def values(record):
-    """What a sample is worth; lm-evaluation-harness is not asked for the labels' probability."""
-    return {name: value for name, value in record["score"]["values"].items() if name != "label_mass"}
+    """What a sample is worth, less what lm-evaluation-harness cannot tell: the labels' probability, tokens emitted."""
+    return {name: value for name, value in record["score"]["values"].items() if name not in ("label_mass", "length")}
 
 
 @pytest.mark.parametrize(("chat", "shots"), [(False, 2), (True, 1), (True, 0)])

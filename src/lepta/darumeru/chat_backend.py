@@ -88,6 +88,9 @@ class ChatBackend(Turns):
         prompt = json.loads(order.prompt)
         answer = self._client.post("chat/completions", {"messages": prompt["messages"], "max_tokens": max_tokens})
         text = (field(answer, "choices", 0, "message", "content") or "").strip().removeprefix(prompt["lead_in"])
+        cut = order.cut(text)
+        if cut != text:
+            return Written(cut.strip(), len(self.tokens(cut)))
         ended = field(answer, "choices", 0, "finish_reason") == "stop"  # by a token that is not part of the text
         return Written(text.strip(), field(answer, "usage", "completion_tokens") - ended)
 

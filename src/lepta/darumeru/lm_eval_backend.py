@@ -81,7 +81,8 @@ class LmEvalBackend(Turns):
         """Go on greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
         options = {"max_gen_toks": max_tokens, "do_sample": False}
         requests = [(order.prompt, options | {"until": list(order.stops)}) for order in orders]
-        texts = [text.strip() for text in self._model.generate_until(_instances("generate_until", requests))]
+        found = self._model.generate_until(_instances("generate_until", requests))
+        texts = [order.cut(text).strip() for order, text in zip(orders, found, strict=True)]
         return [Written(text, min(len(self.tokens(text)), max_tokens)) for text in texts]
 
     def _exact(self, question: Question, together: bool) -> list[Branch]:

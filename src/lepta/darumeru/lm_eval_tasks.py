@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from lepta.checkpoints.load import load_tokenizer
+from lepta.darumeru.backend import Order
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.lm_eval_export import DATA, TOKENIZER, check
 from lepta.darumeru.measures import SampleScore
@@ -131,7 +132,7 @@ class DarumeruTask(ConfigurableTask):
                     value / (len(self._tokens(task.prompt.lead_in + text)) - lead_in) for text, (value, _) in texts
                 )
             )
-        text = results[0].strip()
+        text = Order("", longest=task.longest_for(sample)).cut(results[0]).strip()
         if not task.name.startswith("copy"):
             return Answer(text=text)
         tokens = self._tokens(text)
