@@ -94,6 +94,7 @@ def tiny_model_folder(smollm2: TokenizerSource, tmp_path_factory: pytest.TempPat
         hidden: int = 32,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        context: int = 512,
     ) -> Path:
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -103,7 +104,7 @@ def tiny_model_folder(smollm2: TokenizerSource, tmp_path_factory: pytest.TempPat
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=context,
             tie_word_embeddings=tied,
             bos_token_id=1,
             eos_token_id=2,

@@ -1,74 +1,33 @@
 """A server that runs the same tiny model gives what the model gives in this process; failures are loud."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from serving import Proxy, Server, stopped
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
-from lepta.darumeru import server_backend
+from lepta.cli import app
+from lepta.darumeru import client, server_backend
 from lepta.darumeru.backend import Order, Question
+from lepta.darumeru.client import Client
+from lepta.darumeru.data import load_dataset, write_dataset
+from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
 from lepta.errors import LeptaError
-
-
-class Server:
-    """Completions of a transformers model over HTTP; `failures` are status codes to answer first."""
-
-    def __init__(self, model, tokenizer):
-        self.model, self.tokenizer, self.failures, self.requests, self.lock = model, tokenizer, [], 0, threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    outer.requests += 1
-                    status = outer.failures.pop(0) if outer.failures else 200
-                    body = json.dumps(outer.answer(request) if status == 200 else {"error": "no"}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-    @torch.no_grad()
-    def answer(self, request):
-        ids = request["prompt"]
-        new = self.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=request["max_tokens"])[0]
-        new = new[len(ids) :].tolist()
-        choice = {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": "length"}
-        if "logprobs" in request:
-            table = torch.log_softmax(self.model(torch.tensor([ids])).logits[0], -1)
-            top = table[-1].topk(request["logprobs"])
-            names = self.tokenizer.batch_decode([[token] for token in top.indices.tolist()])
-            echoed = [None, *(float(table[n, token]) for n, token in enumerate(ids[1:]))]
-            last = [float(top.values[0])]
-            choice["logprobs"] = {
-                "top_logprobs": [dict(zip(reversed(names), reversed(top.values.tolist()), strict=True))],
-                "token_logprobs": [*echoed, *last] if request.get("echo") else last,
-            }
-        return {"choices": [choice], "usage": {"completion_tokens": len(new)}}
 
 
 @pytest.fixture
 def server(loaded):
     server = Server(*loaded())
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    stopped(server)
 
 
 @pytest.fixture
 def remote(server):
-    return ServerBackend(server.url, "tiny", server.tokenizer, chat=False, wait=0.01)
+    return ServerBackend(Client(server.url, "tiny", wait=0.01), server.tokenizer, chat=False)
 
 
 def test_a_server_gives_what_the_model_gives(server, remote, backend_of, monkeypatch):
@@ -110,6 +69,74 @@ def test_answers_without_what_is_needed(remote, monkeypatch):
 
 
 def test_no_server(loaded):
-    remote = ServerBackend("http://127.0.0.1:9/v1", "tiny", loaded()[1], chat=False, wait=0.001)
+    remote = ServerBackend(Client("http://127.0.0.1:9/v1", "tiny", wait=0.001), loaded()[1], chat=False)
     with pytest.raises(LeptaError, match="see that the server runs"):
         remote.generate([Order("Раз")], 3)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model_folder, tiny_extended):
+    """A model of 4,300 tokens, all of which fit among the most likely."""
+    folder = tiny_model_folder(rows=4300, tokenizer=tiny_extended, hidden=16, context=4096)
+    server = Server(AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))
+    yield folder, server
+    stopped(server)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A few rows of each kind of task."""
+    for name in ("rucola", "rwsd", "multiq"):
+        write_dataset(tmp_path / "data" / name, load_dataset(name).first(12), {"format": "builtin"})
+    return str(tmp_path / "data")
+
+
+NAMES = ["rucola", "rwsd", "multiq"]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def backend(url, server, monkeypatch):
+    monkeypatch.setattr(server_backend, "TOP", 4300)
+    remote = ServerBackend(Client(url, "tiny", wait=0.01), server.tokenizer, chat=False)
+    monkeypatch.setattr(Client, "name", "tiny")  # the same model, whichever way it is reached
+    return remote
+
+
+def test_failures_on_the_way_change_nothing(small, data, tmp_path, monkeypatch):
+    """A tenth of all requests fails; another try gets the same answer."""
+    _, server = small
+    before = server.requests
+    run(backend(server.url, server, monkeypatch), data, tmp_path / "direct", NAMES)
+    needed = server.requests - before
+    proxy = Proxy(server.url, share=0.1)
+    summary = run(backend(proxy.url, server, monkeypatch), data, tmp_path / "proxied", NAMES)
+    stopped(proxy)
+    assert proxy.failed >= 3 and proxy.requests == proxy.failed + needed
+    assert set(summary.tasks) == set(NAMES) and files(tmp_path / "proxied") == files(tmp_path / "direct")
+
+
+def test_a_server_that_goes_away(small, data, tmp_path, monkeypatch):
+    """Errors that say so, no total, and soon; the next run finishes, with the same files as one that nothing broke."""
+    folder, server = small
+    monkeypatch.setattr(server_backend, "TOP", 4300)
+    monkeypatch.setattr(Client, "name", "tiny")
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+
+    def asked(url, output):
+        command = ["darumeru", "run", "--server", url, "--server-model", "tiny", "--model", str(folder), "--plain"]
+        given = ["--data", data, "--shots", "0", "--tasks", ",".join(NAMES), "--output", str(output)]
+        return CliRunner().invoke(app, [*command, *given])
+
+    assert asked(server.url, tmp_path / "whole").exit_code == 0
+    proxy = Proxy(server.url, share=0, dies=20)
+    broken = asked(proxy.url, tmp_path / "broken")
+    stopped(proxy)
+    assert broken.exit_code == 1 and "no total" in broken.output
+    assert "see that the server runs" in " ".join(broken.stdout.split())
+    assert proxy.requests < 200  # 144 were seen; five tries for each are more than 400
+    assert json.loads((tmp_path / "broken" / "summary.json").read_text())["micro_avg"] is None
+    assert asked(server.url, tmp_path / "broken").exit_code == 0
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")

@@ -2,15 +2,15 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from lepta.commands.common import AsJson, Force, ModelPath, console, print_json, result
 
 if TYPE_CHECKING:
-    from lepta.darumeru.server_backend import ServerBackend
-    from lepta.darumeru.transformers_backend import TransformersBackend
+    from lepta.darumeru.backend import Backend
+    from lepta.darumeru.server_backend import Api
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
 
@@ -76,6 +76,13 @@ def run(
         typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
     ] = "",
     server_model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "",
+    server_api: Annotated[
+        str, typer.Option(help="completions (token ids, probabilities) or chat (messages; labels are written).")
+    ] = "completions",
+    lm_eval: Annotated[
+        str, typer.Option(metavar="CLASS", help="Class of lm-evaluation-harness that runs the model: vllm, hf, ...")
+    ] = "",
+    lm_eval_args: Annotated[str, typer.Option(help="Its arguments, name=value,name=value.")] = "",
     context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
     seed: Annotated[int, typer.Option(help="Of the intervals' bootstrap.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
@@ -90,11 +97,11 @@ def run(
     from lepta.darumeru.log import forget
     from lepta.darumeru.runner import run as ask
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = _names(tasks)
     if force:
         forget(output)
     say = Console(stderr=True)
-    with _backend(model, chat, context, server, server_model) as backend:
+    with _backend(model, chat, context, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
         number = shots if shots is not None else (0 if backend.chat else 5)
         summary = ask(
             backend, data, output, names, number, "legacy" if legacy else "current", limit, seed,
@@ -106,16 +113,60 @@ def run(
         raise typer.Exit(1)
 
 
+def _names(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
 def _backend(
-    model: str, chat: bool | None, context: int, server: str, name: str
-) -> "AbstractContextManager[TransformersBackend | ServerBackend]":
+    model: str, chat: bool | None, context: int, server: tuple[str, str, str], lm_eval: tuple[str, str]
+) -> "AbstractContextManager[Backend]":
+    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
+    from lepta.darumeru.lm_eval_backend import opened_lm_eval
     from lepta.darumeru.server_backend import opened_server
     from lepta.darumeru.transformers_backend import opened_backend
     from lepta.errors import LeptaError
 
-    if bool(server) != bool(name):
+    url, name, api = server
+    if bool(url) != bool(name):
         raise LeptaError("--server and --server-model: give both or none of them")
-    return opened_server(server, name, model, chat, context) if server else opened_backend(model, chat, context)
+    if api not in ("completions", "chat"):
+        raise LeptaError(f"--server-api {api}: expected completions or chat")
+    if url and any(lm_eval):
+        raise LeptaError("--server and --lm-eval: give one of them")
+    if url:
+        return opened_server(url, name, cast("Api", api), model, chat, context)
+    if any(lm_eval):
+        if not lm_eval[0]:
+            raise LeptaError("--lm-eval-args: needs --lm-eval")
+        return opened_lm_eval(model, *lm_eval, chat, context)
+    return opened_backend(model, chat, context)
+
+
+@darumeru.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
+    tokenizer: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
+    ] = "",
+    tasks: Annotated[str, typer.Option(help="Names joined by commas. [default: all]")] = "",
+    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tasks as a folder of lm-evaluation-harness.
+
+    Try: lepta darumeru export --output tasks && lm_eval --include_path tasks --tasks darumeru --model hf ...
+    """
+    from lepta.darumeru.lm_eval_export import export as write
+    from lepta.darumeru.tasks import Definition
+
+    definition: Definition = "legacy" if legacy else "current"
+    left_out = write(output, data, shots, definition, tokenizer or None, _names(tasks), force)
+    note = {"left_out": ", ".join(left_out), "note": "they count tokens: give --tokenizer"} if left_out else {}
+    result({"output": str(output), **note}, as_json)
 
 
 @darumeru.command()

@@ -1,0 +1,110 @@
+"""A model behind an OpenAI-compatible chat server takes the benchmark: messages go there, only texts come back.
+
+A chat server starts the assistant's turn itself, so the answer's lead-in cannot be given, and shows no probabilities of
+given texts. Labels are therefore written by the model, and the first one in its text counts. Such results are another
+kind of measurement (`labels: generated`), which never goes on in, or is compared as, one of the other kinds.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.client import Client, at_once, field
+from lepta.darumeru.tasks import Message
+from lepta.darumeru.turns import Turns
+from lepta.errors import LeptaError
+
+LABEL_TOKENS = 32  # for a label, and the words that a model may write before it
+CHOSEN, LEFT = 0.0, -100.0  # log-probabilities that stand for the label that was written, and the others
+
+
+class ChatBackend(Turns):
+    """A model of a chat server, and its tokenizer here, which counts tokens.
+
+    Parameters
+    ----------
+    client : Client
+    tokenizer : transformers tokenizer
+        The model's own, with its chat template.
+    context : int
+        Most tokens of prompt and answer.
+    """
+
+    def __init__(self, client: Client, tokenizer: object, context: int = 4096) -> None:
+        super().__init__(tokenizer, True, context)
+        self._client = client
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """Address and name, and that labels are written, not weighed."""
+        return {
+            "backend": "chat server",
+            "model": self._client.name,
+            "labels": "generated",
+            "template": self.template,
+            "context": self.context,
+        }
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as JSON, the lead-in of the unfinished turn apart."""
+        begun = messages[-1]["role"] == "assistant"
+        turns, lead_in = (messages[:-1], messages[-1]["content"]) if begun else (messages, "")
+        return json.dumps({"messages": list(turns), "lead_in": lead_in}, ensure_ascii=False)
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens the conversation has by the chat template here."""
+        return super().count_tokens(super().render(json.loads(prompt)["messages"]))
+
+    def share(self, prompts: Sequence[str]) -> None:
+        """Nothing to do: servers keep prefixes themselves."""
+
+    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """0 for the label that is first in what the model writes, -100 for the others.
+
+        Raises
+        ------
+        LeptaError
+            If it writes none of them.
+        """
+        written = self.generate([Order(question.prompt) for question in questions], LABEL_TOKENS)
+        return [
+            _chosen([label.strip() for label in question.continuations], answer.text)
+            for question, answer in zip(questions, written, strict=True)
+        ]
+
+    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
+        """Write a turn greedily; a lead-in that the model repeats is cut off."""
+        return at_once(lambda order: self._written(order, max_tokens), orders)
+
+    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
+        """Refused: a chat server does not tell how likely a given text is."""
+        raise LeptaError(
+            "summary_extractive: a chat server does not tell how likely given sentences are; name the other tasks with "
+            "--tasks, or use --server-api completions"
+        )
+
+    def _written(self, order: Order, max_tokens: int) -> Written:
+        prompt = json.loads(order.prompt)
+        answer = self._client.post("chat/completions", {"messages": prompt["messages"], "max_tokens": max_tokens})
+        text = (field(answer, "choices", 0, "message", "content") or "").strip().removeprefix(prompt["lead_in"])
+        cut = order.cut(text)
+        if cut != text:
+            return Written(cut.strip(), len(self.tokens(cut)))
+        ended = field(answer, "choices", 0, "finish_reason") == "stop"  # by a token that is not part of the text
+        return Written(text.strip(), field(answer, "usage", "completion_tokens") - ended)
+
+
+def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
+    """The first label that stands in a text by itself; letters and digits as they are, words in any case."""
+    found = {label: _place(label, text) for label in labels}
+    first = min(labels, key=lambda label: found[label])
+    if found[first] == len(text):
+        raise LeptaError(f"none of the labels {', '.join(labels)} is in the answer {text!r}")
+    return tuple(CHOSEN if label == first else LEFT for label in labels)
+
+
+def _place(label: str, text: str) -> int:
+    case = re.IGNORECASE if len(label) > 1 else re.NOFLAG
+    match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, case)
+    return match.start() if match else len(text)

@@ -1,0 +1,152 @@
+"""Any model class of lm-evaluation-harness (hf, vllm, ...) takes the benchmark, through its public methods.
+
+They take and give text, so of what a model emitted only the text is known here.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.scoring import Branch
+from lepta.darumeru.turns import Turns
+from lepta.errors import LeptaError
+
+
+class LmEvalBackend(Turns):
+    """A model of lm-evaluation-harness.
+
+    Parameters
+    ----------
+    model : lm_eval.api.model.LM
+        With the `tokenizer` of transformers that its text goes through, as the classes hf and vllm have it.
+    kind : str
+        Name of its class, such as "vllm".
+    name : str
+        Identity of the weights: a content hash.
+    arguments : str
+        What else the class was told, such as "dtype=bfloat16".
+    chat : bool, optional
+        Write turns by the chat template, else as plain text with blank lines; by default if there is a template.
+    context : int
+        Most tokens of prompt and answer; less if the model takes less.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        name: str,
+        arguments: str = "",
+        chat: bool | None = None,
+        context: int = 4096,
+    ) -> None:
+        tokenizer = getattr(model, "tokenizer", None)
+        if not callable(tokenizer) or not hasattr(tokenizer, "apply_chat_template"):
+            raise LeptaError(f"--lm-eval {kind}: this class shows no tokenizer of transformers; hf and vllm do")
+        super().__init__(tokenizer, chat, min(context, getattr(model, "max_length", None) or context))
+        self._model, self._kind, self._name, self._arguments = model, kind, name, arguments
+
+    @property
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """Weights, chat template, context, and the class with its version and arguments."""
+        return {
+            "backend": f"lm-eval {version('lm_eval')} {self._kind}",
+            "arguments": self._arguments,
+            "model": self._name,
+            "template": self.template,
+            "context": self.context,
+        }
+
+    def share(self, prompts: Sequence[str]) -> None:
+        """Nothing to do: classes that keep prefixes (vllm) do so themselves."""
+
+    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Log-likelihood of each continuation of each question, over all its tokens."""
+        for question in questions:
+            self._exact(question, together=True)
+        values = iter(self._loglikelihood(questions))
+        return [tuple(next(values) for _ in question.continuations) for question in questions]
+
+    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
+        """Mean log-probability per token of each continuation: the sum is the class's, the number of tokens ours."""
+        branches = self._exact(question, together=False)
+        sums = self._loglikelihood([question])
+        return tuple(value / (len(branch.ids) - branch.start) for value, branch in zip(sums, branches, strict=True))
+
+    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
+        """Go on greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
+        options = {"max_gen_toks": max_tokens, "do_sample": False}
+        requests = [(order.prompt, options | {"until": list(order.stops)}) for order in orders]
+        found = self._model.generate_until(_instances("generate_until", requests))
+        texts = [order.cut(text).strip() for order, text in zip(orders, found, strict=True)]
+        return [Written(text, min(len(self.tokens(text)), max_tokens)) for text in texts]
+
+    def _exact(self, question: Question, together: bool) -> list[Branch]:
+        """Ids of the texts, if the prompt's own ids start all of them: the classes cut where the prompt alone ends."""
+        branches = self.branches(question, together)
+        (prompt,) = self.ids([question.prompt])
+        if any(branch.start != len(prompt) for branch in branches):
+            raise LeptaError(
+                f"--lm-eval: the tokenizer joins the end of the prompt {question.prompt[-20:]!r} with what follows, "
+                "which lm-eval counts wrongly; run without --lm-eval"
+            )
+        return branches
+
+    def _loglikelihood(self, questions: Sequence[Question]) -> list[float]:
+        requests = [(question.prompt, text) for question in questions for text in question.continuations]
+        return [float(value) for value, _ in self._model.loglikelihood(_instances("loglikelihood", requests))]
+
+
+def _instances(kind: str, requests: Sequence[tuple[str, Any]]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(request_type=kind, doc={}, arguments=request, idx=n) for n, request in enumerate(requests)]
+
+
+@contextmanager
+def opened_lm_eval(
+    source: str | Path, kind: str, arguments: str = "", chat: bool | None = None, context: int = 4096
+) -> Iterator[LmEvalBackend]:
+    """Load any model source by a class of lm-evaluation-harness, which is told its folder as `pretrained`.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
+    kind : str
+        Name of the class: hf, vllm, ...
+    arguments : str
+        More arguments of the class, "name=value,name=value".
+    chat, context
+        See `LmEvalBackend`.
+
+    Raises
+    ------
+    LeptaError
+        If lm-evaluation-harness is missing, has no such class, or the class cannot load the model.
+    """
+    from lepta.checkpoints.folder import MODEL_FILES
+    from lepta.checkpoints.load import model_folder
+    from lepta.locate import locate
+    from lepta.pipeline import Hashes
+
+    try:
+        from lm_eval.api.registry import get_model
+        from lm_eval.utils import simple_parse_args_string
+    except ImportError as error:
+        raise LeptaError("--lm-eval: the package lm_eval is missing; pip install 'lepta[lm-eval]'") from error
+    content = Hashes().content(locate(source, hub_files=MODEL_FILES))
+    with tempfile.TemporaryDirectory(prefix="lepta-") as place:
+        folder = model_folder(source, Path(place))
+        try:
+            model = get_model(kind)(pretrained=str(folder), **simple_parse_args_string(arguments))
+            backend = LmEvalBackend(model, kind, content, arguments, chat, context)
+        except LeptaError:
+            raise
+        except Exception as error:  # whatever a class raises: unknown name, missing package, bad argument
+            raise LeptaError(f"--lm-eval {kind}: cannot be loaded ({type(error).__name__}: {error})") from error
+        yield backend

@@ -1,0 +1,142 @@
+"""Writes the benchmark as a task folder of lm-evaluation-harness (see `lepta.darumeru.lm_eval_tasks`).
+
+FOLDER/TASK.yaml           name, settings and hashes of a task
+FOLDER/COLUMN.yaml         group of a column's tasks; its score is their plain mean
+FOLDER/darumeru.yaml       group of all tasks; its score is Micro-Avg
+FOLDER/data/DATASET/       rows and examples
+FOLDER/tokenizer/          of the model that is measured, for the tasks that count tokens
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lepta.darumeru.data import Dataset, load_dataset, write_dataset
+from lepta.darumeru.metrics import COLUMN_SIZES
+from lepta.darumeru.tasks import Definition, Task, tasks
+from lepta.errors import LeptaError
+from lepta.pipeline import publishing
+
+DATA, TOKENIZER = "data", "tokenizer"
+PREFIX = "darumeru"
+CLASS = "lepta.darumeru.lm_eval_tasks.DarumeruTask"
+
+
+class _Function(str):
+    """Name of something in Python, as lm-evaluation-harness marks it in YAML."""
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", name))
+
+
+def counts_tokens(task: Task) -> bool:
+    """Whether a task's score needs the tokenizer of the model: copies, and means per token."""
+    return task.method == "loglikelihood" or task.name.startswith("copy")
+
+
+def export(
+    output: Path,
+    source: str = "builtin",
+    shots: int = 0,
+    definition: Definition = "current",
+    tokenizer: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Write the folder, whole or not at all.
+
+    Parameters
+    ----------
+    output : Path
+    source : str
+        Of the data: "builtin", "hub" or a folder.
+    shots : int
+        Examples before each question. None are left out where they do not fit.
+    definition : {"current", "legacy"}
+    tokenizer : str or Path, optional
+        Of the model that is to be measured: any source that LEPTA reads. Without it there are only the tasks that do
+        not count tokens, and no Micro-Avg.
+    names : sequence of str, optional
+        Tasks; all of them by default.
+    force : bool
+        Replace the folder if it exists.
+
+    Returns
+    -------
+    list of str
+        Names of the tasks that count tokens and were left out for want of a tokenizer.
+
+    Raises
+    ------
+    LeptaError
+        If a task is unknown, its data is not there, or none is left.
+    """
+    known = tasks(definition)
+    if unknown := [name for name in names or () if name not in known]:
+        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
+    wanted = [task for name, task in known.items() if not names or name in names]
+    chosen = [task for task in wanted if tokenizer is not None or not counts_tokens(task)]
+    if not chosen:
+        raise LeptaError(f"{', '.join(task.name for task in wanted)}: counts tokens; give --tokenizer MODEL")
+    with publishing(output, force) as folder:
+        if tokenizer is not None:
+            from lepta.vocabulary.source import open_tokenizer
+
+            (folder / TOKENIZER).mkdir()
+            open_tokenizer(tokenizer).save(folder / TOKENIZER)
+        for name in dict.fromkeys(task.dataset for task in chosen):
+            dataset = load_dataset(name, source)
+            write_dataset(folder / DATA / name, dataset, {"format": source})
+            for task in chosen:
+                if task.dataset == name:
+                    _write(folder / f"{task.name}.yaml", _task(task, dataset, shots))
+        _write_groups(folder, chosen, whole=len(chosen) == len(known))
+    return [task.name for task in wanted if task not in chosen]
+
+
+def _task(task: Task, dataset: Dataset, shots: int) -> dict[str, Any]:
+    facts = {"name": task.name, "definition": task.definition, "shots": shots, **_hashes(task, dataset)}
+    return {"task": f"{PREFIX}_{task.name}", "class": _Function(CLASS), "metadata": facts}
+
+
+def _hashes(task: Task, dataset: Dataset) -> dict[str, str | int]:
+    return {"version": task.version, "prompt": task.prompt_sha256, "data": dataset.sha256}
+
+
+def check(folder: Path, task: Task, dataset: Dataset, facts: Mapping[str, Any]) -> None:
+    """LeptaError if the folder was written by another version of the task, or its data was changed since."""
+    unlike = [name for name, value in _hashes(task, dataset).items() if facts.get(name) != value]
+    if unlike:
+        raise LeptaError(
+            f"{folder}, {task.name}: {', '.join(unlike)} changed since the folder was written; write it anew with "
+            "`lepta darumeru export`"
+        )
+
+
+def _write_groups(folder: Path, chosen: Sequence[Task], whole: bool) -> None:
+    """Columns, and all of them; a score only where nothing is missing."""
+    columns = []
+    for column, size in COLUMN_SIZES.items():
+        names = [f"{PREFIX}_{task.name}" for task in chosen if task.column == column]
+        if names:
+            columns.append(f"{PREFIX}_{column.removeprefix('Daru').replace(' ', '_').lower()}")
+            _write(folder / f"{columns[-1]}.yaml", _group(columns[-1], column, names, len(names) == size))
+    title = "Darumeru (Micro-Avg)" if whole else "Darumeru"
+    _write(folder / f"{PREFIX}.yaml", _group(PREFIX, title, columns, whole))
+
+
+def _group(name: str, title: str, members: Sequence[str], whole: bool) -> dict[str, Any]:
+    group: dict[str, Any] = {"group": name, "group_alias": title, "task": list(members)}
+    mean = {"metric": "score", "aggregation": "mean", "weight_by_size": False}
+    return group | ({"aggregate_metric_list": [mean]} if whole else {})
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    text = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,147 @@
+"""The benchmark as tasks of lm-evaluation-harness: a folder of data and YAML files, and the class that they name.
+
+The folder holds data, settings and hashes; prompts, labels, scores and totals are those of this package, so both
+runners ask and count the same. `lm_eval --include_path FOLDER --tasks darumeru` needs this package installed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from lepta.checkpoints.load import load_tokenizer
+from lepta.darumeru.backend import Order
+from lepta.darumeru.data import load_dataset
+from lepta.darumeru.lm_eval_export import DATA, TOKENIZER, check
+from lepta.darumeru.measures import SampleScore
+from lepta.darumeru.metrics import pick
+from lepta.darumeru.tasks import Answer, Message, Sample, tasks
+
+METRIC = "score"
+
+
+class DarumeruTask(ConfigurableTask):
+    """One of the 17 tasks, as lm-evaluation-harness runs it.
+
+    Parameters
+    ----------
+    config : mapping
+        `task` and `metadata` of a YAML file that `lepta.darumeru.lm_eval_export` wrote.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        facts = config["metadata"]
+        self._folder = Path(facts["config_source"]).parent
+        self._darumeru = tasks(facts["definition"])[facts["name"]]
+        dataset = load_dataset(self._darumeru.dataset, str(self._folder / DATA))
+        check(self._folder, self._darumeru, dataset, facts)
+        self._samples = {sample.id: sample for sample in self._darumeru.samples(dataset)}
+        self._shown = {
+            key: self._darumeru.messages(sample, self._darumeru.shots(dataset, sample, facts["shots"]))
+            for key, sample in self._samples.items()
+        }
+        generates = self._darumeru.method == "generate"
+        settings = {
+            "task": config["task"],
+            "metadata": {**facts, "version": self._darumeru.version},
+            "output_type": "generate_until" if generates else "multiple_choice",
+            "generation_kwargs": self._generation(()) if generates else None,
+            "test_split": "test",
+            "num_fewshot": 0,  # examples are part of the prompt
+            "doc_to_text": "question",
+            "doc_to_target": "target",
+            "metric_list": [],
+        }
+        super().__init__(config=settings)
+
+    def download(self, *arguments: Any, **options: Any) -> None:
+        """Put the samples where lm-evaluation-harness looks for documents."""
+        documents = [
+            {"id": key, "question": self._shown[key][-1]["content"], "target": sample.target}
+            for key, sample in self._samples.items()
+        ]
+        self.dataset = {"test": datasets.Dataset.from_list(documents)}
+
+    def fewshot_context(
+        self,
+        doc: Mapping[str, Any],
+        num_fewshot: int = 0,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        chat_template: Callable[..., str] | None = None,
+        gen_prefix: str | None = None,
+    ) -> str:
+        """Prompt of a sample: by the model's chat template, or plain text with blank lines between turns."""
+        messages = self._shown[doc["id"]]
+        begun = messages[-1]["role"] == "assistant"
+        if apply_chat_template and chat_template:
+            system: list[Message] = []
+            if system_instruction:
+                system = [{"role": "system", "content": system_instruction}]
+            return chat_template([*system, *messages], add_generation_prompt=not begun)
+        return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
+
+    def construct_requests(self, doc: Mapping[str, Any], ctx: str, **options: Any) -> list[Instance]:
+        """What the model is asked for a sample: log-likelihoods of all continuations, or one text."""
+        sample = self._samples[doc["id"]]
+        chat = options.pop("apply_chat_template", False)
+        options.pop("chat_template", None)
+        if self._darumeru.method == "generate":
+            arguments = (ctx, self._generation(() if chat else self._darumeru.stop_for(sample)))
+            return [Instance(request_type="generate_until", doc=doc, arguments=arguments, idx=0, **options)]
+        return [
+            Instance(request_type="loglikelihood", doc=doc, arguments=(ctx, text), idx=n, **options)
+            for n, text in enumerate(sample.continuations)
+        ]
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        """What the answer to a sample is worth, as plain data."""
+        sample = self._samples[doc["id"]]
+        return {METRIC: asdict(self._darumeru.score(sample, self._answer(sample, results)))}
+
+    def aggregation(self) -> dict[str, Callable[[Sequence[Mapping[str, Any]]], float]]:
+        """The task's score, from what all samples are worth."""
+        return {METRIC: self._total}
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """More is better in all tasks."""
+        return {METRIC: True}
+
+    def _total(self, records: Sequence[Mapping[str, Any]]) -> float:
+        measure = self._darumeru.measure
+        return float(measure.score(measure.units([SampleScore(**record) for record in records]).vectors.sum(0)))
+
+    def _generation(self, stops: Sequence[str]) -> dict[str, Any]:
+        return {"until": list(stops), "max_gen_toks": self._darumeru.max_new_tokens, "do_sample": False}
+
+    def _answer(self, sample: Sample, results: Sequence[Any]) -> Answer:
+        task = self._darumeru
+        if task.method == "choose":
+            return Answer(label=pick(task.labels, [value for value, _ in results]))
+        if task.method == "loglikelihood":
+            lead_in = len(self._tokens(task.prompt.lead_in))
+            texts = zip(sample.continuations, results, strict=True)
+            return Answer(
+                log_probs=tuple(
+                    value / (len(self._tokens(task.prompt.lead_in + text)) - lead_in) for text, (value, _) in texts
+                )
+            )
+        text = Order("", longest=task.longest_for(sample)).cut(results[0]).strip()
+        if not task.name.startswith("copy"):
+            return Answer(text=text)
+        tokens = self._tokens(text)
+        emitted = min(len(tokens), task.max_new_tokens)
+        return Answer(text=text, emitted=emitted, tokens=tokens, reference_tokens=self._tokens(sample.target.strip()))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._folder / TOKENIZER)
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])

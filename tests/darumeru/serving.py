@@ -1,0 +1,104 @@
+"""Real servers for the tests: completions of a transformers model over HTTP, and a proxy that fails."""
+
+import http.client
+import json
+import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import torch
+
+
+class Server:
+    """Completions of a transformers model over HTTP; `failures` are status codes to answer first."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer, self.failures, self.requests, self.lock = model, tokenizer, [], 0, threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    outer.requests += 1
+                    status = outer.failures.pop(0) if outer.failures else 200
+                    body = json.dumps(outer.answer(request) if status == 200 else {"error": "no"}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.http, self.url = started(Handler)
+
+    @torch.no_grad()
+    def answer(self, request):
+        ids = request["prompt"]
+        new = self.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=request["max_tokens"])[0]
+        new = new[len(ids) :].tolist()
+        choice = {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": "length"}
+        if "logprobs" in request:
+            table = torch.log_softmax(self.model(torch.tensor([ids])).logits[0], -1)
+            top = table[-1].topk(request["logprobs"])
+            names = self.tokenizer.batch_decode([[token] for token in top.indices.tolist()])
+            echoed = [None, *(float(table[n, token]) for n, token in enumerate(ids[1:]))]
+            last = [float(top.values[0])]
+            choice["logprobs"] = {
+                "top_logprobs": [dict(zip(reversed(names), reversed(top.values.tolist()), strict=True))],
+                "token_logprobs": [*echoed, *last] if request.get("echo") else last,
+            }
+        return {"choices": [choice], "usage": {"completion_tokens": len(new)}}
+
+
+class Proxy:
+    """Hands requests on to a server, but fails a share of them: errors, dropped connections, answers cut off."""
+
+    def __init__(self, url, share, dies=None, seed=1):
+        self.requests, self.failed, self.lock, draw = 0, 0, threading.Lock(), random.Random(seed)
+        to, outer = urlsplit(url), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                with outer.lock:
+                    outer.requests += 1
+                    fault = draw.choice(["error", "drop", "cut"]) if draw.random() < share else None
+                    if dies is not None and outer.requests > dies:
+                        fault = "drop"
+                    outer.failed += fault is not None
+                if fault == "drop":
+                    self.close_connection = True
+                    return
+                status, body = (500, b"{}") if fault == "error" else self.passed_on(sent)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+
+            def passed_on(self, sent):
+                connection = http.client.HTTPConnection(to.hostname, to.port, timeout=120)
+                connection.request("POST", self.path, sent, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                return response.status, response.read()
+
+            def log_message(self, *args):
+                pass
+
+        self.http, self.url = started(Handler)
+
+
+def started(handler):
+    """A server on a free port, and its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/v1"
+
+
+def stopped(*servers):
+    """End servers and free their ports."""
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()

