@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
 from lepta.errors import LeptaError
 from lepta.pipeline import partial_of
-from lepta.report.chart import Point, curve_chart, smoothed, with_dots
+from lepta.report.chart import Point, curve_chart, score_chart, smoothed, with_dots
 
 REPORT = "report.html"
 TEMPLATE = "report.html.j2"
 SHOWN_ANSWERS = 8
 MISSING = "–"
+BENCHMARK = "darumeru/"  # what names of its scores in the curve start with
 
 
 def write_report(data: dict[str, Any], folder: Path) -> None:
@@ -27,7 +29,7 @@ def write_report(data: dict[str, Any], folder: Path) -> None:
     ----------
     data : dict
         What the run measured: `name`, `languages`, `evaluation`, `curve`, `initialised`, `pretrained`, `propagated`,
-        `environment` and `seconds`.
+        `darumeru` (see `lepta.report.darumeru.side_by_side`), `environment` and `seconds`.
     folder : Path
         Existing folder for the page.
     """
@@ -69,7 +71,7 @@ def render(template: str, view: dict[str, Any]) -> str:
         "count": _count,
         "decimal": _decimal,
         "percent": _percent,
-        "signed": signed,
+        "signed": _signed,
         "rate": _rate,
         "times": _times,
         "duration": _duration,
@@ -110,6 +112,11 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
             for name, entry in evaluation["behaviour"].items()
         ]
         console.print(_table("Behaviour", ["model", "kept", "share", "new tokens"], rows))
+    for pair in data.get("darumeru") or ():
+        columns = ["", *pair["names"], "difference", "95 %", "p"]
+        console.print(_table("Darumeru", columns, [_scores(row) for row in pair["rows"] if any(row["scores"])]))
+        for line in pair["refused"]:
+            console.print(plain(f"not whole: {line}"), highlight=False)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -119,6 +126,16 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*map(plain, row))
     return table
+
+
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    """A row of the benchmark: both scores, their difference with its interval, p."""
+    cells = [_decimal(score and score["value"], 3) for score in row["scores"]]
+    change = row["difference"]
+    if change is None:
+        return [row["title"], *cells, "", "", ""]
+    interval = "" if change["low"] is None else f"{_signed(change['low'])} to {_signed(change['high'])}"
+    return [row["title"], *cells, _signed(change["value"]), interval, _decimal(change["p"], 3)]
 
 
 def _text_rows(text: Mapping[str, Any], languages: Sequence[str]) -> list[list[str]]:
@@ -162,6 +179,16 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
         "answers": _side_by_side(behaviour, "questions", "answers", SHOWN_ANSWERS),
         "continuations": continuations,
         "continued": _side_by_side(continuations, "prompts", "texts", None),
+        "score_charts": _score_charts(data),
+        "darumeru": [
+            pair
+            | {
+                "chart": score_chart(pair["rows"], pair["names"])
+                if any(any(r["scores"]) for r in pair["rows"])
+                else None
+            }
+            for pair in data.get("darumeru") or ()
+        ],
         "maps": [
             {"variant": variant, "matrix": matrix, **fit}
             for variant, facts in (data.get("propagated") or {}).items()
@@ -334,6 +361,18 @@ def _curves(data: dict[str, Any]) -> tuple[list[Point], list[Point]]:
     return [point for point in bits if math.isfinite(point[1])], [point for point in loss if math.isfinite(point[1])]
 
 
+def _score_charts(data: dict[str, Any]) -> list[Markup]:
+    """A chart of each task of the benchmark that was asked along the training, the total first."""
+    curve = [entry for entry in data.get("curve") or [] if any(key.startswith(BENCHMARK) for key in entry)]
+    names = dict.fromkeys(key for entry in curve for key in entry if key.startswith(BENCHMARK))
+    charts = []
+    for name in sorted(names, key=lambda name: (name != f"{BENCHMARK}Micro-Avg", name)):
+        points = [(float(entry["tokens"]), float(entry[name])) for entry in curve if name in entry]
+        if len(points) > 1:
+            charts.append(curve_chart(points, name.removeprefix(BENCHMARK), 260, with_dots(points)))
+    return charts
+
+
 # --- numbers as text --------------------------------------------------------------------------------------------------
 
 
@@ -345,8 +384,7 @@ def _decimal(value: float | None, places: int = 2) -> str:
     return MISSING if value is None else f"{value:,.{places}f}"
 
 
-def signed(value: float) -> str:
-    """A difference of scores, with its sign."""
+def _signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
