@@ -144,7 +144,7 @@ class _Callback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.watch and not state.global_step:
-            self.log(self.watch.measure())
+            self._measure(self.watch, control)
         self.started, self.start_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
@@ -165,9 +165,13 @@ class _Callback(TrainerCallback):
         note = f"{rate:.0f} tokens/s" + (f", loss {float(loss):.3f}" if loss is not None else "")
         self.bar.set(state.global_step, note)
         if self.watch and (state.global_step % self.watch.every == 0 or state.global_step == state.max_steps):
-            found = self.watch.measure()
-            self.log(dict(found))
-            self._judge(self.watch, found, state, control)
+            self._judge(self.watch, self._measure(self.watch, control), state, control)
+
+    def _measure(self, watch: Watch, control: Any) -> dict[str, float]:
+        found, loss_comes = watch.measure(), control.should_log
+        self.log(dict(found))
+        control.should_log = loss_comes  # logging has taken it for done
+        return found
 
     def _judge(self, watch: Watch, entry: dict[str, float], state: Any, control: Any) -> None:
         measured = [old for old in state.log_history if "loss" not in old]
