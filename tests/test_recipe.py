@@ -226,3 +226,23 @@ def test_stages_of_training(write):
 )
 def test_wrong_settings_of_training(write, field, value, says):
     assert says in message(write(f"pretrain.{field}", value))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"tasks": ["parsu"]}, "evaluate.darumeru.tasks: parsu: no such task; did you mean 'parus'?"),
+        ({"task": ["parus"]}, "evaluate.darumeru.task: unknown key; did you mean 'tasks'?"),
+        ({"tasks": ["parus"], "data": "absent"}, "evaluate.darumeru: data: absent/parus: no such folder"),
+        ({"limit": 0}, "evaluate.darumeru.limit: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_of_the_benchmark(write, settings, says):
+    assert says in message(write("evaluate.darumeru", settings))
+
+
+def test_a_folder_of_datasets_is_an_input(write, tmp_path):
+    (tmp_path / "data" / "parus").mkdir(parents=True)
+    recipe = read_recipe(write("evaluate.darumeru", {"tasks": ["parus"], "data": str(tmp_path / "data")}))
+    assert recipe.evaluate.darumeru.files == {"darumeru": tmp_path / "data"}
+    assert read_recipe(write("evaluate.darumeru", {})).evaluate.darumeru.files == {}

@@ -17,11 +17,13 @@ from lepta.corpus import BENCHMARK, dialogue_file, read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
+from lepta.evaluation.benchmark import ask
 from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, evaluate
 from lepta.locate import locate, read_json
 from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of, write_json
 from lepta.recipe import PretrainSettings, Recipe, Text, Tune
+from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.blocks import TrainingText
@@ -36,10 +38,11 @@ from lepta.vocabulary.tokens import new_ids
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
 REPORT = "report.json"
+DARUMERU = "darumeru"  # folder of the stages that ask the benchmark
 
 
 def pipeline_of(recipe: Recipe) -> Pipeline:
-    """Lay out the stages of a recipe: vocabulary, initialised, pretrained, variants, propagated, evaluation, report."""
+    """Lay out the stages of a recipe, from vocabulary to report."""
     out = recipe.output
     stages: list[Stage] = []
 
@@ -74,7 +77,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         pretrained = add(
             name,
             partial(_pretrain, base, pretrained, text, stage, recipe.seed),
-            {"base": base, "initialised": pretrained},
+            {"base": base, "initialised": pretrained} | (stage.darumeru.files if stage.darumeru else {}),
             settings=stage.model_dump(),
             texts=_texts(text, "train") | _texts(text, "valid"),
             together=True,
@@ -123,13 +126,23 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         partial(_evaluate, recipe, contestants, base),
         {contestant.name: contestant.folder for contestant in contestants}
         | ({"behaviour": dialogue_file(recipe.evaluate.behaviour.dialogues)} if recipe.evaluate.behaviour else {}),
-        settings=recipe.evaluate.model_dump(),
+        settings=recipe.evaluate.model_dump(exclude={"darumeru"}),
         texts=_texts(text, "valid"),
     )
+    asked = {}
+    if benchmark := recipe.evaluate.darumeru:
+        for contestant in _examined(contestants):
+            asked[contestant.name] = add(
+                f"{DARUMERU}/{contestant.name.replace(' ', '-')}",
+                partial(ask, contestant, benchmark, recipe.seed),
+                {"model": contestant.folder} | benchmark.files,
+                settings=benchmark.model_dump(),
+            )
     add(
         "report",
         partial(_report, recipe),
         {"evaluation": evaluation, "initialised": initialised}
+        | {f"Darumeru of {name}": folder for name, folder in asked.items()}
         | {folder.name: folder for folder in pretraining}
         | {f"propagated {name}": out / "propagated" / name for name in recipe.variants},
         settings={"name": recipe.name},
@@ -140,6 +153,11 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
 def _calibration_name(variant: str, part: str) -> str:
     """Name of a stage of self-calibration; the model is beside the propagated ones, what it is made from apart."""
     return f"calibrated/{variant}" if part == "model" else f"calibration/{variant}/{part}"
+
+
+def _examined(contestants: list[Contestant]) -> list[Contestant]:
+    """Those that take the benchmark: each variant, the original first, or the base before and after."""
+    return [contestant for contestant in contestants if contestant.chat] or [contestants[0], contestants[2]]
 
 
 def _texts(text: Text, part: str) -> dict[str, list[str]]:
@@ -257,7 +275,11 @@ def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder:
 
 
 def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    write_report(collect(recipe, folder), folder)
+    data = collect(recipe, folder)
+    write_report(data, folder)
+    for pair in data["darumeru"]:
+        first, second = (recipe.output / name for name in pair["stages"])
+        write_comparison_page(first, second, tuple(pair["names"]), folder / pair["page"], recipe.seed)
     return {}
 
 
@@ -275,11 +297,26 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "initialised": manifests["initialised"]["facts"],
         "pretrained": {key: sum(manifests[name]["facts"][key] for name in pretraining) for key in ("tokens", "blocks")},
         "propagated": {name: manifests[f"propagated/{name}"]["facts"] for name in recipe.variants},
+        "darumeru": _benchmarks(recipe, manifests),
         "environment": manifests["evaluation"]["environment"],
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
     }
     write_json(folder / REPORT, data)
     return data
+
+
+def _benchmarks(recipe: Recipe, manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Original and adapted models side by side, as `side_by_side` gives them, with where they are from."""
+    models = {name: manifests[name]["facts"]["model"] for name in manifests if name.startswith(f"{DARUMERU}/")}
+    pairs, first = [], ""
+    for second, model in models.items():
+        if model.startswith("original "):
+            first = second
+            continue
+        names = models[first], model
+        scores = side_by_side(recipe.output / first, recipe.output / second, names, recipe.seed)
+        pairs.append(scores | {"stages": [first, second], "page": f"{second.replace('/', '-')}.html"})
+    return pairs
 
 
 def _joined(curves: list[list[dict[str, float]]]) -> list[dict[str, float]]:

@@ -4,12 +4,15 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 `lepta.corpus`, model sources in `lepta.locate`.
 """
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
+from lepta.darumeru.data import BUILTIN, HUB
+from lepta.darumeru.tasks import tasks
 from lepta.embeddings.propagate import Method
 from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.training.settings import BodyDtype, Lora, TuneSettings
@@ -86,6 +89,43 @@ class VocabularySettings(Section):
         return self
 
 
+class Benchmark(Section):
+    """Darumeru, the benchmark (docs/darumeru.md)."""
+
+    data: str = Field("builtin", description="builtin, hub, or a folder of datasets")
+    tasks: list[str] = Field(default_factory=list, description="Names of tasks; default: all 17")
+    limit: int | None = Field(None, ge=1, description="Rows of each task; default: all")
+    shots: int = Field(5, ge=0, description="Examples before a question in plain text; a chat template gets none")
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        known = tasks()
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"{name}: no such task; {hint}")
+        return names
+
+    @model_validator(mode="after")
+    def _data_is_there(self) -> "Benchmark":
+        """A missing dataset is told before anything runs, not after training."""
+        if self.data not in (BUILTIN, HUB):
+            for name in {task.dataset for task in tasks().values() if not self.tasks or task.name in self.tasks}:
+                if not (Path(self.data).expanduser() / name).is_dir():
+                    raise ValueError(
+                        f"data: {self.data}/{name}: no such folder; expected {BUILTIN}, {HUB} or a folder "
+                        "of datasets, as `lepta darumeru import` writes them"
+                    )
+        return self
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Label -> the folder of data, if it is one."""
+        return {} if self.data in (BUILTIN, HUB) else {"darumeru": Path(self.data).expanduser()}
+
+
 class PretrainSettings(Section):
     """Continued pre-training (paper 2.1.3); defaults are the paper's where it names them."""
 
@@ -121,6 +161,7 @@ class PretrainSettings(Section):
     save_every: int = Field(100, ge=1, description="Steps between checkpoints")
     measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
+    darumeru: Benchmark | None = Field(None, description="Tasks of the benchmark to ask at each measurement too")
     keep: Literal["last", "best"] = Field("last", description="best: the weights with the best score on held-out text")
     forget_limit: float | None = Field(
         None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
@@ -164,6 +205,7 @@ class EvaluateSettings(Section):
     prompts: list[str] = Field(default_factory=list, description="Openings that base and adapted model continue")
     max_tokens: int = Field(40, ge=1, description="Longest continuation in tokens of the new vocabulary")
     behaviour: Behaviour | None = None
+    darumeru: Benchmark | None = Field(None, description="Ask original and adapted models the benchmark")
 
 
 class Recipe(Section):

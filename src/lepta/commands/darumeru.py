@@ -94,8 +94,9 @@ def run(
     """
     from rich.console import Console
 
-    from lepta.darumeru.log import forget
+    from lepta.darumeru.log import PAGE, forget
     from lepta.darumeru.runner import run as ask
+    from lepta.report.darumeru import write_run_page
 
     names = _names(tasks)
     if force:
@@ -107,7 +108,10 @@ def run(
             backend, data, output, names, number, "legacy" if legacy else "current", limit, seed,
             lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
         )  # fmt: skip
+    write_run_page(output, output.resolve().name)
     _show(output, as_json)
+    if not as_json:
+        console.print(f"Page: {output / PAGE}", highlight=False, markup=False)
     if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
         say.print(f"[red]not whole:[/] {', '.join(failed)}; there is no total", highlight=False)
         raise typer.Exit(1)
@@ -179,7 +183,11 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
 def compare(
     first: Folder,
     second: Folder,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with scores, differences and the answers that changed.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models that were asked the same: second less first, with intervals."""
@@ -188,23 +196,39 @@ def compare(
     from lepta.darumeru.aggregate import compare as compared
     from lepta.darumeru.log import read_results
     from lepta.darumeru.table import comparison_table
+    from lepta.errors import LeptaError
+    from lepta.report.darumeru import write_comparison_page
 
+    if html and html.exists() and not force:
+        raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
     sides = [[result for result, _ in read_results(folder).values()] for folder in (first, second)]
     differences = compared(sides[0], sides[1], seed=seed)
+    if html:
+        write_comparison_page(first, second, _short_names(first, second), html, seed)
     if as_json:
         print_json({name: asdict(difference) for name, difference in differences.items()})
     else:
         console.print(comparison_table(differences, first.name, second.name))
 
 
+def _short_names(first: Path, second: Path) -> tuple[str, str]:
+    """Ends of the folders' paths that tell them apart."""
+    from lepta.report.compare import short_names
+
+    one, other = short_names([str(first.resolve()), str(second.resolve())])
+    return one, other
+
+
 def _show(folder: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from lepta.darumeru.aggregate import summarise
-    from lepta.darumeru.log import read_results
+    from lepta.darumeru.log import SUMMARY, read_results, read_summary
     from lepta.darumeru.table import summary_table
 
-    summary = summarise([result for result, _ in read_results(folder).values()], partial=True)
+    results = [result for result, _ in read_results(folder).values()]
+    seed = read_summary(folder)["seed"] if (folder / SUMMARY).is_file() else 1  # an unfinished run has none
+    summary = summarise(results, seed=seed, partial=True)
     if as_json:
         print_json(asdict(summary))
         return

@@ -183,13 +183,7 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
     for name, result in whole.items():
         task = known[name]
         units = task.measure.units(result.scores)
-        try:
-            drawn[name] = _draw(task, units, draws, seed)
-        except LeptaError as error:  # a part of MMLU that lacks a category
-            if not partial:
-                raise
-            refused[name] = str(error)
-            continue
+        drawn[name] = _draw(task, units, draws, seed)
         parts = task.measure.parts(units.vectors.sum(0)).items()
         known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
         summaries[name] = TaskSummary(_estimate(drawn[name]), known_parts, len(result.scores), len(units.names))
@@ -252,12 +246,12 @@ def _checked(results: Sequence[TaskResult]) -> tuple[Definition, dict[str, TaskR
         if result.task not in known or result.task in by_name:
             raise LeptaError(f"{result.task}: {'there twice' if result.task in by_name else 'no such task'}")
         by_name[result.task] = result
-    refused = {name: _why_not(by_name.get(name)) for name in known}
+    refused = {name: _why_not(task, by_name.get(name)) for name, task in known.items()}
     whole = {name: by_name[name] for name, reason in refused.items() if not reason}
     return definition, whole, {name: reason for name, reason in refused.items() if reason}
 
 
-def _why_not(result: TaskResult | None) -> str:
+def _why_not(task: Task, result: TaskResult | None) -> str:
     """Why a task's result does not count; empty if it does."""
     if result is None:
         return "missing"
@@ -268,6 +262,10 @@ def _why_not(result: TaskResult | None) -> str:
         return f"{len(result.scores) - different} samples are there twice"
     if len(result.scores) != result.expected or not result.expected:
         return f"{len(result.scores)} of {result.expected} samples"
+    try:
+        task.measure.score(task.measure.units(result.scores).vectors.sum(0))
+    except LeptaError as error:  # a part of MMLU that lacks a category
+        return str(error)
     return ""
 
 

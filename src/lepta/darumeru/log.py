@@ -2,6 +2,7 @@
 
 OUTPUT/samples/TASK.jsonl   written batch by batch, so that a run that is killed goes on
 OUTPUT/summary.json         tasks, columns, Micro-Avg
+OUTPUT/report.html          the same as a page, with wrong answers (see `lepta.report.darumeru`)
 """
 
 import json
@@ -12,8 +13,9 @@ from typing import Any
 from lepta.darumeru.aggregate import TaskResult
 from lepta.darumeru.measures import SampleScore
 from lepta.errors import LeptaError
+from lepta.locate import read_json
 
-SAMPLES, SUMMARY = "samples", "summary.json"
+SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
 
 Record = dict[str, Any]
 
@@ -124,9 +126,17 @@ def read_results(folder: Path) -> dict[str, tuple[TaskResult, list[Record]]]:
     return {path.stem: (result_of(*log), log[1]) for path, log in ((path, read_log(path)) for path in paths)}
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run; LeptaError if it was not finished."""
+    file = folder / SUMMARY
+    if not file.is_file():
+        raise LeptaError(f"{file}: no such file; run `lepta darumeru run` with this --output to its end")
+    return read_json(file)
+
+
 def forget(folder: Path) -> None:
     """Remove the answers and scores of a run, and nothing else that is in its folder."""
-    for path in [*(folder / SAMPLES).glob("*.jsonl"), folder / SUMMARY]:
+    for path in [*(folder / SAMPLES).glob("*.jsonl"), folder / SUMMARY, folder / PAGE]:
         path.unlink(missing_ok=True)
 
 

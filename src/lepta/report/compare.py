@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lepta.corpus import Document, read_labelled
-from lepta.errors import LeptaError
-from lepta.pipeline import partial_of
-from lepta.report.page import render
+from lepta.pipeline import refuse_existing
+from lepta.report.page import write_page
 from lepta.vocabulary.measure import Measure, measure_sources
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
@@ -48,20 +47,11 @@ def write_comparison(
     LeptaError
         If the page exists and `force` is not set, if it cannot be written, or if a tokenizer or text cannot be read.
     """
-    if output.exists() and not force:
-        raise LeptaError(f"{output}: exists already; give another --output, or --force to replace it")
+    refuse_existing(output, force)
     vocabularies = {name: open_tokenizer(name).vocabulary() for name in tokenizers}
     documents = list(read_labelled(texts))
     measured = {name: measure_sources(vocabulary, documents) for name, vocabulary in vocabularies.items()}
-    page = render(TEMPLATE, _view(vocabularies, documents, measured, list(texts), examples))
-    partial = partial_of(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(output)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise LeptaError(f"{output}: cannot be written ({error.strerror or error}); nothing was left there") from error
+    write_page(TEMPLATE, _view(vocabularies, documents, measured, list(texts), examples), output)
     return {"output": str(output), "tokenizers": summaries(measured)}
 
 

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
+
+from lepta.errors import LeptaError
+from lepta.pipeline import partial_of
+from lepta.report.chart import Point, curve_chart, score_chart, smoothed, with_dots
 
 REPORT = "report.html"
 TEMPLATE = "report.html.j2"
 SHOWN_ANSWERS = 8
 MISSING = "–"
-Point = tuple[float, float]
-
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 76, 22, 14, 62  # of a chart, in its own units
-SMOOTH_OVER = 40  # the bold loss line is a mean over one part in so many of the steps
+BENCHMARK = "darumeru/"  # what names of its scores in the curve start with
 
 
 def write_report(data: dict[str, Any], folder: Path) -> None:
@@ -28,11 +29,29 @@ def write_report(data: dict[str, Any], folder: Path) -> None:
     ----------
     data : dict
         What the run measured: `name`, `languages`, `evaluation`, `curve`, `initialised`, `pretrained`, `propagated`,
-        `environment` and `seconds`.
+        `darumeru` (see `lepta.report.darumeru.side_by_side`), `environment` and `seconds`.
     folder : Path
         Existing folder for the page.
     """
-    (folder / REPORT).write_text(render(TEMPLATE, _view(data)), encoding="utf-8", errors="replace")
+    write_page(TEMPLATE, _view(data), folder / REPORT)
+
+
+def write_page(template: str, view: dict[str, Any], file: Path) -> None:
+    """Fill a template (see `render`) and write the page beside its place, then rename it in.
+
+    Raises
+    ------
+    LeptaError
+        If it cannot be written.
+    """
+    page, partial = render(template, view), partial_of(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8", errors="replace")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise LeptaError(f"{file}: cannot be written ({error.strerror or error}); nothing was left there") from error
 
 
 def render(template: str, view: dict[str, Any]) -> str:
@@ -52,6 +71,7 @@ def render(template: str, view: dict[str, Any]) -> str:
         "count": _count,
         "decimal": _decimal,
         "percent": _percent,
+        "signed": _signed,
         "rate": _rate,
         "times": _times,
         "duration": _duration,
@@ -92,6 +112,11 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
             for name, entry in evaluation["behaviour"].items()
         ]
         console.print(_table("Behaviour", ["model", "kept", "share", "new tokens"], rows))
+    for pair in data.get("darumeru") or ():
+        columns = ["", *pair["names"], "difference", "95 %", "p"]
+        console.print(_table("Darumeru", columns, [_scores(row) for row in pair["rows"] if any(row["scores"])]))
+        for line in pair["refused"]:
+            console.print(plain(f"not whole: {line}"), highlight=False)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -101,6 +126,16 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*map(plain, row))
     return table
+
+
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    """A row of the benchmark: both scores, their difference with its interval, p."""
+    cells = [_decimal(score and score["value"], 3) for score in row["scores"]]
+    change = row["difference"]
+    if change is None:
+        return [row["title"], *cells, "", "", ""]
+    interval = "" if change["low"] is None else f"{_signed(change['low'])} to {_signed(change['high'])}"
+    return [row["title"], *cells, _signed(change["value"]), interval, _decimal(change["p"], 3)]
 
 
 def _text_rows(text: Mapping[str, Any], languages: Sequence[str]) -> list[list[str]]:
@@ -138,12 +173,22 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
         "speed_characters": evaluation["speed"]["characters"],
         "pretrained": data.get("pretrained") or {},
         "bits": bits,
-        "bits_chart": _chart(bits, "held-out bits per byte", 300, _chart_points(bits)) if len(bits) > 1 else None,
-        "loss_chart": _chart(loss, "training loss", 210, _smoothed(loss)) if len(loss) > 1 else None,
+        "bits_chart": curve_chart(bits, "held-out bits per byte", 300, with_dots(bits)) if len(bits) > 1 else None,
+        "loss_chart": curve_chart(loss, "training loss", 210, smoothed(loss)) if len(loss) > 1 else None,
         "behaviour": behaviour,
         "answers": _side_by_side(behaviour, "questions", "answers", SHOWN_ANSWERS),
         "continuations": continuations,
         "continued": _side_by_side(continuations, "prompts", "texts", None),
+        "score_charts": _score_charts(data),
+        "darumeru": [
+            pair
+            | {
+                "chart": score_chart(pair["rows"], pair["names"])
+                if any(any(r["scores"]) for r in pair["rows"])
+                else None
+            }
+            for pair in data.get("darumeru") or ()
+        ],
         "maps": [
             {"variant": variant, "matrix": matrix, **fit}
             for variant, facts in (data.get("propagated") or {}).items()
@@ -316,104 +361,16 @@ def _curves(data: dict[str, Any]) -> tuple[list[Point], list[Point]]:
     return [point for point in bits if math.isfinite(point[1])], [point for point in loss if math.isfinite(point[1])]
 
 
-def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """Mean of the values around each point."""
-    reach = len(points) // (2 * SMOOTH_OVER)
-    if not reach:
-        return []
-    around = [points[max(n - reach, 0) : n + reach + 1] for n in range(len(points))]
-    return [(x, sum(y for _, y in near) / len(near)) for (x, _), near in zip(points, around, strict=True)]
-
-
-def _ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers that cover the range, about so many."""
-    span = (high - low) or abs(high) or 1.0
-    rough = span / wanted
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
-
-
-def _chart_points(points: Sequence[Point]) -> list[Point]:
-    """Mark measurements with dots where there are few enough to tell apart."""
-    return list(points) if len(points) <= 60 else []
-
-
-def _chart(points: Sequence[Point], label: str, height: int, second: Sequence[Point]) -> Markup:
-    """Draw values against tokens seen as inline SVG.
-
-    Parameters
-    ----------
-    points : sequence of (tokens, value)
-    label : str
-        Of the vertical axis.
-    height : int
-        In the chart's units; its width is `WIDTH`.
-    second : sequence of (tokens, value)
-        A bold line over a thin one; where it equals `points`, these become a bold line with dots.
-
-    Returns
-    -------
-    Markup
-    """
-    across = _ticks(0, points[-1][0], 5)
-    x_end = points[-1][0] or 1.0
-    values = [value for _, value in points]
-    down = _ticks(min(values), max(values), 4)
-    low, high = down[0], down[-1]
-
-    def place(point: Point) -> Point:
-        x = LEFT + point[0] / x_end * (WIDTH - LEFT - RIGHT)
-        y = TOP + (high - point[1]) / (high - low) * (height - TOP - BOTTOM)
-        return round(x, 1), round(y, 1)
-
-    marked = bool(second) and list(second) == list(points)
-    body = _axes([tick for tick in across if tick <= x_end * 1.001], down, place, label, height)
-    body.append(_line(points, place, "curve" if marked or not second else "thin"))
-    if marked:
-        body += [_dot(point, place, label) for point in points]
-    elif second:
-        body.append(_line(second, place, "curve"))
-    title = escape(f"{label} against tokens seen, from {values[0]:.3f} to {values[-1]:.3f}")
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">{"".join(body)}</svg>'
-    )
-
-
-def _axes(across: Sequence[float], down: Sequence[float], place: Any, label: str, height: int) -> list[str]:
-    floor, middle = height - BOTTOM, TOP + (height - BOTTOM - TOP) / 2
-    parts = []
-    for tick in down:
-        y = place((0.0, tick))[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 9}" y="{y}" dy="0.34em" text-anchor="end">{tick:g}</text>')
-    for tick in across:
-        x = place((tick, down[0]))[0]
-        parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 5}"/>')
-        parts.append(f'<text x="{x}" y="{floor + 9}" dy="0.8em" text-anchor="middle">{_short(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
-    centre = LEFT + (WIDTH - LEFT - RIGHT) / 2
-    parts.append(f'<text class="label" x="{centre}" y="{height - 8}" text-anchor="middle">tokens seen</text>')
-    turn = f"rotate(-90 16 {middle})"
-    parts.append(
-        f'<text class="label" x="16" y="{middle}" dy="0.2em" text-anchor="middle" transform="{turn}">'
-        f"{escape(label)}</text>"
-    )
-    return parts
-
-
-def _line(points: Sequence[Point], place: Any, style: str) -> str:
-    corners = " ".join(f"{x},{y}" for x, y in map(place, points))
-    return f'<polyline class="{style}" points="{corners}"/>'
-
-
-def _dot(point: Point, place: Any, label: str) -> str:
-    x, y = place(point)
-    return (
-        f'<circle class="dot" cx="{x}" cy="{y}" r="3.5">'
-        f"<title>{escape(label)} {point[1]:.3f} after {point[0]:,.0f} tokens</title></circle>"
-    )
+def _score_charts(data: dict[str, Any]) -> list[Markup]:
+    """A chart of each task of the benchmark that was asked along the training, the total first."""
+    curve = [entry for entry in data.get("curve") or [] if any(key.startswith(BENCHMARK) for key in entry)]
+    names = dict.fromkeys(key for entry in curve for key in entry if key.startswith(BENCHMARK))
+    charts = []
+    for name in sorted(names, key=lambda name: (name != f"{BENCHMARK}Micro-Avg", name)):
+        points = [(float(entry["tokens"]), float(entry[name])) for entry in curve if name in entry]
+        if len(points) > 1:
+            charts.append(curve_chart(points, name.removeprefix(BENCHMARK), 260, with_dots(points)))
+    return charts
 
 
 # --- numbers as text --------------------------------------------------------------------------------------------------
@@ -427,6 +384,10 @@ def _decimal(value: float | None, places: int = 2) -> str:
     return MISSING if value is None else f"{value:,.{places}f}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
 def _percent(share: float | None) -> str:
     return MISSING if share is None else f"{share:.0%}"
 
@@ -437,14 +398,6 @@ def _rate(value: float) -> str:
 
 def _times(ratio: float | None, unit: str = " times") -> str:
     return MISSING if ratio is None else f"{ratio:.2f}{unit}"
-
-
-def _short(value: float) -> str:
-    """Write a tick with k, M or G for its thousands."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def _duration(seconds: float) -> str:

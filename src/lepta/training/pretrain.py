@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import device, load_model, load_tokenizer
 from lepta.checkpoints.publish import write_model
 from lepta.errors import LeptaError
+from lepta.evaluation.benchmark import scores_of
 from lepta.evaluation.bits import score_text
 from lepta.evaluation.generation import generate
 from lepta.pipeline import CHECKPOINTS, write_json
@@ -159,6 +161,10 @@ def pretrain_folder(
     curve : list of dict
     """
     _check_held_out(settings, held_out)
+    if settings.darumeru and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise LeptaError(
+            "pretrain.darumeru: weights that FSDP2 has in parts cannot be asked; use evaluate.darumeru, or DDP"
+        )
     tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
     with processes().main_process_first():  # the others then find the tokens on disk
         blocks = training_blocks(
@@ -226,6 +232,7 @@ def _sweep(
 ) -> tuple[float, dict[str, float]]:
     """Try each learning rate on a part of the blocks (paper 2.4.1); the lowest bits per byte of the target wins."""
     file, part = work / SWEEP, blocks.first(settings.sweep_share)
+    settings = settings.model_copy(update={"darumeru": None})  # bits per byte choose
     scores: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
     for rate in settings.learning_rate:
         name = f"{rate:g}"
@@ -241,7 +248,7 @@ def _sweep(
 
 
 def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:
-    """What is measured along the run: bits per byte, and the share of new tokens in what is written."""
+    """What is measured along the run: bits per byte, the share of new tokens in what is written, the benchmark."""
     texts = {
         f"{language}_bits_per_byte": windows
         for language, windows in (
@@ -250,7 +257,8 @@ def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSett
         )
         if windows
     }
-    if not texts:
+    benchmark = settings.darumeru
+    if not texts and not benchmark:
         return None
     openings = [text[:OPENING] for text in held_out.target[:OPENINGS]] if held_out.new_ids else []
 
@@ -260,6 +268,8 @@ def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSett
         if openings:
             written = generate(model, tokenizer, openings, CONTINUATION, "continuations")
             found["new_token_share"] = written.share_of(held_out.new_ids) or 0.0
+        if benchmark:
+            found |= scores_of(model, tokenizer, benchmark)
         model.train()
         return found
 

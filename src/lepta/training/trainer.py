@@ -140,10 +140,11 @@ class _Callback(TrainerCallback):
     def __init__(self, model: Any, bar: Any, tokens_after: np.ndarray, watch: Watch | None, work: Path) -> None:
         self.model, self.bar, self.tokens_after, self.watch, self.work = model, bar, tokens_after, watch, work
         self.started, self.start_step, self.stopped = time.monotonic(), 0, ""
+        self.log: Callable[[dict[str, float]], None] = lambda found: None  # to the history and the trackers
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.watch and not state.global_step:
-            state.log_history.append({"step": 0, **self.watch.measure()})
+            self._measure(self.watch, control)
         self.started, self.start_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
@@ -164,9 +165,13 @@ class _Callback(TrainerCallback):
         note = f"{rate:.0f} tokens/s" + (f", loss {float(loss):.3f}" if loss is not None else "")
         self.bar.set(state.global_step, note)
         if self.watch and (state.global_step % self.watch.every == 0 or state.global_step == state.max_steps):
-            entry = {"step": state.global_step, **self.watch.measure()}
-            state.log_history.append(entry)
-            self._judge(self.watch, entry, state, control)
+            self._judge(self.watch, self._measure(self.watch, control), state, control)
+
+    def _measure(self, watch: Watch, control: Any) -> dict[str, float]:
+        found, loss_comes = watch.measure(), control.should_log
+        self.log(dict(found))
+        control.should_log = loss_comes  # logging has taken it for done
+        return found
 
     def _judge(self, watch: Watch, entry: dict[str, float], state: Any, control: Any) -> None:
         measured = [old for old in state.log_history if "loss" not in old]
@@ -296,6 +301,7 @@ def train(
             data_collator=lambda rows: collate(rows, pad_id),
             callbacks=[callback],
         )
+        callback.log = trainer.log
         trainer.remove_callback(transformers.PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=last_checkpoint(work))
@@ -339,7 +345,8 @@ def _curve(history: list[dict[str, Any]], tokens_after: np.ndarray) -> list[dict
     for entry in history:
         kept = {"loss": float(entry["loss"])} if "loss" in entry else {}
         if "train_loss" not in entry and "loss" not in entry:
-            kept = {name: float(entry[name]) for name in sorted(entry) if name != "step"}  # sorted, as when resumed
+            names = sorted(set(entry) - {"step", "epoch"})  # sorted, as when resumed
+            kept = {name: float(entry[name]) for name in names}
         if kept:
             step = int(entry["step"])
             curve.append({"step": step, "tokens": int(tokens_after[step]), **kept})

@@ -1,0 +1,74 @@
+"""Darumeru inside a recipe: of finished models, and of a model while it trains."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.darumeru.runner import run
+from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
+from lepta.errors import LeptaError
+from lepta.evaluation.evaluate import Contestant
+from lepta.pipeline import CHECKPOINTS
+from lepta.recipe import Benchmark
+from lepta.report.darumeru import write_run_page
+
+ASKED = "darumeru"  # the runner's output, until it is whole
+
+
+def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) -> dict[str, Any]:
+    """Ask a model the benchmark: a base model with plain text, a variant by its chat template if it has one.
+
+    Parameters
+    ----------
+    contestant : Contestant
+    settings : Benchmark
+    seed : int
+        Of the intervals.
+    folder : Path
+        Gets `samples/`, `summary.json` and `report.html`. Answers of an interrupted run, among the folder's
+        checkpoints, are not asked for again.
+
+    Returns
+    -------
+    dict
+        `model`, `shots`, `micro_avg` (or None) and `refused` (task -> why it does not count).
+    """
+    work = folder / CHECKPOINTS / ASKED
+    with opened_backend(contestant.folder, None if contestant.chat else False) as backend:
+        shots = 0 if backend.chat else settings.shots
+        summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
+    write_run_page(work, contestant.name)
+    for path in work.iterdir():
+        path.rename(folder / path.name)
+    refused = {name: reason for name, reason in summary.refused.items() if reason != "missing"}
+    total = summary.micro_average.value if summary.micro_average else None
+    return {"model": contestant.name, "shots": shots, "micro_avg": total, "refused": refused}
+
+
+def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, float]:
+    """Ask a base model in memory, for example one that trains: plain text, answers are not kept.
+
+    Returns
+    -------
+    dict
+        `darumeru/TASK` -> score, and `darumeru/Micro-Avg` if all tasks are asked.
+
+    Raises
+    ------
+    LeptaError
+        If a task could not be asked as a whole.
+    """
+    low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    with (
+        tempfile.TemporaryDirectory(prefix="lepta-") as folder,
+        torch.autocast(model.device.type, low, enabled=low is not None),  # as the Trainer calls it
+    ):
+        backend = TransformersBackend(model, tokenizer, "in training", chat=False)
+        summary = run(backend, settings.data, Path(folder), settings.tasks, settings.shots, limit=settings.limit)
+    asked = settings.tasks or summary.refused
+    if reasons := [f"{name}: {summary.refused[name]}" for name in asked if name in summary.refused]:
+        raise LeptaError(f"pretrain.darumeru: {reasons[0]}; change tasks, limit or shots")
+    scores = {f"darumeru/{name}": task.score.value for name, task in summary.tasks.items()}
+    return scores | ({"darumeru/Micro-Avg": summary.micro_average.value} if summary.micro_average else {})
