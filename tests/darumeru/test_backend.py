@@ -81,7 +81,7 @@ def test_one_row_for_labels_of_one_token(backend_of, monkeypatch):
     questions = prompts_of(backend, "ruworldtree")
     backend.share([question.prompt for question in questions])
     backend.choose(questions)
-    assert seen == [len(questions)]
+    assert sum(seen) == len(questions)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

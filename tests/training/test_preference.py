@@ -63,7 +63,7 @@ def test_what_is_too_long_is_left_out_whole(folder, write_lines, tmp_path):
 def test_tuning_with_copies_and_a_preference_step(folder, pairs, tmp_path):
     command = [sys.executable, "-m", "lepta", "tune", "--model", str(folder), "--output", "out", "--json"]
     command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "16", "--rank", "4", "--max-length", "400"]
-    command += ["--copy-text", "starter:ru/valid", "--copies", "5", "--copy-characters", "100"]
+    command += ["--copy-text", "starter:ru/train", "--copies", "5", "--copy-characters", "300"]
     command += ["--preference", str(pairs), "--preference-method", "dpo", "--preference-batch", "4"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ import torch
 from lepta.training.loss import has_plain_head
 
 TOKENS = 8192  # of one forward pass, padding included
+ENOUGH = 256  # tokens that keep a machine busy: a batch that has them takes no row that would leave more padding than
+PADDING = 0.1  # of its tokens
 POSITIONS = 256  # whose logits exist at the same time
 
 Ids = tuple[int, ...]
@@ -154,9 +156,13 @@ def _cache(layers: Layers, rows: int) -> Any:
 def _batches(rows: Sequence[Ids]) -> list[list[Ids]]:
     """Cut rows, shortest first, into batches of at most `TOKENS` with padding, and at least one row."""
     batches: list[list[Ids]] = []
+    held = 0  # tokens in the last batch
     for row in rows:
-        if batches and (len(batches[-1]) + 1) * len(row) <= TOKENS:
+        padded = (len(batches[-1]) + 1) * len(row) if batches else 0
+        if padded and padded <= TOKENS and (held < ENOUGH or padded - held - len(row) <= PADDING * padded):
             batches[-1].append(row)
+            held += len(row)
         else:
             batches.append([row])
+            held = len(row)
     return batches
