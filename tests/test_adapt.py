@@ -47,7 +47,7 @@ def recipe(tiny_base):
         "name": "tiny",
         "output": "out",
         "base": str(tiny_base),
-        "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8}}},
+        "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8, "batch": 4}}},
         "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
         "vocabulary": {"add": 600, "corpus": ["starter:ru/valid"]},
         "pretrain": {

@@ -59,7 +59,7 @@ def test_values_and_defaults(write):
     assert recipe.propagate.method == "conversion"
     (stage,) = recipe.pretrain
     assert (stage.batch, stage.learning_rate) == (256, [1e-4])  # the paper's
-    assert recipe.variants["terse"].tune.batch == 4
+    assert recipe.variants["terse"].tune.batch == 128
     assert recipe.variants["chat"].tune is None
 
 

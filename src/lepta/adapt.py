@@ -1,32 +1,34 @@
 """From a recipe to stages: which folder feeds which."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from lepta.calibration.calibrate import Place, calibration_stages
 from lepta.checkpoints.card import write_card
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
-from lepta.checkpoints.publish import save_loaded_model
+from lepta.checkpoints.load import model_folder
 from lepta.checkpoints.weights import count_weights
-from lepta.corpus import dialogue_file, read_dialogues, read_documents
+from lepta.corpus import BENCHMARK, dialogue_file, read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
 from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, evaluate
 from lepta.locate import locate, read_json
-from lepta.pipeline import CHECKPOINTS, MANIFEST, Pipeline, Stage, partial_of, write_json
+from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of, write_json
 from lepta.recipe import PretrainSettings, Recipe, Text, Tune
 from lepta.report.page import write_report
+from lepta.training.alone import facts_of, run_stages
 from lepta.training.blocks import TrainingText
+from lepta.training.conversations import read_conversations
 from lepta.training.distributed import announce, announced, processes
 from lepta.training.pretrain import HeldOut, pretrain_folder
-from lepta.training.tune import tune
+from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
 from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 from lepta.vocabulary.tokens import new_ids
@@ -104,6 +106,18 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
             Contestant(f"original {name}", folder, adapted=False, chat=True),
             Contestant(f"propagated {name}", propagated, adapted=True, chat=True),
         ]
+        if recipe.calibrate:
+            stages += calibration_stages(
+                out,
+                partial(_calibration_name, name),
+                propagated,
+                Place(folder),
+                recipe.calibrate,
+                [*text.target.train, *text.source.train, BENCHMARK],
+                recipe.seed,
+            )
+            calibrated = out / _calibration_name(name, "model")
+            contestants.append(Contestant(f"calibrated {name}", calibrated, adapted=True, chat=True))
     evaluation = add(
         "evaluation",
         partial(_evaluate, recipe, contestants, base),
@@ -121,6 +135,11 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         settings={"name": recipe.name},
     )
     return Pipeline(out, stages, announce)
+
+
+def _calibration_name(variant: str, part: str) -> str:
+    """Name of a stage of self-calibration; the model is beside the propagated ones, what it is made from apart."""
+    return f"calibrated/{variant}" if part == "model" else f"calibration/{variant}/{part}"
 
 
 def _texts(text: Text, part: str) -> dict[str, list[str]]:
@@ -205,36 +224,20 @@ def pretrain_stage(
     curve : list of dict
     """
     run = partial(_pretrain, base, start, text, settings, seed)
-    if not processes().is_main_process:
-        while announced():
-            run(partial_of(output))
-        return {}, []
     inputs = {"model": start} | ({"original": locate(base, hub_files=TOKENIZER_FILES)} if base else {})
     sources = {label: names for label, names in (_texts(text, "train") | _texts(text, "valid")).items() if names}
     key = settings.model_dump() | {"seed": seed}
     stage = Stage(output.name, inputs, key, run, sources, together=True)
-    Pipeline(output.parent, [stage], announce, remember=False).run(force=force)
-    announce(None)
-    manifest = read_json(output / MANIFEST)
-    return manifest["facts"], read_json(output / CURVE)["curve"]
+    run_stages(output.parent, [stage], force)
+    return facts_of(output), read_json(output / CURVE)["curve"]
 
 
 def _tune(recipe: Recipe, base: Path, settings: Tune, folder: Path) -> dict[str, Any]:
-    model, tokenizer = load_model(base, torch.float32), load_tokenizer(base)
-    dialogues = read_dialogues(settings.dialogues)[: settings.limit]
-    curve = tune(
-        model,
-        tokenizer,
-        dialogues,
-        folder / CHECKPOINTS,
-        learning_rate=settings.learning_rate,
-        batch=settings.batch,
-        seed=recipe.seed,
-    )
+    dialogues = itertools.islice(read_conversations([settings.dialogues]), settings.limit)
+    facts, curve = tune_folder(base, dialogues, settings, recipe.seed, folder)
     if processes().is_main_process:
-        save_loaded_model(model, open_tokenizer(base), folder)
         write_json(folder / CURVE, {"curve": curve})
-    return {"dialogues": len(dialogues)}
+    return facts
 
 
 def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, name: str, folder: Path) -> dict[str, Any]:
@@ -247,7 +250,7 @@ def _propagate(recipe: Recipe, base: Path, pretrained: Path, instruct: Path, nam
 
 
 def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder: Path) -> dict[str, Any]:
-    original, adapted = (contestants[-2], contestants[-1]) if recipe.variants else (contestants[0], contestants[2])
+    original, adapted = next(one for one in reversed(contestants) if not one.adapted), contestants[-1]
     result = evaluate(contestants, base, original.name, adapted.name, recipe.text, recipe.evaluate)
     write_json(folder / EVALUATION, result)
     return {}

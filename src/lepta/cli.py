@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepta.commands import models
+from lepta.commands import models, tuning
 from lepta.commands.common import AsJson, console, print_json, result
 from lepta.commands.corpus import corpus
 from lepta.commands.darumeru import darumeru
@@ -72,7 +72,8 @@ def adapt(
         print_summary(data, console)
         console.print(f"\nReport: {plan.output / 'report' / 'report.html'}", highlight=False)
         for name in plan.variants:
-            console.print(f"Model:  {plan.output / 'propagated' / name}", highlight=False)
+            made = "calibrated" if plan.calibrate else "propagated"
+            console.print(f"Model:  {plan.output / made / name}", highlight=False)
 
 
 @app.command()
@@ -117,7 +118,7 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
 app.add_typer(corpus, name="corpus")
 app.add_typer(vocab, name="vocab")
 app.command("plan", help=PLAN_HELP)(plan_command)
-for command in (models.init, models.pretrain, models.propagate):
+for command in (models.init, models.pretrain, models.propagate, tuning.calibrate, tuning.tune):
     app.command()(command)
 app.add_typer(models.patch, name="patch")
 app.add_typer(darumeru, name="darumeru")

@@ -25,7 +25,7 @@ from lepta.version import __version__
 
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
-OPTIONAL_LIBRARIES = ("datatrove", "pyarrow", "zstandard")  # named where they are installed
+OPTIONAL_LIBRARIES = ("datatrove", "peft", "pyarrow", "trl", "zstandard")  # named where they are installed
 CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
 
 
@@ -396,7 +396,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """LeptaError if training was interrupted under other settings: hours of work are not thrown away unasked."""
     difference = _difference(old, new)
-    if difference and any((partial / CHECKPOINTS).rglob("*.safetensors")):
+    costly = any(file.suffix in (".safetensors", ".jsonl") for file in (partial / CHECKPOINTS).rglob("*"))
+    if difference and costly:
         raise LeptaError(
             f"{partial / CHECKPOINTS}: holds checkpoints of an interrupted run with other settings ({difference}); "
             f"restore them to go on, or start over with --from {new['stage']} (lepta pretrain: --force)"

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lepta.calibration.settings import CalibrateSettings
 from lepta.embeddings.propagate import Method
 from lepta.settings import NAME, Section, Sources, read_settings
+from lepta.training.settings import BodyDtype, Lora, TuneSettings
 from lepta.vocabulary.scenarios import KeepBy, Scenario
 
 Trains = Literal["new-rows", "embeddings", "embeddings+lora", "full"]
-BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
 
 
 def _as_list(value: Any) -> Any:
@@ -22,12 +23,10 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class Tune(Section):
+class Tune(TuneSettings):
     """Make the variant here, by tuning the base model on conversations."""
 
-    dialogues: str = Field(description="JSONL file with one conversation a line, field `messages`")
-    learning_rate: float = Field(2e-5, gt=0)
-    batch: int = Field(4, ge=1, description="Conversations per step")
+    dialogues: str = Field(description="File of conversations, a row each: `messages`, or `prompt` and `answer`")
     limit: int | None = Field(None, ge=1, description="Use only the first so many conversations")
 
 
@@ -85,17 +84,6 @@ class VocabularySettings(Section):
         if (self.add is None) == (self.size is None):
             raise ValueError("give either `add` (number of new tokens) or `size` (of the whole vocabulary)")
         return self
-
-
-class Lora(Section):
-    """Low-rank changes of the body's linear layers, merged into them when training ends."""
-
-    rank: int = Field(32, ge=1)
-    alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: Sources | Literal["all-linear"] = Field(
-        "all-linear", description="Names of linear layers, such as q_proj; all-linear: every one but the head"
-    )
 
 
 class PretrainSettings(Section):
@@ -190,6 +178,7 @@ class Recipe(Section):
     vocabulary: VocabularySettings
     pretrain: Annotated[list[PretrainSettings], BeforeValidator(_as_list), Field(min_length=1)]
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
+    calibrate: CalibrateSettings | None = Field(None, description="Self-calibration of each propagated variant")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ def build_index(settings: Decontaminate, place: Path) -> dict[str, int]:
     """
     strings = short = 0
     parts: list[np.ndarray] = []
-    for text in (text for source in settings.against for text in _strings_of(source)):
+    for text in (text for source in settings.against for text in strings_of(source)):
         runs = ngram_hashes(word_hashes(text), settings.ngram)
         strings, short = strings + 1, short + (not len(runs))
         parts.append(runs)
@@ -63,7 +63,8 @@ class Contamination:
         return int((self._index[places] == runs).sum()) >= self._settings.hits
 
 
-def _strings_of(source: str) -> Iterator[str]:
+def strings_of(source: str) -> Iterator[str]:
+    """Stream the texts of a source; of rows, all strings in them."""
     if source.startswith(DATASET):
         yield from read_documents([source])
         return

@@ -2,15 +2,23 @@
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.load import load_model
+from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.errors import LeptaError
 from lepta.training.split import parts_of
 from lepta.training.trainable import ADAPTER
+from lepta.vocabulary.source import open_tokenizer
+
+PROBE = 64  # tokens that merged and unmerged model are compared on
+LARGEST_ERROR = 1e-4  # of a logit in float32, of the size of the largest one if that is above 1
+LARGEST_ROUNDING = 0.1  # the same where weights are stored in 16 bits
 
 
 def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkpoint) -> dict[str, ComputedRows]:
@@ -57,9 +65,64 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
             name = _known(f"{path}.weight", source)
             rows = source.rows_of(name)
             result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
+        if ADAPTER in getattr(module, "lora_embedding_A", {}):
+            up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}") for factor in ("A", "B"))
+            rows = source.rows_of(source.input_name)
+            scaled = up.T * module.scaling[ADAPTER]
+            result[source.input_name] = ComputedRows(rows.shape, partial(_added, rows, scaled, down.T))
     for name, tensor in left.items():
         result[_known(name, source)] = ComputedRows.of(tensor)
     return result
+
+
+def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> float:
+    """Write a model folder with what training changed in its weights, and check it.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        That was trained.
+    weights : dict
+        As for `changed_tensors`.
+    source : Path
+        Folder that it was loaded from.
+    folder : Path
+        Existing folder for the result.
+
+    Returns
+    -------
+    float
+        See `merged_error`.
+    """
+    checkpoint = Checkpoint(source)
+    write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(source), folder)
+    return merged_error(model, folder)
+
+
+@torch.no_grad()
+def merged_error(model: Any, folder: Path) -> float:
+    """Largest difference between the logits of the model that was trained and of the one that was written.
+
+    Raises
+    ------
+    LeptaError
+        If it is more than rounding explains.
+    """
+    checkpoint = Checkpoint(folder)
+    low = {entry.dtype for entry in checkpoint.entries.values()} != {"F32"} or _low_dtype(model) is not None
+    ids = torch.linspace(0, checkpoint.rows - 1, PROBE).long()[None].to(model.device)
+    merged = load_model(folder, torch.float32)
+    with torch.autocast(model.device.type, _low_dtype(model), enabled=_low_dtype(model) is not None):
+        before = model(input_ids=ids).logits.float()
+    after = merged(input_ids=ids).logits
+    error = float((before - after).abs().max())
+    if error > (LARGEST_ROUNDING if low else LARGEST_ERROR) * max(1.0, float(before.abs().max())):
+        raise LeptaError(f"{folder}: the merged model's logits differ from the trained one's by {error:.3g}")
+    return error
+
+
+def _low_dtype(model: Any) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
 
 
 def _replaced(stored: Rows, parts: list[tuple[int, torch.Tensor]], rows: slice) -> torch.Tensor:

@@ -20,6 +20,7 @@ from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors
+from lepta.training.settings import TuneSettings
 from lepta.training.trainable import make_trainable
 from lepta.training.trainer import Examples, Run, Trained, Watch, train
 from lepta.vocabulary.source import open_tokenizer
@@ -103,7 +104,7 @@ def pretrain(
     return train(model, examples, sizes, pad_id, work, "continued pre-training", run, watch)
 
 
-def products_dtype(settings: PretrainSettings) -> torch.dtype:
+def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
     """Precision of the body's products: bfloat16 on a GPU that has it, float32 on a CPU, or as the settings say.
 
     Without bfloat16 instructions, products in bfloat16 are about 200 times slower than in float32.
@@ -115,7 +116,7 @@ def products_dtype(settings: PretrainSettings) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def load_for_training(folder: Path, settings: PretrainSettings) -> Any:
+def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -> Any:
     """Load a model with its body in the precision of the settings; weights that train become float32 later."""
     dtype = products_dtype(settings)
     if settings.trains == "full":

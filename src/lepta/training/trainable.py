@@ -1,5 +1,6 @@
 """What trains: rows of the embeddings, low-rank changes of the body, or everything (paper 2.1.3 and 2.4.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from lepta.errors import LeptaError
-from lepta.recipe import Lora, PretrainSettings
+from lepta.recipe import PretrainSettings
+from lepta.training.settings import Lora, TuneSettings
 from lepta.training.split import parts_of, split_rows
 
 ADAPTER = "default"  # peft's own name for an adapter
@@ -60,6 +62,25 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         new.requires_grad_(True)
         for part in old:
             part.requires_grad_(settings.trains != "new-rows")
+    _give_masters(model)
+    return _groups(model, ends, rates, settings.weight_decay)
+
+
+def make_tunable(model: Any, settings: TuneSettings) -> list[dict[str, Any]]:
+    """As `make_trainable`, for tuning on conversations: all that trains has one rate."""
+    model.requires_grad_(settings.trains == "full")
+    if settings.trains != "full":
+        add_lora(model, settings.lora, of_embeddings=settings.trains != "embeddings+lora")
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    for module in {"lora+head": [head], "embeddings+lora": [embeddings, head]}.get(settings.trains, []):
+        module.weight.requires_grad_(True)  # peft has frozen all but its own
+    _give_masters(model)
+    rates = Rates(settings.learning_rate, settings.learning_rate, settings.learning_rate)
+    return _groups(model, (model.get_input_embeddings(), model.get_output_embeddings()), rates, settings.weight_decay)
+
+
+def _give_masters(model: Any) -> None:
+    """Make float32 of what trains; embeddings that became float32 give the body what it computes in."""
     compute_dtype = next(
         (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), torch.float32
     )
@@ -67,8 +88,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if compute_dtype != torch.float32:
-        ends[0].register_forward_hook(lambda module, inputs, rows: rows.to(compute_dtype))
-    return _groups(model, ends, rates, settings.weight_decay)
+        model.get_input_embeddings().register_forward_hook(lambda module, inputs, rows: rows.to(compute_dtype))
 
 
 def _groups(model: Any, ends: tuple[Any, Any], rates: Rates, weight_decay: float) -> list[dict[str, Any]]:
@@ -87,20 +107,66 @@ def _groups(model: Any, ends: tuple[Any, Any], rates: Rates, weight_decay: float
     return list(groups.values())
 
 
-def add_lora(model: Any, lora: Lora) -> None:
-    """Put low-rank layers beside the linear layers of a model's body, in place."""
-    from peft import LoraConfig, inject_adapter_in_model
+def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
+    """Put low-rank layers beside the linear layers of a model's body, in place, and freeze all else.
 
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, bias="none"
-    )
+    Parameters
+    ----------
+    model : transformers causal LM
+    lora : Lora
+    of_embeddings : bool
+        The targets may name the input embeddings too, if they are not tied to the head.
+    """
+    from peft import inject_adapter_in_model
+
+    config = lora_config(model, lora, of_embeddings)
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-        )
-        raise LeptaError(f"pretrain.lora.targets: {error}; linear layers here: {', '.join(linear)}") from error
+        raise LeptaError(f"lora.targets: {error}; linear layers here: {', '.join(_linear(model))}") from error
+
+
+def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
+    """The settings as peft's; parameters are those of `add_lora`.
+
+    Raises
+    ------
+    LeptaError
+        If there are no such layers, or what is named is trained otherwise.
+    """
+    from peft import LoraConfig
+
+    head, embeddings, layers = model.get_output_embeddings(), model.get_input_embeddings(), None
+    if lora.layers is not None:
+        number = model.config.get_text_config().num_hidden_layers
+        if wrong := [layer for layer in lora.layers if not -number <= layer < number]:
+            raise LeptaError(f"lora.layers: no layer {wrong[0]}; this model has {number}, from 0 or -{number} on")
+        layers = sorted({layer % number for layer in lora.layers})
+    targets = _linear(model) if lora.targets == "all-linear" else lora.targets
+    if named := _names(model, lambda module: module is head) & set(targets):
+        raise LeptaError(f"lora.targets: {named.pop()} is the head; to train it give trains: lora+head")
+    whole = not of_embeddings or embeddings.weight is head.weight
+    if whole and (named := _names(model, lambda module: module is embeddings) & set(targets)):
+        raise LeptaError(f"lora.targets: {named.pop()} is trained whole or tied to the head; leave it out here")
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=layers,
+        bias="none",
+    )
+
+
+def _linear(model: Any) -> list[str]:
+    """Names of the linear layers of the body."""
+    head = model.get_output_embeddings()
+    return sorted(_names(model, lambda module: isinstance(module, torch.nn.Linear) and module is not head))
+
+
+def _names(model: Any, chosen: Callable[[torch.nn.Module], bool]) -> set[str]:
+    """Last parts of the names of some modules."""
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if chosen(module)}
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:

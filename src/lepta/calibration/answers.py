@@ -1,0 +1,71 @@
+"""The original model answers the prompts; each answer is on disk as soon as it is there."""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from lepta.calibration.prompts import Prompt
+from lepta.calibration.rows import Rows
+from lepta.calibration.writers import Refusal, Sampling, Writer
+from lepta.progress import progress
+
+
+def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, rows: Rows) -> None:
+    """Answer the prompts that have no row yet.
+
+    Parameters
+    ----------
+    prompts : iterable of Prompt
+        Streamed.
+    writer : Writer
+    sampling : Sampling
+    rows : Rows
+        A row for each: `id`, `messages`, and `answers` or the reason of a refusal as `refused`.
+
+    Raises
+    ------
+    LeptaError
+        If the writer cannot go on; rows that were written stay.
+    """
+    started, tokens = time.monotonic(), 0
+    left = (prompt for prompt in prompts if prompt.id not in rows.done)
+    with progress("answers", None) as bar:
+        while part := list(itertools.islice(left, writer.at_once)):
+            written = writer.write([prompt.messages for prompt in part], sampling)
+            rows.add([_row(prompt, answers) for prompt, answers in zip(part, written, strict=True)])
+            tokens += sum(a.tokens for answers in written if not isinstance(answers, Refusal) for a in answers)
+            bar.set(len(rows.done), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+
+
+def _row(prompt: Prompt, answers: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": prompt.id, "messages": list(prompt.messages)}
+    if isinstance(answers, Refusal):
+        return row | {"refused": answers.reason}
+    return row | {"answers": [asdict(answer) for answer in answers]}
+
+
+def fault(answer: dict[str, Any]) -> str | None:
+    """Why an answer cannot be learned from, whatever a judge would say: `empty` or `unfinished`; None if it can."""
+    if not answer["text"]:
+        return "empty"
+    return None if answer["whole"] else "unfinished"
+
+
+def count_answers(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Prompts by what became of them, and the tokens that were written.
+
+    `answered` have an answer that can be learned from, `empty` and `unfinished` only such ones, `refused` none.
+    """
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts["prompts"] += 1
+        if "refused" in row:
+            counts["refused"] += 1
+            continue
+        faults = [fault(answer) for answer in row["answers"]]
+        counts["answered" if None in faults else str(faults[0])] += 1
+        counts["answer_tokens"] += sum(answer["tokens"] for answer in row["answers"])
+    return {name: counts[name] for name in ("prompts", "answered", "refused", "empty", "unfinished", "answer_tokens")}

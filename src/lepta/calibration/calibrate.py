@@ -1,0 +1,249 @@
+"""Self-calibration in stages: the original model answers, a judge grades, examples are chosen, the model is trained.
+
+Each stage is a folder, so that other settings of one do not cost what the stages before it have done.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lepta.calibration.answers import count_answers, write_answers
+from lepta.calibration.copies import copy_examples
+from lepta.calibration.judge import count_grades, grade_answers, load_rubric
+from lepta.calibration.mix import kept_answers
+from lepta.calibration.prompts import read_prompts
+from lepta.calibration.rows import Rows, stored_rows
+from lepta.calibration.settings import AnswerSettings, CalibrateSettings
+from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
+from lepta.checkpoints.folder import MODEL_FILES
+from lepta.checkpoints.load import load_model, load_tokenizer, opened
+from lepta.errors import LeptaError
+from lepta.locate import locate, read_json
+from lepta.pipeline import CHECKPOINTS, MANIFEST, Stage, write_json
+from lepta.training.conversations import read_conversations
+from lepta.training.distributed import processes
+from lepta.training.tune import CURVE, tune_folder
+
+ANSWERS, GRADES, EXAMPLES, SHOWN = "answers.jsonl", "grades.jsonl", "examples.jsonl", "shown.jsonl"
+SELF = "original"  # as a judge: the model that answers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is: a source of files, a folder that a stage makes, or its name on an OpenAI-compatible server.
+
+    Attributes
+    ----------
+    model : str or Path
+    server : str or None
+        Address up to and with `/v1`.
+    """
+
+    model: str | Path
+    server: str | None = None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Its files, as the input of a stage; none if it is on a server."""
+        if self.server:
+            return {}
+        return {"model": self.model if isinstance(self.model, Path) else locate(self.model, hub_files=MODEL_FILES)}
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What else tells it: what weights a server has cannot be seen from here."""
+        return {"server": self.server, "model": str(self.model)} if self.server else {}
+
+
+@contextmanager
+def opened_writer(place: Place, settings: AnswerSettings) -> Iterator[Writer]:
+    """A model that answers, wherever it is."""
+    if place.server:
+        yield ServerWriter(place.server, str(place.model))
+        return
+    with opened(place.model) as checkpoint:
+        model, tokenizer = load_model(checkpoint.folder), load_tokenizer(checkpoint.folder)
+        yield LocalWriter(model, tokenizer, settings.context, settings.batch)
+
+
+def judge_place(settings: CalibrateSettings, original: Place) -> Place | None:
+    """Where the judge is; None if there is none."""
+    if settings.judge is None:
+        return None
+    if settings.judge.server:
+        return Place(settings.judge.server_model or "", settings.judge.server)
+    return original if settings.judge.model == SELF else Place(settings.judge.model or "")
+
+
+def calibration_stages(
+    out: Path,
+    name_of: Callable[[str], str],
+    propagated: Path,
+    original: Place,
+    settings: CalibrateSettings,
+    apart_from: Sequence[str],
+    seed: int,
+) -> list[Stage]:
+    """The stages `answers`, `grades` (if there is a judge), `examples` and `model`.
+
+    Parameters
+    ----------
+    out : Path
+        Folder that holds a folder for each stage.
+    name_of : callable
+        Names of the stages.
+    propagated : Path
+        Model to train.
+    original : Place
+        The instruct model with its own vocabulary.
+    settings : CalibrateSettings
+    apart_from : sequence of str
+        Text that copies must not be from, unless the settings say otherwise.
+    seed : int
+    """
+    answers, grades, examples = (out / name_of(part) for part in ("answers", "grades", "examples"))
+    judge = judge_place(settings, original)
+    apart = settings.copies.apart_from if settings.copies.apart_from is not None else list(apart_from)
+    asked = {**settings.answers.model_dump(), **settings.model_dump(include={"limit", "shown"}), **original.key}
+    stages = [
+        Stage(
+            name_of("answers"),
+            original.inputs,
+            {"seed": seed, **asked},
+            partial(make_answers, original, settings, seed),
+            {"prompts": settings.prompts} if settings.prompts else {},
+        )
+    ]
+    if settings.judge is not None and judge is not None and settings.prompts:
+        key = {**settings.judge.model_dump(exclude={"keep"}), **judge.key, "rubric": load_rubric().version}
+        run = partial(make_grades, answers, judge, settings, seed)
+        stages.append(Stage(name_of("grades"), {"answers": answers, **judge.inputs}, {"seed": seed, **key}, run))
+    copies = settings.copies
+    texts = {
+        label: names for label, names in (("copies", copies.text), ("apart from", apart)) if copies.number and names
+    }
+    made_of = {"answers": answers} | ({"grades": grades} if len(stages) > 1 else {})
+    key = {"seed": seed, "keep": settings.judge.keep if settings.judge else None}
+    key |= copies.model_dump(exclude={"text", "apart_from"})
+    stages.append(
+        Stage(name_of("examples"), made_of, key, partial(make_examples, made_of, settings, apart, seed), texts)
+    )
+    stages.append(
+        Stage(
+            name_of("model"),
+            {"propagated": propagated, "examples": examples},
+            {"seed": seed, **settings.tune.model_dump()},
+            partial(make_model, propagated, examples, settings, seed),
+            together=True,
+        )
+    )
+    return stages
+
+
+def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
+    """Have the original model answer the prompts; the first few are put aside, to see later what is written to them.
+
+    Returns
+    -------
+    dict
+        How many prompts were read and why some were left out, and how many were answered.
+
+    Raises
+    ------
+    LeptaError
+        If the server or a file cannot be read; what was answered stays in `folder`.
+    """
+    rows, counts = Rows(folder / CHECKPOINTS / ANSWERS), Counter[str]()
+    prompts = read_prompts(settings.prompts, settings.limit, counts)
+    shown = [{"id": prompt.id, "messages": prompt.messages} for prompt in itertools.islice(prompts, settings.shown)]
+    asked = settings.answers
+    sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed)
+    if settings.prompts:
+        with opened_writer(original, asked) as writer:
+            write_answers(prompts, writer, sampling, rows)
+    _write_rows(folder / SHOWN, shown)
+    rows.file.replace(folder / ANSWERS)
+    read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}
+    return {**read, "shown": len(shown), "answers": count_answers(stored_rows(folder / ANSWERS))}
+
+
+def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
+    """Have a judge grade the answers.
+
+    Returns
+    -------
+    dict
+        How many were graded and how, and how far repeated grades agree.
+    """
+    assert settings.judge is not None
+    rows = Rows(folder / CHECKPOINTS / GRADES)
+    with opened_writer(judge, settings.answers) as writer:
+        grade_answers(stored_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
+    rows.file.replace(folder / GRADES)
+    counts = count_grades(stored_rows(folder / GRADES), settings.judge.keep)
+    return {"judge": str(judge.model), "rubric": load_rubric().version, **counts}
+
+
+def make_examples(
+    made_of: dict[str, Path], settings: CalibrateSettings, apart: Sequence[str], seed: int, folder: Path
+) -> dict[str, Any]:
+    """Choose the answers to learn from, and mix them with copies.
+
+    Returns
+    -------
+    dict
+        How many answers were kept, why others were not, and how many texts were copied.
+
+    Raises
+    ------
+    LeptaError
+        If nothing is left to learn from.
+    """
+    copies, copied = copy_examples(settings.copies, apart, seed)
+    answers = stored_rows(made_of["answers"] / ANSWERS)
+    grades = stored_rows(made_of["grades"] / GRADES) if "grades" in made_of else None
+    chosen = Counter[str]()
+    kept = kept_answers(answers, grades, settings.judge.keep if settings.judge else 1, chosen)
+    repeated = ({"id": f"copy-{n}", "kind": "copy", "messages": messages} for n, messages in enumerate(copies))
+    _write_rows(folder / EXAMPLES, itertools.chain(kept, repeated))
+    if not chosen["kept"] + len(copies):
+        graded = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in chosen.items())
+        raise LeptaError(
+            f"calibrate: nothing to learn from: no answer was kept ({graded or 'none was whole'}), no copies"
+        )
+    left_out = {name: chosen[name] for name in ("low_grades", "unreadable_grades")} if grades else {}
+    return {"kept": chosen["kept"], **left_out, **copied, "examples": chosen["kept"] + len(copies)}
+
+
+def make_model(
+    propagated: Path, examples: Path, settings: CalibrateSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train the propagated model on the examples, and write it as a plain model folder.
+
+    Returns
+    -------
+    dict
+        See `tune_folder`.
+    """
+    source = examples / EXAMPLES
+    facts, curve = tune_folder(propagated, read_conversations([str(source)]), settings.tune, seed, folder)
+    if processes().is_main_process:
+        write_json(folder / CURVE, {"curve": curve})
+    return facts
+
+
+def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
+    """What all stages counted, by stage."""
+    manifests = {part: out / name_of(part) / MANIFEST for part in ("answers", "grades", "examples", "model")}
+    return {part: read_json(file)["facts"] for part, file in manifests.items() if file.is_file()}
+
+
+def _write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,108 @@
+"""What calibration did: text of both languages, the benchmark's copy tasks, and how answers are written."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.corpus import read_documents
+from lepta.darumeru.runner import run
+from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.evaluation.bits import WINDOW, score_text, windows
+from lepta.evaluation.generation import chat_prompt, generate
+from lepta.pipeline import write_json
+from lepta.report.page import render
+from lepta.settings import Section
+from lepta.training.conversations import Message
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import new_ids
+
+COPY_TASKS = ("copy_sentence_ru", "copy_paragraph_ru", "copy_sentence_en", "copy_paragraph_en")
+TEMPLATE, EFFECT = "calibration.html.j2", "effect.json"
+
+
+class EffectSettings(Section):
+    """What is measured before and after."""
+
+    target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")
+    source: list[str] = Field(default_factory=list, description="Held-out text of the language the model knows")
+    characters: int = Field(10_000, ge=100, description="Of each")
+    tasks: list[str] = Field(default_factory=lambda: list(COPY_TASKS), description="Of Darumeru")
+    benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
+    limit: int | None = Field(None, ge=1, description="Rows of each task")
+    max_tokens: int = Field(64, ge=1, description="Of answers that are shown")
+
+
+def measure_effect(
+    models: Mapping[str, Path],
+    original: Path | None,
+    prompts: Sequence[Sequence[Message]],
+    settings: EffectSettings,
+    data: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Measure models one after the other and write `effect.json` and `report.html`.
+
+    Parameters
+    ----------
+    models : mapping
+        Name -> model folder, as the report shows them.
+    original : Path or None
+        Model or tokenizer with the original vocabulary, to tell which tokens are new.
+    prompts : sequence of conversations
+        Answered by each model, to be read side by side.
+    settings : EffectSettings
+    data : mapping
+        Facts of the data and of the training, for the report.
+    folder : Path
+        Existing folder.
+
+    Returns
+    -------
+    dict
+        Name of the model -> `bits_per_byte` of each language, `tasks` (score with its interval), `new_token_share`,
+        `answers`.
+    """
+    texts = {
+        language: windows(list(read_documents(sources)), WINDOW, settings.characters)
+        for language, sources in (("target", settings.target), ("source", settings.source))
+        if sources
+    }
+    found = {}
+    for name, place in models.items():
+        model, tokenizer = load_model(place), load_tokenizer(place)
+        new = None
+        if original is not None:
+            ids = new_ids(open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary())
+            new = frozenset(ids.tolist()) if len(ids) else None
+        scores = {
+            language: score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
+            for language, text in texts.items()
+        }
+        tasks: dict[str, Any] = {}
+        if settings.tasks:
+            backend = TransformersBackend(model, tokenizer, name)
+            place_of_samples = folder / "samples" / name
+            summary = run(backend, settings.benchmark, place_of_samples, settings.tasks, limit=settings.limit)
+            tasks = {
+                task: asdict(part.score) | {"samples": part.samples, "parts": part.parts}
+                for task, part in summary.tasks.items()
+            }
+        asked = [chat_prompt(tokenizer, messages) for messages in prompts]
+        written = generate(model, tokenizer, asked, settings.max_tokens, f"{name}, answers")
+        found[name] = {
+            "bits_per_byte": scores,
+            "tasks": tasks,
+            "new_token_share": written.share_of(new) if asked else None,
+            "answers": written.texts,
+        }
+        del model, tokenizer
+        gc.collect()
+    effect = {"models": found, "prompts": [messages[-1]["content"] for messages in prompts], **data}
+    write_json(folder / EFFECT, effect)
+    (folder / "report.html").write_text(render(TEMPLATE, effect), encoding="utf-8", errors="replace")
+    return found

@@ -1,0 +1,180 @@
+"""A judge grades answers from 1 to 5 for grammar and relevance, against a rubric with a version."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from lepta.calibration.answers import fault
+from lepta.calibration.rows import Rows
+from lepta.calibration.settings import JudgeSettings
+from lepta.calibration.writers import Refusal, Sampling, Writer
+from lepta.progress import progress
+from lepta.training.conversations import Message
+
+SCALES = ("grammar", "relevance")
+THOUGHT = re.compile(r"(?s).*</think>")
+GRADE = {scale: re.compile(rf"(?i)\b{scale}\b[\s\"'*:=_-]{{1,8}}(?P<grade>\d+(?:[.,]\d+)?)") for scale in SCALES}
+SECOND_LOOK = 0.7  # temperature of repeated questions: a greedy judge would only repeat itself
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """What a judge is asked, with its version."""
+
+    version: int
+    question: str
+    again: str
+
+    def conversation(self, messages: Sequence[Message], answer: str) -> list[Message]:
+        """What the judge is asked about an answer; one turn, for templates that know no system prompt."""
+        shown = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        text = self.question.replace("{answer}", answer, 1).replace("{conversation}", shown, 1)
+        return [{"role": "user", "content": text.strip()}]
+
+
+def load_rubric() -> Rubric:
+    """The rubric of this version of LEPTA."""
+    file = resources.files("lepta") / "data" / "calibration" / "rubric.yaml"
+    return Rubric(**yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def read_grades(reply: str) -> dict[str, int] | None:
+    """The grades in a judge's reply, also one that has prose around them.
+
+    Returns
+    -------
+    dict or None
+        A whole number from 1 to 5 for each scale; None if one is missing, no such number, or said in several ways.
+    """
+    text, grades = THOUGHT.sub("", reply), {}
+    for scale, pattern in GRADE.items():
+        found = {match["grade"] for match in pattern.finditer(text)}
+        if len(found) != 1 or (grade := found.pop()) not in {"1", "2", "3", "4", "5"}:
+            return None
+        grades[scale] = int(grade)
+    return grades
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One answer to be graded: `key` names the row, `number` the answer in it."""
+
+    key: str
+    number: int
+    messages: list[Message]
+
+
+def grade_answers(
+    answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, grades: Rows
+) -> None:
+    """Grade the answers that can be learned from and have no grades yet.
+
+    Parameters
+    ----------
+    answers : iterable of dict
+        Rows as `write_answers` writes them.
+    judge : Writer
+    settings : JudgeSettings
+    seed : int
+    grades : Rows
+        A row for each prompt with such answers: `id`, `grades` (for each answer its grades, or None if it cannot be
+        learned from, or {"unreadable": what the judge said}), and `again` for those that are graded twice.
+
+    Raises
+    ------
+    LeptaError
+        If the judge cannot be reached; rows that were written stay.
+    """
+    rubric = load_rubric()
+    left = (row for row in answers if row["id"] not in grades.done and _gradable(row))
+    with progress("grades", None) as bar:
+        while part := list(itertools.islice(left, judge.at_once)):
+            asked = [
+                _Question(row["id"], number, rubric.conversation(row["messages"], row["answers"][number]["text"]))
+                for row in part
+                for number in _gradable(row)
+            ]
+            first = _grade(asked, judge, settings, rubric, seed, greedy=True)
+            twice = [question for question in asked if _drawn(question.key, settings.repeat_share)]
+            second = _grade(twice, judge, settings, rubric, seed + 1, greedy=False)
+            rows = []
+            for row in part:
+                found = [first.get((row["id"], number)) for number in range(len(row["answers"]))]
+                again = [second.get((row["id"], number)) for number in range(len(row["answers"]))]
+                rows.append({"id": row["id"], "grades": found} | ({"again": again} if any(again) else {}))
+            grades.add(rows)
+            bar.set(len(grades.done))
+
+
+def _gradable(row: dict[str, Any]) -> list[int]:
+    return [number for number, answer in enumerate(row.get("answers", [])) if fault(answer) is None]
+
+
+def _drawn(key: str, share: float) -> bool:
+    """Whether a row is among the share that is graded twice: decided by its id, so by no order of work."""
+    return int(key[:8], 16) < share * (1 << 32)
+
+
+def _grade(
+    questions: Sequence[_Question], judge: Writer, settings: JudgeSettings, rubric: Rubric, seed: int, greedy: bool
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Ask until the grades can be read, up to so many times."""
+    grades: dict[tuple[str, int], dict[str, Any]] = {}
+    left = [(question, question.messages) for question in questions]
+    for tried in range(settings.tries):
+        if not left:
+            break
+        temperature = 0.0 if greedy and not tried else SECOND_LOOK
+        sampling = Sampling(settings.max_tokens, temperature=temperature, seed=seed + 1000 * tried)
+        replies = judge.write([messages for _, messages in left], sampling)
+        unread = []
+        for (question, _), reply in zip(left, replies, strict=True):
+            said = reply.reason if isinstance(reply, Refusal) else reply[0].text
+            found = None if isinstance(reply, Refusal) else read_grades(said)
+            grades[question.key, question.number] = dict(found) if found else {"unreadable": said[:200]}
+            if not found and not isinstance(reply, Refusal):
+                turns = [("assistant", said or "..."), ("user", rubric.again)]
+                more = [{"role": role, "content": text} for role, text in turns]
+                unread.append((question, [*question.messages, *more]))
+        left = unread
+    return grades
+
+
+def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:
+    """How many answers were graded, how often each grade was given, and how far repeated grades agree."""
+    counts: Counter[str] = Counter()
+    given = {scale: Counter[int]() for scale in SCALES}
+    for row in grades:
+        for grade in filter(None, row["grades"]):
+            readable = "unreadable" not in grade
+            counts["graded" if readable else "unreadable"] += 1
+            for scale in SCALES if readable else ():
+                given[scale][grade[scale]] += 1
+        for one, other in _pairs(row):
+            counts["twice"] += 1
+            counts["same"] += one == other
+            counts["within_one"] += all(abs(one[scale] - other[scale]) <= 1 for scale in SCALES)
+            counts["same_decision"] += good(one, keep) == good(other, keep)
+    facts: dict[str, Any] = {name: counts[name] for name in ("graded", "unreadable")}
+    facts |= {scale: {str(grade): given[scale][grade] for grade in range(1, 6)} for scale in SCALES}
+    shares = {name: round(counts[name] / counts["twice"], 4) for name in _AGREEMENT} if counts["twice"] else {}
+    return facts | {"agreement": {"graded_twice": counts["twice"], **shares}}
+
+
+_AGREEMENT = ("same", "within_one", "same_decision")
+
+
+def _pairs(row: dict[str, Any]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    both: Iterable[tuple[Any, Any]] = zip(row["grades"], row.get("again", ()), strict=False)
+    return ((one, other) for one, other in both if one and other and "unreadable" not in {*one, *other})
+
+
+def good(grade: dict[str, int], keep: int) -> bool:
+    """Whether both grades are at least so high."""
+    return min(grade[scale] for scale in SCALES) >= keep

@@ -1,0 +1,48 @@
+"""Prompts of instruction sets, streamed, each once."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lepta.training.conversations import Message, read_conversations
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to the user's last turn; its id is a hash of it."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+def read_prompts(sources: Sequence[str], limit: int | None, counts: Counter[str]) -> Iterator[Prompt]:
+    """Stream the different prompts of files of conversations, without the answers that follow them.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        See `read_conversations`.
+    limit : int or None
+        Only the first so many.
+    counts : Counter
+        `read`, `duplicate` and `no_question` are counted in it, and `prompts`.
+    """
+    seen: set[bytes] = set()
+    for messages in read_conversations(sources):
+        if limit is not None and counts["prompts"] >= limit:
+            return
+        counts["read"] += 1
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages or not messages[-1]["content"].strip():
+            counts["no_question"] += 1
+            continue
+        digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=12)
+        if digest.digest() in seen:
+            counts["duplicate"] += 1
+            continue
+        seen.add(digest.digest())
+        counts["prompts"] += 1
+        yield Prompt(digest.hexdigest(), tuple(messages))

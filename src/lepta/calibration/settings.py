@@ -1,0 +1,97 @@
+"""What a user may say about self-calibration; defaults are the paper's (2.4.2) where it names them."""
+
+from pydantic import Field, model_validator
+
+from lepta.settings import Section
+from lepta.training.settings import Lora, TuneSettings
+
+
+class AnswerSettings(Section):
+    """How the original model answers."""
+
+    samples: int = Field(1, ge=1, description="Answers to each prompt; the best graded one is taken")
+    temperature: float = Field(0.0, ge=0, description="0: greedy (paper); several samples need more")
+    max_tokens: int = Field(1024, ge=1, description="An answer that has not ended by then is not learned from")
+    context: int = Field(4096, ge=16, description="Most tokens of prompt and answer")
+    batch: int = Field(8, ge=1, description="Prompts that a local model answers at once")
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "AnswerSettings":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples: several greedy answers are all the same; give a temperature above 0")
+        return self
+
+
+class JudgeSettings(Section):
+    """Who grades the answers, from 1 to 5 for grammar and for relevance."""
+
+    model: str | None = Field(None, description="A local model; original: the one that answers")
+    server: str | None = Field(None, description="Address of an OpenAI-compatible server, up to and with /v1")
+    server_model: str | None = Field(None, description="The judge's name there")
+    keep: int = Field(4, ge=1, le=5, description="Answers are kept with both grades at least so high")
+    tries: int = Field(3, ge=1, description="Times that a judge is asked until its grades can be read")
+    repeat_share: float = Field(0.1, ge=0, le=1, description="Share of answers graded a second time, for agreement")
+    max_tokens: int = Field(128, ge=8)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "JudgeSettings":
+        if (self.model is None) == (self.server is None):
+            raise ValueError("give either `model` or `server`")
+        if self.server and not self.server_model:
+            raise ValueError("server_model: missing; the judge's name on the server")
+        return self
+
+
+class CopySettings(Section):
+    """Examples that ask to repeat a text: they force the new tokens to be used."""
+
+    text: list[str] = Field(default_factory=list, description="Text sources to draw from")
+    number: int = Field(10_000, ge=0)
+    characters: int = Field(2000, ge=100, description="Longest text to repeat")
+    language: str = Field("ru", description="Of the request; or write `prompts`")
+    prompts: list[str] = Field(default_factory=list, description="Requests with {text} in them")
+    apart_from: list[str] | None = Field(
+        None,
+        description="Texts with which copies share no run of `ngram` words; default: training text and benchmark",
+    )
+    ngram: int = Field(13, ge=2)
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "CopySettings":
+        if wrong := [prompt for prompt in self.prompts if "{text}" not in prompt]:
+            raise ValueError(f"prompts: no {{text}} in {wrong[0]!r}")
+        return self
+
+
+def calibration_tuning() -> TuneSettings:
+    """The paper's: rank 8, alpha 1, first and last layer, embeddings and head whole."""
+    return TuneSettings(
+        trains="embeddings+lora",
+        lora=Lora(rank=8, alpha=1, layers=[0, -1]),
+        learning_rate=2.5e-5,
+        weight_decay=0.1,
+        batch=64,
+        max_length=8096,
+    )
+
+
+class CalibrateSettings(Section):
+    """Self-calibration of propagated variants."""
+
+    prompts: list[str] = Field(
+        default_factory=list, description="Files of conversations; the last answer of each is left out"
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first so many different prompts")
+    shown: int = Field(8, ge=0, description="Prompts put aside, to compare how models answer them")
+    answers: AnswerSettings = Field(default_factory=AnswerSettings)
+    judge: JudgeSettings | None = Field(None, description="Default: none, all answers that came to an end are kept")
+    copies: CopySettings = Field(default_factory=lambda: CopySettings(number=0))
+    tune: TuneSettings = Field(default_factory=calibration_tuning)
+
+    @model_validator(mode="after")
+    def _copies_have_text(self) -> "CalibrateSettings":
+        if self.copies.number and not self.copies.text:
+            raise ValueError("copies.text: at least one text source is needed")
+        if not self.copies.number and not self.prompts:
+            raise ValueError("prompts: at least one file is needed, or copies")
+        return self

@@ -1,0 +1,254 @@
+"""Conversations into training examples, streamed to disk: the loss counts what the assistant says, turn by turn."""
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepta.corpus import text_files
+from lepta.errors import LeptaError
+from lepta.formats import ROW_SUFFIXES, read_rows
+from lepta.pipeline import write_json
+from lepta.progress import progress
+from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
+from lepta.training.loss import IGNORED
+
+Message = dict[str, str]
+COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it
+COUNTS = "counts.json"
+
+
+def read_conversations(sources: Iterable[str]) -> Iterator[list[Message]]:
+    """Stream conversations of files and folders of rows: `messages`, or `prompt` and `answer` (and `system`).
+
+    Raises
+    ------
+    LeptaError
+        Naming the file and line of a row that is no conversation.
+    """
+    for source in sources:
+        for file in text_files(source):
+            if not file.name.endswith(ROW_SUFFIXES):
+                raise LeptaError(
+                    f"{file}: no rows; expected conversations in a file ending in {', '.join(ROW_SUFFIXES)}"
+                )
+            for row in read_rows(file):
+                yield messages_of(row.value, row.where)
+
+
+def messages_of(row: dict[str, Any], where: str) -> list[Message]:
+    """The conversation in a row.
+
+    Parameters
+    ----------
+    row : dict
+        `messages`, a list of {"role", "content"}; or `prompt`, with `answer` and `system` if there are.
+    where : str
+        For messages.
+    """
+    messages = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), str):
+        fields = (("system", "system"), ("user", "prompt"), ("assistant", "answer"))
+        messages = [{"role": role, "content": row[field]} for role, field in fields if row.get(field) is not None]
+    try:
+        plain = [{"role": _role(message["role"]), "content": message["content"]} for message in messages or []]
+    except (KeyError, TypeError):
+        plain = []
+    if not plain or not all(isinstance(value, str) for message in plain for value in message.values()):
+        raise LeptaError(
+            f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
+            f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
+        )
+    return plain
+
+
+def _role(name: Any) -> Any:
+    return "assistant" if name == "bot" else name  # as the Saiga sets write it
+
+
+def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[str, list[int]]:
+    """Tokenise a conversation; the loss counts each answer of the assistant and the end of its turn.
+
+    A turn counts only if the conversation up to it, as the model is asked, is how the whole conversation begins: some
+    templates write earlier turns otherwise (without their reasoning).
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer with a chat template
+    messages : sequence of {"role", "content"}
+
+    Returns
+    -------
+    dict
+        `input_ids` and `labels`; no label counts if nothing is to be learned from it.
+
+    Raises
+    ------
+    LeptaError
+        If the template refuses the conversation.
+    """
+    answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
+    whole = _rendered(tokenizer, messages)
+    spans = []
+    for number in answers:
+        before = _rendered(tokenizer, messages[:number], add_generation_prompt=True)
+        through = _rendered(tokenizer, messages[: number + 1]).rstrip("\n")
+        if whole.startswith(through) and through.startswith(before):
+            spans.append((len(before), len(through)))
+    if answers and not spans:
+        raise LeptaError("chat template: no prompt is how the whole conversation begins; it cannot be tuned on")
+    whole = whole[: spans[-1][1]] if spans else whole
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    counted = [any(start < last and end > first for first, last in spans) for start, end in offsets]
+    return {"input_ids": ids, "labels": [token if c else IGNORED for token, c in zip(ids, counted, strict=True)]}
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except Exception as error:  # whatever a template raises
+        raise LeptaError(f"chat template: refuses a conversation ({error})") from error
+
+
+def write_examples(
+    conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path
+) -> tuple[TokenStore, dict[str, int]]:
+    """Tokenise conversations to disk, unless that was done already; those that cannot be learned from are counted.
+
+    Parameters
+    ----------
+    conversations : iterable of conversations
+        Gone through once.
+    tokenizer : transformers tokenizer
+    max_length : int
+        Tokens.
+    folder : Path
+        Two files are written here, the index last.
+
+    Returns
+    -------
+    TokenStore
+        One section for each example; tokens that the loss counts have `COUNTED` set.
+    dict
+        How many conversations were read, and how many were left out as `duplicate`, `refused` by the chat template,
+        `unanswered` or `too_long`; of the rest (`examples`) the tokens and those of answers.
+    """
+    if tokenizer.chat_template is None:
+        raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
+    if not (folder / COUNTS).is_file():
+        _write(conversations, tokenizer, max_length, folder)
+    return TokenStore.open(folder), json.loads((folder / COUNTS).read_bytes())
+
+
+def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    starts, reason = array("q", [0]), ""
+    with (folder / TOKENS).open("wb") as out, progress("conversations", None) as bar:
+        for messages in conversations:
+            counts["conversations"] += 1
+            digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
+            try:
+                example = conversation_example(tokenizer, messages) if digest not in seen else None
+            except LeptaError as error:
+                example, reason = {}, str(error)
+            seen.add(digest)
+            if fault := _fault(example, max_length):
+                counts[fault] += 1
+                continue
+            ids, labels = (np.asarray(example[name], np.int64) for name in ("input_ids", "labels"))  # type: ignore[index]
+            kept = labels != IGNORED
+            out.write((ids.astype(np.uint32) | kept * COUNTED).astype(np.uint32).tobytes())
+            starts.append(starts[-1] + len(ids))
+            counts["answer_tokens"] += int(kept.sum())
+            bar.set(counts["conversations"])
+    names = ("conversations", "duplicate", "refused", "unanswered", "too_long", "answer_tokens")
+    facts = {name: counts[name] for name in names} | {"examples": len(starts) - 1, "tokens": starts[-1]}
+    if not facts["examples"]:
+        left_out = ", ".join(f"{name} {facts[name]}" for name in names[1:5])
+        raise LeptaError(
+            f"tune: none of {facts['conversations']} conversations can be learned from ({left_out})"
+            + (f"; {reason}" if reason else "")
+        )
+    np.save(folder / SECTIONS, np.asarray(starts, np.int64))
+    write_json(folder / COUNTS, facts)
+
+
+def _fault(example: dict[str, list[int]] | None, max_length: int) -> str | None:
+    """Why an example cannot be learned from; None if it can."""
+    if example is None:
+        return "duplicate"
+    if not example:
+        return "refused"
+    if all(label == IGNORED for label in example["labels"]):
+        return "unanswered"
+    return "too_long" if len(example["input_ids"]) > max_length else None
+
+
+class Rows:
+    """Rows of one or more conversations in training order; `rows[n]` is an example for training.
+
+    Attributes
+    ----------
+    members : list of lists of int
+        Numbers of the conversations in each row.
+    sizes : int64 array
+        Tokens of each row.
+    """
+
+    def __init__(self, store: TokenStore, members: list[list[int]]) -> None:
+        self._store, self.members = store, members
+        self.sizes = np.asarray([store.lengths[row].sum() for row in members], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        store = self._store
+        parts = [np.asarray(store.tokens[store.starts[n] : store.starts[n + 1]]) for n in self.members[number]]
+        stored = np.concatenate(parts)
+        ids = (stored & ~COUNTED).astype(np.int64)
+        labels = np.where(stored & COUNTED, ids, IGNORED)
+        if len(parts) == 1:
+            return {"input_ids": ids, "labels": labels, "position_ids": np.arange(len(ids))}
+        labels[np.cumsum([len(part) for part in parts])[:-1]] = IGNORED  # seen by nothing that could tell it
+        return {"input_ids": ids, "labels": labels, "position_ids": np.concatenate([np.arange(len(p)) for p in parts])}
+
+
+def lay_out_rows(
+    store: TokenStore, epochs: int, batch: int, seed: int, length: int | None = None, others: int = 1
+) -> Rows:
+    """Go through all conversations in another random order each time.
+
+    Parameters
+    ----------
+    store : TokenStore
+    epochs, batch : int
+        Rows of a step stand by length, so that little is padded.
+    seed : int
+    length : int, optional
+        Pack conversations into rows of so many tokens; default: one a row.
+    others : int
+        Processes that share a batch: the last one is filled up with the first conversations, to come out even.
+    """
+    generator, rows, lengths = np.random.default_rng(seed), [], store.lengths
+    for _ in range(epochs):
+        numbers = generator.permutation(len(lengths))
+        if length is None:
+            rows += [[int(number)] for number in numbers]
+            continue
+        for start in range(0, len(numbers), WINDOW):
+            window = numbers[start : start + WINDOW]
+            fitted = [window[row].tolist() for row in fit(lengths[window], length)]
+            rows += [fitted[n] for n in generator.permutation(len(fitted))]
+    rows += rows[: -len(rows) % others]
+    for start in range(0, len(rows), batch):
+        rows[start : start + batch] = sorted(rows[start : start + batch], key=lambda row: -int(lengths[row].sum()))
+    return Rows(store, rows)

@@ -1,0 +1,172 @@
+"""A preference step (KTO, DPO, SimPO) by TRL; data and merging are ours."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback
+
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.corpus import text_files
+from lepta.errors import LeptaError
+from lepta.formats import read_rows
+from lepta.pipeline import CHECKPOINTS
+from lepta.training.conversations import messages_of
+from lepta.training.distributed import processes
+from lepta.training.merge import write_merged
+from lepta.training.settings import PreferenceMethod, PreferenceSettings
+from lepta.training.trainable import lora_config, trained_weights
+from lepta.training.trainer import last_checkpoint
+
+Example = dict[str, Any]
+
+
+def read_preferences(sources: Iterable[str], method: PreferenceMethod) -> Iterator[Example]:
+    """Stream examples: `prompt` (a string, or `messages`) with `chosen` and `rejected`, or with `answer` and `label`.
+
+    KTO takes a pair as one good and one bad answer; DPO and SimPO need pairs.
+
+    Raises
+    ------
+    LeptaError
+        Naming the file and line of a row that is no such example.
+    """
+    for source in sources:
+        for file in text_files(source):
+            for row in read_rows(file):
+                yield from _examples(row.value, row.where, method)
+
+
+def _examples(row: dict[str, Any], where: str, method: PreferenceMethod) -> list[Example]:
+    asked = {"messages": row["messages"]} if "messages" in row else {"prompt": row.get("prompt")}
+    prompt = messages_of(asked, where)
+    chosen, rejected, answer, label = (row.get(name) for name in ("chosen", "rejected", "answer", "label"))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if method != "kto":
+            return [{"prompt": prompt, "chosen": _turn(chosen), "rejected": _turn(rejected)}]
+        pair = ((chosen, True), (rejected, False))
+        return [{"prompt": prompt, "completion": _turn(text), "label": good} for text, good in pair]
+    if method == "kto" and isinstance(answer, str) and isinstance(label, bool):
+        return [{"prompt": prompt, "completion": _turn(answer), "label": label}]
+    raise LeptaError(
+        f"{where}: no preference; expected strings 'chosen' and 'rejected'"
+        + (", or 'answer' with a 'label' that is true or false" if method == "kto" else f", which {method} compares")
+        + f"; it has {', '.join(row) or 'no fields'}"
+    )
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def prefer_folder(
+    source: Path, examples: Iterable[Example], settings: PreferenceSettings, seed: int, folder: Path
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Train a tuned model on preferences and write the result as a plain folder.
+
+    Parameters
+    ----------
+    source : Path
+        Model folder.
+    examples : iterable
+        As `read_preferences` gives them.
+    settings : PreferenceSettings
+    seed : int
+    folder : Path
+        Existing folder for the result; checkpoints found in it are resumed from.
+
+    Returns
+    -------
+    facts : dict
+        Examples, how many were left out as `too_long` or `refused` by the template, and the error of merging.
+    curve : list of dict
+        `step`, `loss`, and what TRL says of rewards.
+
+    Raises
+    ------
+    LeptaError
+        If TRL is missing, or no example is left.
+    """
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    counts: Counter[str] = Counter()
+    fitting = [example for example in examples if _fits(example, tokenizer, settings.max_length, counts)]
+    if len(fitting) < settings.micro_batch:
+        raise LeptaError(f"preference: {len(fitting)} examples left of {counts.total()}; expected more")
+    trainer = _trainer(model, tokenizer, fitting, settings, seed, folder / CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
+    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl")
+    curve = [
+        {"step": entry["step"], **{name: float(entry[name]) for name in names if name in entry}}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    model.eval()
+    facts: dict[str, Any] = {"examples": len(fitting), "too_long": counts["too_long"], "refused": counts["refused"]}
+    if processes().is_main_process:
+        facts["merged_error"] = write_merged(model, trained_weights(model), source, folder)
+    processes().wait_for_everyone()
+    return facts, curve
+
+
+def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str]) -> bool:
+    answers = [example[name] for name in ("chosen", "rejected", "completion") if name in example]
+    try:
+        longest = max(
+            len(tokenizer.apply_chat_template([*example["prompt"], *answer], tokenize=True, return_dict=False))
+            for answer in answers
+        )
+    except Exception:  # whatever a template raises
+        counts["refused"] += 1
+        return False
+    counts["too_long" if longest > max_length else "examples"] += 1
+    return longest <= max_length
+
+
+def _trainer(
+    model: Any, tokenizer: Any, examples: list[Example], settings: PreferenceSettings, seed: int, work: Path
+) -> Any:
+    try:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+    except ImportError as error:
+        raise LeptaError(f"preference step: TRL is missing ({error}); pip install 'lepta[preference]'") from error
+    share = settings.batch // processes().num_processes
+    if share % settings.micro_batch:
+        raise LeptaError(f"micro_batch: {settings.micro_batch} does not divide the {share} examples of each process")
+    kinds = {"kto": (KTOConfig, KTOTrainer), "dpo": (DPOConfig, DPOTrainer), "simpo": (CPOConfig, CPOTrainer)}
+    config, trainer = kinds[settings.method]
+    # TRL's CPO adds a loss of its own to SimPO's unless told not to.
+    own = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": settings.gamma}
+    arguments = config(
+        output_dir=str(work),
+        beta=settings.strength,
+        max_length=settings.max_length,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=share // settings.micro_batch,
+        num_train_epochs=settings.epochs,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        logging_steps=1,
+        save_steps=settings.save_every,
+        save_total_limit=1,
+        seed=seed,
+        bf16=next(model.parameters()).dtype == torch.bfloat16,
+        use_cpu=processes().device.type == "cpu",
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        **(own if settings.method == "simpo" else {}),
+    )
+    made = trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=lora_config(model, settings.lora),
+    )
+    made.remove_callback(PrinterCallback)
+    return made

@@ -1,0 +1,77 @@
+"""What a user may say about tuning on conversations, in recipes and commands; defaults are the paper's (2.4.3)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lepta.settings import Section, Sources
+
+BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
+TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
+PreferenceMethod = Literal["kto", "dpo", "simpo"]
+
+
+class Lora(Section):
+    """Low-rank changes of the body's linear layers, merged into them when training ends."""
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Sources | Literal["all-linear"] = Field(
+        "all-linear", description="Names of linear layers, such as q_proj; all-linear: every one but the head"
+    )
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Layers that have them, from 0, or from the end: -1; default: all",
+    )
+
+
+class TuneSettings(Section):
+    """Tuning on conversations (paper 2.4.3): the loss counts what the assistant says."""
+
+    trains: TuneTrains = Field(
+        "lora+head",
+        description="lora: low-rank changes of the body; lora+head: the head too (paper; of a tied model that is its "
+        "embeddings); embeddings+lora: embeddings and head; full: everything",
+    )
+    lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
+    learning_rate: float = Field(5e-5, gt=0, description="Peak rate; a tenth of the steps warms up")
+    weight_decay: float = Field(0.05, ge=0)
+    batch: int = Field(128, ge=1, description="Conversations per step, over all processes; rows if they are packed")
+    micro_batch: int | None = Field(
+        None, ge=1, description="What one process holds at once; default: 4, or the next smaller divisor of its share"
+    )
+    epochs: int = Field(1, ge=1)
+    max_length: int = Field(4096, ge=8, description="Tokens; a longer conversation is left out whole, and counted")
+    packing: bool = Field(False, description="Several conversations to a row of max_length; none sees another")
+    body_dtype: BodyDtype = Field("auto", description="Precision of a frozen body, as in pretrain")
+    gradient_checkpointing: bool = False
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+    report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, ...")
+
+    @model_validator(mode="after")
+    def _whole_body(self) -> "TuneSettings":
+        if self.trains == "full" and self.body_dtype == "4bit":
+            raise ValueError("body_dtype: 4bit weights cannot train; give another `trains`")
+        return self
+
+
+class PreferenceSettings(Section):
+    """A preference step after tuning, through TRL: low-rank changes of the body."""
+
+    method: PreferenceMethod = Field("kto", description="kto: single answers, good or bad; dpo, simpo: pairs")
+    beta: float | None = Field(None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
+    gamma: float = Field(0.6, ge=0, description="simpo: margin of the rewards")
+    lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
+    learning_rate: float = Field(1e-5, gt=0)
+    batch: int = Field(32, ge=2, description="Examples per step, over all processes")
+    micro_batch: int = Field(2, ge=2, description="What one process holds at once; kto compares them with each other")
+    epochs: int = Field(1, ge=1)
+    max_length: int = Field(4096, ge=8, description="Tokens; longer examples are left out whole")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+
+    @property
+    def strength(self) -> float:
+        """Beta, or what it is by default."""
+        return self.beta or {"kto": 0.15, "dpo": 0.1, "simpo": 2.5}[self.method]

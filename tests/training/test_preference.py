@@ -1,0 +1,72 @@
+"""The preference step: each method moves the good answers' odds, and the result is merged and whole."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lepta.errors import LeptaError
+from lepta.training.preference import prefer_folder, read_preferences
+from lepta.training.settings import PreferenceSettings
+
+pytest.importorskip("trl", reason="pip install 'lepta[preference]'")
+PAIRS = [{"prompt": f"Вопрос {n}?", "chosen": "Да, конечно.", "rejected": "Нет и нет."} for n in range(16)]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model_folder, tiny_tokenizer):
+    return tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+
+
+@pytest.fixture
+def pairs(write_lines):
+    return write_lines("pairs.jsonl", [json.dumps(row) for row in PAIRS])
+
+
+@pytest.mark.parametrize("method", ["kto", "dpo", "simpo"])
+def test_good_answers_become_likelier_than_bad_ones(folder, pairs, tmp_path, method):
+    settings = PreferenceSettings(
+        method=method, batch=4, learning_rate=1e-2, lora={"rank": 4, "alpha": 4}, max_length=200
+    )
+    (tmp_path / "out").mkdir()
+    facts, curve = prefer_folder(folder, read_preferences([str(pairs)], method), settings, 1, tmp_path / "out")
+    assert facts["examples"] == (32 if method == "kto" else 16) and facts["merged_error"] < 1e-4
+    assert curve[-1]["rewards/margins"] > curve[0]["rewards/margins"]
+    before, after = (AutoModelForCausalLM.from_pretrained(place) for place in (folder, tmp_path / "out"))
+    ids = torch.arange(100, 140)[None]
+    assert not torch.equal(before(ids).logits, after(ids).logits)
+
+
+def test_rows_that_are_no_preferences(write_lines):
+    single = write_lines("single.jsonl", [json.dumps({"prompt": "Раз", "answer": "Два", "label": True})])
+    (example,) = read_preferences([str(single)], "kto")
+    assert example["label"] is True and example["completion"] == [{"role": "assistant", "content": "Два"}]
+    with pytest.raises(LeptaError, match=r"line 1: no preference; .*'rejected', which dpo compares; it has prompt"):
+        list(read_preferences([str(single)], "dpo"))
+
+
+def test_what_is_too_long_is_left_out_whole(folder, write_lines, tmp_path):
+    rows = [*PAIRS[:3], PAIRS[3] | {"chosen": "слово " * 100}]
+    file = write_lines("pairs.jsonl", [json.dumps(row) for row in rows])
+    settings = PreferenceSettings(method="dpo", batch=2, max_length=150)
+    facts, _ = prefer_folder(folder, read_preferences([str(file)], "dpo"), settings, 1, tmp_path)
+    assert (facts["examples"], facts["too_long"]) == (3, 1)
+    with pytest.raises(LeptaError, match="0 examples left of 4"):
+        prefer_folder(
+            folder, read_preferences([str(file)], "dpo"), settings.model_copy(update={"max_length": 8}), 1, tmp_path
+        )
+
+
+def test_tuning_with_copies_and_a_preference_step(folder, pairs, tmp_path):
+    command = [sys.executable, "-m", "lepta", "tune", "--model", str(folder), "--output", "out", "--json"]
+    command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "16", "--rank", "4", "--max-length", "400"]
+    command += ["--copy-text", "starter:ru/valid", "--copies", "5", "--copy-characters", "100"]
+    command += ["--preference", str(pairs), "--preference-method", "dpo", "--preference-batch", "4"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["copies"]["copied"] == 5 and facts["conversations"] == 55 and facts["preference"]["examples"] == 16
+    assert [path.name for path in tmp_path.iterdir() if path.name != "pairs.jsonl"] == ["out"]

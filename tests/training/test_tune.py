@@ -1,0 +1,229 @@
+"""Tuning on conversations: what the loss counts, what trains, and that the merged model is the one that was trained."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.errors import LeptaError
+from lepta.training.conversations import (
+    COUNTED,
+    IGNORED,
+    conversation_example,
+    lay_out_rows,
+    messages_of,
+    read_conversations,
+    write_examples,
+)
+from lepta.training.merge import write_merged
+from lepta.training.settings import TuneSettings
+from lepta.training.tune import tune, tune_folder
+from lepta.vocabulary.source import open_tokenizer
+
+DIALOGUE = [
+    {"role": "system", "content": "Отвечай кратко."},
+    {"role": "user", "content": "Почему небо голубое?"},
+    {"role": "assistant", "content": "Коротко: воздух рассеивает синий свет."},
+    {"role": "user", "content": "А закат?"},
+    {"role": "assistant", "content": "Коротко: путь света длиннее."},
+]
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_model_folder, tiny_tokenizer):
+    """An untied and a tied tiny model."""
+    return {tied: tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=tied) for tied in (False, True)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folders):
+    return AutoTokenizer.from_pretrained(folders[False])
+
+
+@pytest.fixture(scope="module")
+def dialogues():
+    return list(read_conversations(["starter:dialogues/valid.jsonl"]))
+
+
+def settings(**values):
+    return TuneSettings.model_validate({"learning_rate": 1e-2, "batch": 4, "max_length": 500} | values)
+
+
+def counted(tokenizer, example):
+    """The text that the loss counts, a part for each run of tokens."""
+    parts, run = [], []
+    for token, label in zip(example["input_ids"], example["labels"], strict=True):
+        if label != IGNORED:
+            assert label == token
+            run.append(token)
+        elif run:
+            parts.append(tokenizer.decode(run))
+            run = []
+    return [*parts, tokenizer.decode(run)] if run else parts
+
+
+def test_the_loss_counts_every_answer_and_the_end_of_its_turn(tokenizer):
+    example = conversation_example(tokenizer, DIALOGUE)
+    answers = [DIALOGUE[2]["content"], DIALOGUE[4]["content"]]
+    assert counted(tokenizer, example) == [f"{answer}<|im_end|>" for answer in answers]
+    prompt = tokenizer.apply_chat_template(DIALOGUE[:-1], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert example["input_ids"][: len(asked)] == asked  # as the model is asked when it is used
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama3", "qwen"])
+def test_answers_of_other_families(family):
+    source = {
+        "mistral": "package:mistral_common/data/tokenizer.model.v1",
+        "llama3": "package:llama_models/llama3/tokenizer.model",
+        "qwen": "package:dashscope/resources/qwen.tiktoken",
+    }[family]
+    other = open_tokenizer(source).vocabulary().tokenizer
+
+    class Template:
+        """A tokenizer with OpenChat's way of writing turns."""
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt=False):
+            text = "".join(f"{m['role']}: {m['content']}#" for m in messages)
+            return text + ("assistant:" if add_generation_prompt else "")
+
+        def __call__(self, text, **options):
+            encoded = other.encode(text, add_special_tokens=False)
+            return {"input_ids": encoded.ids, "offset_mapping": encoded.offsets}
+
+        def decode(self, ids):
+            return other.decode(ids)
+
+    found = [part.strip() for part in counted(Template(), conversation_example(Template(), DIALOGUE))]
+    assert found == [f"{turn['content']}#" for turn in DIALOGUE if turn["role"] == "assistant"]
+
+
+def test_earlier_turns_that_a_template_rewrites_do_not_count(tokenizer):
+    changed = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    changed.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content if loop.last or m.role != 'assistant' else '...' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert counted(changed, conversation_example(changed, DIALOGUE)) == [f"{DIALOGUE[4]['content']}<|im_end|>"]
+
+
+def test_what_cannot_be_learned_from_is_left_out_and_counted(tokenizer, tmp_path):
+    refusing = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    refusing.chat_template = REFUSING + refusing.chat_template
+    ask, answer = DIALOGUE[1], DIALOGUE[2]
+    good = [ask, answer]
+    conversations = [
+        good,
+        DIALOGUE,
+        good,
+        [ask],
+        [ask, {"role": "assistant", "content": " \n"}],
+        [ask, {"role": "assistant", "content": "слово " * 300}],
+    ]
+    store, counts = write_examples(conversations, refusing, 200, tmp_path)
+    expected = {"conversations": 6, "duplicate": 1, "refused": 1, "unanswered": 2, "too_long": 1, "examples": 1}
+    assert {name: counts[name] for name in expected} == expected
+    assert counts["tokens"] == store.starts[-1] and counts["answer_tokens"] == int((store.tokens[:] >= COUNTED).sum())
+    again, same = write_examples(iter(()), refusing, 200, tmp_path)  # as a run that goes on does
+    assert same == counts and (again.starts == store.starts).all()
+    with pytest.raises(LeptaError, match=r"none of 1 conversations .*refused 1.*no system"):
+        write_examples([DIALOGUE], refusing, 200, tmp_path / "none")
+
+
+def test_rows_that_are_no_conversations_are_named():
+    assert messages_of({"system": "a", "prompt": "b", "answer": "c", "kind": "x"}, "") == [
+        {"role": role, "content": text} for role, text in (("system", "a"), ("user", "b"), ("assistant", "c"))
+    ]
+    for row in ({"text": "a"}, {"messages": ["a"]}, {"messages": [{"role": "user", "content": None}]}, {}):
+        with pytest.raises(LeptaError, match=r'f, line 3: no conversation; expected "messages"'):
+            messages_of(row, "f, line 3")
+
+
+def test_packed_conversations_do_not_see_each_other(folders, tokenizer, dialogues, tmp_path):
+    store, counts = write_examples(dialogues, tokenizer, 500, tmp_path)
+    packed, single = (lay_out_rows(store, 1, 4, 1, length) for length in (500, None))
+    assert sum(map(len, packed.members)) == len(single) == counts["examples"] > 2 * len(packed)
+    assert sorted(n for row in packed.members for n in row) == list(range(len(single)))
+    model = AutoModelForCausalLM.from_pretrained(folders[False])
+    place = {row[0]: number for number, row in enumerate(single.members)}
+
+    def loss(example):
+        batch = {name: torch.as_tensor(values)[None] for name, values in example.items()}
+        number = int((batch["labels"] != IGNORED).sum())
+        with torch.no_grad():
+            return float(model(**batch).loss) * number
+
+    row = max(range(len(packed)), key=lambda n: len(packed.members[n]))
+    apart = sum(loss(single[place[n]]) for n in packed.members[row])
+    assert loss(packed[row]) == pytest.approx(apart, rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("trains", ["lora", "lora+head", "embeddings+lora", "full"])
+def test_what_trains_and_that_it_is_merged(folders, dialogues, tmp_path, tied, trains):
+    chosen = settings(trains=trains, lora={"rank": 4, "alpha": 1, "layers": [0, -1]})
+    facts, curve = tune_folder(folders[tied], dialogues, chosen, 1, tmp_path)
+    losses = [entry["loss"] for entry in curve]
+    assert losses[-1] < losses[0] and facts["examples"] == len(dialogues) and facts["merged_error"] < 1e-4
+    before, after = Checkpoint(folders[tied]), Checkpoint(tmp_path)
+    changed = {name for name in before.entries if not torch.equal(before.load(name), after.load(name))}
+    ends = {"model.embed_tokens.weight", "lm_head.weight"} & set(before.entries)
+    whole = {"lora": set(), "lora+head": ends if tied else {"lm_head.weight"}}.get(trains, ends)
+    assert changed & ends == whole
+    assert {name for name in before.entries if name.endswith("_proj.weight")} <= changed
+    assert after.tied == tied
+
+
+def test_low_rank_changes_of_embeddings_are_merged(folders, tokenizer, dialogues, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folders[False])
+    chosen = settings(trains="lora", lora={"rank": 4, "alpha": 2, "targets": ["embed_tokens", "q_proj"]})
+    trained, _ = tune(model, tokenizer, dialogues, tmp_path / "work", chosen)
+    (tmp_path / "out").mkdir()
+    assert write_merged(model, trained.weights, folders[False], tmp_path / "out") < 1e-4
+    before, after = (
+        Checkpoint(folder).load("model.embed_tokens.weight") for folder in (folders[False], tmp_path / "out")
+    )
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("tied", "lora", "says"),
+    [
+        (False, {"targets": ["lm_head"]}, "lm_head is the head"),
+        (True, {"targets": ["embed_tokens"]}, "embed_tokens is trained whole or tied"),
+        (False, {"layers": [2]}, r"no layer 2; this model has 2, from 0 or -2 on"),
+        (False, {"targets": ["query"]}, "linear layers here: down_proj"),
+    ],
+)
+def test_low_rank_changes_that_cannot_be(folders, tokenizer, dialogues, tmp_path, tied, lora, says):
+    model = AutoModelForCausalLM.from_pretrained(folders[tied])
+    with pytest.raises(LeptaError, match=says):
+        tune(model, tokenizer, dialogues, tmp_path, settings(lora=lora))
+
+
+def test_a_tiny_model_learns_its_conversations_by_heart(folders, tokenizer, dialogues, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folders[True])
+    chosen = settings(trains="full", epochs=150, learning_rate=5e-3, weight_decay=0.0)
+    trained, counts = tune(model, tokenizer, dialogues[:4], tmp_path, chosen)
+    assert counts["steps"] == 150
+    losses = [entry["loss"] for entry in trained.curve]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_command(folders, tmp_path):
+    command = [sys.executable, "-m", "lepta", "tune", "--model", str(folders[False]), "--output", "out", "--json"]
+    command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "8", "--rank", "4", "--alpha", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["facts"] == {name: value for name, value in facts.items() if name != "output"}
+    assert facts["examples"] == 50 and facts["steps"] == 7
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
