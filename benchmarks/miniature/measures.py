@@ -12,9 +12,9 @@ from lepta.darumeru.metrics import copied_share
 from lepta.evaluation.bits import score_text
 from lepta.evaluation.generation import chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
+from lepta.training.conversations import conversation_example
 from lepta.training.loss import IGNORED, give_loss
 from lepta.training.trainer import collate
-from lepta.training.tune import conversation_example
 
 BATCH = 32
 TOGETHER = 64  # answers that may have one length

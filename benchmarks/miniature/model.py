@@ -15,11 +15,12 @@ from lepta.vocabulary.source import TokenizerSource
 TEXT_END, TURN_END, PAD = "<|text|>", "<|end|>", "<|pad|>"
 SPECIAL = [TEXT_END, TURN_END, PAD, "<|user|>", "<|assistant|>"]
 CONTEXT = 1024
-# An answer begins with a space, so that its first word is the same token that the prompt has.
+# An answer follows a colon and a space, as what is asked about does: its first word is the same token that the prompt
+# has, and comes after the same one, which is what induction heads look for.
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}<|user|> {{ message['content'] }}"
-    "{% else %}<|assistant|> {{ message['content'] }}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% else %}<|assistant|>: {{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>:{% endif %}"
 )
 
 
@@ -63,6 +64,8 @@ def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, fold
         num_attention_heads=shape.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
+        attention_bias=True,  # heads that look at a place, whatever is there, are then found early
+        initializer_range=shape.width**-0.5,
         bos_token_id=text_end,
         eos_token_id=text_end,
         pad_token_id=pad,

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from lepta.recipe import PretrainSettings
 from lepta.settings import Section, Sources, read_settings
+from lepta.training.settings import TuneSettings
 
 Scale = Literal["smoke", "cpu", "gpu"]
 FILE = Path(__file__).with_name("miniature.yaml")
@@ -31,7 +32,9 @@ class Sample(Section):
 
     ru: int = Field(gt=0, description="Characters of Russian")
     en: int = Field(gt=0, description="Characters of English")
-    repeated: float = Field(ge=0, lt=1, description="Share of passages that are written twice, for learning to copy")
+    repeated: float = Field(
+        ge=0, lt=1, description="Share of passages of which a few words are said again and again, for copying"
+    )
     held_out: int = Field(gt=0, description="Characters of held-out text of each language")
 
 
@@ -45,22 +48,18 @@ class Shape(Section):
     russian: float = Field(description="Share of Russian in the text that vocabulary is learned from")
 
 
-class Tuning(Section):
+class Tuning(TuneSettings):
     """Instruction tuning."""
 
     examples: int
     russian: float = Field(description="Share of examples in Russian")
-    learning_rate: float
-    batch: int
 
 
-class Calibration(Section):
+class Calibration(TuneSettings):
     """Self-calibration: the original instruct model's answers, and copies of text."""
 
     examples: int
     copies: int
-    learning_rate: float
-    batch: int
 
 
 class Measures(Section):

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.miniature.measures import COPY, measure, speeds
@@ -19,9 +18,9 @@ from benchmarks.miniature.text import draw_text, write_rows
 from lepta.adapt import CURVE
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model, load_tokenizer
-from lepta.checkpoints.publish import save_loaded_model, write_model
+from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows
-from lepta.corpus import read_dialogues, read_documents
+from lepta.corpus import read_documents
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import METHODS
 from lepta.embeddings.variant import propagate
@@ -30,8 +29,9 @@ from lepta.evaluation.generation import chat_prompt, generate
 from lepta.pipeline import CHECKPOINTS, Pipeline, Stage, write_json
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
+from lepta.training.conversations import read_conversations
 from lepta.training.pretrain import HeldOut, pretrain_folder
-from lepta.training.tune import tune
+from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, save_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 
@@ -197,19 +197,9 @@ def _pretrain(
 
 
 def _tune(start: Path, dialogues: Path, settings: Tuning | Calibration, seed: int, folder: Path) -> dict[str, Any]:
-    model, tokenizer = load_model(start, torch.float32), load_tokenizer(start)
-    curve = tune(
-        model,
-        tokenizer,
-        read_dialogues(str(dialogues)),
-        folder / CHECKPOINTS,
-        learning_rate=settings.learning_rate,
-        batch=settings.batch,
-        seed=seed,
-    )
-    save_loaded_model(model, open_tokenizer(start), folder)
+    facts, curve = tune_folder(start, read_conversations([str(dialogues)]), settings, seed, folder)
     write_json(folder / CURVE, {"curve": curve})
-    return {"last_loss": float(np.mean([entry["loss"] for entry in curve[-10:]]))}
+    return facts
 
 
 def _vocabulary(base: Path, text: Path, scenario: Any, size: int, folder: Path) -> dict[str, Any]:
@@ -246,7 +236,7 @@ def _calibrate(
 ) -> dict[str, Any]:
     """Tune a propagated model on the original instruct model's own answers and on copies of sentences (paper 2.4.2)."""
     model, tokenizer = load_model(instruct), load_tokenizer(instruct)
-    dialogues = read_dialogues(str(tasks / "prompts.jsonl"))
+    dialogues = list(read_conversations([str(tasks / "prompts.jsonl")]))
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
     answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on").texts
     answered = [
@@ -254,7 +244,7 @@ def _calibrate(
         for dialogue, answer in zip(dialogues, answers, strict=True)
         if answer.strip()
     ]
-    copies = read_dialogues(str(tasks / "copies.jsonl"))
+    copies = list(read_conversations([str(tasks / "copies.jsonl")]))
     file = folder / "dialogues.jsonl"
     write_rows(file, [{"messages": messages} for messages in answered + copies])
     return _tune(propagated, file, settings, seed, folder)

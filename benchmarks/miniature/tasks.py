@@ -13,7 +13,7 @@ import regex
 WORD = regex.compile(r"(?<![\w'-])\p{Ll}{3,9}(?![\w'-])")
 WORDS = 1500  # most frequent ones
 HELD_OUT = 5  # one word in so many is kept for held-out instructions
-LONGEST_SENTENCE = 45
+LONGEST_SENTENCE = 35
 
 SERIES = {
     "en": (
@@ -42,9 +42,8 @@ ASK = {
         "first": "First word: {}",
         "last": "Last word: {}",
         "twice": "Say twice: {}",
-        "after": "Word after {}: {}",
         "name": "Find the name: {}",
-        "present": "Is {} here: {}",
+        "named": "Is there a name: {}",
         "next": "Continue: {}",
     },
     "ru": {
@@ -53,9 +52,8 @@ ASK = {
         "first": "Первое слово: {}",
         "last": "Последнее слово: {}",
         "twice": "Скажи дважды: {}",
-        "after": "Слово после {}: {}",
         "name": "Найди имя: {}",
-        "present": "Есть ли {} здесь: {}",
+        "named": "Есть ли имя: {}",
         "next": "Продолжи: {}",
     },
 }
@@ -126,7 +124,7 @@ def _phrase(pool: Pool, draw: random.Random, least: int, most: int) -> list[str]
 
 
 def _repeat(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
-    phrase = " ".join(_phrase(pool, draw, 1, 4))
+    phrase = " ".join(_phrase(pool, draw, 1, 3))
     return [phrase], phrase
 
 
@@ -150,25 +148,19 @@ def _twice(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
     return [word], f"{word} {word}"
 
 
-def _after(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
-    words = _phrase(pool, draw, 3, 5)
-    place = draw.randrange(len(words) - 1)
-    return [words[place], " ".join(words)], words[place + 1]
-
-
 def _name(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
     words, name = _phrase(pool, draw, 2, 4), draw.choice(pool.names)
     words.insert(draw.randint(0, len(words)), name)
     return [" ".join(words)], name
 
 
-def _present(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
+def _named(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
     words = _phrase(pool, draw, 3, 5)
-    present = draw.random() < 0.5
-    asked = draw.choice(words[1:]) if present else words[0]
-    shown = words if present else words[1:]
+    named = draw.random() < 0.5
+    if named:
+        words[draw.randrange(len(words))] = draw.choice(pool.names)
     yes, no = YES_NO[pool.language]
-    return [asked, " ".join(shown)], yes if present else no
+    return [" ".join(words)], yes if named else no
 
 
 def _next(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
@@ -182,9 +174,8 @@ MAKERS: dict[str, Callable[[Pool, random.Random], tuple[list[str], str]]] = {
     "first": _first,
     "last": _last,
     "twice": _twice,
-    "after": _after,
     "name": _name,
-    "present": _present,
+    "named": _named,
     "next": _next,
 }
 

@@ -1,4 +1,4 @@
-"""Text of one seed: passages drawn from the sources, some written twice; held-out text is the same for all seeds."""
+"""Text of one seed: passages of the sources, of some a few words said again and again; held-out text is as it is."""
 
 import json
 import random
@@ -11,7 +11,8 @@ from benchmarks.miniature.settings import Sample, Texts
 from lepta.corpus import read_documents
 
 PASSAGE = 600  # characters, about; a model sees a few of them at once
-REPEATED = 120  # characters of a passage that is written twice
+MOST_WORDS = 16  # of a passage, that are said again and again
+REPEATED = 300  # characters that come of it, about
 READ = 100_000_000  # characters of a source that passages are drawn from
 VALID = 50  # one passage in so many is held out where a source names no held-out text
 PARTS = ("train", "valid")
@@ -44,7 +45,9 @@ def draw_text(texts: Texts, sample: Sample, seed: int, folder: Path) -> dict[str
         draw.shuffle(train)
         random.Random(f"valid {language}").shuffle(valid)
         chosen = {
-            "train": [_perhaps_twice(text, sample.repeated, draw) for text in _first(train, getattr(sample, language))],
+            "train": [
+                _perhaps_repeated(text, sample.repeated, draw) for text in _first(train, getattr(sample, language))
+            ],
             "valid": _first(valid, sample.held_out),
         }
         (folder / language).mkdir()
@@ -64,11 +67,16 @@ def _first(texts: Sequence[str], characters: int) -> list[str]:
     return kept
 
 
-def _perhaps_twice(text: str, share: float, draw: random.Random) -> str:
+def _perhaps_repeated(text: str, share: float, draw: random.Random) -> str:
+    """The passage, or with the given probability some of its words, in any order, again and again.
+
+    Nothing but copying predicts those, so that models learn to copy from few tokens.
+    """
+    words = text.split()
     if draw.random() >= share:
         return text
-    start = text[:REPEATED].rpartition(" ")[0] or text
-    return f"{start}\n{start}\n"
+    said = " ".join(draw.sample(words, draw.randint(1, min(MOST_WORDS, len(words)))))
+    return " ".join([said] * max(2, REPEATED // len(said)))
 
 
 def write_rows(file: Path, rows: Sequence[dict]) -> None:
