@@ -34,6 +34,7 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, save_vocabulary
 from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import new_ids
 
 SCENARIOS = ("extended", "optimized", "bpe", "unigram")
 LEP = (*METHODS, "auto")
@@ -60,7 +61,7 @@ def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) ->
     start = add("random", partial(_random, scale, seed, text), {"text": text}, scale.shape)
     foundation = add(
         "foundation",
-        partial(_pretrain, start, text, ("en", "ru"), scale.foundation, seed),
+        partial(_pretrain, start, start, text, ("en", "ru"), scale.foundation, seed),
         {"start": start, "text": text},
         scale.foundation,
     )
@@ -100,8 +101,8 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
     start = add("initialised", partial(_initialise, base, vocabulary), {"base": base, "vocabulary": vocabulary})
     adapted = add(
         "adapted",
-        partial(_pretrain, start, text, ("ru", "en"), scale.adaptation, seed),
-        {"start": start, "text": text},
+        partial(_pretrain, base, start, text, ("ru", "en"), scale.adaptation, seed),
+        {"base": base, "start": start, "text": text},
         scale.adaptation.model_dump(),
     )
     models = {"base": base, "instruct": instruct, "adapted": adapted}
@@ -174,15 +175,22 @@ def _random(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[s
 
 
 def _pretrain(
-    start: Path, text: Path, languages: tuple[str, str], settings: PretrainSettings, seed: int, folder: Path
+    base: Path,
+    start: Path,
+    text: Path,
+    languages: tuple[str, str],
+    settings: PretrainSettings,
+    seed: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """Train on text of a first language and, as `source_share` says, a second one."""
     first, second = languages
+    ids = new_ids(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary())
     shares = (1 - settings.source_share, settings.source_share)
     held = [windows(rows(text / code / "valid.jsonl"), WINDOW, settings.measure_characters) for code in languages]
     facts, curve = pretrain_folder(
         start,
-        Checkpoint(start).rows,
+        int(ids[0]) if len(ids) else Checkpoint(start).rows,
         [
             TrainingText(partial(rows, text / code / "train.jsonl"), share)
             for code, share in zip(languages, shares, strict=True)
