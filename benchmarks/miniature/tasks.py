@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import regex
 
 WORD = regex.compile(r"(?<![\w'-])\p{Ll}{3,9}(?![\w'-])")
-WORDS = 1500  # most frequent ones
+WORDS = 3000  # most frequent ones
 HELD_OUT = 5  # one word in so many is kept for held-out instructions
 LONGEST_SENTENCE = 35
 
