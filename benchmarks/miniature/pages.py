@@ -122,6 +122,7 @@ def _methods(table: Table) -> str:
 
 def _gaps(table: Table) -> str:
     head = ["vocabulary", "`swap`", "best map", "upper bound", "best less `swap`", "gap closed", "gap closed, accuracy"]
+    head += ["`auto`, calibrated", "gap closed"]
     rows = []
     for scenario in SCENARIOS:
         best = table.best(scenario)
@@ -129,6 +130,9 @@ def _gaps(table: Table) -> str:
         bits[1] = f"{best} {bits[1]}"
         difference = table.difference(scenario, best, "swap", "ru", "answers")
         closed = [_share(table.gap_closed(scenario, best, "ru", measure)) for measure in ("answers", "accuracy")]
+        calibrated = "auto, calibrated"
+        bits_calibrated = shown(table.estimate(scenario, calibrated, "ru", "answers"))
+        closed += [bits_calibrated, _share(table.gap_closed(scenario, calibrated))]
         rows.append([scenario, *bits, shown(difference), *closed])
     return _markdown(head, rows)
 
