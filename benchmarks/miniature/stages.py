@@ -1,0 +1,272 @@
+"""The stages of one seed: a foundation and an instruct model, and for each new vocabulary all that is compared."""
+
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks.miniature.measures import COPY, measure, speeds
+from benchmarks.miniature.model import english_heavy, train_tokenizer, write_random_model
+from benchmarks.miniature.settings import Calibration, ScaleSettings, Texts, Tuning
+from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
+from benchmarks.miniature.text import draw_text, write_rows
+from lepta.adapt import CURVE
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows
+from lepta.corpus import read_documents
+from lepta.embeddings.initialise import initialise
+from lepta.embeddings.propagate import METHODS
+from lepta.embeddings.variant import propagate
+from lepta.evaluation.bits import windows
+from lepta.evaluation.generation import chat_prompt, generate
+from lepta.pipeline import CHECKPOINTS, Pipeline, Stage, write_json
+from lepta.recipe import PretrainSettings
+from lepta.training.blocks import TrainingText
+from lepta.training.conversations import read_conversations
+from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.tune import tune_folder
+from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import new_ids
+
+SCENARIOS = ("extended", "optimized", "bpe", "unigram")
+LEP = (*METHODS, "auto")
+WINDOW = 400  # characters of held-out text that a model sees at once
+SCORES = "scores.json"
+COPIED = 80  # characters of a passage that is to be copied
+LONGEST_ANSWER = 40  # tokens, of the answers to calibrate on
+
+
+def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) -> Pipeline:
+    """What all vocabularies of a seed share: text, instructions, foundation and instruct model."""
+    stages: list[Stage] = []
+
+    def add(name: str, run: Callable[[Path], dict[str, Any]], inputs: dict[str, Path], settings: Any = None) -> Path:
+        key = {"seed": seed, **({} if settings is None else {name: settings.model_dump()})}
+        sources = {}
+        if name == "text":
+            sources = {f"{code} {part}": names for code, side in texts for part, names in side if names}
+        stages.append(Stage(name, inputs, key, run, sources))
+        return out / name
+
+    text = add("text", partial(draw_text, texts, scale.sample, seed), {}, scale.sample)
+    tasks = add("tasks", partial(_tasks, scale, seed, text), {"text": text}, scale)
+    start = add("random", partial(_random, scale, seed, text), {"text": text}, scale.shape)
+    foundation = add(
+        "foundation",
+        partial(_pretrain, start, start, text, ("en", "ru"), scale.foundation, seed),
+        {"start": start, "text": text},
+        scale.foundation,
+    )
+    instruct = add(
+        "instruct",
+        partial(_tune, foundation, tasks / "tune.jsonl", scale.tuning, seed),
+        {"foundation": foundation, "tasks": tasks},
+        scale.tuning,
+    )
+    models = {"foundation": foundation, "instruct": instruct}
+    add(
+        "scores",
+        partial(_scores, models, text, tasks, scale, instruct),
+        models | {"text": text, "tasks": tasks},
+        scale.measures,
+    )
+    return Pipeline(out, stages)
+
+
+def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario: str) -> Pipeline:
+    """One new vocabulary: adaptation, every map, controls, the upper bound, calibration, scores."""
+    stages: list[Stage] = []
+    out = shared / scenario
+    text, tasks, base, instruct = (shared / name for name in ("text", "tasks", "foundation", "instruct"))
+
+    def add(name: str, run: Callable[[Path], dict[str, Any]], inputs: dict[str, Path], settings: Any = None) -> Path:
+        key = {"seed": seed, "scenario": scenario, **({} if settings is None else {"settings": settings})}
+        stages.append(Stage(name, inputs, key, run))
+        return out / name
+
+    vocabulary = add(
+        "vocabulary",
+        partial(_vocabulary, base, text, scenario, scale.vocabulary),
+        {"base": base, "text": text},
+        scale.vocabulary,
+    )
+    start = add("initialised", partial(_initialise, base, vocabulary), {"base": base, "vocabulary": vocabulary})
+    adapted = add(
+        "adapted",
+        partial(_pretrain, base, start, text, ("ru", "en"), scale.adaptation, seed),
+        {"base": base, "start": start, "text": text},
+        scale.adaptation.model_dump(),
+    )
+    models = {"base": base, "instruct": instruct, "adapted": adapted}
+    contestants = {"adapted base": adapted}
+    for method in LEP:
+        contestants[method] = add(method, partial(_propagate, base, adapted, instruct, method), models)
+    contestants["no training"] = add(
+        "no-training", partial(_propagate, base, start, instruct, "conversion"), models | {"adapted": start}
+    )
+    contestants["random map"] = add("random-map", partial(_random_map, base, adapted, instruct, seed), models)
+    contestants["upper bound"] = add(
+        "upper",
+        partial(_tune, adapted, tasks / "tune.jsonl", scale.tuning, seed),
+        {"adapted": adapted, "tasks": tasks},
+        scale.tuning.model_dump(),
+    )
+    contestants["auto, calibrated"] = add(
+        "calibrated",
+        partial(_calibrate, contestants["auto"], instruct, tasks, scale.calibration, seed),
+        {"propagated": contestants["auto"], "instruct": instruct, "tasks": tasks},
+        scale.calibration.model_dump(),
+    )
+    add(
+        "scores",
+        partial(_scores, contestants, text, tasks, scale, instruct),
+        contestants | {"instruct": instruct, "text": text, "tasks": tasks},
+        scale.measures.model_dump(),
+    )
+    return Pipeline(out, stages)
+
+
+def rows(file: Path) -> list[str]:
+    """The texts of a file."""
+    return list(read_documents([str(file)]))
+
+
+def _tasks(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[str, Any]:
+    """Instructions to tune on, prompts and copies to calibrate on, held-out instructions and passages."""
+    made: dict[str, tuple[Pool, Pool]] = {
+        code: pools(code, rows(text / code / "train.jsonl"), seed) for code in ("en", "ru")
+    }
+    tuning, calibration, measures = scale.tuning, scale.calibration, scale.measures
+    english, russian = (made[code][0] for code in ("en", "ru"))
+    tune_on = to_tune_on(english, russian, tuning.examples, tuning.russian, seed)
+    prompts = to_tune_on(english, russian, calibration.examples, 0.5, seed + 1000)
+    draw = random.Random(f"copies {seed}")
+    copies = [make("sentence", pool, draw) for pool in (english, russian) for _ in range(calibration.copies // 2)]
+    tests = [item for code in made for item in held_out(made[code][1], measures.items, seed)]
+    tests += [
+        Item(COPY, code, ASK[code]["sentence"].format(passage), passage)
+        for code in made
+        for passage in _to_copy(rows(text / code / "valid.jsonl"))[: measures.copies]
+    ]
+    for name, items in (("tune", tune_on), ("prompts", prompts), ("copies", copies)):
+        write_rows(folder / f"{name}.jsonl", [{"messages": item.messages()} for item in items])
+    write_rows(folder / "held-out.jsonl", [vars(item) | {"messages": item.messages()} for item in tests])
+    return {"tune": len(tune_on), "held_out": len(tests)}
+
+
+def _to_copy(passages: list[str]) -> list[str]:
+    """The openings of passages, cut between words."""
+    openings = (passage.partition("\n")[0][:COPIED].rpartition(" ")[0] for passage in passages)
+    return [opening for opening in openings if len(opening) > COPIED // 2]
+
+
+def _random(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[str, Any]:
+    english, russian = (rows(text / code / "train.jsonl") for code in ("en", "ru"))
+    tokenizer = train_tokenizer(english_heavy(english, russian, scale.shape.russian), scale.shape.vocabulary)
+    return {"weights": write_random_model(scale.shape, tokenizer, seed, folder)}
+
+
+def _pretrain(
+    base: Path,
+    start: Path,
+    text: Path,
+    languages: tuple[str, str],
+    settings: PretrainSettings,
+    seed: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Train on text of a first language and, as `source_share` says, a second one."""
+    first, second = languages
+    ids = new_ids(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary())
+    shares = (1 - settings.source_share, settings.source_share)
+    held = [windows(rows(text / code / "valid.jsonl"), WINDOW, settings.measure_characters) for code in languages]
+    facts, curve = pretrain_folder(
+        start,
+        int(ids[0]) if len(ids) else Checkpoint(start).rows,
+        [
+            TrainingText(partial(rows, text / code / "train.jsonl"), share)
+            for code, share in zip(languages, shares, strict=True)
+        ],
+        HeldOut(held[0], held[1], first, second),
+        settings,
+        seed,
+        folder,
+    )
+    write_json(folder / CURVE, {"curve": curve})
+    return facts
+
+
+def _tune(start: Path, dialogues: Path, settings: Tuning | Calibration, seed: int, folder: Path) -> dict[str, Any]:
+    facts, curve = tune_folder(start, read_conversations([str(dialogues)]), settings, seed, folder)
+    write_json(folder / CURVE, {"curve": curve})
+    return facts
+
+
+def _vocabulary(base: Path, text: Path, scenario: Any, size: int, folder: Path) -> dict[str, Any]:
+    """Learn a vocabulary: of Russian where the old one is kept, of both languages where it is not."""
+    original = open_tokenizer(base)
+    codes = ("ru",) if scenario == "extended" else ("ru", "en")
+    corpus = [str(text / code / "train.jsonl") for code in codes]
+    built = build_vocabulary(original, corpus, scenario, size=size)
+    return save_vocabulary(built, original, scenario, folder)
+
+
+def _initialise(base: Path, vocabulary: Path, folder: Path) -> dict[str, Any]:
+    return initialise(Checkpoint(base), open_tokenizer(vocabulary), folder)
+
+
+def _propagate(base: Path, adapted: Path, instruct: Path, method: Any, folder: Path) -> dict[str, Any]:
+    (facts,) = propagate(Checkpoint(base), Checkpoint(adapted), [(Checkpoint(instruct), folder)], method)
+    return facts
+
+
+def _random_map(base: Path, adapted: Path, instruct: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """A map that means nothing: a random rotation of the adapted rows. Special tokens keep the variant's, as always."""
+    checkpoint = Checkpoint(adapted)
+    noise = torch.randn(checkpoint.width, checkpoint.width, generator=torch.Generator().manual_seed(seed))
+    rotation = torch.linalg.qr(noise)[0]
+    matrices = {name: ComputedRows.of(checkpoint.rows_of(name)[:] @ rotation) for name in checkpoint.embedding_names}
+    with TemporaryDirectory(dir=folder / CHECKPOINTS) as rotated:
+        write_model(checkpoint, matrices, open_tokenizer(adapted), Path(rotated))
+        return _propagate(base, Path(rotated), instruct, "swap", folder)
+
+
+def _calibrate(
+    propagated: Path, instruct: Path, tasks: Path, settings: Calibration, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Tune a propagated model on the original instruct model's own answers and on copies of sentences (paper 2.4.2)."""
+    model, tokenizer = load_model(instruct), load_tokenizer(instruct)
+    dialogues = list(read_conversations([str(tasks / "prompts.jsonl")]))
+    prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
+    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on").texts
+    answered = [
+        [*dialogue[:-1], {"role": "assistant", "content": answer.strip()}]
+        for dialogue, answer in zip(dialogues, answers, strict=True)
+        if answer.strip()
+    ]
+    copies = list(read_conversations([str(tasks / "copies.jsonl")]))
+    file = folder / "dialogues.jsonl"
+    write_rows(file, [{"messages": messages} for messages in answered + copies])
+    return _tune(propagated, file, settings, seed, folder)
+
+
+def _scores(
+    models: dict[str, Path], text: Path, tasks: Path, scale: ScaleSettings, original: Path, folder: Path
+) -> dict[str, Any]:
+    """Measure models; how fast the first of them is, beside the original instruct model."""
+    held = {code: windows(rows(text / code / "valid.jsonl"), WINDOW, scale.sample.held_out) for code in ("ru", "en")}
+    with (tasks / "held-out.jsonl").open(encoding="utf-8") as file:
+        items = [json.loads(line) for line in file]
+    scores: dict[str, Any] = {name: measure(place, held, items) for name, place in models.items()}
+    passage = "".join(held["ru"])[: scale.measures.speed_characters]
+    speed = speeds(original, next(iter(models.values())), passage)
+    write_json(folder / SCORES, {"models": scores, "speed": speed})
+    return {}
