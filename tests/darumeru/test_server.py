@@ -130,13 +130,14 @@ def test_a_server_that_goes_away(small, data, tmp_path, monkeypatch):
         given = ["--data", data, "--shots", "0", "--tasks", ",".join(NAMES), "--output", str(output)]
         return CliRunner().invoke(app, [*command, *given])
 
-    assert asked(server.url, tmp_path / "whole").exit_code == 0
+    # Pages are called like their folders.
+    assert asked(server.url, tmp_path / "whole" / "run").exit_code == 0
     proxy = Proxy(server.url, share=0, dies=20)
-    broken = asked(proxy.url, tmp_path / "broken")
+    broken = asked(proxy.url, tmp_path / "broken" / "run")
     stopped(proxy)
     assert broken.exit_code == 1 and "no total" in broken.output
     assert "see that the server runs" in " ".join(broken.stdout.split())
     assert proxy.requests < 200  # 144 were seen; five tries for each are more than 400
-    assert json.loads((tmp_path / "broken" / "summary.json").read_text())["micro_avg"] is None
-    assert asked(server.url, tmp_path / "broken").exit_code == 0
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    assert json.loads((tmp_path / "broken" / "run" / "summary.json").read_text())["micro_avg"] is None
+    assert asked(server.url, tmp_path / "broken" / "run").exit_code == 0
+    assert files(tmp_path / "broken" / "run") == files(tmp_path / "whole" / "run")
