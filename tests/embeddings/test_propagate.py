@@ -272,12 +272,15 @@ def test_held_out_error_is_that_of_a_fit_that_never_saw_the_tokens():
     assert held_out["r2"] == pytest.approx(1 - (missed / np.linalg.norm(y - y.mean(axis=0))) ** 2, abs=1e-9)
 
 
-def test_auto_takes_the_method_of_the_least_held_out_error(transfer, old):
+def test_auto_takes_the_method_of_the_least_error_over_the_whole_vocabulary(transfer, old):
     base = random_matrix(old.size)
     stand_ins = stand_in_rows(old, old.size)
     linear = fit_map("auto", transfer, base, base @ random_matrix(WIDTH, seed=2), stand_ins)
-    errors = linear.held_out["errors"]
-    assert linear.method == min(errors, key=errors.get) != "swap"
+    errors, whole = linear.held_out["errors"], linear.held_out["whole"]
+    assert linear.method == min(whole, key=whole.get) != "swap"
+    assert linear.method != "delta"
+    mixed = (transfer.exact < 0).mean()
+    assert whole == {**errors, "delta": pytest.approx(errors["delta"] * mixed**0.5)}
     assert linear.held_out["error"] == errors[linear.method]
     assert set(errors) == set(METHODS)
     # a change that a token shares with the tokens that merge into it, and that no linear map can tell

@@ -11,7 +11,7 @@
 `delta`        no map: each new row moves as the old rows that it is a mix of,  X_adapted + T (X_instruct - X_base)
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -62,7 +62,8 @@ class Propagation:
         Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
     held_out : dict
         On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of this
-        method, of `swap`, and of all others that were compared. Empty if too few tokens are shared.
+        method, of `swap`, and of all others that were compared; of `auto`, `whole`, the error of each over the whole
+        new vocabulary. Empty if too few tokens are shared.
     """
 
     method: Method
@@ -152,6 +153,7 @@ class MapFitter:
         held[self.held_out] = 1
         left_out, shared_rows = transfer.matrix @ held > 0, transfer.exact >= 0
         weights = np.ones(len(transfer.exact)) if weights is None else weights
+        self._mixed = float(weights[~shared_rows].sum() / weights.sum())  # share of new tokens that are not shared
         self.token_weights = np.ones(len(held))
         self.token_weights[transfer.exact[shared_rows]] = weights[shared_rows]
         equations = sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix)
@@ -173,7 +175,9 @@ class MapFitter:
         Parameters
         ----------
         method : str
-            One of `METHODS`, or `auto`: the one that predicts held-out tokens best (the first if several do).
+            One of `METHODS`, or `auto`: the one with the least error over the whole new vocabulary (the first if
+            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` knows
+            the change of a shared token exactly, so its error counts for new tokens only.
         instruct : Rows, shape (old rows, d)
             The same matrix of the variant; rows beyond those of the base are not read.
 
@@ -194,7 +198,11 @@ class MapFitter:
         fit = _Fit(self, instruct)
         candidates: tuple[Method, ...] = METHODS if method == "auto" else ("swap", method)
         errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
-        return fit.propagation(min(errors, key=lambda name: errors[name]) if method == "auto" else method, errors)
+        if method != "auto":
+            return fit.propagation(method, errors)
+        whole = {name: error * (self._mixed**0.5 if name == "delta" else 1) for name, error in errors.items()}
+        found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
+        return replace(found, held_out={**found.held_out, "whole": whole})
 
 
 def fit_map(
