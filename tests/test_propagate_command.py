@@ -68,7 +68,9 @@ def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path)
         assert manifest["outputs"] == Hashes().files(folder)
         for fit in manifest["facts"]["maps"].values():
             assert {"rank", "condition", "residual", "held_out"} <= set(fit)
-            assert fit["held_out"]["error"] == min(fit["held_out"]["errors"].values())
+            whole = fit["held_out"]["whole"]
+            assert whole[fit["method"]] == min(whole.values())
+            assert fit["held_out"]["error"] == fit["held_out"]["errors"][fit["method"]]
         model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
         ids = tokenizer("Привет, мир", return_tensors="pt")
         assert model.generate(**ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids["input_ids"].shape[1] + 4
