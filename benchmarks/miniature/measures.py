@@ -17,7 +17,7 @@ from lepta.training.loss import IGNORED, give_loss
 from lepta.training.trainer import collate
 
 BATCH = 32
-TOGETHER = 64  # answers that may have one length
+TOGETHER = 128  # answers that may have one length
 MORE = 4  # tokens that an answer may have beyond the longest reference
 COPY = "copy"
 
@@ -84,7 +84,7 @@ def _answers(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[st
     for start in range(0, len(order), TOGETHER):
         chosen = order[start : start + TOGETHER]
         most = lengths[chosen[-1]] + MORE
-        texts = generate(model, tokenizer, [prompts[n] for n in chosen], most, "answers").texts
+        texts = generate(model, tokenizer, [prompts[n] for n in chosen], most, "answers", TOGETHER).texts
         for n, text in zip(chosen, texts, strict=True):
             found[n] = text.strip()
     return found

@@ -15,6 +15,7 @@ from lepta.vocabulary.source import TokenizerSource
 TEXT_END, TURN_END, PAD = "<|text|>", "<|end|>", "<|pad|>"
 SPECIAL = [TEXT_END, TURN_END, PAD, "<|user|>", "<|assistant|>"]
 CONTEXT = 1024
+SHARPNESS, FARTHEST = 4.0, 3  # of heads that look back; see `look_back`
 # An answer follows a colon and a space, as what is asked about does: its first word is the same token that the prompt
 # has, and comes after the same one, which is what induction heads look for.
 TEMPLATE = (
@@ -52,6 +53,24 @@ def train_tokenizer(texts: Iterable[str], size: int) -> TokenizerSource:
     return TokenizerSource(json.loads(tokenizer.to_str()), config, TEMPLATE)
 
 
+@torch.no_grad()
+def look_back(model: LlamaForCausalLM) -> None:
+    """Have heads of the first layer look one, two, ... tokens back, whatever is there; the last head stays random.
+
+    Copying needs such heads (the first half of an induction head), and models of this size find them only after tens of
+    millions of tokens. Head h gets biases that differ by h + 1 turns of the rotary embedding, and no weights; all of
+    them train like the rest.
+    """
+    attention, size = model.model.layers[0].self_attn, model.model.layers[0].self_attn.head_dim
+    turn = model.model.rotary_emb.inv_freq.double()  # radians a token, of each pair of dimensions
+    squared = SHARPNESS * size**0.5 / float((1 - turn.cos()).sum())  # so that neighbours are e^SHARPNESS times fainter
+    for head in range(min(FARTHEST, model.config.num_attention_heads - 1)):
+        rows, angle = slice(head * size, (head + 1) * size), (head + 1) * turn
+        attention.q_proj.weight[rows] = attention.k_proj.weight[rows] = 0
+        attention.q_proj.bias[rows] = squared**0.5 * torch.cat([angle.cos(), -angle.sin()])
+        attention.k_proj.bias[rows] = squared**0.5 * torch.cat([torch.ones_like(turn), torch.zeros_like(turn)])
+
+
 def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, folder: Path) -> int:
     """Write a Llama with random weights into an existing folder; returns how many weights it has."""
     torch.manual_seed(seed)
@@ -64,13 +83,14 @@ def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, fold
         num_attention_heads=shape.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
-        attention_bias=True,  # heads that look at a place, whatever is there, are then found early
+        attention_bias=True,
         initializer_range=shape.width**-0.5,
         bos_token_id=text_end,
         eos_token_id=text_end,
         pad_token_id=pad,
     )
     model = LlamaForCausalLM(config)
+    look_back(model)
     model.generation_config = GenerationConfig(
         bos_token_id=text_end, eos_token_id=[text_end, turn_end], pad_token_id=pad
     )

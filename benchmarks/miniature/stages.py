@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.miniature.measures import COPY, measure, speeds
+from benchmarks.miniature.measures import COPY, TOGETHER, measure, speeds
 from benchmarks.miniature.model import english_heavy, train_tokenizer, write_random_model
 from benchmarks.miniature.settings import Calibration, ScaleSettings, Texts, Tuning
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
@@ -246,7 +246,7 @@ def _calibrate(
     model, tokenizer = load_model(instruct), load_tokenizer(instruct)
     dialogues = list(read_conversations([str(tasks / "prompts.jsonl")]))
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
-    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on").texts
+    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on", TOGETHER).texts
     answered = [
         [*dialogue[:-1], {"role": "assistant", "content": answer.strip()}]
         for dialogue, answer in zip(dialogues, answers, strict=True)

@@ -180,6 +180,12 @@ def test_what_trains_and_that_it_is_merged(folders, dialogues, tmp_path, tied, t
     assert after.tied == tied
 
 
+def test_products_in_16_bits_leave_the_trained_model_exact(folders, dialogues, tmp_path):
+    """As on a GPU: float32 weights, bfloat16 products while they train."""
+    facts, _ = tune_folder(folders[True], dialogues, settings(trains="full", body_dtype="bfloat16"), 1, tmp_path)
+    assert facts["merged_error"] < 1e-4
+
+
 def test_low_rank_changes_of_embeddings_are_merged(folders, tokenizer, dialogues, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folders[False])
     chosen = settings(trains="lora", lora={"rank": 4, "alpha": 2, "targets": ["embed_tokens", "q_proj"]})

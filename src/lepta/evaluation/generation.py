@@ -49,7 +49,9 @@ def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str) -> Generated:
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str, batch: int = BATCH
+) -> Generated:
     """Continue prompts greedily, in batches padded on the left.
 
     Parameters
@@ -59,6 +61,10 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int
         Texts as the model is to see them (see `chat_prompt`).
     max_tokens : int
         Most new tokens for each prompt.
+    description : str
+        Of the progress bar.
+    batch : int
+        Prompts at once.
     """
     stop = model.generation_config.eos_token_id
     stops = set(stop if isinstance(stop, list) else [stop])
@@ -66,18 +72,18 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int
     ids: list[list[int]] = []
     started = time.perf_counter()
     with progress(description, len(prompts)) as bar:
-        for start in range(0, len(prompts), BATCH):
-            batch = tokenizer(list(prompts[start : start + BATCH]), add_special_tokens=False)["input_ids"]
-            width = max(map(len, batch))
-            inputs = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=model.device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
+        for start in range(0, len(prompts), batch):
+            asked = tokenizer(list(prompts[start : start + batch]), add_special_tokens=False)["input_ids"]
+            width = max(map(len, asked))
+            inputs = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=model.device)
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=model.device)
             output = model.generate(
                 inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad
             )
             for row in output[:, width:].tolist():
                 end = next((n for n, token in enumerate(row) if token in stops), len(row))
                 ids.append(row[:end])
-            bar.set(min(start + BATCH, len(prompts)))
+            bar.set(min(start + batch, len(prompts)))
     seconds = time.perf_counter() - started
     return Generated(tokenizer.batch_decode(ids, skip_special_tokens=True), ids, seconds)
 

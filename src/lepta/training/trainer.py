@@ -289,6 +289,7 @@ def train(
     )
     processes()  # TrainingArguments has forgotten what they are
     give_loss(model)
+    forward = model.forward
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with progress(description, len(tokens_after) - 1) as bar:
@@ -309,6 +310,7 @@ def train(
             if not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise
             raise LeptaError(_out_of_memory(micro_batch, run, error)) from error
+    model.forward = forward  # accelerate has put it into the products' precision, which would round what is asked next
     model.eval()
     weights = trained_weights(model)
     if watch and watch.keep_best and (work / BEST).is_file():
