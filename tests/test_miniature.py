@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from benchmarks.miniature.__main__ import texts_of
 from benchmarks.miniature.model import train_tokenizer, write_random_model
@@ -35,7 +37,7 @@ def starter():
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_held_out_instructions_share_nothing_with_those_tuned_on(starter, language):
     tune, apart = pools(language, starter[language], seed=1)
-    for part in ("words", "names", "sentences", "series"):
+    for part in ("words", "names", "sentences"):
         assert getattr(tune, part)
         assert getattr(apart, part)
         assert not set(getattr(tune, part)) & set(getattr(apart, part))
@@ -87,6 +89,19 @@ def test_text_is_drawn_by_seed_and_held_out_text_is_not(tmp_path):
     assert written["one"]["valid"] == written["two"]["valid"]
 
 
+def test_induction_head_finds_what_came_next_before(starter, tmp_path):
+    shape = Shape(width=128, layers=2, heads=4, vocabulary=600, russian=0)
+    write_random_model(shape, train_tokenizer(starter["en"], 600), 1, tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    once = torch.randperm(500, generator=torch.Generator().manual_seed(1))[:20] + 50
+    with torch.no_grad():
+        first, second = model(torch.cat([once, once])[None], output_attentions=True).attentions
+    places = torch.arange(20, 39)
+    assert (first[0, 0, places, places - 1] > 0.9).all()
+    found = (second[0, 0, places].argmax(-1) == places - 19).float().mean()
+    assert found > 0.2  # of 40 places, before any training
+
+
 def table(swap, ridge, upper):
     """Results of one vocabulary: one number for each seed."""
     worse = {method: [value + 9 for value in swap] for method in LEP}
@@ -118,7 +133,7 @@ def test_interval_is_students():
 
 def test_random_map_keeps_lengths_and_loses_directions(starter, tmp_path):
     tokenizer = train_tokenizer(starter["en"], 600)
-    shape = Shape(width=32, layers=1, heads=2, vocabulary=600, russian=0)
+    shape = Shape(width=32, layers=2, heads=2, vocabulary=600, russian=0)
     folders = {name: tmp_path / name for name in ("base", "instruct", "swap", "random", "again")}
     for folder in folders.values():
         (folder / "checkpoints").mkdir(parents=True)

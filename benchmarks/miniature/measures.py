@@ -17,12 +17,13 @@ from lepta.training.loss import IGNORED, give_loss
 from lepta.training.trainer import collate
 
 BATCH = 32
-TOGETHER = 128  # answers that may have one length
 MORE = 4  # tokens that an answer may have beyond the longest reference
-COPY = "copy"
+COPIES = {"copied": 80, "copied_paragraph": 160}  # measure -> most characters of a held-out passage to be copied
 
 
-def measure(folder: Path, held_out: dict[str, list[str]], items: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def measure(
+    folder: Path, held_out: dict[str, list[str]], items: list[dict[str, Any]], batch: int
+) -> dict[str, dict[str, float]]:
     """Measure one model.
 
     Parameters
@@ -32,17 +33,19 @@ def measure(folder: Path, held_out: dict[str, list[str]], items: list[dict[str, 
         Language -> windows of text.
     items : list of dict
         Held-out instructions: `task`, `language`, `messages`, `answer`.
+    batch : int
+        Answers written together.
 
     Returns
     -------
     dict
         Language -> `text` and `answers` (bits per byte), `characters_per_token`, `accuracy` (mean over tasks of
-        answers that are exactly right), `copied` (see `copied_share`) and the accuracy in each task.
+        answers that are exactly right), the measures of `COPIES` (see `copied_share`) and the accuracy in each task.
     """
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     return {
         language: _text(model, tokenizer, texts)
-        | _instructions(model, tokenizer, [item for item in items if item["language"] == language])
+        | _instructions(model, tokenizer, [item for item in items if item["language"] == language], batch)
         for language, texts in held_out.items()
     }
 
@@ -62,29 +65,31 @@ def _text(model: Any, tokenizer: Any, texts: Sequence[str]) -> dict[str, float]:
     return {"text": score.bits_per_byte, "characters_per_token": score.characters_per_token}
 
 
-def _instructions(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> dict[str, float]:
-    tests = [item for item in items if item["task"] != COPY]
+def _instructions(model: Any, tokenizer: Any, items: list[dict[str, Any]], batch: int) -> dict[str, float]:
+    tests = [item for item in items if item["task"] not in COPIES]
     found = {"answers": answer_bits(model, tokenizer, tests)}
     right: dict[str, list[float]] = {}
-    for item, answer in zip(items, _answers(model, tokenizer, items), strict=True):
+    for item, answer in zip(items, _answers(model, tokenizer, items, batch), strict=True):
         reference = item["answer"]
-        score = copied_share(reference, answer) if item["task"] == COPY else float(answer == reference)
-        right.setdefault(item["task"], []).append(score)
+        task = item["task"]
+        right.setdefault(task, []).append(
+            copied_share(reference, answer) if task in COPIES else float(answer == reference)
+        )
     by_task = {task: sum(scores) / len(scores) for task, scores in right.items()}
-    copied = by_task.pop(COPY)
-    return found | {"accuracy": sum(by_task.values()) / len(by_task), "copied": copied} | by_task
+    copied = {name: by_task.pop(name) for name in COPIES}
+    return found | {"accuracy": sum(by_task.values()) / len(by_task)} | copied | by_task
 
 
-def _answers(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> list[str]:
+def _answers(model: Any, tokenizer: Any, items: list[dict[str, Any]], batch: int) -> list[str]:
     """Greedy answers; those whose references have about one length are made together."""
     prompts = [chat_prompt(tokenizer, item["messages"][:-1]) for item in items]
     lengths = [len(tokenizer(item["answer"], add_special_tokens=False)["input_ids"]) for item in items]
     order = sorted(range(len(items)), key=lambda n: lengths[n])
     found = [""] * len(items)
-    for start in range(0, len(order), TOGETHER):
-        chosen = order[start : start + TOGETHER]
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
         most = lengths[chosen[-1]] + MORE
-        texts = generate(model, tokenizer, [prompts[n] for n in chosen], most, "answers", TOGETHER).texts
+        texts = generate(model, tokenizer, [prompts[n] for n in chosen], most, "answers", batch).texts
         for n, text in zip(chosen, texts, strict=True):
             found[n] = text.strip()
     return found

@@ -15,7 +15,8 @@ from lepta.vocabulary.source import TokenizerSource
 TEXT_END, TURN_END, PAD = "<|text|>", "<|end|>", "<|pad|>"
 SPECIAL = [TEXT_END, TURN_END, PAD, "<|user|>", "<|assistant|>"]
 CONTEXT = 1024
-SHARPNESS, FARTHEST = 4.0, 3  # of heads that look back; see `look_back`
+SHARPNESS = 4.0  # of the head that looks one token back
+SLOW = 1 / 8  # radians a token
 # An answer follows a colon and a space, as what is asked about does: its first word is the same token that the prompt
 # has, and comes after the same one, which is what induction heads look for.
 TEMPLATE = (
@@ -54,21 +55,32 @@ def train_tokenizer(texts: Iterable[str], size: int) -> TokenizerSource:
 
 
 @torch.no_grad()
-def look_back(model: LlamaForCausalLM) -> None:
-    """Have heads of the first layer look one, two, ... tokens back, whatever is there; the last head stays random.
+def set_induction_head(model: LlamaForCausalLM) -> None:
+    """Set by hand the one circuit that models of this size find only after very many tokens: an induction head.
 
-    Copying needs such heads (the first half of an induction head), and models of this size find them only after tens of
-    millions of tokens. Head h gets biases that differ by h + 1 turns of the rotary embedding, and no weights; all of
-    them train like the rest.
+    It finds where the present token was before and says what came after it there (Olsson et al. 2022, arXiv
+    2209.11895), so it copies. In the first layer head 0 looks one token back, whatever is there (its biases differ by
+    one turn of the rotary embedding), and keeps a projection of that token in a subspace of its own. In the second,
+    head 0 seeks the place that keeps the present token, and adds the token there to what is said next. The head starts
+    as a copy of the embeddings, which are as large as what the layers add. All of it trains like the rest.
     """
-    attention, size = model.model.layers[0].self_attn, model.model.layers[0].self_attn.head_dim
+    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    size, width = first.head_dim, model.config.hidden_size
+    head = slice(0, size)
     turn = model.model.rotary_emb.inv_freq.double()  # radians a token, of each pair of dimensions
-    squared = SHARPNESS * size**0.5 / float((1 - turn.cos()).sum())  # so that neighbours are e^SHARPNESS times fainter
-    for head in range(min(FARTHEST, model.config.num_attention_heads - 1)):
-        rows, angle = slice(head * size, (head + 1) * size), (head + 1) * turn
-        attention.q_proj.weight[rows] = attention.k_proj.weight[rows] = 0
-        attention.q_proj.bias[rows] = squared**0.5 * torch.cat([angle.cos(), -angle.sin()])
-        attention.k_proj.bias[rows] = squared**0.5 * torch.cat([torch.ones_like(turn), torch.zeros_like(turn)])
+    squared = SHARPNESS * size**0.5 / float((1 - turn.cos()).sum())  # neighbours are e^SHARPNESS times fainter
+    first.q_proj.weight[head] = first.k_proj.weight[head] = 0
+    first.q_proj.bias[head] = squared**0.5 * torch.cat([turn.cos(), -turn.sin()])
+    first.k_proj.bias[head] = squared**0.5 * torch.cat([torch.ones_like(turn), torch.zeros_like(turn)])
+    rotation, subspace = (torch.linalg.qr(torch.randn(width, width))[0] for _ in range(2))
+    seen, said, kept = rotation[head], rotation[size : 2 * size], subspace[:, head]
+    first.v_proj.weight[head], first.o_proj.weight[:, head] = seen, kept
+    near = torch.cat([turn, turn])[:, None] < SLOW  # those that turn faster would tell places apart, not tokens
+    second.q_proj.weight[head], second.k_proj.weight[head] = seen * near, kept.T * near
+    second.v_proj.weight[head], second.o_proj.weight[:, head] = said, said.T
+    embeddings = model.model.embed_tokens.weight
+    model.lm_head.weight.copy_(embeddings)
+    embeddings.mul_(width**0.5)
 
 
 def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, folder: Path) -> int:
@@ -90,7 +102,7 @@ def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, fold
         pad_token_id=pad,
     )
     model = LlamaForCausalLM(config)
-    look_back(model)
+    set_induction_head(model)
     model.generation_config = GenerationConfig(
         bos_token_id=text_end, eos_token_id=[text_end, turn_end], pad_token_id=pad
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.miniature.figures import Point, dots, lines
+from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.results import Estimate, Table
 from benchmarks.miniature.stages import LEP, SCENARIOS
 from benchmarks.miniature.tasks import TASKS
@@ -71,6 +72,7 @@ def tables(table: Table) -> list[tuple[str, str]]:
         ("Propagation: methods by vocabulary (table 3)", _methods(table)),
         ("Against `swap` and the upper bound: bits per byte of Russian answers", _gaps(table)),
         ("The propagated instruct model beside the original", _original(table)),
+        ("Copying held-out text, before and after self-calibration (table 4)", _copies(table)),
         ("What `auto` took, input / output, by seed", _auto(table)),
         ("Held-out accuracy by task", _tasks(table)),
     ]
@@ -161,6 +163,22 @@ def _original(table: Table) -> str:
         worse = Estimate.of([own - original for own, original in zip(*ru, strict=True)])
         speeds = [f"{shown(table.speed(scenario, work), 2)} times" for work in ("read", "write")]
         rows.append([scenario, *speeds, best, shown(worse), f"{shown(change, 1)} %"])
+    return _markdown(head, rows)
+
+
+def _copies(table: Table) -> str:
+    head = ["vocabulary", "language"]
+    for kind in ("line", "paragraph"):
+        head += [f"{kind}, original", "`auto`", "`auto`, calibrated", "difference"]
+    rows = []
+    for scenario in SCENARIOS:
+        for language in ("ru", "en"):
+            cells = [scenario, language]
+            for measure in COPIES:
+                models = ((None, "instruct"), (scenario, "auto"), (scenario, "auto, calibrated"))
+                cells += [shown(table.estimate(place, model, language, measure)) for place, model in models]
+                cells.append(shown(table.difference(scenario, "auto, calibrated", "auto", language, measure)))
+            rows.append(cells)
     return _markdown(head, rows)
 
 

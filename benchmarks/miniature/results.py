@@ -9,6 +9,7 @@ from typing import Any
 
 from scipy.stats import t
 
+from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, SCENARIOS, SCORES
 from lepta.adapt import CURVE
@@ -17,6 +18,7 @@ from lepta.pipeline import MANIFEST, environment
 
 RESULTS = "results.json"
 CONFIDENCE = 0.95
+HIGHER_IS_BETTER = {"accuracy", *COPIES}
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Table:
 
     def best(self, scenario: str, language: str = "ru", measure: str = "answers") -> str:
         """The map with the best mean: the fewest bits, or of other measures the highest."""
-        sign = -1 if measure in ("accuracy", "copied") else 1
+        sign = -1 if measure in HIGHER_IS_BETTER else 1
         return min(LEP, key=lambda method: sign * self.estimate(scenario, method, language, measure).mean)
 
     def gap_closed(self, scenario: str, method: str, language: str = "ru", measure: str = "answers") -> float:
@@ -114,5 +116,5 @@ class Table:
         swap, upper, own = (
             self.estimate(scenario, name, language, measure).mean for name in ("swap", "upper bound", method)
         )
-        sign = -1 if measure in ("accuracy", "copied") else 1
+        sign = -1 if measure in HIGHER_IS_BETTER else 1
         return (swap - own) / (swap - upper) if sign * (swap - upper) > 0 else math.nan

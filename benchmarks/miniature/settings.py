@@ -67,6 +67,7 @@ class Measures(Section):
 
     items: int = Field(description="Held-out instructions of each task and language")
     copies: int = Field(description="Held-out passages to copy, of each language")
+    batch: int = Field(description="Answers written together")
     speed_characters: int
 
 

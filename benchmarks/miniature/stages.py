@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.miniature.measures import COPY, TOGETHER, measure, speeds
+from benchmarks.miniature.measures import COPIES, measure, speeds
 from benchmarks.miniature.model import english_heavy, train_tokenizer, write_random_model
 from benchmarks.miniature.settings import Calibration, ScaleSettings, Texts, Tuning
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
@@ -37,10 +37,10 @@ from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import new_ids
 
 SCENARIOS = ("extended", "optimized", "bpe", "unigram")
+REPLACED = ("bpe", "unigram")
 LEP = (*METHODS, "auto")
 WINDOW = 400  # characters of held-out text that a model sees at once
 SCORES = "scores.json"
-COPIED = 80  # characters of a passage that is to be copied
 LONGEST_ANSWER = 40  # tokens, of the answers to calibrate on
 
 
@@ -99,11 +99,14 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
         scale.vocabulary,
     )
     start = add("initialised", partial(_initialise, base, vocabulary), {"base": base, "vocabulary": vocabulary})
+    adaptation = scale.adaptation
+    if scenario in REPLACED:  # old tokens are among the new ones, so their rows have no rate of their own
+        adaptation = adaptation.model_copy(update={"old_rows_learning_rate": None})
     adapted = add(
         "adapted",
-        partial(_pretrain, base, start, text, ("ru", "en"), scale.adaptation, seed),
+        partial(_pretrain, base, start, text, ("ru", "en"), adaptation, seed),
         {"base": base, "start": start, "text": text},
-        scale.adaptation.model_dump(),
+        adaptation.model_dump(),
     )
     models = {"base": base, "instruct": instruct, "adapted": adapted}
     contestants = {"adapted base": adapted}
@@ -121,7 +124,7 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
     )
     contestants["auto, calibrated"] = add(
         "calibrated",
-        partial(_calibrate, contestants["auto"], instruct, tasks, scale.calibration, seed),
+        partial(_calibrate, contestants["auto"], instruct, tasks, scale, seed),
         {"propagated": contestants["auto"], "instruct": instruct, "tasks": tasks},
         scale.calibration.model_dump(),
     )
@@ -152,9 +155,10 @@ def _tasks(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[st
     copies = [make("sentence", pool, draw) for pool in (english, russian) for _ in range(calibration.copies // 2)]
     tests = [item for code in made for item in held_out(made[code][1], measures.items, seed)]
     tests += [
-        Item(COPY, code, ASK[code]["sentence"].format(passage), passage)
+        Item(name, code, ASK[code]["sentence"].format(passage), passage)
         for code in made
-        for passage in _to_copy(rows(text / code / "valid.jsonl"))[: measures.copies]
+        for name, most in COPIES.items()
+        for passage in _to_copy(rows(text / code / "valid.jsonl"), most)[: measures.copies]
     ]
     for name, items in (("tune", tune_on), ("prompts", prompts), ("copies", copies)):
         write_rows(folder / f"{name}.jsonl", [{"messages": item.messages()} for item in items])
@@ -162,10 +166,10 @@ def _tasks(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[st
     return {"tune": len(tune_on), "held_out": len(tests)}
 
 
-def _to_copy(passages: list[str]) -> list[str]:
-    """The openings of passages, cut between words."""
-    openings = (passage.partition("\n")[0][:COPIED].rpartition(" ")[0] for passage in passages)
-    return [opening for opening in openings if len(opening) > COPIED // 2]
+def _to_copy(passages: list[str], most: int) -> list[str]:
+    """The openings of passages, up to so many characters, cut between words."""
+    openings = (passage.partition("\n")[0][:most].rpartition(" ")[0] for passage in passages)
+    return [opening for opening in openings if len(opening) > most // 2]
 
 
 def _random(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[str, Any]:
@@ -240,13 +244,14 @@ def _random_map(base: Path, adapted: Path, instruct: Path, seed: int, folder: Pa
 
 
 def _calibrate(
-    propagated: Path, instruct: Path, tasks: Path, settings: Calibration, seed: int, folder: Path
+    propagated: Path, instruct: Path, tasks: Path, scale: ScaleSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Tune a propagated model on the original instruct model's own answers and on copies of sentences (paper 2.4.2)."""
     model, tokenizer = load_model(instruct), load_tokenizer(instruct)
     dialogues = list(read_conversations([str(tasks / "prompts.jsonl")]))
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
-    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on", TOGETHER).texts
+    batch = scale.measures.batch
+    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on", batch).texts
     answered = [
         [*dialogue[:-1], {"role": "assistant", "content": answer.strip()}]
         for dialogue, answer in zip(dialogues, answers, strict=True)
@@ -255,7 +260,7 @@ def _calibrate(
     copies = list(read_conversations([str(tasks / "copies.jsonl")]))
     file = folder / "dialogues.jsonl"
     write_rows(file, [{"messages": messages} for messages in answered + copies])
-    return _tune(propagated, file, settings, seed, folder)
+    return _tune(propagated, file, scale.calibration, seed, folder)
 
 
 def _scores(
@@ -265,7 +270,7 @@ def _scores(
     held = {code: windows(rows(text / code / "valid.jsonl"), WINDOW, scale.sample.held_out) for code in ("ru", "en")}
     with (tasks / "held-out.jsonl").open(encoding="utf-8") as file:
         items = [json.loads(line) for line in file]
-    scores: dict[str, Any] = {name: measure(place, held, items) for name, place in models.items()}
+    scores: dict[str, Any] = {name: measure(place, held, items, scale.measures.batch) for name, place in models.items()}
     passage = "".join(held["ru"])[: scale.measures.speed_characters]
     speed = speeds(original, next(iter(models.values())), passage)
     write_json(folder / SCORES, {"models": scores, "speed": speed})

@@ -11,24 +11,10 @@ from dataclasses import dataclass
 import regex
 
 WORD = regex.compile(r"(?<![\w'-])\p{Ll}{3,9}(?![\w'-])")
-WORDS = 3000  # most frequent ones
+WORDS = 1500  # most frequent ones
 HELD_OUT = 5  # one word in so many is kept for held-out instructions
 LONGEST_SENTENCE = 35
 
-SERIES = {
-    "en": (
-        "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-        "January February March April May June July August September October November December",
-        "one two three four five six seven eight nine ten eleven twelve",
-        "a b c d e f g h i j k l m n o p q r s t u v w x y z",
-    ),
-    "ru": (
-        "понедельник вторник среда четверг пятница суббота воскресенье",
-        "январь февраль март апрель май июнь июль август сентябрь октябрь ноябрь декабрь",
-        "один два три четыре пять шесть семь восемь девять десять одиннадцать двенадцать",
-        "а б в г д е ж з и к л м н о п р с т у ф х ц ч ш щ",
-    ),
-}
 NAMES = {
     "en": "Anna Peter Mary John Alice Robert Helen George Emma Henry Laura Thomas Julia Frank Sarah David Martha Simon "
     "Clara Edward Rose Arthur Lucy Walter Nora Oliver Grace Philip Ruth Daniel Edith Martin Jane Harold Susan Victor",
@@ -83,23 +69,16 @@ class Pool:
     words: list[str]
     names: list[str]
     sentences: list[str]
-    series: list[tuple[str, str]]
 
 
 def pools(language: str, passages: Sequence[str], seed: int) -> tuple[Pool, Pool]:
-    """Words, names, sentences and series to tune on, and others that are held out; the seed decides which is which."""
+    """Words, names and sentences to tune on, and others that are held out; the seed decides which is which."""
     counts = Counter(word for passage in passages for word in WORD.findall(passage))
     words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:WORDS]]
     sentences = sorted({text for passage in passages for text in _sentences(passage)})
-    series = [
-        (" ".join(items[start : start + length]), items[start + length])
-        for items in map(str.split, SERIES[language])
-        for length in (2, 3)
-        for start in range(len(items) - length)
-    ]
     draw = random.Random(f"pools {language} {seed}")
     parts: list[list[list]] = []
-    for values in (words, NAMES[language].split(), sentences, series):
+    for values in (words, NAMES[language].split(), sentences):
         values = draw.sample(values, len(values))
         cut = -(-len(values) // HELD_OUT)
         parts.append([values[cut:], values[:cut]])
@@ -164,8 +143,10 @@ def _named(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
 
 
 def _next(pool: Pool, draw: random.Random) -> tuple[list[str], str]:
-    shown, answer = draw.choice(pool.series)
-    return [shown], answer
+    """Words that take turns, cut anywhere in the last turn: what comes next?"""
+    words = _phrase(pool, draw, 2, 3)
+    *shown, answer = (words * 3)[: 2 * len(words) + draw.randint(1, len(words))]
+    return [" ".join(shown)], answer
 
 
 MAKERS: dict[str, Callable[[Pool, random.Random], tuple[list[str], str]]] = {

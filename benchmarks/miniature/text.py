@@ -11,7 +11,7 @@ from benchmarks.miniature.settings import Sample, Texts
 from lepta.corpus import read_documents
 
 PASSAGE = 600  # characters, about; a model sees a few of them at once
-MOST_WORDS = 16  # of a passage, that are said again and again
+MOST_WORDS = 8  # of a passage, that are said again and again
 REPEATED = 300  # characters that come of it, about
 READ = 100_000_000  # characters of a source that passages are drawn from
 VALID = 50  # one passage in so many is held out where a source names no held-out text
