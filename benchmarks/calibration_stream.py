@@ -21,7 +21,7 @@ from lepta.calibration.mix import kept_answers
 from lepta.calibration.prompts import read_prompts
 from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import JudgeSettings
-from lepta.calibration.writers import Answer, Sampling
+from lepta.calibration.writers import Answer, Form, Sampling
 from lepta.checkpoints.load import load_tokenizer
 from lepta.corpus import read_documents
 from lepta.training.conversations import lay_out_rows, write_examples
@@ -31,12 +31,12 @@ from lepta.vocabulary.source import open_tokenizer
 class Parrot:
     """Answers every conversation with the same text."""
 
-    at_once = 256
+    at_once, keeps_form = 256, None
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def write(self, conversations: Sequence[Any], sampling: Sampling) -> list[Any]:
+    def write(self, conversations: Sequence[Any], sampling: Sampling, form: Form | None = None) -> list[Any]:
         """One answer each."""
         return [[Answer(self.text, 100, True)] for _ in conversations]
 

@@ -6,16 +6,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from serving import Proxy, stopped, transformers_serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.calibration import writers
 from lepta.calibration.answers import count_answers, write_answers
+from lepta.calibration.judge import FORM, count_grades, grade_answers, load_rubric, read_grades
 from lepta.calibration.prompts import Prompt, read_prompts
 from lepta.calibration.rows import Rows, stored_rows
+from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
 from lepta.errors import LeptaError
 
@@ -26,7 +30,7 @@ QUESTIONS = ["Почему небо голубое?", "Что такое вод�
 def folders(tiny_model_folder, tiny_tokenizer, tiny_extended):
     """A tiny model with the original vocabulary, and one with the extended."""
     return (
-        tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer),
+        tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, context=4096),
         tiny_model_folder(rows=4300, tokenizer=tiny_extended, seed=1),
     )
 
@@ -40,8 +44,9 @@ class Server:
     """Chat completions of a model of transformers over HTTP; `faults` are done first, one a request."""
 
     def __init__(self, model, tokenizer):
-        self.writer = LocalWriter(model, tokenizer, 400, 1)
+        self.writer = LocalWriter(model, tokenizer, 4096, 1)
         self.faults, self.requests, self.lock, self.dies_after = [], 0, threading.Lock(), None
+        self.formed, self.takes_forms = 0, True
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,7 +76,11 @@ class Server:
 
     def answer(self, request):
         sampling = Sampling(request["max_tokens"], temperature=request["temperature"], seed=request["seed"])
-        (found,) = self.writer.write([request["messages"]], sampling)
+        formed = "response_format" in request
+        self.formed += formed
+        if formed and not self.takes_forms:
+            return 400, b"response_format: not here"
+        (found,) = self.writer.write([request["messages"]], sampling, FORM if formed else None)
         if isinstance(found, Refusal):
             return 400, found.reason.encode()
         (answer,) = found
@@ -153,9 +162,88 @@ def test_a_server_that_dies_midway_loses_nothing(server, tmp_path, monkeypatch):
     assert sum(count_answers(found)[name] for name in ("answered", "refused", "empty", "unfinished")) == 12
 
 
-def test_prompts_are_different_and_end_with_a_question(write_lines):
-    from collections import Counter
+def test_a_form_is_filled_in_with_the_likeliest_values(loaded):
+    model, tokenizer = loaded
+    judged = [load_rubric().conversation(messages, "Да.") for messages in asked(*QUESTIONS)]
+    found = LocalWriter(model, tokenizer, 4096, 2).write([*judged, *asked("слово " * 2000)], Sampling(24), FORM)
+    assert isinstance(found.pop(), Refusal)
+    for messages, (answer,) in zip(judged, found, strict=True):
+        grades = read_grades(answer.text)
+        for begun, grade in (
+            ('{"grammar": ', "grammar"),
+            (f'{{"grammar": {grades["grammar"]}, "relevance": ', "relevance"),
+        ):
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
+            texts = [tokenizer(prompt + digit, add_special_tokens=False)["input_ids"] for digit in "12345"]
+            with torch.no_grad():
+                logits = model(torch.tensor([texts[0][:-1]])).logits[0, -1]
+            assert len({tuple(text[:-1]) for text in texts}) == 1
+            assert grades[grade] == 1 + int(torch.stack([logits[text[-1]] for text in texts]).argmax())
+    writer, warm = LocalWriter(model, tokenizer, 4096, 8), [Sampling(24, temperature=5.0, seed=n) for n in (1, 1, 2)]
+    drawn = [[answers[0].text for answers in writer.write(judged, sampling, FORM)] for sampling in warm]
+    assert drawn[0] == drawn[1] != drawn[2] and all(read_grades(text) for texts in drawn for text in texts)
 
+
+def test_a_server_takes_a_form_or_does_not(loaded, server):
+    judged = [load_rubric().conversation(messages, "Да.") for messages in asked(*QUESTIONS)]
+    local = LocalWriter(*loaded, 4096, 8).write(judged, Sampling(24), FORM)
+    writer = ServerWriter(server.url, "tiny", wait=0.01)
+    assert writer.write(judged, Sampling(24), FORM) == local and writer.keeps_form is None and server.formed == 5
+    server.takes_forms = False
+    assert all(isinstance(answers, list) for answers in writer.write(judged, Sampling(4), FORM))
+    assert writer.keeps_form is False
+    formed = server.formed
+    writer.write(judged, Sampling(4), FORM)
+    assert server.formed == formed  # it is not sent again
+    fresh = ServerWriter(server.url, "tiny", wait=0.01)
+    (refused,) = fresh.write(asked("слово " * 2000), Sampling(4), FORM)  # with a form or without
+    assert isinstance(refused, Refusal) and "too long" in refused.reason and fresh.keeps_form is None
+
+
+def answered(number):
+    """Rows of answers to be graded."""
+    answers = [{"text": "Ответ.", "tokens": 2, "whole": True}]
+    return [{"id": f"{n:024x}", "messages": asked(f"Вопрос {n}?")[0], "answers": answers} for n in range(number)]
+
+
+def test_a_judge_that_dies_midway_loses_no_grade(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "AT_ONCE", 1)
+    settings, rows = JudgeSettings(model="tiny", repeat_share=0), answered(9)
+    writer = ServerWriter(server.url, "tiny", wait=0.001)
+    writer.at_once, server.dies_after = 4, 6
+    with pytest.raises(LeptaError, match=r"500 .*see that the server runs and has tiny, and give the same"):
+        grade_answers(rows, writer, settings, 1, Rows(tmp_path / "grades.jsonl"))
+    assert [row["id"] for row in stored_rows(tmp_path / "grades.jsonl")] == [row["id"] for row in rows[:6]]
+    server.dies_after, before = None, server.requests
+    file = Rows(tmp_path / "grades.jsonl")
+    grade_answers(rows, writer, settings, 1, file)
+    assert server.requests - before == 3 and count_grades(stored_rows(file.file), 4)["graded"] == 9
+
+
+def test_dropped_connections_and_replies_that_are_cut_off_are_asked_again(server, tmp_path):
+    proxy = Proxy(server.url, share=0.4)
+    prompts = [Prompt(f"{n:024x}", ({"role": "user", "content": f"Вопрос {n}?"},)) for n in range(12)]
+    for name, url in (("straight", server.url), ("failing", proxy.url)):
+        write_answers(iter(prompts), ServerWriter(url, "tiny", wait=0.001), Sampling(3), Rows(tmp_path / name))
+    stopped(proxy)
+    assert proxy.failed > 3 and (tmp_path / "straight").read_bytes() == (tmp_path / "failing").read_bytes()
+
+
+def test_a_real_server_answers_and_grades(folders, tmp_path):
+    """`transformers serve` takes no notice of a form: a model that follows none gives no grade."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
+    answers, grades = Rows(tmp_path / "answers.jsonl"), Rows(tmp_path / "grades.jsonl")
+    with transformers_serve(folders[0], tmp_path / "log") as url:
+        writer = ServerWriter(url, str(folders[0]))
+        write_answers(read_prompts(["starter:dialogues/valid.jsonl"], 3, Counter()), writer, Sampling(6), answers)
+        grade_answers(answered(2), writer, JudgeSettings(model="tiny", tries=2, max_tokens=8), 1, grades)
+    counts = count_answers(stored_rows(answers.file))
+    assert counts["prompts"] == 3 and counts["refused"] == 0 and counts["answer_tokens"] > 0
+    assert count_grades(stored_rows(grades.file), 4)["unreadable"] == 2 and writer.keeps_form is None
+
+
+def test_prompts_are_different_and_end_with_a_question(write_lines):
     rows = [
         {"prompt": "Раз?", "answer": "Два."},
         {"messages": [{"role": "user", "content": "Раз?"}, {"role": "assistant", "content": "Три."}]},
@@ -199,9 +287,14 @@ def test_the_command_from_end_to_end(folders, options, server, tmp_path):
     assert counts["prompts"] == 10
     assert sum(counts[name] for name in ("answered", "refused", "empty", "unfinished")) == 10
     assert counts["answered"] == facts["grades"]["graded"] + facts["grades"]["unreadable"] > 0
+    assert facts["grades"]["unreadable"] == 0
     assert examples["kept"] + examples["low_grades"] + examples["unreadable_grades"] == counts["answered"]
     assert examples["copied"] == 6 and examples["examples"] == 6 + examples["kept"] == facts["model"]["examples"]
-    assert facts["grades"]["rubric"] == 1 and facts["model"]["merged_error"] < 1e-4
+    assert (
+        facts["grades"]["rubric"] == 2
+        and facts["grades"]["form"] == "asked for"
+        and facts["model"]["merged_error"] < 1e-4
+    )
     before, after = facts["propagated"], facts["calibrated"]
     assert before["bits_per_byte"].keys() == {"target", "source"}
     assert before["bits_per_byte"] != after["bits_per_byte"] and after["tasks"]["copy_sentence_ru"]["samples"] == 2

@@ -37,24 +37,30 @@ def test_grades_are_read_from_replies(reply, grades):
 
 def test_the_rubric_shows_all_turns_and_leaves_braces_as_they_are():
     rubric = load_rubric()
-    (turn,) = rubric.conversation([{"role": "user", "content": "{answer} {x}"}], "{conversation} 4")
+    *examples, turn = rubric.conversation([{"role": "user", "content": "{answer} {x}"}], "{conversation} 4")
     assert "user: {answer} {x}" in turn["content"] and "{conversation} 4" in turn["content"]
-    assert rubric.version >= 1 and read_grades(turn["content"]) is None
+    assert rubric.version >= 2 and read_grades(turn["content"]) is None
+    assert [turn["role"] for turn in examples] == ["user", "assistant"] * 5
+    assert all(read_grades(turn["content"]) for turn in examples[1::2])
+
+
+def texts(messages):
+    return "\n".join(message["content"] for message in messages)
 
 
 class Judge:
     """Says what it is told to about each answer, one reply after the other, and remembers what it was asked."""
 
-    at_once = 2
+    at_once, keeps_form = 2, None
 
     def __init__(self, replies):
         self.replies, self.asked = {key: list(values) for key, values in replies.items()}, []
 
-    def write(self, conversations, sampling):
+    def write(self, conversations, sampling, form=None):
         result = []
         for messages in conversations:
             self.asked.append(messages)
-            key = next(key for key in self.replies if f"answer {key}." in messages[0]["content"])
+            key = next(key for key in self.replies if f"answer {key}." in texts(messages))
             said = self.replies[key].pop(0) if self.replies[key] else "no idea"
             result.append(said if isinstance(said, Refusal) else [Answer(said, 5, True)])
         return result
@@ -98,9 +104,9 @@ def test_what_is_graded_kept_and_why_not(tmp_path):
     assert (facts["graded"], facts["unreadable"]) == (5, 2)
     assert facts["grammar"]["5"] == 3 and facts["relevance"]["3"] == 1
     reminded = next(
-        messages for messages in judge.asked if len(messages) == 3 and "answer b." in messages[0]["content"]
+        messages for messages in judge.asked if "1 to 5" in messages[-1]["content"] and "answer b." in texts(messages)
     )
-    assert reminded[1]["content"] == "It is a good one." and "1 to 5" in reminded[2]["content"]
+    assert reminded[-2]["content"] == "It is a good one."
     counts = Counter()
     kept = list(kept_answers(rows, stored_rows(file), settings.keep, counts))
     assert [row["messages"][-1]["content"] for row in kept] == ["answer a.", "answer b.", "answer h."]

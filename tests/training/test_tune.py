@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.errors import LeptaError
+from lepta.training import merge
 from lepta.training.conversations import (
     COUNTED,
     IGNORED,
@@ -196,6 +197,22 @@ def test_low_rank_changes_of_embeddings_are_merged(folders, tokenizer, dialogues
         Checkpoint(folder).load("model.embed_tokens.weight") for folder in (folders[False], tmp_path / "out")
     )
     assert not torch.equal(before, after)
+
+
+def test_rounding_of_layers_is_no_error_of_merging(folders, tokenizer, dialogues, tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(folders[True])
+    chosen = settings(trains="embeddings+lora", lora={"rank": 4, "alpha": 1})
+    trained, _ = tune(model, tokenizer, dialogues, tmp_path / "work", chosen)
+    (tmp_path / "out").mkdir()
+    rounded = write_merged(model, trained.weights, folders[True], tmp_path / "out")
+    monkeypatch.setattr(merge, "LARGEST_ERROR", rounded / 2)  # in float32 that is too much
+    assert 0 < merge.merged_error(model, tmp_path / "out") < rounded / 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[-1] += 0.01  # this no rounding explains
+    with pytest.raises(LeptaError, match="the merged model's logits differ from the trained one's by"):
+        merge.merged_error(model, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

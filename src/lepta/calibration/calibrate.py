@@ -31,6 +31,7 @@ from lepta.training.distributed import processes
 from lepta.training.tune import CURVE, tune_folder
 
 ANSWERS, GRADES, EXAMPLES, SHOWN = "answers.jsonl", "grades.jsonl", "examples.jsonl", "shown.jsonl"
+FORM_KEPT = {True: "forced", False: "refused", None: "asked for"}  # what became of the form that grades should have
 SELF = "original"  # as a judge: the model that answers
 
 
@@ -185,9 +186,10 @@ def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: 
     rows = Rows(folder / CHECKPOINTS / GRADES)
     with opened_writer(judge, settings.answers) as writer:
         grade_answers(stored_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
+        form = FORM_KEPT[writer.keeps_form]
     rows.file.replace(folder / GRADES)
     counts = count_grades(stored_rows(folder / GRADES), settings.judge.keep)
-    return {"judge": str(judge.model), "rubric": load_rubric().version, **counts}
+    return {"judge": str(judge.model), "rubric": load_rubric().version, "form": form, **counts}
 
 
 def make_examples(

@@ -1,6 +1,7 @@
 """A judge grades answers from 1 to 5 for grammar and relevance, against a rubric with a version."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +14,14 @@ import yaml
 from lepta.calibration.answers import fault
 from lepta.calibration.rows import Rows
 from lepta.calibration.settings import JudgeSettings
-from lepta.calibration.writers import Refusal, Sampling, Writer
+from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
 from lepta.progress import progress
 from lepta.training.conversations import Message
 
 SCALES = ("grammar", "relevance")
 THOUGHT = re.compile(r"(?s).*</think>")
 GRADE = {scale: re.compile(rf"(?i)\b{scale}\b[\s\"'*:=_-]{{1,8}}(?P<grade>\d+(?:[.,]\d+)?)") for scale in SCALES}
+FORM = Form(SCALES, (1, 2, 3, 4, 5))
 SECOND_LOOK = 0.7  # temperature of repeated questions: a greedy judge would only repeat itself
 
 
@@ -29,13 +31,24 @@ class Rubric:
 
     version: int
     question: str
+    case: str
+    examples: list[dict[str, Any]]
     again: str
 
     def conversation(self, messages: Sequence[Message], answer: str) -> list[Message]:
-        """What the judge is asked about an answer; one turn, for templates that know no system prompt."""
+        """What the judge is asked about an answer, after examples as earlier turns (some templates know no system)."""
+        turns = []
+        for example in self.examples:
+            turns += [self._case([{"role": "user", "content": example["asked"]}], example["answer"])]
+            turns += [{"role": "assistant", "content": json.dumps(example["grades"])}]
+        turns += [self._case(messages, answer)]
+        turns[0]["content"] = f"{self.question}\n{turns[0]['content']}"
+        return turns
+
+    def _case(self, messages: Sequence[Message], answer: str) -> Message:
         shown = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-        text = self.question.replace("{answer}", answer, 1).replace("{conversation}", shown, 1)
-        return [{"role": "user", "content": text.strip()}]
+        text = self.case.replace("{answer}", answer, 1).replace("{conversation}", shown, 1)
+        return {"role": "user", "content": text.strip()}
 
 
 def load_rubric() -> Rubric:
@@ -70,6 +83,9 @@ class _Question:
     messages: list[Message]
 
 
+Grades = dict[tuple[str, int], dict[str, Any]]  # by row and answer
+
+
 def grade_answers(
     answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, grades: Rows
 ) -> None:
@@ -100,16 +116,30 @@ def grade_answers(
                 for row in part
                 for number in _gradable(row)
             ]
-            first = _grade(asked, judge, settings, rubric, seed, greedy=True)
+            first: Grades = {}
+            second: Grades = {}
             twice = [question for question in asked if _drawn(question.key, settings.repeat_share)]
-            second = _grade(twice, judge, settings, rubric, seed + 1, greedy=False)
-            rows = []
-            for row in part:
-                found = [first.get((row["id"], number)) for number in range(len(row["answers"]))]
-                again = [second.get((row["id"], number)) for number in range(len(row["answers"]))]
-                rows.append({"id": row["id"], "grades": found} | ({"again": again} if any(again) else {}))
-            grades.add(rows)
+            try:
+                _grade(asked, judge, settings, rubric, seed, first, greedy=True)
+                _grade(twice, judge, settings, rubric, seed + 1, second, greedy=False)
+            except Stopped:
+                missing = {question.key for question in asked if not _read(first, question)}
+                missing |= {question.key for question in twice if not _read(second, question)}
+                grades.add([_row(row, first, second) for row in part if row["id"] not in missing])
+                raise
+            grades.add([_row(row, first, second) for row in part])
             bar.set(len(grades.done))
+
+
+def _read(grades: Grades, question: _Question) -> bool:
+    return "unreadable" not in grades.get((question.key, question.number), {"unreadable": ""})
+
+
+def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
+    found, again = (
+        [grades.get((row["id"], number)) for number in range(len(row["answers"]))] for grades in (first, second)
+    )
+    return {"id": row["id"], "grades": found} | ({"again": again} if any(again) else {})
 
 
 def _gradable(row: dict[str, Any]) -> list[int]:
@@ -122,19 +152,31 @@ def _drawn(key: str, share: float) -> bool:
 
 
 def _grade(
-    questions: Sequence[_Question], judge: Writer, settings: JudgeSettings, rubric: Rubric, seed: int, greedy: bool
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """Ask until the grades can be read, up to so many times."""
-    grades: dict[tuple[str, int], dict[str, Any]] = {}
+    questions: Sequence[_Question],
+    judge: Writer,
+    settings: JudgeSettings,
+    rubric: Rubric,
+    seed: int,
+    grades: Grades,
+    greedy: bool,
+) -> None:
+    """Ask until the grades can be read, up to so many times; what was read is in `grades` also if the judge stops."""
     left = [(question, question.messages) for question in questions]
     for tried in range(settings.tries):
         if not left:
             break
         temperature = 0.0 if greedy and not tried else SECOND_LOOK
         sampling = Sampling(settings.max_tokens, temperature=temperature, seed=seed + 1000 * tried)
-        replies = judge.write([messages for _, messages in left], sampling)
+        stopped: Stopped | None = None
+        replies: Sequence[list[Answer] | Refusal | None]
+        try:
+            replies = judge.write([messages for _, messages in left], sampling, FORM)
+        except Stopped as error:
+            stopped, replies = error, error.done
         unread = []
         for (question, _), reply in zip(left, replies, strict=True):
+            if reply is None:
+                continue
             said = reply.reason if isinstance(reply, Refusal) else reply[0].text
             found = None if isinstance(reply, Refusal) else read_grades(said)
             grades[question.key, question.number] = dict(found) if found else {"unreadable": said[:200]}
@@ -142,8 +184,9 @@ def _grade(
                 turns = [("assistant", said or "..."), ("user", rubric.again)]
                 more = [{"role": role, "content": text} for role, text in turns]
                 unread.append((question, [*question.messages, *more]))
+        if stopped:
+            raise stopped
         left = unread
-    return grades
 
 
 def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Models that write answers to conversations: in this process, or behind an OpenAI-compatible server (also vLLM's)."""
 
+import http.client
 import json
+import math
 import os
+import random
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
+from lepta.darumeru.backend import Question
+from lepta.darumeru.client import body_of
+from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.darumeru.turns import render_chat
 from lepta.errors import LeptaError
 from lepta.training.conversations import Message
@@ -66,6 +72,32 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Form:
+    """A reply that is a JSON object of whole numbers.
+
+    Attributes
+    ----------
+    names : tuple of str
+    values : tuple of int
+        That each of them may have.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+
+    @property
+    def response_format(self) -> dict[str, Any]:
+        """The same for a server that writes replies by a schema."""
+        schema = {
+            "type": "object",
+            "properties": {name: {"type": "integer", "enum": list(self.values)} for name in self.names},
+            "required": list(self.names),
+            "additionalProperties": False,
+        }
+        return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+
+
 class Stopped(LeptaError):
     """A writer that cannot go on, and what it has written of what it was last given; None for the rest."""
 
@@ -78,9 +110,12 @@ class Writer(Protocol):
     """A model, however it is run."""
 
     at_once: int  # conversations that it is best given together
+    keeps_form: bool | None  # whether replies have the form that is asked for; None: that cannot be known
 
-    def write(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[list[Answer] | Refusal]:
-        """Answer each conversation, in the order given."""
+    def write(
+        self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
+    ) -> list[list[Answer] | Refusal]:
+        """Answer each conversation, in the order given; in a form if that can be had."""
 
 
 class LocalWriter:
@@ -95,6 +130,8 @@ class LocalWriter:
         Conversations at once.
     """
 
+    keeps_form: bool | None = True
+
     def __init__(self, model: Any, tokenizer: Any, context: int, batch: int) -> None:
         if not tokenizer.chat_template:
             raise LeptaError("the model that answers has no chat template; give an instruct model")
@@ -105,26 +142,47 @@ class LocalWriter:
         ends = [*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id]
         self._ends = sorted({end for end in ends if end is not None})
 
-    def write(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[list[Answer] | Refusal]:
-        """Answer in batches padded on the left, the longest first."""
+    def write(
+        self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
+    ) -> list[list[Answer] | Refusal]:
+        """Answer in batches padded on the left, the longest first; a form is filled in with its likeliest values."""
         result: list[list[Answer] | Refusal] = [Refusal("")] * len(conversations)
-        asked: list[tuple[int, list[int]]] = []
+        asked: list[tuple[int, str, list[int]]] = []
         for number, messages in enumerate(conversations):
             try:
-                ids = self._tokenizer(render_chat(self._tokenizer, messages), add_special_tokens=False)["input_ids"]
+                prompt = render_chat(self._tokenizer, messages)
             except LeptaError as error:
                 result[number] = Refusal(str(error))
                 continue
+            ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
             if len(ids) + sampling.max_tokens > self._context:
                 result[number] = Refusal(f"prompt: {len(ids)} tokens, too long for a context of {self._context}")
             else:
-                asked.append((number, ids))
-        asked.sort(key=lambda item: -len(item[1]))
-        for start in range(0, len(asked), self._batch):
-            batch = asked[start : start + self._batch]
-            for (number, _), answers in zip(batch, self._answers([ids for _, ids in batch], sampling), strict=True):
+                asked.append((number, prompt, ids))
+        asked.sort(key=lambda item: -len(item[2]))
+        size = len(asked) if form else self._batch  # what is weighed is laid out in batches elsewhere
+        for start in range(0, len(asked), max(1, size)):
+            batch = asked[start : start + size]
+            found = self._filled(batch, form, sampling) if form else self._answers([ids for *_, ids in batch], sampling)
+            for (number, *_), answers in zip(batch, found, strict=True):
                 result[number] = answers
         return result
+
+    def _filled(self, asked: list[tuple[int, str, list[int]]], form: Form, sampling: Sampling) -> list[list[Answer]]:
+        """Replies that have the form: its text is given, and of each value the model says how likely it is."""
+        backend = TransformersBackend(self._model, self._tokenizer, "writer", chat=True, context=self._context)
+        prompts = [prompt for _, prompt, _ in asked]
+        backend.share(prompts)
+        values = [str(value) for value in form.values]
+        draws = [random.Random(f"{sampling.seed} {prompt}") for prompt in prompts]  # the same when a run goes on
+        replies = [""] * len(prompts)
+        for name in form.names:
+            replies = [f'{reply + ", " if reply else "{"}"{name}": ' for reply in replies]
+            weighed = backend.choose([Question(a + b, tuple(values)) for a, b in zip(prompts, replies, strict=True)])
+            chosen = (_drawn(values, logs, sampling.temperature, by) for logs, by in zip(weighed, draws, strict=True))
+            replies = [reply + value for reply, value in zip(replies, chosen, strict=True)]
+        texts = [reply + "}" for reply in replies]
+        return [[Answer(text, len(backend.tokens(text)), True)] * sampling.samples for text in texts]
 
     @torch.inference_mode()
     def _answers(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Answer]]:
@@ -159,6 +217,14 @@ class LocalWriter:
         return Answer(self._tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), length is not None)
 
 
+def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, draw: random.Random) -> str:
+    """The likeliest value, or one drawn by how likely they are."""
+    highest = max(logs)
+    if not temperature:
+        return values[logs.index(highest)]
+    return draw.choices(values, [math.exp((log - highest) / temperature) for log in logs])[0]
+
+
 class ServerWriter:
     """A model behind an OpenAI-compatible server, asked through its chat completions.
 
@@ -180,9 +246,12 @@ class ServerWriter:
 
     def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
         self._url, self._model, self._wait, self._seconds = url.rstrip("/"), model, wait, seconds
+        self.keeps_form: bool | None = None  # some take a form and take no notice of it
 
-    def write(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[list[Answer] | Refusal]:
-        """Answer several at a time.
+    def write(
+        self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
+    ) -> list[list[Answer] | Refusal]:
+        """Answer several at a time; a form goes along until a request is taken only without it.
 
         Raises
         ------
@@ -190,7 +259,7 @@ class ServerWriter:
             If the server is not there, or goes on failing.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            calls = [pool.submit(self._write, messages, sampling) for messages in conversations]
+            calls = [pool.submit(self._write, messages, sampling, form) for messages in conversations]
             wait(calls, return_when=FIRST_EXCEPTION)
             for call in calls:
                 call.cancel()  # what has not begun when one failed
@@ -201,18 +270,22 @@ class ServerWriter:
             ) from failed
         return [call.result() for call in calls]
 
-    def _write(self, messages: Sequence[Message], sampling: Sampling) -> list[Answer] | Refusal:
+    def _write(self, messages: Sequence[Message], sampling: Sampling, form: Form | None) -> list[Answer] | Refusal:
         answers = []
         for number in range(sampling.samples):
-            found = self._ask(
-                {
-                    "model": self._model,
-                    "messages": list(messages),
-                    "max_tokens": sampling.max_tokens,
-                    "temperature": sampling.temperature,
-                    "seed": sampling.seed + number,
-                }
-            )
+            request = {
+                "model": self._model,
+                "messages": list(messages),
+                "max_tokens": sampling.max_tokens,
+                "temperature": sampling.temperature,
+                "seed": sampling.seed + number,
+            }
+            formed = form is not None and self.keeps_form is not False
+            found = self._ask(request | ({"response_format": form.response_format} if form and formed else {}))
+            if formed and isinstance(found, Refusal):
+                found = self._ask(request)
+                if not isinstance(found, Refusal):
+                    self.keeps_form = False
             if isinstance(found, Refusal):
                 return found
             answers.append(found)
@@ -229,12 +302,12 @@ class ServerWriter:
                 with urllib.request.urlopen(call, timeout=self._seconds) as response:
                     return _answer_in(json.load(response))
             except urllib.error.HTTPError as error:
-                reason = f"{error.code} {error.read()[:200].decode(errors='replace')}"
+                reason = f"{error.code} {body_of(error)}"
                 if error.code in REFUSED:
                     return Refusal(reason)
                 if error.code not in AGAIN:
                     break
-            except (TimeoutError, OSError, json.JSONDecodeError, _NoAnswer) as error:
+            except (OSError, http.client.HTTPException, ValueError, _NoAnswer) as error:
                 reason = str(error) or type(error).__name__
             if tried < TRIES:
                 time.sleep(self._wait * 2 ** (tried - 1))

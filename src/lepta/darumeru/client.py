@@ -57,7 +57,7 @@ class Client:
             try:
                 answer = self._send(address, body)
             except urllib.error.HTTPError as error:
-                reason, final = f"{error.code} {_body(error)}", error.code not in AGAIN
+                reason, final = f"{error.code} {body_of(error)}", error.code not in AGAIN
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason, final = f"{type(error).__name__}: {error}", False
             else:
@@ -76,7 +76,7 @@ class Client:
             return json.loads(response.read())
 
 
-def _body(error: urllib.error.HTTPError) -> str:
+def body_of(error: urllib.error.HTTPError) -> str:
     """What a server says about its refusal, as far as it comes through."""
     try:
         return error.read()[:200].decode(errors="replace")

@@ -1,13 +1,23 @@
-"""Real servers for the tests: completions of a transformers model over HTTP, and a proxy that fails."""
+"""Real servers for the tests: completions of a model of transformers, `transformers serve`, and a proxy that fails."""
 
 import http.client
 import json
 import random
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import torch
+
+STARTED = 240  # seconds that `transformers serve` may take to load a model
+SERVE = "from transformers.cli.transformers import main; main()"
 
 
 class Server:
@@ -102,3 +112,37 @@ def stopped(*servers):
     for server in servers:
         server.http.shutdown()
         server.http.server_close()
+
+
+@contextmanager
+def transformers_serve(folder, log):
+    """Address of `transformers serve` with a model folder, which is its name there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVE, "serve", str(folder), *options], stdout=output, stderr=output
+        )
+    try:
+        deadline = time.monotonic() + STARTED
+        while not _healthy(f"http://127.0.0.1:{port}/health"):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"transformers serve did not start: {log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _healthy(address):
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:
+            return response.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
