@@ -188,6 +188,10 @@ def test_small_run_measures_everything_and_the_same_seed_gives_the_same_numbers(
     assert found["models"]["swap"]["en"]["characters_per_token"] == pytest.approx(
         scores[0]["instruct"]["en"]["characters_per_token"], rel=0.02
     )
+    replaced = vocabulary_pipeline(scale, 1, tmp_path / "one", "unigram")  # its old rows are not the first ones
+    replaced.stages = replaced.stages[:3]
+    replaced.run(report=lambda line: None)
+    assert read_json(tmp_path / "one/unigram/adapted/manifest.json")["facts"]["tokens"] > 0
 
 
 def test_run_stops_when_its_minutes_are_over(data, tmp_path):

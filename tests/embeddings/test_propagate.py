@@ -248,12 +248,45 @@ def test_delta_moves_each_row_as_the_old_rows_that_it_is_mixed_of():
     np.testing.assert_allclose(result, adapted + transfer.matrix @ (instruct - base).numpy(), atol=1e-12)
 
 
+def test_anchored_maps_what_training_changed_and_leaves_the_variants_own_rows_alone(transfer, old, new):
+    base, instruct = random_matrix(old.size), random_matrix(old.size, seed=1)
+    fitted = fit_map("anchored", transfer, base, instruct, stand_in_rows(old, old.size))
+    start, own = (torch.from_numpy(transfer.matrix @ matrix.numpy()) for matrix in (base, instruct))
+    trained = 0.1 * random_matrix(new.size, seed=2)
+    trained[torch.from_numpy(transfer.exact >= 0)] = 0  # as if new rows alone had trained
+    result = fitted.apply(start + trained).whole()
+    np.testing.assert_allclose(result, own + trained @ (fitted.offset + torch.eye(WIDTH)), atol=1e-12)
+    shared = np.flatnonzero(transfer.exact >= 0)
+    np.testing.assert_allclose(result[shared], instruct[transfer.exact[shared]], atol=1e-12)
+
+
+def test_anchored_is_judged_by_tokens_as_if_they_were_new(transfer, old):
+    base, instruct = random_matrix(old.size), random_matrix(old.size, seed=1)
+    stand_ins = stand_in_rows(old, old.size)
+    fitter = MapFitter(transfer, base, stand_ins)
+    found = fitter.fit("anchored", instruct)
+    tokens = fitter.held_out
+    shared = transfer.exact[transfer.exact >= 0]
+    seen = shared[~np.isin(shared, tokens)]
+    x, y = base.numpy()[seen], instruct.numpy()[seen]
+    gram = x.T @ x
+    drawn = gram + found.strength * np.trace(gram) / WIDTH * np.eye(WIDTH)
+    step = np.linalg.solve(drawn, x.T @ (y - x)) + np.eye(WIDTH)
+    parts = stand_ins[tokens]
+    predicted = parts @ instruct.numpy() + (base.numpy()[tokens] - parts @ base.numpy()) @ step
+    missed = np.linalg.norm(predicted - instruct.numpy()[tokens]) / np.linalg.norm(instruct.numpy()[tokens])
+    assert found.held_out["error"] == pytest.approx(missed, rel=1e-6)
+    assert found.held_out["error"] <= found.held_out["errors"]["anchored"] <= 1.0001 * fitter.fit(
+        "delta", instruct
+    ).held_out["error"]
+
+
 def test_ridge_predicts_held_out_tokens_better_than_its_limits_if_most_of_the_change_is_noise(transfer, old):
     base = random_matrix(old.size, 64)
     instruct = base + 0.02 * base @ random_matrix(64, 64, seed=4) + 3 * random_matrix(old.size, 64, seed=5)
     errors = fit_map("auto", transfer, base, instruct).held_out["errors"]
     assert errors["ridge"] < min(errors["swap"], errors["overlap"], errors["conversion"], errors["procrustes"])
-    assert "delta" not in errors
+    assert not {"delta", "anchored"} & set(errors)
 
 
 def test_held_out_error_is_that_of_a_fit_that_never_saw_the_tokens():
@@ -278,15 +311,14 @@ def test_auto_takes_the_method_of_the_least_error_over_the_whole_vocabulary(tran
     linear = fit_map("auto", transfer, base, base @ random_matrix(WIDTH, seed=2), stand_ins)
     errors, whole = linear.held_out["errors"], linear.held_out["whole"]
     assert linear.method == min(whole, key=whole.get) != "swap"
-    assert linear.method != "delta"
     mixed = (transfer.exact < 0).mean()
-    assert whole == {**errors, "delta": pytest.approx(errors["delta"] * mixed**0.5)}
+    assert whole == errors | {name: pytest.approx(errors[name] * mixed**0.5) for name in ("delta", "anchored")}
     assert linear.held_out["error"] == errors[linear.method]
     assert set(errors) == set(METHODS)
     # a change that a token shares with the tokens that merge into it, and that no linear map can tell
     change = torch.ones((old.size, WIDTH))
     shifted = fit_map("auto", transfer, base, base + 5 * change, stand_ins)
-    assert shifted.method == "delta"
+    assert shifted.method in ("delta", "anchored")
     assert shifted.held_out["error"] < 1e-9
 
 

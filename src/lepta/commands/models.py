@@ -158,7 +158,7 @@ def propagate(
     method: Annotated[
         str,
         typer.Option(
-            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, or auto: the one that predicts "
+            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that predicts "
             "held-out tokens best."
         ),
     ] = "conversion",

@@ -9,6 +9,8 @@
                overlap are its limits
 `procrustes`   the rotation among all W that fits conversion's rows best
 `delta`        no map: each new row moves as the old rows that it is a mix of,  X_adapted + T (X_instruct - X_base)
+`anchored`     what the variant would start from, and a map of what training changed in that; `delta` is its limit:
+               X_result = T X_instruct + (X_adapted - T X_base) W,  W as in ridge
 """
 
 from dataclasses import dataclass, field, replace
@@ -25,16 +27,18 @@ from lepta.embeddings.mix import mix, precision
 from lepta.embeddings.transfer import Transfer
 from lepta.errors import LeptaError
 
-Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta"]
+Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
 AnyMethod = Method | Literal["auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # Which rows a map is fitted on: those of shared tokens, or all of T.
 PROBLEMS: dict[Method, Method] = {
     "overlap": "overlap",
     "ridge": "overlap",
+    "anchored": "overlap",
     "conversion": "conversion",
     "procrustes": "conversion",
 }
+ANCHORED: tuple[Method, ...] = ("delta", "anchored")  # a shared token has its own change to the last bit
 
 # Strengths that ridge chooses from, in units of the mean eigenvalue of the normal equations.
 STRENGTHS = [0.0, *(10.0**power for power in np.arange(-5, 3.1, 0.5))]
@@ -51,7 +55,7 @@ class Propagation:
     offset : tensor, shape (d, d), or None
         D = W - I, float32 (float64 for float64 matrices); None stands for W = I.
     delta : tuple or None
-        T, the base and the variant's matrix, for method `delta`.
+        T, the base and the variant's matrix, for the methods `delta` and `anchored`.
     rows, rank : int
         Equations that the fit had, and directions of the embedding space that they determine.
     condition : float
@@ -85,7 +89,11 @@ class Propagation:
         own = adapted[rows]
         if self.delta:
             matrix, base, instruct = self.delta
-            return (own.to(torch.float64) + mix(matrix[rows], instruct, base)).to(own.dtype)
+            wide = own.to(torch.float64)
+            moved = wide + mix(matrix[rows], instruct, base)
+            if self.offset is not None:
+                moved += (wide - mix(matrix[rows], base)) @ self.offset.to(torch.float64)
+            return moved.to(own.dtype)
         if self.offset is None:
             return own
         wide = own.to(precision(adapted), copy=True)
@@ -122,7 +130,7 @@ class MapFitter:
     base : Rows, shape (old rows, d)
         Input or output embeddings, any floating dtype.
     stand_ins : scipy CSR array, shape (old rows, old rows), optional
-        What each old token would be mixed of if it were new; needed to judge `delta`.
+        What each old token would be mixed of if it were new; needed to judge `delta` and `anchored`.
     weights : float array, shape (new rows,), optional
         How much each new token counts in the fit, and in judging it; by default all the same.
 
@@ -176,8 +184,8 @@ class MapFitter:
         ----------
         method : str
             One of `METHODS`, or `auto`: the one with the least error over the whole new vocabulary (the first if
-            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` knows
-            the change of a shared token exactly, so its error counts for new tokens only.
+            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` and
+            `anchored` know the change of a shared token exactly, so their error counts for new tokens only.
         instruct : Rows, shape (old rows, d)
             The same matrix of the variant; rows beyond those of the base are not read.
 
@@ -191,7 +199,7 @@ class MapFitter:
         _check("instruct", instruct, self.base, self.transfer)
         if method == "overlap" and not self._shared:
             raise LeptaError(f"method {method!r}: the two vocabularies share no token; use conversion or swap")
-        if method in ("ridge", "auto") and not len(self.held_out):
+        if method in ("ridge", "anchored", "auto") and not len(self.held_out):
             raise LeptaError(
                 f"the two vocabularies share {self._shared} tokens, too few to hold some out; use conversion or swap"
             )
@@ -200,7 +208,7 @@ class MapFitter:
         errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
         if method != "auto":
             return fit.propagation(method, errors)
-        whole = {name: error * (self._mixed**0.5 if name == "delta" else 1) for name, error in errors.items()}
+        whole = {name: error * (self._mixed**0.5 if name in ANCHORED else 1) for name, error in errors.items()}
         found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
         return replace(found, held_out={**found.held_out, "whole": whole})
 
@@ -222,6 +230,7 @@ class _Fit:
     def __init__(self, fitter: MapFitter, instruct: Rows) -> None:
         self._fitter, self._instruct = fitter, instruct
         self._sums: dict[Problem, RightSide] = {}
+        self._strengths: dict[Method, float] = {}
 
     @cached_property
     def _held_out(self) -> "HeldOut | None":
@@ -230,10 +239,16 @@ class _Fit:
             return None
         return HeldOut(tokens, fitter.base, self._instruct, fitter.stand_ins, fitter.token_weights[tokens])
 
-    @cached_property
-    def _strength(self) -> float:
-        part = self._fitter.parts["overlap"]
-        return self._held_out.strength(part.left, part.right(self._instruct, self._sums)) if self._held_out else 0.0
+    def _strength(self, method: Method) -> float:
+        """How strongly W is drawn towards the identity: as predicts held-out tokens best."""
+        if method not in ("ridge", "anchored") or not self._held_out:
+            return 0.0
+        if method not in self._strengths:
+            part = self._fitter.parts["overlap"]
+            right = part.right(self._instruct, self._sums)
+            anchored = method == "anchored" and self._held_out.anchored
+            self._strengths[method] = self._held_out.strength(part.left, right, anchored)
+        return self._strengths[method]
 
     def _offset(self, method: Method, problems: dict[Method, Problem]) -> np.ndarray | None:
         """D = W - I of a method, fitted on a part of the rows or on all; None for D = 0."""
@@ -245,19 +260,21 @@ class _Fit:
             return None
         if method == "procrustes":
             return problem.left.rotation(right.cross)
-        return problem.left.solve(right.cross, self._strength if method == "ridge" else 0.0)
+        return problem.left.solve(right.cross, self._strength(method))
 
     def error(self, method: Method) -> float | None:
         """Relative error on held-out tokens of a fit without them; None if it cannot be judged."""
         if self._held_out is None:
+            return None
+        if method in ANCHORED and not self._held_out.anchored:
             return None
         if method == "delta":
             return self._held_out.error_of_delta()
         if method in ("swap", "procrustes"):
             return self._held_out.error(self._offset(method, self._fitter.parts))
         part = self._fitter.parts[PROBLEMS[method]]
-        strength = self._strength if method == "ridge" else 0.0
-        return self._held_out.error_of_solution(part.left, part.right(self._instruct, self._sums), strength)
+        right = part.right(self._instruct, self._sums)
+        return self._held_out.error_of_solution(part.left, right, self._strength(method), method == "anchored")
 
     def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
         """Fit a method on all rows."""
@@ -265,15 +282,16 @@ class _Fit:
         held_out = self._held_out.summary(errors, method) if self._held_out and method in errors else {}
         if method == "swap":
             return Propagation("swap", None, held_out=held_out)
+        delta = (fitter.transfer.matrix, fitter.base, self._instruct) if method in ANCHORED else None
         if method == "delta":
-            delta = (fitter.transfer.matrix, fitter.base, self._instruct)
             return Propagation("delta", None, delta, rows=fitter.transfer.matrix.shape[0], held_out=held_out)
         problem = fitter.wholes[PROBLEMS[method]]
         right, offset = problem.right(self._instruct, self._sums), self._offset(method, fitter.wholes)
-        strength = self._strength if method == "ridge" else 0.0
+        strength = self._strength(method)
         return Propagation(
             method=method,
             offset=None if offset is None else torch.from_numpy(offset).to(precision(fitter.base)),
+            delta=delta,
             rows=problem.left.rows,
             rank=problem.left.rank,
             condition=problem.left.condition,
@@ -309,31 +327,35 @@ class HeldOut:
         index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
         self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))
         self._mean = scale * (scale * self._y).sum(axis=0) / weights.sum()
-        self._moved = None
+        self.anchored = stand_ins is not None
         if stand_ins is not None:
             self._moved = self._x + scale * mix(stand_ins[tokens], instruct, base).numpy()
+            self._changed = self._x - scale * mix(stand_ins[tokens], base).numpy()
 
     def error(self, offset: np.ndarray | None) -> float:
         """Relative error of W = I + D on these tokens."""
         return self._relative(self._x if offset is None else self._x + self._x @ offset)
 
-    def error_of_solution(self, left: LeftSide, right: RightSide, strength: float) -> float:
-        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns."""
-        return self._relative(self._x + left.solve(self._x.T, strength).T @ right.cross)
+    def error_of_solution(self, left: LeftSide, right: RightSide, strength: float, anchored: bool) -> float:
+        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns.
 
-    def error_of_delta(self) -> float | None:
-        """Relative error of moving each token as the tokens that it is merged from; None if those are not known."""
-        return None if self._moved is None else self._relative(self._moved)
+        `anchored`: D maps what a token has beyond the tokens that it is merged from; it moves as those do, besides.
+        """
+        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
+        return self._relative(start + left.solve(mapped.T, strength).T @ right.cross)
 
-    def strength(self, left: LeftSide, right: RightSide) -> float:
-        """The strength with which ridge predicts these tokens best."""
+    def error_of_delta(self) -> float:
+        """Relative error of moving each token as the tokens that it is merged from."""
+        return self._relative(self._moved)
+
+    def strength(self, left: LeftSide, right: RightSide, anchored: bool) -> float:
+        """The strength with which D = (G + strength)^-1 (X' S C) predicts these tokens best."""
+        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
         eigenvalues, basis = left.spectrum
-        x, cross = self._x @ basis, basis.T @ right.cross
+        x, cross = mapped @ basis, basis.T @ right.cross
         return min(
             STRENGTHS,
-            key=lambda strength: self._relative(
-                self._x + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross
-            ),
+            key=lambda strength: self._relative(start + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross),
         )
 
     def summary(self, errors: dict[Method, float], method: Method) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.mix import mean_row
-from lepta.embeddings.propagate import AnyMethod, MapFitter, Propagation
+from lepta.embeddings.propagate import ANCHORED, AnyMethod, MapFitter, Propagation
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.rebuild import add_special_tokens
@@ -73,7 +73,7 @@ def propagate(
     ]
     transfer = transfer_matrix(old, new, base.rows, adapted.rows)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
-    stand_ins = stand_in_rows(old, base.rows) if method in ("auto", "delta") else None
+    stand_ins = stand_in_rows(old, base.rows) if method in ("auto", *ANCHORED) else None
 
     fits: list[dict[str, Propagation]] = [{} for _ in made]
     for role in ("input", "output"):
