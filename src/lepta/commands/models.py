@@ -158,8 +158,8 @@ def propagate(
     method: Annotated[
         str,
         typer.Option(
-            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that predicts "
-            "held-out tokens best."
+            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that "
+            "predicts held-out tokens best."
         ),
     ] = "conversion",
     body_delta: Annotated[
