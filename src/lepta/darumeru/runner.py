@@ -150,6 +150,7 @@ def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) 
 def _run_task(task: Task, dataset: Dataset, backend: Backend, shots: int, log: TaskLog) -> None:
     samples = task.samples(dataset)
     if all(sample.id in log.records for sample in samples):
+        log.finish([sample.id for sample in samples])
         return
     asked: list[Asked] = []
     failed: list[Record] = []
@@ -279,6 +280,6 @@ def _written(
         **settings,
         "tasks": facts["tasks"],
         "columns": facts["columns"],
-        "micro_avg": facts["micro_average"],
+        "micro_avg": facts["micro_avg"],
         "refused": facts["refused"],
     }
