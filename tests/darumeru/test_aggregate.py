@@ -10,7 +10,7 @@ from lepta.darumeru.aggregate import _weights, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.measures import Labels, Means, SampleScore, SubjectMeans, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, micro_average
-from lepta.darumeru.subjects import SUBJECTS
+from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF, SUBJECTS
 from lepta.darumeru.tasks import Answer, tasks
 from lepta.errors import LeptaError
 
@@ -206,6 +206,15 @@ def test_documents_are_drawn_together():
         for name in ("summary_abstractive", "summary_extractive")
     ]  # fmt: skip
     assert names[0] == names[1]
+
+
+def test_first_rows_are_of_all_categories():
+    """A part of MMLU has a score, however its rows are sorted."""
+    dataset = load_dataset("mmlu_ru")
+    rows = sorted(dataset.test, key=lambda row: (CATEGORY_OF[row.stratum], row.stratum))
+    part = replace(dataset, test=tuple(rows)).first(8)
+    assert sorted(CATEGORY_OF[row.stratum] for row in part.test) == sorted([*CATEGORIES] * 2)
+    assert len({row.stratum for row in part.test}) == 8
 
 
 def test_first_rows_of_each_subject():
