@@ -14,6 +14,7 @@ from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
 from lepta.darumeru.tasks import tasks
 from lepta.errors import LeptaError
+from lepta.report.darumeru import write_run_page
 
 
 class Parrot:
@@ -171,6 +172,19 @@ def test_answers_that_were_lost_are_not_made_up_for(tmp_path):
 
     with pytest.raises(ValueError, match="shorter"):
         run(Forgetful(), "builtin", tmp_path, ["rucola"])
+
+
+def test_half_a_character_is_an_answer(tmp_path):
+    """JSON from a server may hold it, UTF-8 may not."""
+
+    class Cut(Parrot):
+        def generate(self, orders, max_tokens):
+            return [Written("раз \ud83d\0", 3) for _ in orders]
+
+    assert set(run(Cut(), "builtin", tmp_path, ["multiq"]).tasks) == {"multiq"}
+    record = read_log(tmp_path / "samples" / "multiq.jsonl")[1][0]
+    assert record["answer"]["text"] == "раз ?\0"
+    write_run_page(tmp_path, "cut")
 
 
 def test_a_task_is_asked_beside_others_as_by_itself(tmp_path):

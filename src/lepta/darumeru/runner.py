@@ -256,10 +256,11 @@ def _order(task: Task, backend: Backend, one: Asked) -> Order:
 
 def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer:
     if isinstance(result, Written):
+        text = result.text.encode(errors="replace").decode()  # servers may cut a character in two
         if not task.name.startswith("copy"):
-            return Answer(text=result.text, emitted=result.emitted)
-        tokens, reference = backend.tokens(result.text.strip()), backend.tokens(sample.target.strip())
-        return Answer(text=result.text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
+            return Answer(text=text, emitted=result.emitted)
+        tokens, reference = backend.tokens(text.strip()), backend.tokens(sample.target.strip())
+        return Answer(text=text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
     if task.method == "choose":
         mass = min(1.0, sum(math.exp(value) for value in result))
         return Answer(label=pick(task.labels, result), label_mass=mass)
