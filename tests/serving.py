@@ -47,7 +47,8 @@ class Server:
     @torch.no_grad()
     def answer(self, request):
         ids = request["prompt"]
-        new = self.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=request["max_tokens"])[0]
+        draws = request.get("temperature", 1) > 0  # what servers do if nothing is said
+        new = self.model.generate(torch.tensor([ids]), do_sample=draws, max_new_tokens=request["max_tokens"])[0]
         new = new[len(ids) :].tolist()
         choice = {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": "length"}
         if "logprobs" in request:

@@ -10,7 +10,7 @@ from lepta.darumeru.aggregate import _weights, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.measures import Labels, Means, SampleScore, SubjectMeans, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, micro_average
-from lepta.darumeru.subjects import SUBJECTS
+from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF, SUBJECTS
 from lepta.darumeru.tasks import Answer, tasks
 from lepta.errors import LeptaError
 
@@ -53,8 +53,8 @@ def test_totals(weak):
         scores = [summary.tasks[name].score.value for name, task in tasks().items() if task.column == column]
         assert summary.columns[column].value == pytest.approx(np.mean(scores))
     columns = {name: estimate.value for name, estimate in summary.columns.items()}
-    assert summary.micro_average.value == pytest.approx(micro_average(columns))
-    for estimate in (*summary.columns.values(), summary.micro_average):
+    assert summary.micro_avg.value == pytest.approx(micro_average(columns))
+    for estimate in (*summary.columns.values(), summary.micro_avg):
         assert estimate.low < estimate.value < estimate.high
     assert summary.tasks["parus"].samples == 24 and summary.tasks["parus"].units == 12
     assert set(summary.tasks["rucola"].parts) >= {"accuracy", "macro_f1", "matthews"}
@@ -63,17 +63,17 @@ def test_totals(weak):
 
 def test_perfect_model():
     summary = summarise(model(1.1))
-    assert summary.micro_average.value == pytest.approx(1)
-    assert summary.micro_average.low == pytest.approx(1)
+    assert summary.micro_avg.value == pytest.approx(1)
+    assert summary.micro_avg.low == pytest.approx(1)
 
 
 def test_the_same_each_time(weak):
     """Seeded, and blind to the order in which samples were answered."""
     shuffled = [replace(result, scores=list(reversed(result.scores))) for result in reversed(weak)]
     first, again, other = summarise(weak), summarise(shuffled), summarise(weak, seed=2)
-    assert first.micro_average.low == pytest.approx(again.micro_average.low, abs=1e-12)
-    assert first.micro_average != other.micro_average
-    assert first.micro_average.value == other.micro_average.value
+    assert first.micro_avg.low == pytest.approx(again.micro_avg.low, abs=1e-12)
+    assert first.micro_avg != other.micro_avg
+    assert first.micro_avg.value == other.micro_avg.value
 
 
 def _part(results, name, **changes):
@@ -93,7 +93,7 @@ def test_no_total_from_part(weak):
         with pytest.raises(LeptaError, match=f"no total from part of the tasks: rcb: {reason}"):
             summarise(results)
         partial = summarise(results, partial=True)
-        assert partial.refused == {"rcb": reason} and partial.micro_average is None
+        assert partial.refused == {"rcb": reason} and partial.micro_avg is None
         assert "rcb" not in partial.tasks and "DaruMERA" not in partial.columns
         assert "DaruMMLU" in partial.columns and "parus" in partial.tasks
     with pytest.raises(LeptaError, match="parus: there twice"):
@@ -206,6 +206,15 @@ def test_documents_are_drawn_together():
         for name in ("summary_abstractive", "summary_extractive")
     ]  # fmt: skip
     assert names[0] == names[1]
+
+
+def test_first_rows_are_of_all_categories():
+    """A part of MMLU has a score, however its rows are sorted."""
+    dataset = load_dataset("mmlu_ru")
+    rows = sorted(dataset.test, key=lambda row: (CATEGORY_OF[row.stratum], row.stratum))
+    part = replace(dataset, test=tuple(rows)).first(8)
+    assert sorted(CATEGORY_OF[row.stratum] for row in part.test) == sorted([*CATEGORIES] * 2)
+    assert len({row.stratum for row in part.test}) == 8
 
 
 def test_first_rows_of_each_subject():

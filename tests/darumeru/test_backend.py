@@ -1,11 +1,13 @@
 """Scores are those of the exact ids, whatever is read once; texts end where they should."""
 
+import itertools
+
 import pytest
 import torch
 
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.scoring import common
+from lepta.darumeru.scoring import PASS, TOKENS, _batches, common
 from lepta.darumeru.tasks import tasks
 from lepta.errors import LeptaError
 
@@ -93,6 +95,46 @@ def test_sentences_behind_one_document(backend_of, family):
         assert backend.sentence_logprobs(question) == pytest.approx(expected(backend, question, mean=True), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [13, 16, 16, 17, 17, 18, 26, 41, 49, 93, 94, 101],  # sentences of an article
+        [0, 5, 5, 900, TOKENS, 3 * TOKENS],
+        [300] * 100,
+        [],
+    ],
+)
+def test_batches_have_little_padding(sizes):
+    """Each row is in one batch; none of all ways to cut a few rows is read sooner."""
+    rows = [(0,) * size for size in sizes]
+    batches = _batches(rows)
+    assert [row for batch in batches for row in batch] == rows
+    assert all(len(batch) == 1 or len(batch) * len(batch[-1]) <= TOKENS for batch in batches)
+
+    def cost(parts):
+        fits = all(len(part) == 1 or len(part) * part[-1] <= TOKENS for part in parts)
+        return sum(len(part) * part[-1] + PASS for part in parts) if fits else float("inf")
+
+    if 0 < len(sizes) < 20:
+        ways = ([n for n in range(1, len(sizes)) if cut >> n & 1] for cut in range(0, 1 << len(sizes), 2))
+        every = ([sizes[a:b] for a, b in itertools.pairwise([0, *way, len(sizes)])] for way in ways)
+        assert cost([[len(row) for row in batch] for batch in batches]) == min(map(cost, every))
+
+
+def test_a_document_is_read_once_for_all_its_sentences(backend_of):
+    backend = backend_of()
+    (question,) = prompts_of(backend, "summary_extractive", shots=0, number=1)
+    seen = []
+    handle = backend._model.base_model.register_forward_pre_hook(
+        lambda module, inputs, options: seen.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    backend.sentence_logprobs(question)
+    handle.remove()
+    document = backend.count_tokens(question.prompt)
+    sentences = sum(len(backend.tokens(text)) for text in question.continuations)
+    assert document < sum(seen) < document + 1.2 * sentences < 3 * document  # padding is work too
+
+
 def test_no_logits_but_those_needed(backend_of):
     backend = backend_of()
     head = backend._model.get_output_embeddings()
@@ -131,6 +173,10 @@ def test_a_template_that_drops_turns_is_refused(backend_of, monkeypatch):
     turns = [{"role": role, "content": f"это {n}"} for n, role in enumerate(["user", "assistant", "user"])]
     with pytest.raises(LeptaError, match="leaves out a turn of the assistant"):
         backend.render(turns)
+    later = "{% for m in messages[1:] %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    monkeypatch.setattr(backend._tokenizer, "chat_template", later)
+    with pytest.raises(LeptaError, match="leaves out a turn of the user"):
+        backend.render([{"role": "user", "content": "да"}, *turns, {"role": "user", "content": "да или нет"}])
 
 
 def test_generation_in_a_batch_is_generation_alone(backend_of):
@@ -139,6 +185,17 @@ def test_generation_in_a_batch_is_generation_alone(backend_of):
     together = backend.generate(orders, 12)
     assert together == [backend.generate([order], 12)[0] for order in orders]
     assert all(0 < written.emitted <= 12 for written in together)
+
+
+def test_settings_in_a_models_files_change_nothing(backend_of, monkeypatch):
+    """They may draw at random, or punish a copy for repeating its text."""
+    backend = backend_of()
+    orders = [Order("Раз, два, три")]
+    expected = backend.generate(orders, 12)
+    drawing = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 0.9, "num_beams": 3}
+    for name, value in {**drawing, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 3}.items():
+        monkeypatch.setattr(backend._model.generation_config, name, value)
+    assert [backend.generate(orders, 12) for _ in range(3)] == [expected] * 3
 
 
 def test_stops_cut_text_and_tokens(backend_of):

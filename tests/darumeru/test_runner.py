@@ -10,10 +10,11 @@ from lepta.cli import app
 from lepta.darumeru.aggregate import summarise
 from lepta.darumeru.backend import Written
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.log import read_log, read_results
+from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
 from lepta.darumeru.tasks import tasks
 from lepta.errors import LeptaError
+from lepta.report.darumeru import write_run_page
 
 
 class Parrot:
@@ -73,10 +74,10 @@ def test_all_tasks(whole):
     folder, summary = whole
     assert not summary.refused and list(summary.tasks) == list(tasks())
     written = json.loads((folder / "summary.json").read_text())
-    assert written["micro_avg"]["value"] == summary.micro_average.value and len(written["columns"]) == 5
+    assert written["micro_avg"]["value"] == summary.micro_avg.value and len(written["columns"]) == 5
     assert set(written["tasks"]) == set(tasks()) and written["tasks"]["parus"]["shots"] == 2
     results = [result for result, _ in read_results(folder).values()]
-    assert summarise(results).micro_average == summary.micro_average
+    assert summarise(results).micro_avg == summary.micro_avg
 
 
 @pytest.mark.parametrize("calls", [0, 1, 9, 30])
@@ -93,6 +94,20 @@ def test_a_killed_run_goes_on(whole, tmp_path, calls):
     third = Parrot()
     run(third, "builtin", tmp_path, shots=2)
     assert not third.calls and files(tmp_path) == files(whole[0])
+
+
+def test_killed_before_samples_are_put_in_order(whole, tmp_path, monkeypatch):
+    """All answers are there, but as they were asked, shortest first."""
+
+    def dies(log, order):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TaskLog, "finish", dies)
+        run(Parrot(), "builtin", tmp_path, shots=2)
+    backend = Parrot()
+    run(backend, "builtin", tmp_path, shots=2)
+    assert files(tmp_path) == files(whole[0])
 
 
 def test_part_of_a_batch_is_asked_anew(tmp_path):
@@ -135,14 +150,53 @@ def test_other_data_is_refused(tmp_path):
         run(Parrot(), str(tmp_path / "data"), tmp_path / "out", ["rucola"])
 
 
-def test_one_bad_sample_is_one_error_and_no_total(tmp_path):
+def test_one_bad_sample_is_one_error_and_no_total(whole, tmp_path):
+    """The others of its batch keep their own answers."""
     text = load_dataset("rucola").test[2].sentence
-    summary = run(Parrot(fails=text), "builtin", tmp_path)
-    assert summary.micro_average is None and "DaruMERA" not in summary.columns and len(summary.columns) == 4
+    summary = run(Parrot(fails=text), "builtin", tmp_path, shots=2)
+    assert summary.micro_avg is None and "DaruMERA" not in summary.columns and len(summary.columns) == 4
     bad = tasks()["rucola"].samples(load_dataset("rucola"))[2].id
     assert summary.refused == {"rucola": f"1 errors, the first: {bad}: RuntimeError: out of memory"}
-    healed = run(Parrot(), "builtin", tmp_path)  # an error is asked anew
-    assert healed.micro_average is not None
+    log, expected = (read_log(folder / "samples" / "rucola.jsonl")[1] for folder in (tmp_path, whole[0]))
+    assert [one if "error" in one else two for one, two in zip(log, expected, strict=True)] == log
+    run(Parrot(), "builtin", tmp_path, shots=2)  # an error is asked anew
+    assert files(tmp_path) == files(whole[0])
+
+
+def test_answers_that_were_lost_are_not_made_up_for(tmp_path):
+    """A backend that leaves out what failed would shift all answers after it."""
+
+    class Forgetful(Parrot):
+        def choose(self, questions):
+            return super().choose(questions)[1:]
+
+    with pytest.raises(ValueError, match="shorter"):
+        run(Forgetful(), "builtin", tmp_path, ["rucola"])
+
+
+def test_half_a_character_is_an_answer(tmp_path):
+    """JSON from a server may hold it, UTF-8 may not."""
+
+    class Cut(Parrot):
+        def generate(self, orders, max_tokens):
+            return [Written("раз \ud83d\0", 3) for _ in orders]
+
+    assert set(run(Cut(), "builtin", tmp_path, ["multiq"]).tasks) == {"multiq"}
+    record = read_log(tmp_path / "samples" / "multiq.jsonl")[1][0]
+    assert record["answer"]["text"] == "раз ?\0"
+    write_run_page(tmp_path, "cut")
+
+
+def test_a_task_is_asked_beside_others_as_by_itself(tmp_path):
+    """A long answer takes room from its own examples, not from those of the next task."""
+    names = ["copy_paragraph_en", "copy_sentence_ru"]  # in the order in which they are asked
+    run(Parrot(context=1300), "builtin", tmp_path / "together", names, shots=5)
+    run(Parrot(context=1300), "builtin", tmp_path / "alone", names[-1:], shots=5)
+    logs = [tmp_path / place / "samples" / "copy_sentence_ru.jsonl" for place in ("together", "alone")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+    long = read_log(tmp_path / "together" / "samples" / "copy_paragraph_en.jsonl")[1]
+    assert {record["shots"] for record in read_log(logs[0])[1]} == {5}
+    assert all(record["shots"] < 5 for record in long)
 
 
 def test_examples_are_dropped_whole_until_the_prompt_fits():
@@ -177,7 +231,7 @@ def test_a_limit_counts_rows_of_the_task(tmp_path):
     summary = run(Parrot(), "builtin", tmp_path, limit=2)
     counts = {name: task.samples for name, task in summary.tasks.items()}
     assert counts == {name: 4 if name == "parus" else 2 for name in tasks() if not name.startswith("mmlu")}
-    assert "all four" in summary.refused["mmlu_ru"] and summary.micro_average is None
+    assert "all four" in summary.refused["mmlu_ru"] and summary.micro_avg is None
 
 
 def test_every_task_of_a_real_model_killed_and_resumed(backend_of, tmp_path, monkeypatch):
@@ -212,9 +266,14 @@ def test_commands(tiny_model_folder, tmp_path):
         done = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
         assert done.exit_code == 0 and "RuCoLA" in done.stdout, done.output
     shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(folders[0]), "--json"]).stdout)
-    assert set(shown["tasks"]) == {"rucola", "parus"} and shown["micro_average"] is None
+    assert set(shown["tasks"]) == {"rucola", "parus"} and shown["micro_avg"] is None
     compared = CliRunner().invoke(app, ["darumeru", "compare", *map(str, folders)], env={"COLUMNS": "120"})
     assert compared.exit_code == 0 and "model1 less model0" in compared.stdout
+    other = tiny_model_folder(hidden=16, seed=2)
+    for file in other.iterdir():
+        file.replace(model / file.name)
+    replaced = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
+    assert "run.model changed" in str(replaced.exception)  # other weights under the same name
     given[-1] = "7"  # another limit
     refused = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
     assert isinstance(refused.exception, LeptaError)

@@ -156,7 +156,7 @@ def test_10_answers_are_never_run():
     for sample in task.samples(load_dataset("use")):
         assert task.score(sample, Answer(text="__import__('os').abort()")).values["points"] == 0
     for file in Path(lepta.darumeru.__file__).parent.glob("*.py"):
-        assert not re.search(r"(?<!\.)\b(eval|exec|literal_eval)\(", file.read_text(encoding="utf-8")), file.name
+        assert not re.search(r"\b(eval|exec|literal_eval)\((?!\))", file.read_text(encoding="utf-8")), file.name
 
 
 def test_scores_survive_json():

@@ -116,7 +116,7 @@ class Summary:
         Task -> TaskSummary, of the tasks that are whole.
     columns : dict
         Column -> Estimate, of the columns all of whose tasks are whole.
-    micro_average : Estimate or None
+    micro_avg : Estimate or None
         None if a task is missing or has errors.
     refused : dict
         Task -> why it does not count.
@@ -125,7 +125,7 @@ class Summary:
     definition: Definition
     tasks: dict[str, TaskSummary]
     columns: dict[str, Estimate]
-    micro_average: Estimate | None
+    micro_avg: Estimate | None
     refused: dict[str, str]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.darumeru.rows import Row, make_row, row_type
+from lepta.darumeru.subjects import CATEGORY_OF
 from lepta.errors import LeptaError
 
 BUILTIN = "builtin"
@@ -55,13 +56,20 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def first(self, number: int) -> "Dataset":
-        """The same with only so many rows to ask, of each stratum in turn (MMLU: of each subject)."""
+        """The same with only so many rows to ask: of MMLU of each category's subjects in turn, else the first."""
         strata: dict[str, list[Row]] = {}
         for row in self.test:
             strata.setdefault(row.stratum, []).append(row)
-        turns = zip_longest(*strata.values())
-        chosen = {row.id for row in islice((row for turn in turns for row in turn if row is not None), number)}
+        categories: dict[str, list[list[Row]]] = {}
+        for stratum, rows in strata.items():
+            categories.setdefault(CATEGORY_OF.get(stratum, ""), []).append(rows)
+        chosen = {row.id for row in islice(_in_turn(list(_in_turn(categories.values()))), number)}
         return replace(self, test=tuple(row for row in self.test if row.id in chosen))
+
+
+def _in_turn(lists: Iterable[list[Any]]) -> Iterator[Any]:
+    """The first of each list, then the second of each, and so on."""
+    return (item for turn in zip_longest(*lists) for item in turn if item is not None)
 
 
 def load_dataset(name: str, source: str = BUILTIN) -> Dataset:

@@ -62,7 +62,8 @@ class TaskLog:
 
     def finish(self, order: Sequence[str]) -> None:
         """Put samples into the order of the task: the file then tells nothing of how often the run was killed."""
-        self._write([self.records[key] for key in order])
+        if list(self.records) != list(order):
+            self._write([self.records[key] for key in order])
 
     def _write(self, records: Sequence[Record]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -150,6 +150,7 @@ def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) 
 def _run_task(task: Task, dataset: Dataset, backend: Backend, shots: int, log: TaskLog) -> None:
     samples = task.samples(dataset)
     if all(sample.id in log.records for sample in samples):
+        log.finish([sample.id for sample in samples])
         return
     asked: list[Asked] = []
     failed: list[Record] = []
@@ -255,10 +256,11 @@ def _order(task: Task, backend: Backend, one: Asked) -> Order:
 
 def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer:
     if isinstance(result, Written):
+        text = result.text.encode(errors="replace").decode()  # servers may cut a character in two
         if not task.name.startswith("copy"):
-            return Answer(text=result.text, emitted=result.emitted)
-        tokens, reference = backend.tokens(result.text.strip()), backend.tokens(sample.target.strip())
-        return Answer(text=result.text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
+            return Answer(text=text, emitted=result.emitted)
+        tokens, reference = backend.tokens(text.strip()), backend.tokens(sample.target.strip())
+        return Answer(text=text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
     if task.method == "choose":
         mass = min(1.0, sum(math.exp(value) for value in result))
         return Answer(label=pick(task.labels, result), label_mass=mass)
@@ -279,6 +281,6 @@ def _written(
         **settings,
         "tasks": facts["tasks"],
         "columns": facts["columns"],
-        "micro_avg": facts["micro_average"],
+        "micro_avg": facts["micro_avg"],
         "refused": facts["refused"],
     }

@@ -12,8 +12,7 @@ import torch
 from lepta.training.loss import has_plain_head
 
 TOKENS = 8192  # of one forward pass, padding included
-ENOUGH = 256  # tokens that keep a machine busy: a batch that has them takes no row that would leave more padding than
-PADDING = 0.1  # of its tokens
+PASS = 64  # tokens whose reading takes about as long as a forward pass takes by itself
 POSITIONS = 256  # whose logits exist at the same time
 
 Ids = tuple[int, ...]
@@ -154,15 +153,19 @@ def _cache(layers: Layers, rows: int) -> Any:
 
 
 def _batches(rows: Sequence[Ids]) -> list[list[Ids]]:
-    """Cut rows, shortest first, into batches of at most `TOKENS` with padding, and at least one row."""
+    """Cut rows, shortest first, into the batches that are read soonest: padding is read too, and passes cost something.
+
+    A batch has at most `TOKENS` with padding, and at least one row.
+    """
+    costs, starts = [0], [0]  # of the first rows: least cost, and where their last batch starts
+    for end, row in enumerate(rows, 1):
+        fitting = range(max(0, min(end - 1, end - TOKENS // max(1, len(row)))), end)
+        start = min(fitting, key=lambda start: costs[start] + (end - start) * len(row))
+        costs.append(costs[start] + (end - start) * len(row) + PASS)
+        starts.append(start)
     batches: list[list[Ids]] = []
-    held = 0  # tokens in the last batch
-    for row in rows:
-        padded = (len(batches[-1]) + 1) * len(row) if batches else 0
-        if padded and padded <= TOKENS and (held < ENOUGH or padded - held - len(row) <= PADDING * padded):
-            batches[-1].append(row)
-            held += len(row)
-        else:
-            batches.append([row])
-            held = len(row)
+    end = len(rows)
+    while end:
+        batches.insert(0, list(rows[starts[end] : end]))
+        end = starts[end]
     return batches

@@ -25,7 +25,7 @@ def summary_table(summary: Summary, name: str) -> Table:
                 f"  {task.title}", *_numbers(found.score if found else None), f"{found.samples:,}" if found else ""
             )
         table.add_section()
-    table.add_row(TOTAL, *_numbers(summary.micro_average), "", style="bold")
+    table.add_row(TOTAL, *_numbers(summary.micro_avg), "", style="bold")
     return table
 
 

@@ -95,8 +95,9 @@ def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options)
     except Exception as error:  # whatever a template raises
         raise LeptaError(f"chat template: refuses a conversation ({error}); ask with plain text (--plain)") from error
-    lost = next((message for message in messages if message["content"] not in text), None)
-    if lost:
+    contents = [message["content"] for message in messages]  # one may hold another, and examples have like answers
+    often = [sum(other.count(content) for other in contents) for content in contents]
+    if lost := next((m for m, number in zip(messages, often, strict=True) if text.count(m["content"]) < number), None):
         raise LeptaError(
             f"chat template: leaves out a turn of the {lost['role']} ({lost['content'][:40]!r}); "
             "ask with plain text (--plain)"

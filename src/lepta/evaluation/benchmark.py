@@ -43,7 +43,7 @@ def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) ->
     for path in work.iterdir():
         path.rename(folder / path.name)
     refused = {name: reason for name, reason in summary.refused.items() if reason != "missing"}
-    total = summary.micro_average.value if summary.micro_average else None
+    total = summary.micro_avg.value if summary.micro_avg else None
     return {"model": contestant.name, "shots": shots, "micro_avg": total, "refused": refused}
 
 
@@ -71,4 +71,4 @@ def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, floa
     if reasons := [f"{name}: {summary.refused[name]}" for name in asked if name in summary.refused]:
         raise LeptaError(f"pretrain.darumeru: {reasons[0]}; change tasks, limit or shots")
     scores = {f"darumeru/{name}": task.score.value for name, task in summary.tasks.items()}
-    return scores | ({"darumeru/Micro-Avg": summary.micro_average.value} if summary.micro_average else {})
+    return scores | ({"darumeru/Micro-Avg": summary.micro_avg.value} if summary.micro_avg else {})

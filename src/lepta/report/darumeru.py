@@ -132,8 +132,7 @@ def _as_json(difference: Difference | None) -> dict[str, Any] | None:
 def _estimates(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Name of a task, column or the total -> its estimate."""
     scores = {name: task["score"] for name, task in summary["tasks"].items()}
-    total = summary["micro_avg"] if "micro_avg" in summary else summary["micro_average"]
-    return {**scores, **summary["columns"], TOTAL: total}
+    return {**scores, **summary["columns"], TOTAL: summary["micro_avg"]}
 
 
 def _rows(known: Mapping[str, Task], models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
