@@ -276,9 +276,11 @@ def test_anchored_is_judged_by_tokens_as_if_they_were_new(transfer, old):
     predicted = parts @ instruct.numpy() + (base.numpy()[tokens] - parts @ base.numpy()) @ step
     missed = np.linalg.norm(predicted - instruct.numpy()[tokens]) / np.linalg.norm(instruct.numpy()[tokens])
     assert found.held_out["error"] == pytest.approx(missed, rel=1e-6)
-    assert found.held_out["error"] <= found.held_out["errors"]["anchored"] <= 1.0001 * fitter.fit(
-        "delta", instruct
-    ).held_out["error"]
+    assert (
+        found.held_out["error"]
+        <= found.held_out["errors"]["anchored"]
+        <= 1.0001 * fitter.fit("delta", instruct).held_out["error"]
+    )
 
 
 def test_ridge_predicts_held_out_tokens_better_than_its_limits_if_most_of_the_change_is_noise(transfer, old):
