@@ -124,7 +124,7 @@ def test_missing_key_is_named(write, place):
         (
             "propagate.method",
             "rotate",
-            "Input should be 'swap', 'overlap', 'conversion', 'ridge', 'procrustes', 'delta' or 'auto'",
+            "Input should be 'swap', 'overlap', 'conversion', 'ridge', 'procrustes', 'delta', 'anchored' or 'auto'",
         ),
         ("name", "a/b", r"String should match pattern '^[\w-][\w.-]*$'"),
         ("base", 5, "Input should be a valid string"),
