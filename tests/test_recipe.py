@@ -56,7 +56,7 @@ def test_values_and_defaults(write):
     recipe = read_recipe(write())
     assert (recipe.name, recipe.output, recipe.seed) == ("small", Path("runs/small"), 1)
     assert recipe.vocabulary.scenario == "extended"
-    assert recipe.propagate.method == "conversion"
+    assert recipe.propagate.method == "anchored"
     (stage,) = recipe.pretrain
     assert (stage.batch, stage.learning_rate) == (256, [1e-4])  # the paper's
     assert recipe.variants["terse"].tune.batch == 128

@@ -70,6 +70,7 @@ def tables(table: Table) -> list[tuple[str, str]]:
     return [
         ("Vocabularies after continued pre-training (the paper's table 2)", _vocabularies(table)),
         ("Propagation: methods by vocabulary (table 3)", _methods(table)),
+        ("Maps against `conversion`, the paper's best: mean over the vocabularies", _maps(table)),
         ("Against `swap` and the upper bound: bits per byte of Russian answers", _gaps(table)),
         ("The propagated instruct model beside the original", _original(table)),
         ("Copying held-out text, before and after self-calibration (table 4)", _copies(table)),
@@ -82,6 +83,12 @@ def shown(estimate: Estimate, places: int = 3) -> str:
     """A mean and the half width of its interval."""
     half = "" if math.isnan(estimate.half_width) else f" ± {estimate.half_width:.{places}f}"
     return f"{estimate.mean:.{places}f}{half}"
+
+
+def signed(estimate: Estimate) -> str:
+    """A difference, in bold where its interval leaves 0 out."""
+    text = f"{'+' if estimate.mean > 0 else ''}{shown(estimate)}"
+    return f"**{text}**" if estimate.differs_from_zero else text
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -135,7 +142,21 @@ def _gaps(table: Table) -> str:
         calibrated = "auto, calibrated"
         bits_calibrated = shown(table.estimate(scenario, calibrated, "ru", "answers"))
         closed += [bits_calibrated, _share(table.gap_closed(scenario, calibrated))]
-        rows.append([scenario, *bits, shown(difference), *closed])
+        rows.append([scenario, *bits, signed(difference), *closed])
+    return _markdown(head, rows)
+
+
+def _maps(table: Table) -> str:
+    measures = [(code, name) for name in ("answers", "accuracy", "text") for code in ("ru", "en")]
+    names = {"answers": "answers, bits per byte", "accuracy": "accuracy", "text": "text, bits per byte"}
+    head = ["method less `conversion`", *(f"{names[name]}, {code}" for code, name in measures)]
+    rows = []
+    for method in (name for name in LEP if name != "conversion"):
+        cells = []
+        for which in measures:
+            seeds = zip(*(table.differences(s, method, "conversion", *which) for s in SCENARIOS), strict=True)
+            cells.append(signed(Estimate.of([sum(found) / len(found) for found in seeds])))
+        rows.append([f"`{method}`", *cells])
     return _markdown(head, rows)
 
 
@@ -177,7 +198,7 @@ def _copies(table: Table) -> str:
             for measure in COPIES:
                 models = ((None, "instruct"), (scenario, "auto"), (scenario, "auto, calibrated"))
                 cells += [shown(table.estimate(place, model, language, measure)) for place, model in models]
-                cells.append(shown(table.difference(scenario, "auto, calibrated", "auto", language, measure)))
+                cells.append(signed(table.difference(scenario, "auto, calibrated", "auto", language, measure)))
             rows.append(cells)
     return _markdown(head, rows)
 

@@ -99,8 +99,12 @@ class Table:
 
     def difference(self, scenario: str, model: str, other: str, language: str, measure: str) -> Estimate:
         """`model` less `other`, seed by seed."""
+        return Estimate.of(self.differences(scenario, model, other, language, measure))
+
+    def differences(self, scenario: str, model: str, other: str, language: str, measure: str) -> list[float]:
+        """`model` less `other`, a number for each seed."""
         pairs = zip(*(self.values(scenario, name, language, measure) for name in (model, other)), strict=True)
-        return Estimate.of([one - two for one, two in pairs])
+        return [one - two for one, two in pairs]
 
     def speed(self, scenario: str, work: str) -> Estimate:
         """Characters per second of Russian, as times those of the original."""

@@ -180,7 +180,7 @@ class PretrainSettings(Section):
 class PropagateSettings(Section):
     """Learned Embedding Propagation (paper 2.2)."""
 
-    method: Literal[Method, "auto"] = "conversion"
+    method: Literal[Method, "auto"] = "anchored"
     body_delta: float = Field(
         1.0, description="If pre-training changed the body too: add that change so many times to the variant's body"
     )

@@ -144,13 +144,13 @@ def test_interrupt_leaves_no_process(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     logs = tmp_path / "work" / "logs" / "try"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (logs.is_dir() and len(list(logs.iterdir())) == 2) and time.monotonic() < deadline:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(2)
-    assert process.wait(timeout=10) != 0
-    deadline = time.monotonic() + 10
+    assert process.wait(timeout=60) != 0
+    deadline = time.monotonic() + 60
     while any(child.is_running() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(children) >= 2

@@ -161,7 +161,7 @@ def propagate(
             help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that "
             "predicts held-out tokens best."
         ),
-    ] = "conversion",
+    ] = "anchored",
     body_delta: Annotated[
         list[float] | None,
         typer.Option(

@@ -27,7 +27,7 @@ def propagate(
     base: Checkpoint,
     adapted: Checkpoint,
     variants: Sequence[tuple[Checkpoint, Path]],
-    method: AnyMethod = "conversion",
+    method: AnyMethod = "anchored",
     *,
     body_deltas: Sequence[float | None] = (),
     token_counts: np.ndarray | None = None,
