@@ -66,9 +66,9 @@ def lines(title: str, across: str, curves: Mapping[str, Sequence[Point]], level:
 
 def _labels(ends: Sequence[tuple[float, str, str]]) -> list[str]:
     """Names beside the ends of curves, moved apart where they would touch."""
-    parts, last = [], -math.inf
-    for height, name, colour in sorted(ends):
-        last = max(height + 4, last + 14)
+    parts, last = [], HEIGHT - BOTTOM + 14.0
+    for height, name, colour in sorted(ends, reverse=True):
+        last = min(height + 4, last - 14)
         parts.append(_text(WIDTH - RIGHT + 8, last, name, "start", colour))
     return parts
 
