@@ -129,7 +129,8 @@ def test_workers_that_stop_are_noticed_and_what_is_done_is_kept(tmp_path, step, 
 
 def test_interrupt_leaves_no_process(tmp_path):
     code = (
-        "import time\nfrom pathlib import Path\nfrom lepta.corpora.executors import Stage, run_stage\n"
+        "import signal, time\nfrom pathlib import Path\nfrom lepta.corpora.executors import Stage, run_stage\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from lepta.corpora.settings import Executor\nfrom lepta.corpora.work import Work\n"
         "from test_executors import sleeps\n"
         f"work = Work(Path({str(tmp_path / 'work')!r}), 'zst')\nwork.open({{}})\n"
