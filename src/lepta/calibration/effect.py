@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.corpus import read_documents
 from lepta.darumeru.runner import run
+from lepta.darumeru.tasks import tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.evaluation.bits import WINDOW, score_text, windows
 from lepta.evaluation.generation import chat_prompt, generate
@@ -35,6 +36,14 @@ class EffectSettings(Section):
     benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
     limit: int | None = Field(None, ge=1, description="Rows of each task")
     max_tokens: int = Field(64, ge=1, description="Of answers that are shown")
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        known = tasks()
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{unknown[0]}: no such task; known are {', '.join(known)}")
+        return names
 
 
 def measure_effect(
@@ -83,12 +92,12 @@ def measure_effect(
             language: score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
             for language, text in texts.items()
         }
-        tasks: dict[str, Any] = {}
+        tested: dict[str, Any] = {}
         if settings.tasks:
             backend = TransformersBackend(model, tokenizer, name)
             place_of_samples = folder / "samples" / name
             summary = run(backend, settings.benchmark, place_of_samples, settings.tasks, limit=settings.limit)
-            tasks = {
+            tested = {
                 task: asdict(part.score) | {"samples": part.samples, "parts": part.parts}
                 for task, part in summary.tasks.items()
             }
@@ -96,7 +105,7 @@ def measure_effect(
         written = generate(model, tokenizer, asked, settings.max_tokens, f"{name}, answers")
         found[name] = {
             "bits_per_byte": scores,
-            "tasks": tasks,
+            "tasks": tested,
             "new_token_share": written.share_of(new) if asked else None,
             "answers": written.texts,
         }

@@ -95,17 +95,21 @@ def run(
     from rich.console import Console
 
     from lepta.darumeru.log import PAGE, forget
+    from lepta.darumeru.runner import choose_tasks
     from lepta.darumeru.runner import run as ask
+    from lepta.darumeru.tasks import Definition
     from lepta.report.darumeru import write_run_page
 
     names = _names(tasks)
+    definition: Definition = "legacy" if legacy else "current"
+    choose_tasks(data, names, definition)  # what is wrong with them is said before a model is read
     if force:
         forget(output)
     say = Console(stderr=True)
     with _backend(model, chat, context, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
         number = shots if shots is not None else (0 if backend.chat else 5)
         summary = ask(
-            backend, data, output, names, number, "legacy" if legacy else "current", limit, seed,
+            backend, data, output, names, number, definition, limit, seed,
             lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
         )  # fmt: skip
     write_run_page(output, output.resolve().name)

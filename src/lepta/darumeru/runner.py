@@ -88,11 +88,7 @@ def run(
     LeptaError
         If a task is unknown, its data is not there, or the output holds answers that depend on something else.
     """
-    known = tasks(definition)
-    if unknown := [name for name in names or () if name not in known]:
-        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
-    chosen = [task for name, task in known.items() if not names or name in names]
-    data = {name: load_dataset(name, source) for name in dict.fromkeys(task.dataset for task in chosen)}
+    chosen, data = choose_tasks(source, names, definition)
     parts = {task.name: part(task, data[task.dataset], limit) for task in chosen}
     settings = {**backend.identity, "lepta": __version__, "limit": limit}
     logs = {task.name: TaskLog(output, _header(task, parts[task.name], shots, settings)) for task in chosen}
@@ -106,6 +102,17 @@ def run(
         output / SUMMARY, _written(summary, settings, shots, seed, {k: records for k, (_, records) in found.items()})
     )
     return summary
+
+
+def choose_tasks(
+    source: str, names: Sequence[str] | None = None, definition: Definition = "current"
+) -> tuple[list[Task], dict[str, Dataset]]:
+    """Tasks by their names, and their data by its names; arguments and errors as for `run`."""
+    known = tasks(definition)
+    if unknown := [name for name in names or () if name not in known]:
+        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
+    chosen = [task for name, task in known.items() if not names or name in names]
+    return chosen, {name: load_dataset(name, source) for name in dict.fromkeys(task.dataset for task in chosen)}
 
 
 def part(task: Task, dataset: Dataset, limit: int | None) -> Dataset:
