@@ -213,6 +213,8 @@ def compare(
         print_json({name: asdict(difference) for name, difference in differences.items()})
     else:
         console.print(comparison_table(differences, first.name, second.name))
+        if html:
+            console.print(f"Page: {html}", highlight=False, markup=False)
 
 
 def _short_names(first: Path, second: Path) -> tuple[str, str]:
