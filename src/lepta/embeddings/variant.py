@@ -46,7 +46,7 @@ def propagate(
     variants : sequence of (Checkpoint, Path)
         Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
     method : str
-        See `lepta.embeddings.propagate`; `auto` takes, for each matrix, the one that predicts held-out tokens best.
+        See `lepta.embeddings.propagate`; `auto` takes, for each matrix, the one with the least held-out error.
     body_deltas : sequence of float, optional
         For each variant, how many times what training changed in the base model's body is added to its body.
     token_counts : array, shape (new vocabulary,), optional
