@@ -20,6 +20,24 @@ STARTED = 240  # seconds that `transformers serve` may take to load a model
 SERVE = "from transformers.cli.transformers import main; main()"
 
 
+class Posted(BaseHTTPRequestHandler):
+    """What all test servers do with a request."""
+
+    def sent(self):
+        """The body that was posted."""
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def reply(self, status, body, cut=False):
+        """Answer; or only with half of what was announced."""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
 class Server:
     """Completions of a transformers model over HTTP; `failures` are status codes to answer first."""
 
@@ -27,20 +45,14 @@ class Server:
         self.model, self.tokenizer, self.failures, self.requests, self.lock = model, tokenizer, [], 0, threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Posted):
             def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                request = json.loads(self.sent())
                 with outer.lock:
                     outer.requests += 1
                     status = outer.failures.pop(0) if outer.failures else 200
                     body = json.dumps(outer.answer(request) if status == 200 else {"error": "no"}).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
+                self.reply(status, body)
 
         self.http, self.url = started(Handler)
 
@@ -71,9 +83,9 @@ class Proxy:
         self.requests, self.failed, self.lock, draw = 0, 0, threading.Lock(), random.Random(seed)
         to, outer = urlsplit(url), self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Posted):
             def do_POST(self):
-                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                sent = self.sent()
                 with outer.lock:
                     outer.requests += 1
                     fault = draw.choice(["error", "drop", "cut"]) if draw.random() < share else None
@@ -84,19 +96,13 @@ class Proxy:
                     self.close_connection = True
                     return
                 status, body = (500, b"{}") if fault == "error" else self.passed_on(sent)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+                self.reply(status, body, fault == "cut")
 
             def passed_on(self, sent):
                 connection = http.client.HTTPConnection(to.hostname, to.port, timeout=120)
                 connection.request("POST", self.path, sent, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 return response.status, response.read()
-
-            def log_message(self, *args):
-                pass
 
         self.http, self.url = started(Handler)
 

@@ -7,11 +7,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from serving import Proxy, stopped, transformers_serve
+from serving import Posted, Proxy, started, stopped, transformers_serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.calibration import writers
@@ -49,9 +48,9 @@ class Server:
         self.formed, self.takes_forms = 0, True
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Posted):
             def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                request = json.loads(self.sent())
                 with outer.lock:
                     outer.requests += 1
                     dead = outer.dies_after is not None and outer.requests > outer.dies_after
@@ -62,17 +61,9 @@ class Server:
                     body = fault if isinstance(fault, bytes) else b"{}"
                     if fault is None:
                         status, body = outer.answer(request)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.reply(status, body)
 
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        self.http, self.url = started(Handler)
 
     def answer(self, request):
         sampling = Sampling(request["max_tokens"], temperature=request["temperature"], seed=request["seed"])
@@ -92,8 +83,7 @@ class Server:
 def server(loaded):
     server = Server(*loaded)
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    stopped(server)
 
 
 def asked(*texts):
