@@ -16,9 +16,17 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.miniature.__main__ import texts_of
 from benchmarks.miniature.model import train_tokenizer, write_random_model
-from benchmarks.miniature.results import Estimate, Table
+from benchmarks.miniature.results import Estimate, Table, scores
 from benchmarks.miniature.settings import Shape, read
-from benchmarks.miniature.stages import LEP, _propagate, _random_map, shared_pipeline, vocabulary_pipeline
+from benchmarks.miniature.stages import (
+    LEP,
+    MODELS,
+    SHARED_MODELS,
+    _propagate,
+    _random_map,
+    shared_pipeline,
+    vocabulary_pipeline,
+)
 from benchmarks.miniature.tasks import NAMES, TASKS, held_out, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, passages
 from lepta.checkpoints.folder import Checkpoint
@@ -171,23 +179,24 @@ def data(tmp_path_factory):
 
 def test_small_run_measures_everything_and_the_same_seed_gives_the_same_numbers(data, tmp_path):
     settings = read()
-    scale, texts, scores = settings.scales["smoke"], texts_of(data, settings.texts), []
+    scale, texts, measured = settings.scales["smoke"], texts_of(data, settings.texts), []
     for name in ("one", "again"):
         shared_pipeline(texts, scale, 1, tmp_path / name).run(report=lambda line: None)
-        scores.append(read_json(tmp_path / name / "scores/scores.json")["models"])
-    assert scores[0] == scores[1]
+        measured.append(scores(tmp_path / name, SHARED_MODELS))
+    assert measured[0] == measured[1]
     vocabulary_pipeline(scale, 1, tmp_path / "one", "extended").run(report=lambda line: None)
-    found = read_json(tmp_path / "one/extended/scores/scores.json")
-    assert set(found["models"]) == {
-        "adapted base", *LEP, "no training", "random map", "upper bound", "auto, calibrated"
-    }  # fmt: skip
-    for languages in found["models"].values():
+    found = scores(tmp_path / "one/extended", MODELS)
+    for languages in found.values():
         assert all(math.isfinite(value) for measures in languages.values() for value in measures.values())
-    original = scores[0]["instruct"]["ru"]["characters_per_token"]
-    assert found["models"]["swap"]["ru"]["characters_per_token"] > 1.2 * original
-    assert found["models"]["swap"]["en"]["characters_per_token"] == pytest.approx(
-        scores[0]["instruct"]["en"]["characters_per_token"], rel=0.02
-    )
+    original, swapped = measured[0]["instruct"], found["swap"]
+    assert swapped["ru"]["characters_per_token"] > 1.2 * original["ru"]["characters_per_token"]
+    assert swapped["en"]["characters_per_token"] == pytest.approx(original["en"]["characters_per_token"], rel=0.02)
+    assert all(rate > 0 for rate in read_json(tmp_path / "one/extended/speed/speed.json").values())
+    body = Checkpoint(tmp_path / "one/extended/upper"), Checkpoint(tmp_path / "one/extended/tuned-body")
+    rows = Checkpoint(tmp_path / "one/extended/auto")
+    for name in body[1].embedding_names:
+        assert torch.equal(body[1].rows_of(name)[:], rows.rows_of(name)[:])
+        assert not torch.equal(body[1].rows_of(name)[:], body[0].rows_of(name)[:])
     replaced = vocabulary_pipeline(scale, 1, tmp_path / "one", "unigram")  # its old rows are not the first ones
     replaced.stages = replaced.stages[:3]
     replaced.run(report=lambda line: None)

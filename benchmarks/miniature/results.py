@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.settings import ScaleSettings
-from benchmarks.miniature.stages import LEP, SCENARIOS, SCORES
+from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
 from lepta.adapt import CURVE
 from lepta.locate import read_json
 from lepta.pipeline import MANIFEST, environment
@@ -58,7 +58,7 @@ def collect(name: str, scale: ScaleSettings, work: Path) -> dict[str, Any]:
 def _seed(folder: Path) -> dict[str, Any]:
     return {
         "weights": read_json(folder / "random" / MANIFEST)["facts"]["weights"],
-        "models": read_json(folder / SCORES.partition(".")[0] / SCORES)["models"],
+        "models": scores(folder, SHARED_MODELS),
         "foundation_curve": _measured(folder / "foundation"),
         "vocabularies": {scenario: _vocabulary(folder / scenario) for scenario in SCENARIOS},
     }
@@ -67,13 +67,19 @@ def _seed(folder: Path) -> dict[str, Any]:
 def _vocabulary(folder: Path) -> dict[str, Any]:
     maps = read_json(folder / "auto" / MANIFEST)["facts"]["maps"]
     return {
-        **read_json(folder / SCORES.partition(".")[0] / SCORES),
+        "models": scores(folder, MODELS),
+        "speed": read_json(folder / "speed" / SPEED),
         "size": read_json(folder / "vocabulary" / MANIFEST)["facts"]["new_size"],
         "kept": read_json(folder / "vocabulary" / MANIFEST)["facts"]["kept"],
         "curve": _measured(folder / "adapted"),
         "auto": {name: fit["method"] for name, fit in maps.items()},
         "held_out_errors": {name: fit["held_out"].get("errors", {}) for name, fit in maps.items()},
     }
+
+
+def scores(folder: Path, models: dict[str, str]) -> dict[str, Any]:
+    """What was measured of each model, by name; `folder` has their stages."""
+    return {name: read_json(folder / scores_of(stage) / SCORES) for name, stage in models.items()}
 
 
 def _measured(folder: Path) -> list[dict[str, float]]:

@@ -39,8 +39,19 @@ from lepta.vocabulary.tokens import new_ids
 SCENARIOS = ("extended", "optimized", "bpe", "unigram")
 REPLACED = ("bpe", "unigram")
 LEP = (*METHODS, "auto")
+# What is measured, by the name it has in the tables -> the stage that makes it: of a seed, and of each new vocabulary
+SHARED_MODELS = {"foundation": "foundation", "instruct": "instruct"}
+MODELS = {
+    "adapted base": "adapted",
+    **{method: method for method in LEP},
+    "no training": "no-training",
+    "random map": "random-map",
+    "upper bound": "upper",
+    "auto, tuned body": "tuned-body",
+    "auto, calibrated": "calibrated",
+}
 WINDOW = 400  # characters of held-out text that a model sees at once
-SCORES = "scores.json"
+SCORES, SPEED = "scores.json", "speed.json"
 LONGEST_ANSWER = 40  # tokens, of the answers to calibrate on
 
 
@@ -65,19 +76,15 @@ def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) ->
         {"start": start, "text": text},
         scale.foundation,
     )
-    instruct = add(
+    add(
         "instruct",
         partial(_tune, foundation, tasks / "tune.jsonl", scale.tuning, seed),
         {"foundation": foundation, "tasks": tasks},
         scale.tuning,
     )
-    models = {"foundation": foundation, "instruct": instruct}
-    add(
-        "scores",
-        partial(_scores, models, text, tasks, scale, instruct),
-        models | {"text": text, "tasks": tasks},
-        scale.measures,
-    )
+    for stage in SHARED_MODELS.values():
+        inputs = {"model": out / stage, "text": text, "tasks": tasks}
+        add(scores_of(stage), partial(_score, out / stage, text, tasks, scale), inputs, scale.measures)
     return Pipeline(out, stages)
 
 
@@ -109,32 +116,35 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
         adaptation.model_dump(),
     )
     models = {"base": base, "instruct": instruct, "adapted": adapted}
-    contestants = {"adapted base": adapted}
     for method in LEP:
-        contestants[method] = add(method, partial(_propagate, base, adapted, instruct, method), models)
-    contestants["no training"] = add(
-        "no-training", partial(_propagate, base, start, instruct, "conversion"), models | {"adapted": start}
-    )
-    contestants["random map"] = add("random-map", partial(_random_map, base, adapted, instruct, seed), models)
-    contestants["upper bound"] = add(
+        add(method, partial(_propagate, base, adapted, instruct, method), models)
+    add("no-training", partial(_propagate, base, start, instruct, "conversion"), models | {"adapted": start})
+    add("random-map", partial(_random_map, base, adapted, instruct, seed), models)
+    add(
         "upper",
         partial(_tune, adapted, tasks / "tune.jsonl", scale.tuning, seed),
         {"adapted": adapted, "tasks": tasks},
         scale.tuning.model_dump(),
     )
-    contestants["auto, calibrated"] = add(
+    add("tuned-body", partial(_tuned_body, out / "upper", out / "auto"), {"upper": out / "upper", "auto": out / "auto"})
+    add(
         "calibrated",
-        partial(_calibrate, contestants["auto"], instruct, tasks, scale, seed),
-        {"propagated": contestants["auto"], "instruct": instruct, "tasks": tasks},
+        partial(_calibrate, out / "auto", instruct, tasks, scale, seed),
+        {"propagated": out / "auto", "instruct": instruct, "tasks": tasks},
         scale.calibration.model_dump(),
     )
-    add(
-        "scores",
-        partial(_scores, contestants, text, tasks, scale, instruct),
-        contestants | {"instruct": instruct, "text": text, "tasks": tasks},
-        scale.measures.model_dump(),
-    )
+    measures = scale.measures.model_dump()
+    for stage in MODELS.values():  # each for itself: a run that is stopped here loses the scores of one model
+        inputs = {"model": out / stage, "text": text, "tasks": tasks}
+        add(scores_of(stage), partial(_score, out / stage, text, tasks, scale), inputs, measures)
+    speed = partial(_speed, instruct, adapted, text, scale)
+    add("speed", speed, {"instruct": instruct, "adapted": adapted, "text": text}, measures)
     return Pipeline(out, stages)
+
+
+def scores_of(stage: str) -> str:
+    """The stage that measures what a stage made."""
+    return f"scores-{stage}"
 
 
 def rows(file: Path) -> list[str]:
@@ -243,6 +253,14 @@ def _random_map(base: Path, adapted: Path, instruct: Path, seed: int, folder: Pa
         return _propagate(base, Path(rotated), instruct, "swap", folder)
 
 
+def _tuned_body(upper: Path, propagated: Path, folder: Path) -> dict[str, Any]:
+    """Propagated rows in the upper bound's body, which was tuned with the new tokens: what do the rows alone lose?"""
+    body, rows_from = Checkpoint(upper), Checkpoint(propagated)
+    matrices = {name: ComputedRows.of(rows_from.rows_of(name)[:]) for name in body.embedding_names}
+    write_model(body, matrices, open_tokenizer(upper), folder)
+    return {}
+
+
 def _calibrate(
     propagated: Path, instruct: Path, tasks: Path, scale: ScaleSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
@@ -263,15 +281,17 @@ def _calibrate(
     return _tune(propagated, file, scale.calibration, seed, folder)
 
 
-def _scores(
-    models: dict[str, Path], text: Path, tasks: Path, scale: ScaleSettings, original: Path, folder: Path
-) -> dict[str, Any]:
-    """Measure models; how fast the first of them is, beside the original instruct model."""
+def _score(model: Path, text: Path, tasks: Path, scale: ScaleSettings, folder: Path) -> dict[str, Any]:
+    """Measure one model."""
     held = {code: windows(rows(text / code / "valid.jsonl"), WINDOW, scale.sample.held_out) for code in ("ru", "en")}
     with (tasks / "held-out.jsonl").open(encoding="utf-8") as file:
         items = [json.loads(line) for line in file]
-    scores: dict[str, Any] = {name: measure(place, held, items, scale.measures.batch) for name, place in models.items()}
-    passage = "".join(held["ru"])[: scale.measures.speed_characters]
-    speed = speeds(original, next(iter(models.values())), passage)
-    write_json(folder / SCORES, {"models": scores, "speed": speed})
+    write_json(folder / SCORES, measure(model, held, items, scale.measures.batch))
+    return {}
+
+
+def _speed(original: Path, adapted: Path, text: Path, scale: ScaleSettings, folder: Path) -> dict[str, Any]:
+    """How fast a new vocabulary reads and writes, beside the original instruct model."""
+    passage = "".join(windows(rows(text / "ru" / "valid.jsonl"), WINDOW, scale.sample.held_out))
+    write_json(folder / SPEED, speeds(original, adapted, passage[: scale.measures.speed_characters]))
     return {}
