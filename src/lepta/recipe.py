@@ -148,7 +148,12 @@ class PretrainSettings(Section):
     old_rows_learning_rate: float | None = Field(None, gt=0, description="For rows of old tokens; default: the same")
     body_learning_rate: float | None = Field(None, gt=0, description="For LoRA or the whole body; default: the same")
     warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Shrinks what trains by about rate x decay x steps / 2, also rows that text seldom has "
+        "(docs/training.md). The paper's runs used 0.1",
+    )
     adam_epsilon: float = Field(1e-8, gt=0, description="The paper's runs used 1e-5")
     lora: Lora = Field(default_factory=Lora, description="Used by embeddings+lora")
     body_dtype: BodyDtype = Field(

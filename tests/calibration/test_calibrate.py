@@ -324,7 +324,8 @@ def test_bad_input_is_one_line(folders, options, tmp_path, more, says):
 def test_the_cost_is_told(folders, options, tmp_path):
     arguments = [*options, "--original", folders[0], "--no-judge", "--output", "out", "--dry-run", "--json"]
     facts = json.loads(lepta(tmp_path, *arguments).stdout)
-    assert facts["prompts"] == 12 and facts["answer_tokens_at_most"] == 12 * 24 and facts["copies"] == 6
+    assert facts["prompts"] == 12 and facts["shown"] == 2 and facts["answers"] == 10 and facts["copies"] == 6
+    assert facts["answer_tokens_at_most"] == 10 * 24 and facts["steps_at_most"] == 4
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """`lepta calibrate`: the stages of self-calibration and a report, in one folder."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -95,26 +96,25 @@ def _report(
 def cost(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
     """Tell what calibration costs at most, from the prompts and this machine's speed (one matrix product is timed).
 
-    The original model is taken to be as large as the propagated one; a judge is not in the hours.
+    The original model is taken to be as large as the propagated one; a judge is not in the hours. They count products
+    of matrices at their full speed: answers, written token by token, take longer the fewer are written at once.
     """
     counts: Counter[str] = Counter()
-    characters = sum(
-        len(message["content"])
-        for prompt in read_prompts(settings.prompts, settings.limit, counts)
-        for message in prompt.messages
-    )
+    asked = list(itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None))
+    characters = sum(len(message["content"]) for prompt in asked for message in prompt.messages)
     checkpoint, machine = Checkpoint(propagated), this_machine()
     weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    answers = counts["prompts"] * settings.answers.samples
+    answers = len(asked) * settings.answers.samples
     read = characters / CHARACTERS_PER_TOKEN * settings.answers.samples
     written = answers * settings.answers.max_tokens
     copied = settings.copies.number * settings.copies.characters * 2 / CHARACTERS_PER_TOKEN
-    trained = (characters / CHARACTERS_PER_TOKEN + counts["prompts"] * settings.answers.max_tokens) + copied
+    trained = (characters / CHARACTERS_PER_TOKEN + len(asked) * settings.answers.max_tokens) + copied
     trained *= settings.tune.epochs
     per_second = machine.tflops * 1e12 * (machine.share or 0.4)
-    examples = counts["prompts"] + settings.copies.number
+    examples = len(asked) + settings.copies.number
     return {
         "prompts": counts["prompts"],
+        "shown": counts["prompts"] - len(asked),
         "duplicate": counts["duplicate"],
         "answers": answers,
         "answer_tokens_at_most": written,
@@ -122,6 +122,6 @@ def cost(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
         "copies": settings.copies.number,
         "steps_at_most": -(-examples * settings.tune.epochs // settings.tune.batch),
         "training_tokens_at_most": round(trained),
-        "hours_of_answers_at_most": round(2 * weights * (read + written) / per_second / 3600, 2),
-        "hours_of_training_at_most": round(6 * weights * trained / per_second / 3600, 2),
+        "hours_of_answers_at_full_speed": round(2 * weights * (read + written) / per_second / 3600, 2),
+        "hours_of_training_at_full_speed": round(6 * weights * trained / per_second / 3600, 2),
     }

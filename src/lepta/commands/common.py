@@ -21,6 +21,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the output folder 
 TokenizerPath = Annotated[
     str, typer.Option(help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME[@REVISION].")
 ]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn; the same seed gives the same result.")]
 HardLink = Annotated[
     bool, typer.Option("--hard-link", help="Share unchanged files with the source: who edits one edits both.")
 ]

@@ -64,7 +64,9 @@ def run(
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples before a question. [default: 0 for chat, 5 for plain]")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="Names joined by commas. [default: all]")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them. [default: all 17]")
+    ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task. [default: all]")] = None,
     chat: Annotated[
         bool | None,
@@ -159,7 +161,9 @@ def export(
         str,
         typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
     ] = "",
-    tasks: Annotated[str, typer.Option(help="Names joined by commas. [default: all]")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them. [default: all 17]")
+    ] = "",
     legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
     force: Force = False,
     as_json: AsJson = False,

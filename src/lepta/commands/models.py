@@ -16,6 +16,7 @@ from lepta.commands.common import (
     ModelPath,
     Output,
     OutputName,
+    Seed,
     TokenizerPath,
     check_places,
     console,
@@ -81,8 +82,8 @@ def pretrain(
     ] = None,
     old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
     body_learning_rate: Annotated[float | None, typer.Option(help="For LoRA or the whole body.")] = None,
-    warmup_steps: int = 5,
-    weight_decay: float = 0.0,
+    warmup_steps: Annotated[int, typer.Option(help="Steps in which the rate rises to its peak.")] = 5,
+    weight_decay: Annotated[float, typer.Option(help="Shrinks rows, too, by rate x decay x steps / 2.")] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Of embeddings+lora.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="Likewise.")] = 32,
     body_dtype: Annotated[
@@ -96,7 +97,7 @@ def pretrain(
         float | None, typer.Option(help="Stop when --source-valid is so many bits per byte worse than at the start.")
     ] = None,
     report_to: Annotated[list[str] | None, typer.Option(help="Tracker such as tensorboard or wandb; repeat.")] = None,
-    seed: int = 1,
+    seed: Seed = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

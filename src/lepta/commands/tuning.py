@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lepta.commands.common import AsJson, Force, ModelPath, Output, result
+from lepta.commands.common import AsJson, Force, ModelPath, Output, Seed, result
 from lepta.errors import LeptaError
 
 Data = Annotated[
@@ -32,10 +32,10 @@ def tune(
     targets: Annotated[list[str] | None, typer.Option(help="Linear layers such as q_proj [default: all].")] = None,
     layers: Annotated[list[int] | None, typer.Option(help="Layers by number, -1 the last [default: all].")] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = 5e-5,
-    weight_decay: float = 0.05,
+    weight_decay: Annotated[float, typer.Option(help="Pulls what trains towards 0.")] = 0.05,
     batch: Annotated[int, typer.Option(help="Conversations per step, over all processes.")] = 128,
     micro_batch: Annotated[int | None, typer.Option(help="Conversations that one process holds at once.")] = None,
-    epochs: int = 1,
+    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens; longer conversations are left out whole.")] = 4096,
     packing: Annotated[bool, typer.Option("--packing", help="Several conversations to a row.")] = False,
     copy_text: CopyText = None,
@@ -49,13 +49,13 @@ def tune(
     ] = None,
     preference_method: Annotated[str, typer.Option(help="kto, dpo or simpo.")] = "kto",
     preference_beta: Annotated[float | None, typer.Option(help="[default: kto 0.15, dpo 0.1, simpo 2.5]")] = None,
-    preference_learning_rate: float = 1e-5,
-    preference_batch: int = 32,
+    preference_learning_rate: Annotated[float, typer.Option(help="Peak rate of that step.")] = 1e-5,
+    preference_batch: Annotated[int, typer.Option(help="Rows per step of it.")] = 32,
     body_dtype: Annotated[str, typer.Option(help="Of a frozen body: auto, float32, bfloat16, float16, 4bit.")] = "auto",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     report_to: Annotated[list[str] | None, typer.Option(help="Tracker such as tensorboard; repeat.")] = None,
-    seed: int = 1,
+    seed: Seed = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -142,12 +142,12 @@ def calibrate(
     copy_characters: CopyCharacters = 2000,
     copy_language: CopyLanguage = "ru",
     apart_from: ApartFrom = None,
-    rank: int = 8,
-    alpha: int = 1,
-    learning_rate: float = 2.5e-5,
-    batch: int = 64,
+    rank: Annotated[int, typer.Option(help="Of the low-rank changes.")] = 8,
+    alpha: Annotated[int, typer.Option(help="They are scaled by alpha / rank.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = 2.5e-5,
+    batch: Annotated[int, typer.Option(help="Examples per step, over all processes.")] = 64,
     micro_batch: Annotated[int | None, typer.Option(help="Conversations that one process holds at once.")] = None,
-    epochs: int = 1,
+    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens; longer examples are left out whole.")] = 8096,
     valid: Annotated[list[str] | None, typer.Option(help="Held-out text of the new language.")] = None,
     source_valid: Annotated[list[str] | None, typer.Option(help="Held-out text of the language it knows.")] = None,
@@ -156,7 +156,7 @@ def calibrate(
     task_rows: Annotated[int | None, typer.Option(help="Rows of each task [default: all].")] = None,
     shown: Annotated[int, typer.Option(help="Prompts put aside, for the report.")] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it costs; run nothing.")] = False,
-    seed: int = 1,
+    seed: Seed = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
