@@ -157,7 +157,7 @@ def make_models(work: Path, name: str, variants: int) -> Path:
     return place
 
 
-def propagate(place: Path, variants: int, method: str = "conversion") -> dict[str, float]:
+def propagate(place: Path, variants: int, method: str = "anchored") -> dict[str, float]:
     """Seconds and peak memory (GB) of one call of `lepta propagate`."""
     output = place / "result"
     shutil.rmtree(output, ignore_errors=True)
@@ -184,8 +184,8 @@ def run_case(case: str, work: Path) -> dict:
     if case in SHAPES:
         shape = SHAPES[case]
         place = make_models(work, case, 1)
-        auto = {"auto": propagate(place, 1, "auto")} if case == "mistral" else {}
-        return propagate(place, 1) | {"wanted_gb": shape.most_gb, "wanted_seconds": shape.most_seconds} | auto
+        others = {name: propagate(place, 1, name) for name in ("conversion", "auto") if case == "mistral"}
+        return propagate(place, 1) | {"wanted_gb": shape.most_gb, "wanted_seconds": shape.most_seconds} | others
     return {"three": three_variants, "lstsq": against_lstsq, "exact": exactness, "generate": generate}[case](work)
 
 
