@@ -20,3 +20,5 @@ def test_every_option_and_command_has_a_help_text(command):
     assert command.help
     silent = [option.opts for option in command.params if option.param_type_name == "option" and not option.help]
     assert not silent
+    eaten = [option.opts for option in command.params if "[" in (getattr(option, "help", None) or "")]
+    assert not eaten  # rich takes [default: all] for markup, and shows nothing

@@ -19,7 +19,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
 TokenizerPath = Annotated[
-    str, typer.Option(help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME[@REVISION].")
+    str,
+    typer.Option(
+        help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn; the same seed gives the same result.")]
 HardLink = Annotated[

@@ -62,15 +62,15 @@ def run(
     output: Annotated[Path, typer.Option(help="Folder of answers and scores; an unfinished run there goes on.")],
     data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
     shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples before a question. [default: 0 for chat, 5 for plain]")
+        int | None, typer.Option(min=0, help="Examples before a question (default: 0 for chat, 5 for plain).")
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them. [default: all 17]")
+        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task. [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task (default: all).")] = None,
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--plain", help="Chat template or plain text. [default: chat if there is a template]"),
+        typer.Option("--chat/--plain", help="Chat template or plain text (default: chat if there is a template)."),
     ] = None,
     legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
     server: Annotated[
@@ -162,7 +162,7 @@ def export(
         typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
     ] = "",
     tasks: Annotated[
-        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them. [default: all 17]")
+        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")
     ] = "",
     legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
     force: Force = False,

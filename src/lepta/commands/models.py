@@ -78,7 +78,7 @@ def pretrain(
     micro_batch: Annotated[int | None, typer.Option(help="Blocks that one process holds at once.")] = None,
     learning_rate: Annotated[
         list[float] | None,
-        typer.Option(help="Peak rate [default: 0.002]; repeat to try several on a fifth of the tokens."),
+        typer.Option(help="Peak rate (default: 0.002); repeat to try several on a fifth of the tokens."),
     ] = None,
     old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
     body_learning_rate: Annotated[float | None, typer.Option(help="For LoRA or the whole body.")] = None,
