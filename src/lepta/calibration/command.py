@@ -100,21 +100,22 @@ def cost(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
     of matrices at their full speed: answers, written token by token, take longer the fewer are written at once.
     """
     counts: Counter[str] = Counter()
-    asked = list(itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None))
-    characters = sum(len(message["content"]) for prompt in asked for message in prompt.messages)
+    prompts = itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None)
+    characters = sum(len(message["content"]) for prompt in prompts for message in prompt.messages)
+    asked = max(counts["prompts"] - settings.shown, 0)
     checkpoint, machine = Checkpoint(propagated), this_machine()
     weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    answers = len(asked) * settings.answers.samples
+    answers = asked * settings.answers.samples
     read = characters / CHARACTERS_PER_TOKEN * settings.answers.samples
     written = answers * settings.answers.max_tokens
     copied = settings.copies.number * settings.copies.characters * 2 / CHARACTERS_PER_TOKEN
-    trained = (characters / CHARACTERS_PER_TOKEN + len(asked) * settings.answers.max_tokens) + copied
+    trained = (characters / CHARACTERS_PER_TOKEN + asked * settings.answers.max_tokens) + copied
     trained *= settings.tune.epochs
     per_second = machine.tflops * 1e12 * (machine.share or 0.4)
-    examples = len(asked) + settings.copies.number
+    examples = asked + settings.copies.number
     return {
         "prompts": counts["prompts"],
-        "shown": counts["prompts"] - len(asked),
+        "shown": counts["prompts"] - asked,
         "duplicate": counts["duplicate"],
         "answers": answers,
         "answer_tokens_at_most": written,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lepta.darumeru.server_backend import Api
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
+Tasks = Annotated[str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")]
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
@@ -64,9 +65,7 @@ def run(
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples before a question (default: 0 for chat, 5 for plain).")
     ] = None,
-    tasks: Annotated[
-        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")
-    ] = "",
+    tasks: Tasks = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task (default: all).")] = None,
     chat: Annotated[
         bool | None,
@@ -161,9 +160,7 @@ def export(
         str,
         typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
     ] = "",
-    tasks: Annotated[
-        str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")
-    ] = "",
+    tasks: Tasks = "",
     legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
     force: Force = False,
     as_json: AsJson = False,

@@ -11,6 +11,11 @@ from lepta.errors import LeptaError
 Data = Annotated[
     list[str], typer.Option(help="File of conversations: `messages`, or `prompt` and `answer`, a row each; repeat.")
 ]
+Rank = Annotated[int, typer.Option(help="Of the low-rank changes.")]
+Alpha = Annotated[int, typer.Option(help="They are scaled by alpha / rank.")]
+PeakRate = Annotated[float, typer.Option(help="Peak rate.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Conversations that one process holds at once.")]
+Epochs = Annotated[int, typer.Option(help="How often each conversation is seen.")]
 CopyText = Annotated[list[str] | None, typer.Option(help="Text source of what is to be repeated; repeat.")]
 CopyCharacters = Annotated[int, typer.Option(help="Longest of them.")]
 CopyLanguage = Annotated[str, typer.Option(help="Language of the request: ru or en.")]
@@ -27,15 +32,15 @@ def tune(
         str,
         typer.Option(help="lora, lora+head (paper), embeddings+lora, or full."),
     ] = "lora+head",
-    rank: Annotated[int, typer.Option(help="Of the low-rank changes.")] = 32,
-    alpha: Annotated[int, typer.Option(help="They are scaled by alpha / rank.")] = 16,
+    rank: Rank = 32,
+    alpha: Alpha = 16,
     targets: Annotated[list[str] | None, typer.Option(help="Linear layers such as q_proj (default: all).")] = None,
     layers: Annotated[list[int] | None, typer.Option(help="Layers by number, -1 the last (default: all).")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = 5e-5,
+    learning_rate: PeakRate = 5e-5,
     weight_decay: Annotated[float, typer.Option(help="Pulls what trains towards 0.")] = 0.05,
     batch: Annotated[int, typer.Option(help="Conversations per step, over all processes.")] = 128,
-    micro_batch: Annotated[int | None, typer.Option(help="Conversations that one process holds at once.")] = None,
-    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = 1,
+    micro_batch: MicroBatch = None,
+    epochs: Epochs = 1,
     max_length: Annotated[int, typer.Option(help="Tokens; longer conversations are left out whole.")] = 4096,
     packing: Annotated[bool, typer.Option("--packing", help="Several conversations to a row.")] = False,
     copy_text: CopyText = None,
@@ -145,12 +150,12 @@ def calibrate(
     copy_characters: CopyCharacters = 2000,
     copy_language: CopyLanguage = "ru",
     apart_from: ApartFrom = None,
-    rank: Annotated[int, typer.Option(help="Of the low-rank changes.")] = 8,
-    alpha: Annotated[int, typer.Option(help="They are scaled by alpha / rank.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate.")] = 2.5e-5,
+    rank: Rank = 8,
+    alpha: Alpha = 1,
+    learning_rate: PeakRate = 2.5e-5,
     batch: Annotated[int, typer.Option(help="Examples per step, over all processes.")] = 64,
-    micro_batch: Annotated[int | None, typer.Option(help="Conversations that one process holds at once.")] = None,
-    epochs: Annotated[int, typer.Option(help="How often each conversation is seen.")] = 1,
+    micro_batch: MicroBatch = None,
+    epochs: Epochs = 1,
     max_length: Annotated[int, typer.Option(help="Tokens; longer examples are left out whole.")] = 8096,
     valid: Annotated[list[str] | None, typer.Option(help="Held-out text of the new language.")] = None,
     source_valid: Annotated[list[str] | None, typer.Option(help="Held-out text of the language it knows.")] = None,

@@ -1,24 +1,13 @@
-"""The plan of a recipe: sizes, vocabulary, stages of training, devices and disk, put together."""
+"""The plan of a recipe: stages of training, devices and disk, with the vocabulary and the text put together."""
 
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
-from lepta.locate import read_json
-from lepta.pipeline import MANIFEST
 from lepta.plan.devices import Device, devices_named, this_machine
 from lepta.plan.shapes import Shape, here, shape_of
-from lepta.plan.text import (
-    Density,
-    count_text,
-    measured,
-    measured_name,
-    new_estimate,
-    original_estimate,
-    vocabulary_at,
-)
+from lepta.plan.text import count_text, measured_name, vocabulary_at
 from lepta.plan.training import (
     GIB,
     Flops,
@@ -30,34 +19,22 @@ from lepta.plan.training import (
     micro_batch,
     stage_weights,
 )
+from lepta.plan.vocabulary import (
+    AUTO_ADDED,
+    Densities,
+    NewVocabulary,
+    densities_of,
+    new_vocabulary,
+    vocabulary_facts,
+    with_vocabulary,
+)
 from lepta.recipe import Language, PretrainSettings, Recipe
-from lepta.vocabulary.tokens import Vocabulary
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
-AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
 BLOCK_TOKEN_BYTES = 4
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
 CHECKPOINTS_AT_ONCE = 2  # the last one goes when the next is whole
-
-
-@dataclass(frozen=True)
-class NewVocabulary:
-    """Size of the vocabulary that a recipe asks for.
-
-    Attributes
-    ----------
-    size : int
-        Ids.
-    first_new : int
-        Ids below it are old tokens that stay; 0 where the vocabulary is replaced.
-    how : str
-        Where the size is from.
-    """
-
-    size: int
-    first_new: int
-    how: str
 
 
 @dataclass(frozen=True)
@@ -138,14 +115,14 @@ def make_plan(
     if old is not None:
         before = replace(before, tokens=old.size, tokenizer=before.tokenizer or measured_name(old))
     wanted = new_vocabulary(recipe, before)
-    after = _with_vocabulary(before, recipe, wanted.size)
+    after = with_vocabulary(before, recipe, wanted.size)
     stages = plan_stages(recipe, after, wanted.first_new)
-    densities = _densities(recipe, before, wanted, old if measure else None)
+    densities = densities_of(recipe, before, wanted, old if measure else None)
     text = _text(recipe, densities, stages)
     return {
         "recipe": recipe.name,
         "base": _base(before),
-        "vocabulary": _vocabulary(recipe, before, after, wanted, densities),
+        "vocabulary": vocabulary_facts(recipe, before, after, wanted, densities),
         "text": text,
         "stages": [_stage(stage, after, number, densities) for stage in stages],
         "total": _total(stages, recipe, densities),
@@ -167,7 +144,7 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
     if (old := vocabulary_at(here(recipe.base))) is not None:
         before = replace(before, tokens=old.size)
     wanted = new_vocabulary(recipe, before)
-    after = _with_vocabulary(before, recipe, wanted.size)
+    after = with_vocabulary(before, recipe, wanted.size)
     stages, machine = plan_stages(recipe, after, wanted.first_new), this_machine()
     operations = sum(stage.operations for stage in stages)
     return {
@@ -177,43 +154,6 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
         "gigaflops_here": round(machine.tflops * 1e3),
         "minutes": round(60 * _hours(operations, machine, 1, MFU), 1),
     }
-
-
-def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
-    """Size of the vocabulary of a recipe: of the one it made already, or as it asks for it."""
-    settings = recipe.vocabulary
-    first_new = 0
-    if settings.scenario == "extended":
-        first_new = before.tokens
-    elif settings.scenario == "optimized":
-        first_new = settings.keep or before.tokens // 2
-    if (made := _made_size(recipe)) is not None:
-        return NewVocabulary(made, first_new, "of the vocabulary that was made")
-    if settings.size == "auto":
-        return NewVocabulary(before.tokens + AUTO_ADDED, first_new, "size: auto; the corpus decides")
-    size = settings.size or first_new + (settings.add or 0)
-    if size <= first_new:
-        raise LeptaError(
-            f"vocabulary.size: {size:,}, but {first_new:,} tokens of {recipe.base} stay (scenario "
-            f"{settings.scenario}); expected more"
-        )
-    return NewVocabulary(size, first_new, "of the recipe")
-
-
-def _made_size(recipe: Recipe) -> int | None:
-    manifest = recipe.output / "vocabulary" / MANIFEST
-    if not manifest.is_file():
-        return None
-    content, settings = read_json(manifest), recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"})
-    made_with = content.get("key", {}).get("settings", {})
-    same = all(made_with.get(name) == value for name, value in settings.items())
-    return content.get("facts", {}).get("new_size") if same else None
-
-
-def _with_vocabulary(before: Shape, recipe: Recipe, size: int) -> Shape:
-    from lepta.embeddings.initialise import padded_rows
-
-    return replace(before, tokens=size, rows=padded_rows(before.rows, before.tokens, size, recipe.vocabulary.pad_to))
 
 
 def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]:
@@ -228,92 +168,10 @@ def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]
     return stages
 
 
-Densities = dict[str, tuple[Density, Density]]  # target and source: original and new vocabulary
-
-
-def _densities(recipe: Recipe, before: Shape, wanted: NewVocabulary, old: Vocabulary | None) -> Densities:
-    made = vocabulary_at(recipe.output / "vocabulary") if _made_size(recipe) and old else None
-    return {
-        "target": _density(recipe, recipe.text.target, before, wanted, old, made),
-        "source": _density(recipe, recipe.text.source, before, wanted, old, made),
-    }
-
-
-def _density(
-    recipe: Recipe,
-    side: Language,
-    before: Shape,
-    wanted: NewVocabulary,
-    old: Vocabulary | None,
-    made: Vocabulary | None,
-) -> tuple[Density, Density]:
-    table = original_estimate(before.tokenizer, side.language)
-    original = measured(old, side.valid) or table
-    new = measured(made, side.valid) or new_estimate(before.tokenizer, recipe.vocabulary, wanted.size, side.language)
-    known = original.characters_per_token, table.characters_per_token, new.characters_per_token
-    if new.how.startswith("estimate") and original is not table and all(known):
-        ratio = known[0] / known[1]  # type: ignore[operator]
-        new = Density(known[2] * ratio, f"{new.how}, times {ratio:.2f}: original here / there")  # type: ignore[operator]
-    return original, new
-
-
 def _base(before: Shape) -> dict[str, Any]:
     fields = ("layers", "width", "intermediate", "heads", "kv_heads", "head_dim", "tokens", "rows", "tied", "context")
     shape = {name: getattr(before, name) for name in fields}
     return {"name": before.name, "shape_from": before.source, "weights": before.weights, "body": before.body} | shape
-
-
-def _vocabulary(
-    recipe: Recipe, before: Shape, after: Shape, wanted: NewVocabulary, densities: Densities
-) -> dict[str, Any]:
-    def embeddings(shape: Shape) -> int:
-        return shape.matrices * shape.rows * shape.width
-
-    def language(side: str) -> dict[str, Any]:
-        original, new = densities[side]
-        facts: dict[str, Any] = {
-            "language": getattr(recipe.text, side).language,
-            "original_characters_per_token": original.characters_per_token,
-            "original_from": original.how,
-            "new_characters_per_token": new.characters_per_token,
-            "new_from": new.how,
-            "tokens_ratio": None,
-            "inference_flops_ratio": None,
-            "context_characters": None,
-        }
-        if original.characters_per_token and new.characters_per_token:
-            tokens = original.characters_per_token / new.characters_per_token
-            facts["tokens_ratio"] = tokens
-            facts["inference_flops_ratio"] = tokens * _read_flops(after) / _read_flops(before)
-            facts["context_characters"] = [
-                round(density.characters_per_token * before.context)  # type: ignore[operator]
-                for density in densities[side]
-            ]
-        return facts
-
-    return {
-        "scenario": recipe.vocabulary.scenario,
-        "original_tokens": before.tokens,
-        "new_tokens": after.tokens,
-        "new_tokens_from": wanted.how,
-        "original_rows": before.rows,
-        "new_rows": after.rows,
-        "original_weights": before.weights,
-        "new_weights": after.weights,
-        "original_embedding_weights": embeddings(before),
-        "new_embedding_weights": embeddings(after),
-        "added_weights": after.weights - before.weights,
-        "added_share": after.weights / before.weights - 1,
-        "original_embedding_share": embeddings(before) / before.weights,
-        "new_embedding_share": embeddings(after) / after.weights,
-        "target": language("target"),
-        "source": language("source"),
-    }
-
-
-def _read_flops(shape: Shape) -> int:
-    """Operations to read or write one token: two for each weight of body and head."""
-    return 2 * (shape.body + shape.rows * shape.width)
 
 
 def _text(recipe: Recipe, densities: Densities, stages: list[StagePlan]) -> dict[str, Any]:
