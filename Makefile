@@ -1,4 +1,4 @@
-# make demo   set up, then adapt a real model to Russian and print the numbers (8 to 13 minutes on 2 cores)
+# make demo   set up, then adapt a real model to Russian and print the numbers (7 to 13 minutes on 2 cores)
 # make test   set up, then run the tests
 # make lint   style and types
 PYTHON ?= python3
