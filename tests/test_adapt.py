@@ -237,6 +237,11 @@ def test_killed_in_training_and_started_again_it_ends_in_the_same_weights(finish
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
         assert time.monotonic() < deadline and run.poll() is None
         time.sleep(0.02)
+    run.send_signal(signal.SIGSTOP)  # it is still there, and writes nothing while others look
+    told = json.loads(lepta("adapt", "recipe.yaml", "--dry-run", "--json", cwd=tmp_path).stdout)["stages"]
+    assert {"stage": "pretrained", "current": False, "reason": "another run is writing it now"} in told
+    beside = lepta("adapt", "recipe.yaml", cwd=tmp_path, check=2).stderr.replace("\n", "")
+    assert "out/pretrained: another run is writing it now; wait for it" in beside and "Traceback" not in beside
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (tmp_path / "out" / "pretrained").exists()

@@ -333,6 +333,15 @@ def test_publishing_cleans_up_on_error(tmp_path, error, existing):
     assert left == (["result", "result/old.txt"] if existing else [])
 
 
+def test_publishing_refuses_what_another_run_is_writing(tmp_path):
+    with publishing(tmp_path / "result") as first:
+        (first / "file").write_text("half")
+        with pytest.raises(LeptaError, match="another run is writing it now"), publishing(tmp_path / "result"):
+            raise AssertionError("two at once")
+        assert (first / "file").read_text() == "half"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
 def test_publishing_says_when_the_disk_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LeptaError, match=r"cannot be written"), publishing(tmp_path / "file" / "result"):

@@ -76,6 +76,20 @@ def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path)
         assert model.generate(**ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids["input_ids"].shape[1] + 4
 
 
+def test_rows_that_a_body_does_not_know_are_warned_of(models, tmp_path):
+    base, adapted, one, _ = models
+    grown = tmp_path / "grown"
+    grown.mkdir()
+    before = Checkpoint(adapted)
+    matrices = {name: ComputedRows.of(before.load(name) * 3) for name in before.embedding_names}
+    write_model(before, matrices, open_tokenizer(adapted), grown)
+    run = propagate((base, grown, one), tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert "warning: " in run.stdout
+    assert "its body does not know such rows" in run.stdout.replace("\n", " ")
+    assert "warning: " not in propagate((base, adapted, one), tmp_path / "usual").stdout
+
+
 def test_table_names_matrices_and_methods(models, tmp_path):
     run = propagate(models[:3], tmp_path / "out", "--method", "auto")
     assert run.returncode == 0, run.stderr

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lepta.corpus import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.errors import LeptaError
 from lepta.locate import read_json
@@ -173,17 +175,66 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
     """
     refuse_existing(folder, replace)
     partial = partial_of(folder)
+    with claimed(folder):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            move_into_place(partial, folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise LeptaError(
+                f"{folder}: cannot be written ({error.strerror or error}); nothing was left there"
+            ) from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Be the only one that writes a folder: two runs at once would take each other's files away.
+
+    Raises
+    ------
+    LeptaError
+        If another run is writing it, or nothing can be written there.
+    """
+    lock: FileLock | None = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        move_into_place(partial, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(folder)
+        lock.acquire()
+    except Timeout as error:
+        raise LeptaError(f"{folder}: another run is writing it now; wait for it, or name another output") from error
+    except NotImplementedError:  # a file system without locks, as some clusters have
+        lock = None
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise LeptaError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left there") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    try:
+        yield
+    finally:
+        if lock:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def _lock_of(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+
+
+def in_progress(folder: Path) -> bool:
+    """Whether a run is writing a folder now, as far as this machine can see."""
+    lock = _lock_of(folder)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
 
 
 def refuse_existing(folder: Path, replace: bool) -> None:
@@ -332,7 +383,9 @@ class Pipeline:
         """None if the stage is up to date, else the reason why it is not."""
         folder = self.output / stage.name
         if not (folder / MANIFEST).is_file():
-            return "interrupted, goes on" if partial_of(folder).exists() else "not made yet"
+            if not partial_of(folder).exists():
+                return "not made yet"
+            return "another run is writing it now" if in_progress(folder) else "interrupted, goes on"
         manifest = read_json(folder / MANIFEST)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"
@@ -343,6 +396,10 @@ class Pipeline:
         return None
 
     def _run(self, stage: Stage, resume: bool) -> float:
+        with claimed(self.output / stage.name):
+            return self._run_claimed(stage, resume)
+
+    def _run_claimed(self, stage: Stage, resume: bool) -> float:
         folder, key = self.output / stage.name, self._key(stage)
         partial, marker = partial_of(folder), partial_of(folder) / CHECKPOINTS / "key.json"
         try:

@@ -8,14 +8,15 @@ from serving import Proxy, Server, stopped
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import lepta.server
 from lepta.cli import app
-from lepta.darumeru import client, server_backend
+from lepta.darumeru import server_backend
 from lepta.darumeru.backend import Order, Question
-from lepta.darumeru.client import Client
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
 from lepta.errors import LeptaError
+from lepta.server import Client
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_server_that_goes_away(small, data, tmp_path, monkeypatch):
     folder, server = small
     monkeypatch.setattr(server_backend, "TOP", 4300)
     monkeypatch.setattr(Client, "name", "tiny")
-    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(lepta.server.time, "sleep", lambda seconds: None)
 
     def asked(url, output):
         command = ["darumeru", "run", "--server", url, "--server-model", "tiny", "--model", str(folder), "--plain"]

@@ -94,6 +94,26 @@ def test_base_as_its_own_variant_gives_the_adapted_rows_except_specials(family, 
         assert torch.equal(result.load(name)[SPECIALS:], adapted.load(name)[SPECIALS:])
 
 
+@pytest.mark.parametrize(("factor", "cure"), [(1.5, None), (2.5, "fewer tokens"), (0.4, "less weight decay")])
+def test_rows_of_lengths_that_the_variants_body_does_not_know_are_said(family, factor, cure, tmp_path):
+    base, adapted, instruct = family
+    grown, result = tmp_path / "grown", tmp_path / "result"
+    grown.mkdir()
+    result.mkdir()
+    matrices = {name: ComputedRows.of(adapted.load(name) * factor) for name in adapted.embedding_names}
+    write_model(adapted, matrices, open_tokenizer(adapted.folder), grown)
+    (facts,) = propagate(base, Checkpoint(grown), [(instruct, result)], "swap")
+    for name in instruct.embedding_names:
+        lengths = facts["maps"][name]["row_length"]
+        for side, model in (("adapted", Checkpoint(grown)), ("instruct", instruct)):
+            assert lengths[side] == pytest.approx(float(model.load(name).norm(dim=1).mean()), rel=1e-5)
+    warned = [name for name in instruct.embedding_names if cure]
+    assert len(facts["warnings"]) == len(warned)
+    for name, warning in zip(warned, facts["warnings"], strict=True):
+        assert warning.startswith(f"{name}: ")
+        assert cure in warning
+
+
 def test_body_is_that_of_the_variant(family, tmp_path):
     base, adapted, instruct = family
     propagate(base, adapted, [(instruct, tmp_path)], "conversion")

@@ -1,13 +1,7 @@
 """Models that write answers to conversations: in this process, or behind an OpenAI-compatible server (also vLLM's)."""
 
-import http.client
-import json
 import math
-import os
 import random
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,18 +10,11 @@ from typing import Any, Protocol
 import torch
 
 from lepta.darumeru.backend import Question
-from lepta.darumeru.client import body_of
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.darumeru.turns import render_chat
 from lepta.errors import LeptaError
+from lepta.server import AT_ONCE, SECONDS, Client, Refused, field
 from lepta.training.conversations import Message
-
-TRIES = 5
-AGAIN = {408, 429, 500, 502, 503, 504}  # answers of a server that may have a better one later
-REFUSED = {400, 413, 422}  # answers to a request that this server will never take
-AT_ONCE = 8  # requests
-SECONDS = 600  # that an answer may take
-KEY = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -228,24 +215,16 @@ def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, dra
 class ServerWriter:
     """A model behind an OpenAI-compatible server, asked through its chat completions.
 
-    The key in the environment variable OPENAI_API_KEY is sent along if there is one.
-
     Parameters
     ----------
-    url : str
-        Up to and with `/v1`.
-    model : str
-        Its name on the server.
-    wait : float
-        Seconds before a failed request is sent again, doubled each time.
-    seconds : float
-        That an answer may take.
+    url, model, wait, seconds
+        See `Client`.
     """
 
     at_once = AT_ONCE * 4
 
     def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
-        self._url, self._model, self._wait, self._seconds = url.rstrip("/"), model, wait, seconds
+        self._client = Client(url, model, wait, seconds)
         self.keeps_form: bool | None = None  # some take a form and take no notice of it
 
     def write(
@@ -274,7 +253,6 @@ class ServerWriter:
         answers = []
         for number in range(sampling.samples):
             request = {
-                "model": self._model,
                 "messages": list(messages),
                 "max_tokens": sampling.max_tokens,
                 "temperature": sampling.temperature,
@@ -292,40 +270,10 @@ class ServerWriter:
         return answers
 
     def _ask(self, request: dict[str, Any]) -> Answer | Refusal:
-        address, body = f"{self._url}/chat/completions", json.dumps(request).encode()
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-        for tried in range(1, TRIES + 1):
-            try:
-                call = urllib.request.Request(address, body, headers)
-                with urllib.request.urlopen(call, timeout=self._seconds) as response:
-                    return _answer_in(json.load(response))
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {body_of(error)}"
-                if error.code in REFUSED:
-                    return Refusal(reason)
-                if error.code not in AGAIN:
-                    break
-            except (OSError, http.client.HTTPException, ValueError, _NoAnswer) as error:
-                reason = str(error) or type(error).__name__
-            if tried < TRIES:
-                time.sleep(self._wait * 2 ** (tried - 1))
-        raise LeptaError(
-            f"{address}: {reason} (tried {tried} times); see that the server runs and has {request['model']}, and give "
-            "the same command again: what was answered is kept"
-        )
-
-
-class _NoAnswer(Exception):
-    """A server's reply without what was asked for."""
-
-
-def _answer_in(reply: Any) -> Answer:
-    try:
-        choice = reply["choices"][0]
-        text, reason = choice["message"]["content"], choice["finish_reason"]
+        try:
+            reply = self._client.post("chat/completions", request)
+        except Refused as error:
+            return Refusal(error.reason)
+        text, reason = (field(reply, "choices", 0, *path) for path in (("message", "content"), ("finish_reason",)))
         tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _NoAnswer(f"no answer in the reply ({str(reply)[:100]})") from error
-    return Answer((text or "").strip(), tokens, reason == "stop")
+        return Answer((text or "").strip(), tokens, reason == "stop")

@@ -321,3 +321,5 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
                 ranked = sorted(errors.items(), key=lambda item: item[1])
                 listed = ", ".join(f"{method} {error:.3g}" for method, error in ranked)
                 console.print(f"{name}, held-out error by method: {listed}", highlight=False, markup=False)
+        for warning in written["warnings"]:
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.chat_backend import ChatBackend
-from lepta.darumeru.client import Client, at_once, field
 from lepta.darumeru.scoring import Branch
 from lepta.darumeru.turns import Turns
 from lepta.errors import LeptaError
+from lepta.server import Client, at_once, field
 
 TOP = 20  # tokens whose log-probabilities are asked for
 

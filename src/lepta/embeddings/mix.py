@@ -6,6 +6,8 @@ from scipy import sparse
 
 from lepta.checkpoints.rows import Rows, blocks
 
+LENGTHS_FROM = 8192  # rows that a mean length is taken from
+
 
 def precision(matrix: Rows) -> torch.dtype:
     """What products of a matrix are computed in: float32, unless it is float64 itself."""
@@ -41,3 +43,10 @@ def mean_row(matrix: Rows) -> torch.Tensor:
     """The mean of all rows, shape (d,), float64."""
     total = sum(matrix[rows].to(torch.float64).sum(dim=0) for rows in blocks(matrix.shape))
     return torch.as_tensor(total) / matrix.shape[0]
+
+
+def mean_length(matrix: Rows) -> float:
+    """Mean Euclidean length of rows; of a large matrix, of up to 8,192 rows that lie evenly in it."""
+    step = -(-matrix.shape[0] // LENGTHS_FROM)
+    rows = matrix[torch.arange(0, matrix.shape[0], step)].float()
+    return float(rows.norm(dim=1).mean())

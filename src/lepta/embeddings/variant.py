@@ -14,13 +14,16 @@ from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
-from lepta.embeddings.mix import mean_row
+from lepta.embeddings.mix import mean_length, mean_row
 from lepta.embeddings.propagate import ANCHORED, AnyMethod, MapFitter, Propagation
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
+
+# Trained rows this many times as long, or as short, as the variant's own are unknown to its body: docs/training.md
+UNKNOWN_LENGTH = 2.0
 
 
 def propagate(
@@ -57,7 +60,7 @@ def propagate(
     Returns
     -------
     list of dict
-        Facts for each variant: T and the fit of each matrix.
+        Facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`.
 
     Raises
     ------
@@ -86,12 +89,14 @@ def propagate(
 
     facts = []
     for variant, fitted, body, (_, folder) in zip(made, fits, bodies, variants, strict=True):
-        matrices, maps = dict(body), {}
+        matrices, maps, warnings = dict(body), {}, []
         for role, fit in fitted.items():
             name = variant.name_of(role)
-            own = _matrix(variant.checkpoint, role)
-            matrices[name] = variant.rows(fit.apply(_matrix(adapted, role)), own, transfer)
-            maps[name] = fit.summary()
+            own, trained = _matrix(variant.checkpoint, role), _matrix(adapted, role)
+            matrices[name] = variant.rows(fit.apply(trained), own, transfer)
+            lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
+            maps[name] = fit.summary() | {"row_length": lengths}
+            warnings += _length_warnings(name, **lengths)
         if variant.checkpoint.bias_name:
             models = (base, variant.checkpoint, adapted)
             before, own, after = (model.rows_of(model.bias_name or "") for model in models)
@@ -113,6 +118,7 @@ def propagate(
                 "added_tokens": len(variant.added),
                 "body_tensors_changed": len(body),
                 "maps": maps,
+                "warnings": warnings,
             }
         )
     return facts
@@ -213,6 +219,18 @@ class _Variant:
             return result
 
         return ComputedRows((self.total, *propagated.shape[1:]), block)
+
+
+def _length_warnings(name: str, adapted: float, instruct: float) -> list[str]:
+    """What to say of rows that the body of a variant does not know, if they are such rows."""
+    ratio = adapted / instruct if instruct else 1.0
+    if 1 / UNKNOWN_LENGTH < ratio < UNKNOWN_LENGTH:
+        return []
+    cause = "fewer tokens or a lower learning rate" if ratio > 1 else "less weight decay or a lower learning rate"
+    return [
+        f"{name}: trained rows are {adapted:.3g} long in the mean, the variant's own {instruct:.3g}; "
+        f"its body does not know such rows. Train with {cause}, or calibrate the result"
+    ]
 
 
 def _matrix(checkpoint: Checkpoint, role: str) -> Rows:

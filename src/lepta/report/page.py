@@ -112,6 +112,9 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
             for name, entry in evaluation["behaviour"].items()
         ]
         console.print(_table("Behaviour", ["model", "kept", "share", "new tokens"], rows))
+    for name, facts in (data.get("propagated") or {}).items():
+        for warning in facts.get("warnings", ()):
+            console.print(f"warning: propagated {name}: {warning}", style="yellow", highlight=False, markup=False)
     for pair in data.get("darumeru") or ():
         columns = ["", *pair["names"], "difference", "95 %", "p"]
         console.print(_table("Darumeru", columns, [_scores(row) for row in pair["rows"] if any(row["scores"])]))

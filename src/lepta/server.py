@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -13,12 +14,22 @@ from lepta.errors import LeptaError
 
 TRIES = 5
 AGAIN = {408, 429, 500, 502, 503, 504}  # answers of a server that may have a better one later
+REFUSED = {400, 413, 422}  # answers to a request that this server will never take
 AT_ONCE = 8  # requests
 SECONDS = 600  # that an answer may take
+KEY = "OPENAI_API_KEY"
+
+
+class Refused(LeptaError):
+    """A server takes others, but not this request; `reason` is what it said."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Client:
-    """One model of a server.
+    """One model of a server. The key in the environment variable OPENAI_API_KEY is sent along if there is one.
 
     Parameters
     ----------
@@ -28,10 +39,12 @@ class Client:
         Its name on the server.
     wait : float
         Seconds before a failed request is sent again, doubled each time.
+    seconds : float
+        That an answer may take.
     """
 
-    def __init__(self, url: str, model: str, wait: float = 1.0) -> None:
-        self.url, self.model, self._wait = url.rstrip("/"), model, wait
+    def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
+        self.url, self.model, self._wait, self._seconds = url.rstrip("/"), model, wait, seconds
         self._gone = False
 
     @property
@@ -40,15 +53,18 @@ class Client:
         return f"{self.url} {self.model}"
 
     def post(self, path: str, options: dict[str, Any]) -> dict[str, Any]:
-        """One greedy request.
+        """One request, greedy unless the options say otherwise.
 
-        A busy server, a connection that breaks and an answer that is cut off are tried again. After a request that was
-        tried in vain, the next ones are tried once, until one is answered: a server that went away ends a run soon.
+        A busy server, a connection that breaks and an answer that is cut off or empty are tried again. After a request
+        that was tried in vain, the next ones are tried once, until one is answered: a server that went away ends a run
+        soon.
 
         Raises
         ------
+        Refused
+            If the server will never take this request.
         LeptaError
-            If the server refuses it, or does not answer.
+            If it does not answer.
         """
         body = json.dumps({"model": self.model, "temperature": 0, "n": 1, **options}).encode()
         address = f"{self.url}/{path}"
@@ -57,7 +73,10 @@ class Client:
             try:
                 answer = self._send(address, body)
             except urllib.error.HTTPError as error:
-                reason, final = f"{error.code} {body_of(error)}", error.code not in AGAIN
+                reason = f"{error.code} {_body_of(error)}"
+                if error.code in REFUSED:
+                    raise Refused(f"{address}: {reason} (tried {tried} times)", reason) from error
+                final = error.code not in AGAIN
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason, final = f"{type(error).__name__}: {error}", False
             else:
@@ -68,15 +87,24 @@ class Client:
             if tried < tries:
                 time.sleep(self._wait * 2 ** (tried - 1))
         self._gone = not final
-        raise LeptaError(f"{address}: {reason} (tried {tried} times); see that the server runs and has {self.model}")
+        raise LeptaError(
+            f"{address}: {reason} (tried {tried} times); see that the server runs and has {self.model}, and give the "
+            "same command again: what was answered is kept"
+        )
 
     def _send(self, address: str, body: bytes) -> dict[str, Any]:
-        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=SECONDS) as response:
-            return json.loads(response.read())
+        headers = {"Content-Type": "application/json"}
+        if os.environ.get(KEY):
+            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
+        request = urllib.request.Request(address, body, headers)
+        with urllib.request.urlopen(request, timeout=self._seconds) as response:
+            answer = json.loads(response.read())
+        if not isinstance(answer, dict) or not answer.get("choices"):
+            raise ValueError(f"no answer in the reply ({str(answer)[:100]})")
+        return answer
 
 
-def body_of(error: urllib.error.HTTPError) -> str:
+def _body_of(error: urllib.error.HTTPError) -> str:
     """What a server says about its refusal, as far as it comes through."""
     try:
         return error.read()[:200].decode(errors="replace")
