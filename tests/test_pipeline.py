@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -314,10 +315,21 @@ def test_publishing_refuses_an_existing_folder_and_leaves_it_alone(tmp_path):
 def test_publishing_replaces_when_told(tmp_path):
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "old.txt").write_text("old")
+    (tmp_path / "result" / MANIFEST).write_text("{}")
     with publishing(tmp_path / "result", replace=True) as folder:
         (folder / "new.txt").write_text("new")
     assert [path.name for path in (tmp_path / "result").iterdir()] == ["new.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_publishing_replaces_no_folder_that_was_not_written_here(tmp_path, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "thesis", Path(".")):
+        with pytest.raises(LeptaError, match=r"LEPTA did not write it.*remove it yourself"), publishing(place, True):
+            raise AssertionError("it would be gone")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), LeptaError("x")], ids=repr)
@@ -325,12 +337,12 @@ def test_publishing_replaces_when_told(tmp_path):
 def test_publishing_cleans_up_on_error(tmp_path, error, existing):
     if existing:
         (tmp_path / "result").mkdir()
-        (tmp_path / "result" / "old.txt").write_text("old")
+        (tmp_path / "result" / MANIFEST).write_text("{}")
     with pytest.raises(type(error)), publishing(tmp_path / "result", replace=True) as folder:
         (folder / "a.txt").write_text("a")
         raise error
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    assert left == (["result", "result/old.txt"] if existing else [])
+    assert left == (["result", f"result/{MANIFEST}"] if existing else [])
 
 
 def test_publishing_refuses_what_another_run_is_writing(tmp_path):

@@ -174,6 +174,7 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
         If the folder exists and `replace` is not set, or the disk cannot be written.
     """
     refuse_existing(folder, replace)
+    folder = folder if folder.name else folder.resolve()
     partial = partial_of(folder)
     with claimed(folder):
         try:
@@ -238,9 +239,14 @@ def in_progress(folder: Path) -> bool:
 
 
 def refuse_existing(folder: Path, replace: bool) -> None:
-    """LeptaError if a folder exists that is not to be replaced."""
+    """LeptaError if a place is taken and not to be replaced, or is a folder that no command of LEPTA wrote."""
     if folder.exists() and not replace:
         raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise LeptaError(
+            f"{folder}: holds files but no {MANIFEST}, so LEPTA did not write it, and --force does not replace it; "
+            "give another --output, or remove it yourself"
+        )
 
 
 def partial_of(folder: Path) -> Path:

@@ -45,13 +45,18 @@ def import_command(
     """
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
-    from lepta.pipeline import publishing, refuse_existing
+    from lepta.pipeline import publishing, refuse_existing, write_manifest
 
     place = output / task
     refuse_existing(place, force)
     dataset, facts = import_dataset(format_name, files, task, shots_file or [], shots, rows, seed)
     with publishing(place, force) as folder:
         write_dataset(folder, dataset, facts)
+        inputs = {path.name: path for path in [*files, *(shots_file or [])]}
+        settings = {"format": format_name, "task": task, "shots": shots, "rows": rows, "seed": seed}
+        write_manifest(
+            "darumeru import", folder, inputs, settings, facts, {name: str(path) for name, path in inputs.items()}
+        )
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     extra = {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
     result({**shown, **extra, "sha256": dataset.sha256}, as_json)

@@ -239,11 +239,16 @@ def patch_export(
 ) -> None:
     """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
     from lepta.embeddings.patch import export_patch
-    from lepta.pipeline import publishing
+    from lepta.pipeline import publishing, write_manifest
 
     check_places([original, adapted], [output], force)
     with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
         facts = export_patch(before, after, folder)
+        inputs, sources = (
+            {"original": before.folder, "adapted": after.folder},
+            {"original": original, "adapted": adapted},
+        )
+        write_manifest("patch export", folder, inputs, {}, facts, sources)
     result({"output": str(output), **facts}, as_json)
 
 

@@ -17,7 +17,7 @@ from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, tasks
 from lepta.errors import LeptaError
-from lepta.pipeline import publishing
+from lepta.pipeline import publishing, write_manifest
 
 DATA, TOKENIZER = "data", "tokenizer"
 PREFIX = "darumeru"
@@ -97,6 +97,8 @@ def export(
                 if task.dataset == name:
                     _write(folder / f"{task.name}.yaml", _task(task, dataset, shots))
         _write_groups(folder, chosen, whole=len(chosen) == len(known))
+        settings = {"shots": shots, "definition": definition, "tasks": [task.name for task in chosen]}
+        write_manifest("darumeru export", folder, {}, settings, {}, {"data": source, "tokenizer": str(tokenizer or "")})
     return [task.name for task in wanted if task not in chosen]
 
 
