@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.miniature.measures import COPIES, measure, speeds
 from benchmarks.miniature.model import english_heavy, train_tokenizer, write_random_model
-from benchmarks.miniature.settings import Calibration, ScaleSettings, Texts, Tuning
+from benchmarks.miniature.settings import Calibration, Measures, ScaleSettings, Texts, Tuning
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, write_rows
 from lepta.adapt import CURVE
@@ -52,6 +52,7 @@ MODELS = {
 }
 WINDOW = 400  # characters of held-out text that a model sees at once
 SCORES, SPEED = "scores.json", "speed.json"
+CONVERSATIONS, COPIED, ITEMS = "conversations.jsonl", "copied.jsonl", "items.jsonl"
 LONGEST_ANSWER = 40  # tokens, of the answers to calibrate on
 
 
@@ -68,7 +69,9 @@ def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) ->
         return out / name
 
     text = add("text", partial(draw_text, texts, scale.sample, seed), {}, scale.sample)
-    tasks = add("tasks", partial(_tasks, scale, seed, text), {"text": text}, scale)
+    tasks = add("tasks", partial(_tasks, scale.tuning, seed, text), {"text": text}, scale.tuning)
+    prompts = add("prompts", partial(_prompts, scale.calibration, seed, text), {"text": text}, scale.calibration)
+    held = add("held-out", partial(_held_out, scale.measures, seed, text), {"text": text}, scale.measures)
     start = add("random", partial(_random, scale, seed, text), {"text": text}, scale.shape)
     foundation = add(
         "foundation",
@@ -76,15 +79,17 @@ def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) ->
         {"start": start, "text": text},
         scale.foundation,
     )
-    add(
+    instruct = add(
         "instruct",
-        partial(_tune, foundation, tasks / "tune.jsonl", scale.tuning, seed),
+        partial(_tune, foundation, tasks / CONVERSATIONS, scale.tuning, seed),
         {"foundation": foundation, "tasks": tasks},
         scale.tuning,
     )
+    answers = partial(_answers, instruct, prompts, scale.measures.batch)
+    add("answers", answers, {"instruct": instruct, "prompts": prompts})
     for stage in SHARED_MODELS.values():
-        inputs = {"model": out / stage, "text": text, "tasks": tasks}
-        add(scores_of(stage), partial(_score, out / stage, text, tasks, scale), inputs, scale.measures)
+        inputs = {"model": out / stage, "text": text, "held out": held}
+        add(scores_of(stage), partial(_score, out / stage, text, held, scale), inputs, scale.measures)
     return Pipeline(out, stages)
 
 
@@ -92,7 +97,8 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
     """One new vocabulary: adaptation, every map, controls, the upper bound, calibration, scores."""
     stages: list[Stage] = []
     out = shared / scenario
-    text, tasks, base, instruct = (shared / name for name in ("text", "tasks", "foundation", "instruct"))
+    text, tasks, answers, held = (shared / name for name in ("text", "tasks", "answers", "held-out"))
+    base, instruct = (shared / name for name in ("foundation", "instruct"))
 
     def add(name: str, run: Callable[[Path], dict[str, Any]], inputs: dict[str, Path], settings: Any = None) -> Path:
         key = {"seed": seed, "scenario": scenario, **({} if settings is None else {"settings": settings})}
@@ -122,21 +128,21 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
     add("random-map", partial(_random_map, base, adapted, instruct, seed), models)
     add(
         "upper",
-        partial(_tune, adapted, tasks / "tune.jsonl", scale.tuning, seed),
+        partial(_tune, adapted, tasks / CONVERSATIONS, scale.tuning, seed),
         {"adapted": adapted, "tasks": tasks},
         scale.tuning.model_dump(),
     )
     add("tuned-body", partial(_tuned_body, out / "upper", out / "auto"), {"upper": out / "upper", "auto": out / "auto"})
     add(
         "calibrated",
-        partial(_calibrate, out / "auto", instruct, tasks, scale, seed),
-        {"propagated": out / "auto", "instruct": instruct, "tasks": tasks},
+        partial(_tune, out / "auto", answers / CONVERSATIONS, scale.calibration, seed),
+        {"propagated": out / "auto", "answers": answers},
         scale.calibration.model_dump(),
     )
     measures = scale.measures.model_dump()
     for stage in MODELS.values():  # each for itself: a run that is stopped here loses the scores of one model
-        inputs = {"model": out / stage, "text": text, "tasks": tasks}
-        add(scores_of(stage), partial(_score, out / stage, text, tasks, scale), inputs, measures)
+        inputs = {"model": out / stage, "text": text, "held out": held}
+        add(scores_of(stage), partial(_score, out / stage, text, held, scale), inputs, measures)
     speed = partial(_speed, instruct, adapted, text, scale)
     add("speed", speed, {"instruct": instruct, "adapted": adapted, "text": text}, measures)
     return Pipeline(out, stages)
@@ -152,28 +158,45 @@ def rows(file: Path) -> list[str]:
     return list(read_documents([str(file)]))
 
 
-def _tasks(scale: ScaleSettings, seed: int, text: Path, folder: Path) -> dict[str, Any]:
-    """Instructions to tune on, prompts and copies to calibrate on, held-out instructions and passages."""
-    made: dict[str, tuple[Pool, Pool]] = {
-        code: pools(code, rows(text / code / "train.jsonl"), seed) for code in ("en", "ru")
-    }
-    tuning, calibration, measures = scale.tuning, scale.calibration, scale.measures
-    english, russian = (made[code][0] for code in ("en", "ru"))
-    tune_on = to_tune_on(english, russian, tuning.examples, tuning.russian, seed)
-    prompts = to_tune_on(english, russian, calibration.examples, 0.5, seed + 1000)
+def _pools(text: Path, seed: int) -> dict[str, tuple[Pool, Pool]]:
+    """Language -> what instructions to tune on are made from, and what held-out ones are."""
+    return {code: pools(code, rows(text / code / "train.jsonl"), seed) for code in ("en", "ru")}
+
+
+def _tasks(settings: Tuning, seed: int, text: Path, folder: Path) -> dict[str, Any]:
+    """Instructions to tune on, with their answers."""
+    (english, _), (russian, _) = _pools(text, seed).values()
+    items = to_tune_on(english, russian, settings.examples, settings.russian, seed)
+    return {"conversations": _write_conversations(folder / CONVERSATIONS, [item.messages() for item in items])}
+
+
+def _prompts(settings: Calibration, seed: int, text: Path, folder: Path) -> dict[str, Any]:
+    """Instructions to calibrate on, and sentences to copy."""
+    (english, _), (russian, _) = _pools(text, seed).values()
+    items = to_tune_on(english, russian, settings.examples, 0.5, seed + 1000)
     draw = random.Random(f"copies {seed}")
-    copies = [make("sentence", pool, draw) for pool in (english, russian) for _ in range(calibration.copies // 2)]
-    tests = [item for code in made for item in held_out(made[code][1], measures.items, seed)]
+    copies = [make("sentence", pool, draw) for pool in (english, russian) for _ in range(settings.copies // 2)]
+    made = {CONVERSATIONS: items, COPIED: copies}
+    return {name: _write_conversations(folder / name, [item.messages() for item in made[name]]) for name in made}
+
+
+def _held_out(settings: Measures, seed: int, text: Path, folder: Path) -> dict[str, Any]:
+    """Instructions and passages to copy that no model is tuned on."""
+    apart = {code: pool for code, (_, pool) in _pools(text, seed).items()}
+    tests = [item for pool in apart.values() for item in held_out(pool, settings.items, seed)]
     tests += [
         Item(name, code, ASK[code]["sentence"].format(passage), passage)
-        for code in made
+        for code in apart
         for name, most in COPIES.items()
-        for passage in _to_copy(rows(text / code / "valid.jsonl"), most)[: measures.copies]
+        for passage in _to_copy(rows(text / code / "valid.jsonl"), most)[: settings.copies]
     ]
-    for name, items in (("tune", tune_on), ("prompts", prompts), ("copies", copies)):
-        write_rows(folder / f"{name}.jsonl", [{"messages": item.messages()} for item in items])
-    write_rows(folder / "held-out.jsonl", [vars(item) | {"messages": item.messages()} for item in tests])
-    return {"tune": len(tune_on), "held_out": len(tests)}
+    write_rows(folder / ITEMS, [vars(item) | {"messages": item.messages()} for item in tests])
+    return {"items": len(tests)}
+
+
+def _write_conversations(file: Path, conversations: list[list[dict[str, str]]]) -> int:
+    write_rows(file, [{"messages": messages} for messages in conversations])
+    return len(conversations)
 
 
 def _to_copy(passages: list[str], most: int) -> list[str]:
@@ -261,30 +284,25 @@ def _tuned_body(upper: Path, propagated: Path, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _calibrate(
-    propagated: Path, instruct: Path, tasks: Path, scale: ScaleSettings, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Tune a propagated model on the original instruct model's own answers and on copies of sentences (paper 2.4.2)."""
+def _answers(instruct: Path, prompts: Path, batch: int, folder: Path) -> dict[str, Any]:
+    """What to calibrate on: the original instruct model's own answers, and copies of sentences (paper 2.4.2)."""
     model, tokenizer = load_model(instruct), load_tokenizer(instruct)
-    dialogues = list(read_conversations([str(tasks / "prompts.jsonl")]))
-    prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
-    batch = scale.measures.batch
-    answers = generate(model, tokenizer, prompts, LONGEST_ANSWER, "answers to calibrate on", batch).texts
+    asked = [dialogue[:-1] for dialogue in read_conversations([str(prompts / CONVERSATIONS)])]
+    shown = [chat_prompt(tokenizer, messages) for messages in asked]
+    answers = generate(model, tokenizer, shown, LONGEST_ANSWER, "answers to calibrate on", batch).texts
     answered = [
-        [*dialogue[:-1], {"role": "assistant", "content": answer.strip()}]
-        for dialogue, answer in zip(dialogues, answers, strict=True)
+        [*messages, {"role": "assistant", "content": answer.strip()}]
+        for messages, answer in zip(asked, answers, strict=True)
         if answer.strip()
     ]
-    copies = list(read_conversations([str(tasks / "copies.jsonl")]))
-    file = folder / "dialogues.jsonl"
-    write_rows(file, [{"messages": messages} for messages in answered + copies])
-    return _tune(propagated, file, scale.calibration, seed, folder)
+    copies = list(read_conversations([str(prompts / COPIED)]))
+    return {"conversations": _write_conversations(folder / CONVERSATIONS, answered + copies)}
 
 
-def _score(model: Path, text: Path, tasks: Path, scale: ScaleSettings, folder: Path) -> dict[str, Any]:
+def _score(model: Path, text: Path, held_out: Path, scale: ScaleSettings, folder: Path) -> dict[str, Any]:
     """Measure one model."""
     held = {code: windows(rows(text / code / "valid.jsonl"), WINDOW, scale.sample.held_out) for code in ("ru", "en")}
-    with (tasks / "held-out.jsonl").open(encoding="utf-8") as file:
+    with (held_out / ITEMS).open(encoding="utf-8") as file:
         items = [json.loads(line) for line in file]
     write_json(folder / SCORES, measure(model, held, items, scale.measures.batch))
     return {}
