@@ -85,9 +85,9 @@ def shown(estimate: Estimate, places: int = 3) -> str:
     return f"{estimate.mean:.{places}f}{half}"
 
 
-def signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate, places: int = 3) -> str:
     """A difference, in bold where its interval leaves 0 out."""
-    text = f"{'+' if estimate.mean > 0 else ''}{shown(estimate)}"
+    text = f"{'+' if estimate.mean > 0 else ''}{shown(estimate, places)}"
     return f"**{text}**" if estimate.differs_from_zero else text
 
 
@@ -117,6 +117,8 @@ def _methods(table: Table) -> str:
     head += ["paper: micro avg", "DaruCopy RU"]
     paper = [f"{number:.3f}" for number in PAPER_INSTRUCT]
     rows = [["original", "", *(shown(table.estimate(None, "instruct", *which)) for which in MEASURES), *paper]]
+    calibrated = [shown(table.estimate(None, "instruct, calibrated", *which)) for which in MEASURES]
+    rows.append(["original", "calibrated", *calibrated, "", ""])
     for scenario in SCENARIOS:
         known = PAPER_LEP[scenario] | (
             {"auto, calibrated": PAPER_CALIBRATED[scenario]} if scenario in PAPER_CALIBRATED else {}
@@ -164,25 +166,19 @@ def _share(value: float) -> str:
 
 
 def _original(table: Table) -> str:
-    head = [
-        "vocabulary",
-        "reads Russian",
-        "writes Russian",
-        "best map",
-        "Russian answers, bits per byte, less the original's",
-    ]
-    head += ["English answers, relative change"]
+    head = ["vocabulary", "reads Russian", "writes Russian", "method"]
+    head += ["Russian answers, bits per byte, less the original's", "English answers, relative change"]
     rows = []
     for scenario in SCENARIOS:
-        best = table.best(scenario)
-        ru, en = (
-            (table.values(scenario, best, code, "answers"), table.values(None, "instruct", code, "answers"))
-            for code in ("ru", "en")
-        )
-        change = Estimate.of([100 * (own / original - 1) for own, original in zip(*en, strict=True)])
-        worse = Estimate.of([own - original for own, original in zip(*ru, strict=True)])
         speeds = [f"{shown(table.speed(scenario, work), 2)} times" for work in ("read", "write")]
-        rows.append([scenario, *speeds, best, shown(worse), f"{shown(change, 1)} %"])
+        for model in (table.best(scenario), "auto, calibrated"):
+            ru, en = (
+                (table.values(scenario, model, code, "answers"), table.values(None, "instruct", code, "answers"))
+                for code in ("ru", "en")
+            )
+            change = Estimate.of([100 * (own / original - 1) for own, original in zip(*en, strict=True)])
+            worse = Estimate.of([own - original for own, original in zip(*ru, strict=True)])
+            rows.append([scenario, *speeds, model, signed(worse), f"{signed(change, 1)} %"])
     return _markdown(head, rows)
 
 

@@ -56,9 +56,9 @@ class Tuning(TuneSettings):
 
 
 class Calibration(TuneSettings):
-    """Self-calibration: the original instruct model's answers, and copies of text."""
+    """Self-calibration: the original instruct model's own right answers, and copies of text."""
 
-    examples: int
+    examples: int = Field(description="Instructions asked; wrong answers are dropped")
     copies: int
 
 

@@ -40,7 +40,7 @@ SCENARIOS = ("extended", "optimized", "bpe", "unigram")
 REPLACED = ("bpe", "unigram")
 LEP = (*METHODS, "auto")
 # What is measured, by the name it has in the tables -> the stage that makes it: of a seed, and of each new vocabulary
-SHARED_MODELS = {"foundation": "foundation", "instruct": "instruct"}
+SHARED_MODELS = {"foundation": "foundation", "instruct": "instruct", "instruct, calibrated": "instruct-calibrated"}
 MODELS = {
     "adapted base": "adapted",
     **{method: method for method in LEP},
@@ -85,8 +85,14 @@ def shared_pipeline(texts: Texts, scale: ScaleSettings, seed: int, out: Path) ->
         {"foundation": foundation, "tasks": tasks},
         scale.tuning,
     )
-    answers = partial(_answers, instruct, prompts, scale.measures.batch)
-    add("answers", answers, {"instruct": instruct, "prompts": prompts})
+    make_answers = partial(_answers, instruct, prompts, scale.measures.batch)
+    answers = add("answers", make_answers, {"instruct": instruct, "prompts": prompts})
+    add(
+        "instruct-calibrated",
+        partial(_tune, instruct, answers / CONVERSATIONS, scale.calibration, seed),
+        {"instruct": instruct, "answers": answers},
+        scale.calibration,
+    )
     for stage in SHARED_MODELS.values():
         inputs = {"model": out / stage, "text": text, "held out": held}
         add(scores_of(stage), partial(_score, out / stage, text, held, scale), inputs, scale.measures)
@@ -285,18 +291,21 @@ def _tuned_body(upper: Path, propagated: Path, folder: Path) -> dict[str, Any]:
 
 
 def _answers(instruct: Path, prompts: Path, batch: int, folder: Path) -> dict[str, Any]:
-    """What to calibrate on: the original instruct model's own answers, and copies of sentences (paper 2.4.2)."""
+    """What to calibrate on: the original instruct model's own answers that are right, and copies (paper 2.4.2).
+
+    The paper's judge keeps good answers; of these tasks an answer is good if it is the reference, word for word.
+    """
     model, tokenizer = load_model(instruct), load_tokenizer(instruct)
-    asked = [dialogue[:-1] for dialogue in read_conversations([str(prompts / CONVERSATIONS)])]
-    shown = [chat_prompt(tokenizer, messages) for messages in asked]
-    answers = generate(model, tokenizer, shown, LONGEST_ANSWER, "answers to calibrate on", batch).texts
-    answered = [
-        [*messages, {"role": "assistant", "content": answer.strip()}]
-        for messages, answer in zip(asked, answers, strict=True)
-        if answer.strip()
+    dialogues = list(read_conversations([str(prompts / CONVERSATIONS)]))
+    asked = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
+    answers = generate(model, tokenizer, asked, LONGEST_ANSWER, "answers to calibrate on", batch).texts
+    right = [
+        dialogue
+        for dialogue, answer in zip(dialogues, answers, strict=True)
+        if answer.strip() == dialogue[-1]["content"]
     ]
     copies = list(read_conversations([str(prompts / COPIED)]))
-    return {"conversations": _write_conversations(folder / CONVERSATIONS, answered + copies)}
+    return {"asked": len(asked), "kept": _write_conversations(folder / CONVERSATIONS, right + copies) - len(copies)}
 
 
 def _score(model: Path, text: Path, held_out: Path, scale: ScaleSettings, folder: Path) -> dict[str, Any]:
