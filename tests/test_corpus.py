@@ -9,7 +9,6 @@ from lepta import corpus
 from lepta.corpus import (
     dialogue_file,
     is_word_list,
-    read_dialogues,
     read_documents,
     read_labelled,
     text_files,
@@ -137,7 +136,7 @@ def test_invalid_utf8_names_the_byte(tmp_path, name):
     ("line", "words"),
     [
         ('{"text": "a"', "not JSON"),
-        ('"text"', "no text field"),
+        ('"text"', "not an object"),
         ('{"body": "a"}', "no text field"),
         ('{"text": 5}', "no text field"),
     ],
@@ -233,43 +232,16 @@ def test_word_list_of_another_language_is_never_given_instead(language):
         word_frequencies(f"wordfreq:{language}")
 
 
-@pytest.mark.parametrize("part", ["train", "valid"])
-def test_starter_dialogues_end_with_an_answer(part):
-    dialogues = read_dialogues(f"starter:dialogues/{part}.jsonl")
-    assert len(dialogues) >= 50
-    assert {messages[-1]["role"] for messages in dialogues} == {"assistant"}
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "line 2: expected"),
-        ('{"text": "a"}', "line 2: expected"),
-        ('{"messages": [{"role": "user"}]}', "line 2: expected"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: .*must end with an answer"),
-        ('{"messages": []}', "line 2: .*must end with an answer"),
-        ('{"messages": [{"role": "assistant", "content": 5}]}', "line 2: .*must end with an answer"),
-    ],
-)
-def test_bad_dialogues_name_the_line(write_lines, line, words):
-    good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
-    with pytest.raises(LeptaError, match=words):
-        read_dialogues(str(write_lines("a.jsonl", [good, line])))
-
-
-def test_dialogue_with_an_unusual_line_separator_inside_is_one_line(tmp_path):
-    """U+2028 is a line separator to `str.splitlines`, and a character like any other to JSON."""
-    messages = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c"}]
-    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_dialogues(str(tmp_path / "a.jsonl")) == [messages]
-
-
-def test_absent_and_empty_dialogue_files_raise(tmp_path):
+def test_absent_dialogue_file_raises(tmp_path):
     with pytest.raises(LeptaError, match="no such file"):
         dialogue_file(str(tmp_path / "absent.jsonl"))
-    (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(LeptaError, match="no conversation"):
-        read_dialogues(str(tmp_path / "a.jsonl"))
+
+
+def test_absent_source_is_answered_with_what_there_is_for_text_and_for_conversations():
+    with pytest.raises(LeptaError, match="no such file") as error:
+        text_files("absent.jsonl")
+    named = [word for word in str(error.value).split() if word.startswith("starter:")]
+    assert len(named) == 2 and all(map(text_files, named))
 
 
 def test_items_of_the_benchmark_are_a_source():

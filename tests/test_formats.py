@@ -153,6 +153,15 @@ def test_damaged_rows_can_be_skipped_one_by_one(tmp_path):
     assert [str(error).split(":")[0].rpartition(" ")[2] for error in errors] == ["2", "4", "5"]
 
 
+@pytest.mark.parametrize(("line", "is_no"), [("{", "not JSON"), ('[{"messages": []}]', r"not an object \(list\)")])
+def test_no_text_field_is_asked_of_rows_that_need_none(tmp_path, line, is_no):
+    path = write(tmp_path / "a.jsonl", line.encode())
+    with pytest.raises(LeptaError, match=rf"line 1: {is_no}.*; expected one object a line$"):
+        list(read_rows(path))
+    with pytest.raises(LeptaError, match=rf"line 1: {is_no}.*; expected one object a line, with .* field 'body'$"):
+        list(read_rows(path, "body"))
+
+
 def test_damaged_row_group_can_be_skipped(tmp_path):
     errors = []
     rows = [row.value["text"] for row in read_rows(damaged_group(tmp_path / "a.parquet"), "text", errors.append)]

@@ -12,14 +12,18 @@ from typer.testing import CliRunner
 
 from lepta.checkpoints.weights import count_weights
 from lepta.cli import app
+from lepta.corpus import read_documents
 from lepta.errors import LeptaError
 from lepta.locate import locate
+from lepta.plan import plan as plan_module
 from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
 from lepta.recipe import PretrainSettings, Recipe, VocabularySettings
+from lepta.training import blocks
+from lepta.training.settings import split_batch
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 GIB = 2**30
@@ -273,6 +277,47 @@ def test_change_that_makes_a_stage_fit_does_so():
     assert fit(shape, full, 0, 4.0, 8, "DDP").change == {}
 
 
+@pytest.mark.parametrize("micro_batch", [None, 12, 64])
+@pytest.mark.parametrize(("batch", "processes"), [(50, 1), (36, 1), (256, 8), (100, 3)])
+def test_change_that_makes_a_stage_fit_is_one_that_training_takes(batch, processes, micro_batch):
+    sharding, found = "DDP" if processes > 1 else "one process", []
+    for block in (256, 512, 1024):
+        for limit in (22.0, 39.6, 79.6):
+            settings = PretrainSettings(tokens=1, batch=batch, block=block, micro_batch=micro_batch)
+            change = fit(shape_of(MISTRAL), settings, 0, limit, processes, sharding).change
+            if change:
+                changed = settings.model_copy(update=change)
+                found.append(split_batch(batch, changed.micro_batch, change.get("gpus", processes)))
+    assert found
+
+
+def test_batches_that_training_refuses_are_noted():
+    tuned = {"a": {"tune": {"dialogues": "starter:dialogues/train.jsonl", "batch": 6}}}
+    pretrain = [{"tokens": 1, "batch": 256, "micro_batch": 64}, {"tokens": 1, "batch": 8}]
+    notes = make_plan(recipe_of(MISTRAL, pretrain=pretrain, variants=tuned), number=8, measure=False)["notes"]
+    assert [note for note in notes if "refuse" in note] == [
+        "training will refuse pretrain.0.micro_batch: 64 does not divide the 32 examples of a step that each process "
+        "has (batch 256, 8 processes)",
+        "training will refuse variants.a.tune.batch: 6 examples per step cannot be shared by 8 processes equally",
+    ]
+    assert "refuse" not in str(make_plan(recipe_of(MISTRAL), number=8, measure=False)["notes"])
+
+
+def test_low_rank_changes_of_some_layers_cost_those_alone():
+    every, two, none = (
+        make_plan(recipe_of(MISTRAL, pretrain=[{"tokens": 1, "micro_batch": 1} | more]), measure=False)["stages"][0]
+        for more in (
+            {"trains": "embeddings+lora", "lora": {"rank": 16}},
+            {"trains": "embeddings+lora", "lora": {"rank": 16, "layers": [0, -1, 31]}},
+            {"trains": "embeddings"},
+        )
+    )
+    assert two["weights"]["lora"] == every["weights"]["lora"] * 2 / 32
+    kept = [stage["memory_gib"]["one process"]["activations"] for stage in (none, two, every)]
+    a_layer = (kept[2] - kept[0]) / 33  # one of 32 is at work beside what is kept
+    assert kept[1] == pytest.approx(kept[2] - 30 * a_layer)
+
+
 def test_rates_that_are_tried_cost_their_share():
     pretrain = {"tokens": 1_000_000, "learning_rate": [1e-5, 1e-4], "sweep_share": 0.2, "block": 1000, "batch": 10}
     (stage,) = make_plan(recipe_of(MISTRAL, pretrain=pretrain), measure=False)["stages"]
@@ -299,6 +344,39 @@ def test_large_text_is_counted_from_a_sample(tmp_path):
         (gigabytes / f"{number}.txt").write_text("Привет, мир!\n" * 1000, encoding="utf-8")
     sampled = count_text([str(gigabytes)], counted=100_000)
     assert sampled.how.startswith("from a sample of") and sampled.characters == pytest.approx(13 * 200_000, rel=0.01)
+
+
+@pytest.mark.parametrize("counted", [1 << 26, 100])
+def test_text_in_a_field_of_another_name_is_counted_as_training_reads_it(tmp_path, counted):
+    rows = [{"content": "Привет"}, {"content": None}] * 20
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    source = f"{tmp_path / 'a.jsonl'}?field=content"
+    found = count_text([source], counted).characters
+    assert found == pytest.approx(sum(map(len, read_documents([source]))), rel=0.2)
+    with pytest.raises(LeptaError, match=r"a\.jsonl.*field 'text'"):
+        count_text([str(tmp_path)], counted)
+
+
+def test_files_that_are_not_here_are_noted_with_the_fields_that_name_them():
+    text = {"language": "ru", "train": ["corpora/no.jsonl", "starter:ru/train"], "valid": ["dataset:some/corpus"]}
+    source = {"language": "en", "valid": ["starter:en/valid"]}
+    vocabulary = {"size": 55328, "corpus": ["corpora/no.jsonl?field=content", "wordfreq:ru", "corpora/no.jsonl"]}
+    variants = {"a": {"tune": {"dialogues": "d.jsonl"}}}
+    changes = {"text": {"target": text, "source": source}, "vocabulary": vocabulary, "variants": variants}
+    notes = make_plan(recipe_of(MISTRAL, **changes), measure=False)["notes"]
+    assert notes[0] == (
+        "not on this machine: corpora/no.jsonl (text.target.train, vocabulary.corpus); corpora/no.jsonl?field=content "
+        "(vocabulary.corpus); d.jsonl (variants.a.tune.dialogues); the plan does without them, `lepta adapt` will not"
+    )
+    assert make_plan(recipe_of(MISTRAL), measure=False)["notes"] == []
+
+
+def test_text_that_is_here_but_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(LeptaError, match="unknown type of text file"):
+        count_text([str(tmp_path / "a.csv")])
+    with pytest.raises(LeptaError, match="starter:xx: not in the starter corpus"):
+        count_text(["starter:xx"])
 
 
 def test_text_that_is_not_here_is_unknown():
@@ -382,8 +460,51 @@ def test_disk_holds_every_folder():
     parts = disk["parts"]
     assert parts["initialised"] == parts["pretrained"] == parts["propagated/a"] == parts["propagated/b"] == adapted
     assert parts["variants/b"] == parts["download of a"] == parts["download of base"] == 2 * 7241732096
-    assert parts["blocks of tokens"] == 4_000_000 and parts["checkpoints"] == 2 * 12 * 2 * 55328 * 4096
-    assert disk["total"] == sum(parts.values())
+    assert parts["checkpoints"] == 2 * 12 * 2 * 55328 * 4096
+    assert disk["total"] == sum(parts.values()) == disk["after"] + parts["checkpoints"] + parts["blocks of tokens"]
+
+
+def test_blocks_hold_the_text_or_as_much_as_the_budget_could_take():
+    text = make_plan(recipe_of(MISTRAL), measure=False)["text"]["target"]
+
+    def stored(**pretrain):
+        return make_plan(recipe_of(MISTRAL, pretrain=pretrain), measure=False)["disk"]["parts"]["blocks of tokens"]
+
+    assert stored(tokens=1_000_000) == pytest.approx(4 * text["tokens"], abs=4)  # gone through many times
+    assert stored(tokens=100) == pytest.approx(4 * 800 / 4.404, abs=1)
+    assert (plan_module.TOKENISED, plan_module.CHARACTERS_PER_TOKEN) == (
+        blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN,
+        blocks.CHARACTERS_PER_TOKEN,
+    )
+
+
+CALIBRATE = {"prompts": ["starter:dialogues/train.jsonl"], "limit": 20, "shown": 4, "answers": {"max_tokens": 100}}
+
+
+def test_self_calibration_is_part_of_the_plan():
+    variants = {name: {"model": "openchat/openchat-3.5-0106"} for name in "ab"}
+    recipe = recipe_of(MISTRAL, variants=variants, calibrate=CALIBRATE)
+    alone, facts = (make_plan(r, ["H100"], 2, 0.5, measure=False) for r in (recipe_of(MISTRAL), recipe))
+    cost, (row,), adapted = facts["calibration"], facts["devices"], facts["vocabulary"]["new_weights"]
+    assert (cost["answers"], cost["answer_tokens_at_most"], cost["steps_at_most"]) == (16, 1600, 1)
+    assert cost["answer_flops"] > 2 * 1600 * adapted and cost["training_flops"] > 6 * 1600 * adapted
+    flops = 2 * (cost["answer_flops"] + cost["training_flops"] / 2)  # two variants; one GPU answers, two train
+    assert row["calibration_hours"] == pytest.approx(flops / (989.5e12 * 0.5) / 3600)
+    parts = facts["disk"]["parts"]
+    assert parts["calibrated/a"] == parts["calibrated/b"] == parts["propagated/a"]
+    assert facts["notes"] == ["calibrate: memory and checkpoints of training are not in this plan"]
+    assert row | {"calibration_hours": 0} == alone["devices"][0] | {"calibration_hours": 0}
+    assert "calibration" not in alone and "calibration_hours" not in alone["devices"][0]
+
+
+def test_self_calibration_whose_prompts_are_not_here_is_noted():
+    calibrate = CALIBRATE | {"prompts": ["instruct/saiga.jsonl"], "judge": {"model": "original"}}
+    variants = {"a": {"model": "openchat/openchat-3.5-0106"}}
+    facts = make_plan(recipe_of(MISTRAL, variants=variants, calibrate=calibrate), measure=False)
+    assert "calibration" not in facts and "calibrated/a" in facts["disk"]["parts"]
+    assert facts["notes"][0].startswith("not on this machine: instruct/saiga.jsonl (calibrate.prompts)")
+    left_out = "answers, hours, the judge's hours, memory and checkpoints of training"
+    assert facts["notes"][1] == f"calibrate: {left_out} are not in this plan"
 
 
 def test_cost_on_this_machine(tiny_model_folder):
@@ -397,11 +518,22 @@ def test_cost_on_this_machine(tiny_model_folder):
 def test_command_prints_tables_and_json(tmp_path):
     path = tmp_path / "recipe.yaml"
     two = [{"tokens": 1_000_000, "micro_batch": 1}, {"tokens": 500_000, "trains": "embeddings+lora", "micro_batch": 1}]
-    recipe = recipe_of(MISTRAL, pretrain=two).model_dump(mode="json")
+    variants = {"a": {"model": "openchat/openchat-3.5-0106"}}
+    recipe = recipe_of(MISTRAL, pretrain=two, variants=variants, calibrate=CALIBRATE).model_dump(mode="json")
     path.write_text(yaml.safe_dump(recipe))
     printed = CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--gpus", "2"], env={"COLUMNS": "140"})
     assert printed.exit_code == 0, printed.output
-    for words in ("7.24 G weights", "stage 2, FSDP2", "low-rank changes", "2 x L4", "characters per token, ru", "GB"):
+    for words in (
+        "7.24 G weights",
+        "Self-calibration",
+        "calibration ┃",
+        "\nNote: calibrate: memory",
+        "stage 2, FSDP2",
+        "low-rank changes",
+        "2 x L4",
+        "characters per token, ru",
+        "GB",
+    ):
         assert words in printed.output
     facts = json.loads(CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--json"]).stdout)
     assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]

@@ -15,7 +15,6 @@ A text source is one of
 Text is in the field "text" of a row, or in the one named behind the file or folder: path/to/file.parquet?field=content
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -76,7 +75,10 @@ def text_files(source: str) -> list[Path]:
             raise LeptaError(f"{path}: no text here; expected files ending in {', '.join(TEXT_SUFFIXES)}")
         return files
     if not path.is_file():
-        raise LeptaError(f"{source}: no such file or folder; give text as a file, a folder or {STARTER}LANGUAGE/train")
+        raise LeptaError(
+            f"{source}: no such file or folder; to try things out the package has {STARTER}ru/train (text) and "
+            f"{STARTER}dialogues/train.jsonl (conversations)"
+        )
     if not path.name.endswith(TEXT_SUFFIXES):
         raise LeptaError(f"{path}: unknown type of text file; expected one ending in {', '.join(TEXT_SUFFIXES)}")
     return [path]
@@ -256,33 +258,5 @@ def dialogue_file(source: str) -> Path:
     """Locate a file of conversations."""
     path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else Path(source).expanduser()
     if not path.is_file():
-        raise LeptaError(f"{source}: no such file; expected a JSONL file with one conversation a line")
+        raise LeptaError(f"{source}: no such file; expected a file of conversations, a row each")
     return path
-
-
-def read_dialogues(source: str) -> list[list[dict[str, str]]]:
-    """Read conversations in the chat format of the field: one object a line, {"messages": [{"role", "content"}]}.
-
-    Raises
-    ------
-    LeptaError
-        If a line is not such an object, or a conversation does not end with the assistant's turn.
-    """
-    path = dialogue_file(source)
-    dialogues = []
-    for number, line in enumerate(decode(path.read_bytes(), str(path)).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            messages = json.loads(line)["messages"]
-            roles = [message["role"] for message in messages if isinstance(message["content"], str)]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise LeptaError(
-                f'{path}, line {number}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}} ({error})'
-            ) from error
-        if len(roles) != len(messages) or not roles or roles[-1] != "assistant":
-            raise LeptaError(f"{path}, line {number}: the conversation must end with an answer of role 'assistant'")
-        dialogues.append(messages)
-    if not dialogues:
-        raise LeptaError(f"{path}: no conversation in it")
-    return dialogues

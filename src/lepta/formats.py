@@ -93,14 +93,14 @@ def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None])
 
 
 def _object(line: bytes, where: str, field: str | None) -> dict[str, Any]:
-    text = field or "text"
+    expected = "expected one object a line" + (f", with its text in the field {field!r}" if field else "")
     try:
         value = json.loads(decode(line, where))
     except (json.JSONDecodeError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deeply")
-        raise LeptaError(f"{where}: not JSON ({reason}); expected one object a line with a field {text!r}") from error
+        raise LeptaError(f"{where}: not JSON ({reason}); {expected}") from error
     if not isinstance(value, dict):
-        raise LeptaError(f"{where}: no text field; expected an object with a string field {text!r}")
+        raise LeptaError(f"{where}: not an object ({type(value).__name__}); {expected}")
     return value
 
 

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.calibration import writers
 from lepta.calibration.answers import count_answers, write_answers
+from lepta.calibration.calibrate import Place, make_answers
+from lepta.calibration.command import cost
 from lepta.calibration.judge import FORM, count_grades, grade_answers, load_rubric, read_grades
 from lepta.calibration.prompts import Prompt, read_prompts
 from lepta.calibration.rows import Rows, stored_rows
-from lepta.calibration.settings import JudgeSettings
+from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
 from lepta.errors import LeptaError
 
@@ -327,6 +329,15 @@ def test_the_cost_is_told(folders, options, tmp_path):
     assert facts["prompts"] == 12 and facts["shown"] == 2 and facts["answers"] == 10 and facts["copies"] == 6
     assert facts["answer_tokens_at_most"] == 10 * 24 and facts["steps_at_most"] == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_are_all_put_aside_are_told_before_a_model_is_asked(folders, tmp_path):
+    all_shown = CalibrateSettings(prompts=["starter:dialogues/valid.jsonl"], limit=5, shown=8)
+    says = r"calibrate: 5 different prompts in starter:dialogues/valid\.jsonl, and the first 8 are put aside"
+    with pytest.raises(LeptaError, match=says):
+        make_answers(Place("absent"), all_shown, 1, tmp_path)
+    with pytest.raises(LeptaError, match=says):
+        cost(folders[1], all_shown)
 
 
 def test_rows_of_nothing(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lepta.errors import LeptaError
+from lepta.settings import validated
 from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.settings import PreferenceSettings
 
@@ -46,6 +47,11 @@ def test_rows_that_are_no_preferences(write_lines):
     assert example["label"] is True and example["completion"] == [{"role": "assistant", "content": "Два"}]
     with pytest.raises(LeptaError, match=r"line 1: no preference; .*'rejected', which dpo compares; it has prompt"):
         list(read_preferences([str(single)], "dpo"))
+
+
+def test_batch_that_cannot_be_compared_in_parts_is_named():
+    with pytest.raises(LeptaError, match=r"^lepta tune --preference: batch: 3; expected a multiple of 2"):
+        validated(PreferenceSettings, {"batch": 3}, "lepta tune --preference")
 
 
 def test_what_is_too_long_is_left_out_whole(folder, write_lines, tmp_path):

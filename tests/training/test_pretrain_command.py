@@ -8,6 +8,10 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from lepta.cli import app
+from lepta.errors import LeptaError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
 LEPTA = [sys.executable, "-m", "lepta", "pretrain"]
@@ -98,3 +102,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, options, says):
     assert says in error.splitlines()[-1]
     assert "Traceback" not in error
     assert not (place / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--source-share", "0.1"], "--source-share 0.1: needs --source-text"),
+        (["--trains", "new-rows"], "--trains new-rows: needs --original"),
+        (["--old-rows-learning-rate", "0.1"], "--old-rows-learning-rate: needs --original"),
+    ],
+)
+def test_options_that_need_another_name_it(options, says):
+    needed = ["--model", "absent", "--text", "absent.txt", "--tokens", "1", "--output", "absent"]
+    error = CliRunner().invoke(app, ["pretrain", *needed, *options]).exception
+    assert isinstance(error, LeptaError) and str(error).startswith(says)

@@ -17,7 +17,7 @@ from lepta.calibration.answers import count_answers, write_answers
 from lepta.calibration.copies import copy_examples
 from lepta.calibration.judge import count_grades, grade_answers, load_rubric
 from lepta.calibration.mix import kept_answers
-from lepta.calibration.prompts import read_prompts
+from lepta.calibration.prompts import check_asked, read_prompts
 from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import AnswerSettings, CalibrateSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
@@ -158,16 +158,18 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     Raises
     ------
     LeptaError
-        If the server or a file cannot be read; what was answered stays in `folder`.
+        If the server or a file cannot be read (what was answered stays in `folder`), or all prompts are put aside.
     """
     rows, counts = Rows(folder / CHECKPOINTS / ANSWERS), Counter[str]()
     prompts = read_prompts(settings.prompts, settings.limit, counts)
     shown = [{"id": prompt.id, "messages": prompt.messages} for prompt in itertools.islice(prompts, settings.shown)]
+    first = list(itertools.islice(prompts, 1))
+    check_asked(settings, counts["prompts"], len(first))
     asked = settings.answers
     sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed)
     if settings.prompts:
         with opened_writer(original, asked) as writer:
-            write_answers(prompts, writer, sampling, rows)
+            write_answers(itertools.chain(first, prompts), writer, sampling, rows)
     _write_rows(folder / SHOWN, shown)
     rows.file.replace(folder / ANSWERS)
     read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}

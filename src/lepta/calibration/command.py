@@ -1,8 +1,6 @@
 """`lepta calibrate`: the stages of self-calibration and a report, in one folder."""
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,17 +8,16 @@ from typing import Any
 
 from lepta.calibration.calibrate import SHOWN, Place, calibration_stages, counts_of
 from lepta.calibration.effect import EffectSettings, measure_effect
-from lepta.calibration.prompts import read_prompts
 from lepta.calibration.rows import stored_rows
 from lepta.calibration.settings import CalibrateSettings
 from lepta.checkpoints.folder import Checkpoint
 from lepta.errors import LeptaError
 from lepta.pipeline import MANIFEST, Stage
+from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import this_machine
+from lepta.plan.plan import MFU
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.distributed import processes
-
-CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
 
 
 def calibrate_folder(
@@ -96,33 +93,13 @@ def _report(
 def cost(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
     """Tell what calibration costs at most, from the prompts and this machine's speed (one matrix product is timed).
 
-    The original model is taken to be as large as the propagated one; a judge is not in the hours. They count products
-    of matrices at their full speed: answers, written token by token, take longer the fewer are written at once.
+    See `calibration_cost`. The hours count products of matrices at their full speed: answers, written token by token,
+    take longer the fewer are written at once.
     """
-    counts: Counter[str] = Counter()
-    prompts = itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None)
-    characters = sum(len(message["content"]) for prompt in prompts for message in prompt.messages)
-    asked = max(counts["prompts"] - settings.shown, 0)
-    checkpoint, machine = Checkpoint(propagated), this_machine()
-    weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    answers = asked * settings.answers.samples
-    read = characters / CHARACTERS_PER_TOKEN * settings.answers.samples
-    written = answers * settings.answers.max_tokens
-    copied = settings.copies.number * settings.copies.characters * 2 / CHARACTERS_PER_TOKEN
-    trained = (characters / CHARACTERS_PER_TOKEN + asked * settings.answers.max_tokens) + copied
-    trained *= settings.tune.epochs
-    per_second = machine.tflops * 1e12 * (machine.share or 0.4)
-    examples = asked + settings.copies.number
-    return {
-        "prompts": counts["prompts"],
-        "shown": counts["prompts"] - asked,
-        "duplicate": counts["duplicate"],
-        "answers": answers,
-        "answer_tokens_at_most": written,
-        "grades": round(answers * (1 + settings.judge.repeat_share)) if settings.judge else 0,
-        "copies": settings.copies.number,
-        "steps_at_most": -(-examples * settings.tune.epochs // settings.tune.batch),
-        "training_tokens_at_most": round(trained),
-        "hours_of_answers_at_full_speed": round(2 * weights * (read + written) / per_second / 3600, 2),
-        "hours_of_training_at_full_speed": round(6 * weights * trained / per_second / 3600, 2),
-    }
+    weights = sum(math.prod(entry.shape) for entry in Checkpoint(propagated).entries.values())
+    counted: dict[str, Any] = dict(calibration_cost(settings, weights))
+    machine = this_machine()
+    per_hour = machine.tflops * 1e12 * (machine.share or MFU) * 3600
+    for part, name in (("answer", "answers"), ("training", "training")):
+        counted[f"hours_of_{name}_at_full_speed"] = round(counted.pop(f"{part}_flops") / per_hour, 2)
+    return counted

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lepta.calibration.settings import CalibrateSettings
+from lepta.errors import LeptaError
 from lepta.training.conversations import Message, read_conversations
 
 
@@ -46,3 +48,12 @@ def read_prompts(sources: Sequence[str], limit: int | None, counts: Counter[str]
         seen.add(digest.digest())
         counts["prompts"] += 1
         yield Prompt(digest.hexdigest(), tuple(messages))
+
+
+def check_asked(settings: CalibrateSettings, prompts: int, asked: int) -> None:
+    """LeptaError if there are files of prompts, but of so many prompts none is left to be answered."""
+    if settings.prompts and not asked:
+        raise LeptaError(
+            f"calibrate: {prompts} different prompts in {', '.join(settings.prompts)}, and the first {settings.shown} "
+            "are put aside (shown), so none is left to be answered; give more prompts, or a smaller shown"
+        )

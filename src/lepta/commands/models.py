@@ -112,6 +112,13 @@ def pretrain(
     from lepta.settings import validated
 
     refuse_existing(output, force)
+    if source_share and not source_text:
+        raise LeptaError(f"--source-share {source_share:g}: needs --source-text, text of the language the model knows")
+    if original is None and (trains == "new-rows" or old_rows_learning_rate is not None):
+        option = "--trains new-rows" if trains == "new-rows" else "--old-rows-learning-rate"
+        raise LeptaError(
+            f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
+        )
     settings = validated(
         PretrainSettings,
         {

@@ -42,6 +42,18 @@ MEMORY = {
     "overhead": "overhead",
     "total": "[bold]needed[/]",
 }
+CALIBRATION = {
+    "prompts": "different prompts",
+    "shown": "  put aside to be shown",
+    "answers": "answers",
+    "answer_tokens_at_most": "  tokens, at most",
+    "grades": "grades",
+    "copies": "copies",
+    "training_tokens_at_most": "tokens to train on, at most",
+    "steps_at_most": "steps, at most",
+    "answer_flops": "FLOP of answers",
+    "training_flops": "FLOP of training",
+}
 
 
 def plan(
@@ -77,7 +89,8 @@ def plan(
         f"({base['layers']} layers of width {base['width']:,}; {base['shape_from']})",
         highlight=False,
     )
-    for view in (_vocabulary, _training, _flops, _memory, _devices, _disk):
+    calibration = [_calibration] if "calibration" in facts else []
+    for view in (_vocabulary, _training, _flops, *calibration, _memory, _devices, _disk):
         table, notes = view(facts)
         console.print()
         console.print(table)
@@ -195,6 +208,13 @@ def _flops(facts: dict[str, Any]) -> View:
     return table, [caption]
 
 
+def _calibration(facts: dict[str, Any]) -> View:
+    table = _table("Self-calibration", "", "each variant")
+    for field, label in CALIBRATION.items():
+        table.add_row(label, _count(facts["calibration"][field]))
+    return table, []
+
+
 def _memory(facts: dict[str, Any]) -> View:
     columns = [(stage, way) for stage in facts["stages"] for way in stage["memory_gib"]]
     headings = [stage["name"] + ("" if way == "one process" else f", {way}") for stage, way in columns]
@@ -211,13 +231,17 @@ def _memory(facts: dict[str, Any]) -> View:
 def _devices(facts: dict[str, Any]) -> View:
     gpus = [row for row in facts["devices"] if row["share_of_peak"] == facts["devices"][0]["share_of_peak"]]
     caption = f"GPUs at {gpus[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
-    table = _table("Time", "device", "time", "needs, GiB", "has", "fits")
+    calibrated = "calibration" in facts
+    if calibrated:
+        caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
+    table = _table("Time", "device", "time", *(["calibration"] if calibrated else []), "needs, GiB", "has", "fits")
     table.columns[-1].justify = "left"
     table.columns[-1].overflow = "fold"
     for row in facts["devices"]:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
         sizes = (f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}")
-        table.add_row(escape(name), _hours(row["hours"]), *sizes, _verdict(row))
+        times = [_hours(row[kind]) for kind in ("hours", "calibration_hours") if kind in row]
+        table.add_row(escape(name), *times, *sizes, _verdict(row))
     return table, [caption]
 
 
@@ -247,4 +271,4 @@ def _disk(facts: dict[str, Any]) -> View:
     for name, size in disk["parts"].items():
         table.add_row(escape(name), f"{size / 1e9:,.2f}")
     table.add_row("[bold]in all[/]", f"{disk['total'] / 1e9:,.2f}")
-    return table, ["Checkpoints go when their stage is done."]
+    return table, ["Blocks and checkpoints go when their stage is done."]

@@ -1,6 +1,7 @@
 """Measure original and adapted models side by side, in one run on one machine."""
 
 import gc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from lepta.checkpoints.load import load_model, load_tokenizer
-from lepta.corpus import read_dialogues, read_documents
+from lepta.corpus import read_documents
 from lepta.embeddings.transfer import transfer_matrix
+from lepta.errors import LeptaError
 from lepta.evaluation.bits import score_text, windows
 from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
 from lepta.recipe import Behaviour, EvaluateSettings, Text
+from lepta.training.conversations import Message, read_conversations
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
@@ -148,8 +151,27 @@ def _continuations(
     }
 
 
+def read_answered(source: str, number: int) -> list[list[Message]]:
+    """Read the first conversations of a file; each ends with an answer.
+
+    Raises
+    ------
+    LeptaError
+        If one does not, or there is none.
+    """
+    dialogues = list(itertools.islice(read_conversations([source]), number))
+    for place, messages in enumerate(dialogues, 1):
+        if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise LeptaError(
+                f"{source}, conversation {place}: expected a question, and last an answer of role 'assistant'"
+            )
+    if not dialogues:
+        raise LeptaError(f"{source}: no conversation in it")
+    return dialogues
+
+
 def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
-    dialogues = read_dialogues(settings.dialogues)[: settings.prompts]
+    dialogues = read_answered(settings.dialogues, settings.prompts)
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
     answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lepta.errors import LeptaError
+from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import Device, devices_named, this_machine
 from lepta.plan.shapes import Shape, here, shape_of
-from lepta.plan.text import count_text, measured_name, vocabulary_at
+from lepta.plan.text import count_text, is_absent, measured_name, vocabulary_at
 from lepta.plan.training import (
     GIB,
     Flops,
@@ -29,10 +31,13 @@ from lepta.plan.vocabulary import (
     with_vocabulary,
 )
 from lepta.recipe import Language, PretrainSettings, Recipe
+from lepta.training.settings import TuneSettings, split_batch
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
 BLOCK_TOKEN_BYTES = 4
+# Characters that are tokenised for each token of the budget, and those that a token is taken to have: training.blocks.
+TOKENISED, CHARACTERS_PER_TOKEN = 8, 4
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
 CHECKPOINTS_AT_ONCE = 2  # the last one goes when the next is whole
 
@@ -101,13 +106,14 @@ def make_plan(
     Returns
     -------
     dict
-        As JSON: `recipe`, `base`, `vocabulary`, `text`, `stages`, `total`, `devices`, `disk`, `notes`. Memory in GiB,
-        disk in bytes, operations in FLOP, times in hours.
+        As JSON: `recipe`, `base`, `vocabulary`, `text`, `stages`, `total`, `devices`, `disk`, `notes`; with
+        self-calibration whose prompts are here, also what it takes for each variant, `calibration`, and for all of
+        them the `calibration_hours` of each device. Memory in GiB, disk in bytes, operations in FLOP, times in hours.
 
     Raises
     ------
     LeptaError
-        If the sizes of the base model are not known, or a GPU's name.
+        If the sizes of the base model are not known, or a GPU's name, or a file that is here cannot be read.
     """
     chosen = devices_named(gpus)
     before = shape_of(recipe.base, models)
@@ -119,6 +125,8 @@ def make_plan(
     stages = plan_stages(recipe, after, wanted.first_new)
     densities = densities_of(recipe, before, wanted, old if measure else None)
     text = _text(recipe, densities, stages)
+    devices = _devices(chosen, stages, after, wanted.first_new, number, mfu, measure)
+    calibration = _calibration(recipe, after, devices)
     return {
         "recipe": recipe.name,
         "base": _base(before),
@@ -126,10 +134,10 @@ def make_plan(
         "text": text,
         "stages": [_stage(stage, after, number, densities) for stage in stages],
         "total": _total(stages, recipe, densities),
-        "devices": _devices(chosen, stages, after, wanted.first_new, number, mfu, measure),
-        "disk": _disk(recipe, before, after, stages),
-        "notes": _notes(recipe, before, wanted),
-    }
+        "devices": devices,
+        "disk": _disk(recipe, before, after, stages, text, densities),
+        "notes": _notes(recipe, before, wanted, number),
+    } | ({"calibration": calibration} if calibration else {})
 
 
 def cost_here(recipe: Recipe) -> dict[str, float | int]:
@@ -292,8 +300,37 @@ def _machine_row(stages: list[StagePlan], after: Shape, mfu: float) -> dict[str,
     }
 
 
-def _disk(recipe: Recipe, before: Shape, after: Shape, stages: list[StagePlan]) -> dict[str, Any]:
-    """Bytes that a run writes; checkpoints go when their stage is done."""
+def _calibration(recipe: Recipe, after: Shape, devices: list[dict[str, Any]]) -> dict[str, int] | None:
+    """What self-calibration of a variant costs, with the hours of all variants put to the devices; None if unknown."""
+    if recipe.calibrate is None or not recipe.variants or any(map(is_absent, recipe.calibrate.prompts)):
+        return None
+    cost = calibration_cost(recipe.calibrate, after.weights)
+    for row in devices:
+        # Answers are written by one process.
+        operations = len(recipe.variants) * (cost["answer_flops"] + cost["training_flops"] / row["number"])
+        row["calibration_hours"] = operations / (row["peak_tflops"] * 1e12 * row["share_of_peak"]) / 3600
+    return cost
+
+
+def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -> int:
+    """Bytes of the tokens that a stage's text becomes on disk: all of it, or as much as the budget could take."""
+    size, source_share = 0.0, stage.settings.source_share
+    for side, share in (("target", 1 - source_share), ("source", source_share)):
+        budget, there = TOKENISED * stage.settings.tokens * share, text[side]["characters"]
+        characters = budget if there is None else min(there, budget)
+        size += BLOCK_TOKEN_BYTES * characters / (densities[side][1].characters_per_token or CHARACTERS_PER_TOKEN)
+    return round(size)
+
+
+def _disk(
+    recipe: Recipe,
+    before: Shape,
+    after: Shape,
+    stages: list[StagePlan],
+    text: dict[str, Any],
+    densities: Densities,
+) -> dict[str, Any]:
+    """Bytes that a run writes; blocks and checkpoints go when their stage is done."""
     original, adapted = before.weights * before.file_bytes, after.weights * after.file_bytes
     parts: dict[str, int] = {}
     if recipe.base.endswith(".gguf"):
@@ -304,7 +341,7 @@ def _disk(recipe: Recipe, before: Shape, after: Shape, stages: list[StagePlan]) 
     parts["initialised"] = adapted
     for stage in stages:
         parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
-    parts["blocks of tokens"] = sum(stage.settings.tokens for stage in stages) * BLOCK_TOKEN_BYTES
+    parts["blocks of tokens"] = max(_block_bytes(stage, text, densities) for stage in stages)
     largest = max(stage.weights.trained for stage in stages)
     parts["checkpoints"] = CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES * largest
     for name, variant in recipe.variants.items():
@@ -314,11 +351,14 @@ def _disk(recipe: Recipe, before: Shape, after: Shape, stages: list[StagePlan]) 
             parts[f"download of {name}"] = original
     for name in recipe.variants:
         parts[f"propagated/{name}"] = adapted
-    return {"parts": parts, "total": sum(parts.values()), "after": sum(parts.values()) - parts["checkpoints"]}
+        if recipe.calibrate:
+            parts[f"calibrated/{name}"] = adapted
+    total = sum(parts.values())
+    return {"parts": parts, "total": total, "after": total - parts["checkpoints"] - parts["blocks of tokens"]}
 
 
-def _notes(recipe: Recipe, before: Shape, wanted: NewVocabulary) -> list[str]:
-    notes = []
+def _notes(recipe: Recipe, before: Shape, wanted: NewVocabulary, number: int) -> list[str]:
+    notes = _refused(recipe, number) + _left_out(recipe)
     if wanted.how.startswith("size: auto"):
         notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
     if recipe.vocabulary.scenario == "optimized":
@@ -328,4 +368,51 @@ def _notes(recipe: Recipe, before: Shape, wanted: NewVocabulary) -> list[str]:
         for stage in recipe.pretrain
         if stage.block > before.context
     ]
+    return notes
+
+
+def _refused(recipe: Recipe, number: int) -> list[str]:
+    """What training says of batches that so many processes cannot share."""
+    several = len(recipe.pretrain) > 1
+    runs: dict[str, PretrainSettings | TuneSettings]
+    runs = {f"pretrain.{n}" if several else "pretrain": stage for n, stage in enumerate(recipe.pretrain)}
+    runs |= {f"variants.{name}.tune": variant.tune for name, variant in recipe.variants.items() if variant.tune}
+    runs |= {"calibrate.tune": recipe.calibrate.tune} if recipe.calibrate else {}
+    notes = []
+    for name, run in runs.items():
+        try:
+            split_batch(run.batch, run.micro_batch, number)
+        except LeptaError as error:
+            notes.append(f"training will refuse {name}.{error}")
+    return notes
+
+
+def _left_out(recipe: Recipe) -> list[str]:
+    """Files that are not here, and parts of the cost that are not counted."""
+    named = {
+        "text.target.train": recipe.text.target.train,
+        "text.target.valid": recipe.text.target.valid,
+        "text.source.train": recipe.text.source.train,
+        "text.source.valid": recipe.text.source.valid,
+        "vocabulary.corpus": recipe.vocabulary.corpus,
+    }
+    tuned = {name: variant.tune for name, variant in recipe.variants.items() if variant.tune}
+    named |= {f"variants.{name}.tune.dialogues": [tune.dialogues] for name, tune in tuned.items()}
+    notes = [f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan" for name in tuned]
+    if (calibrate := recipe.calibrate) and recipe.variants:
+        copies = calibrate.copies
+        named |= {"calibrate.prompts": calibrate.prompts, "calibrate.copies.text": copies.text}
+        named["calibrate.copies.apart_from"] = copies.apart_from or []
+        what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
+        what += "the judge's hours, " if calibrate.judge else ""
+        notes.append(f"calibrate: {what}memory and checkpoints of training are not in this plan")
+    if behaviour := recipe.evaluate.behaviour:
+        named["evaluate.behaviour.dialogues"] = [behaviour.dialogues]
+    absent: dict[str, list[str]] = {}
+    for field, sources in named.items():
+        for source in filter(is_absent, sources):
+            absent.setdefault(source, []).append(field)
+    if absent:
+        files = "; ".join(f"{source} ({', '.join(fields)})" for source, fields in absent.items())
+        notes.insert(0, f"not on this machine: {files}; the plan does without them, `lepta adapt` will not")
     return notes

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import yaml
 
-from lepta.corpus import DATASET, is_word_list, read_documents, text_files
+from lepta.corpus import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
 from lepta.errors import LeptaError
 from lepta.recipe import VocabularySettings
 from lepta.vocabulary.byte_level import ByteLevelBPE
@@ -56,6 +56,13 @@ class Density:
     how: str
 
 
+def is_absent(source: str) -> bool:
+    """Tell whether a text source is a file or folder that is not on this machine."""
+    if is_word_list(source) or source.startswith((DATASET, STARTER)) or source == BENCHMARK:
+        return False
+    return not Path(text_field(source)[0]).expanduser().exists()
+
+
 def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
     """Count the characters of text sources, from a sample if they are large.
 
@@ -65,29 +72,34 @@ def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
     counted : int
         Bytes of files that are read whole. Of more, the beginnings of up to 100 files are read, and the sizes of all
         files tell the rest.
+
+    Raises
+    ------
+    LeptaError
+        If a source that is here cannot be read.
     """
-    files: list[Path] = []
-    for source in (source for source in sources if not is_word_list(source)):
+    sources = [source for source in sources if not is_word_list(source)]
+    files: list[tuple[Path, str]] = []
+    for source in sources:
         if source.startswith(DATASET):
             return Amount(None, f"{source} is streamed: its size shows when it is read")
-        try:
-            files += text_files(source)
-        except LeptaError:
+        if is_absent(source):
             return Amount(None, f"{source} is not here yet")
-    total = sum(file.stat().st_size for file in files)
+        files += [(file, text_field(source)[1]) for file in text_files(source)]
+    if not files:
+        return Amount(0, "no text named")
+    total = sum(file.stat().st_size for file, _ in files)
     if total <= counted:
-        return (
-            Amount(sum(map(len, read_documents(map(str, files)))), "counted") if files else Amount(0, "no text named")
-        )
+        return Amount(sum(map(len, read_documents(sources))), "counted")
     some = files[:: -(-len(files) // SAMPLED_FILES)]
-    samples = [_sample(file, counted // len(some)) for file in some]
+    samples = [_sample(file, field, counted // len(some)) for file, field in some]
     characters, read = (sum(part) for part in zip(*samples, strict=True))
     if not read:
         return Amount(None, f"{total / 1e9:,.1f} GB of files that only reading them whole would count")
     return Amount(round(total / read * characters), f"from a sample of {read / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
 
-def _sample(file: Path, limit: int) -> tuple[int, int]:
+def _sample(file: Path, field: str, limit: int) -> tuple[int, int]:
     """Characters in the beginning of a file, and the bytes of the file that they take; 0 and 0 for other formats."""
     packed, rows = file.name.endswith(".gz"), file.name.endswith((".jsonl", ".jsonl.gz"))
     if not rows and file.suffix != ".txt":
@@ -96,10 +108,10 @@ def _sample(file: Path, limit: int) -> tuple[int, int]:
     with file.open("rb") as raw:
         for line in cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw:
             try:
-                characters += len(json.loads(line)["text"]) if rows and line.strip() else len(line.decode())
+                characters += len(json.loads(line)[field] or "") if rows and line.strip() else len(line.decode())
             except (ValueError, KeyError, TypeError) as error:
                 raise LeptaError(
-                    f"{file}: cannot be counted ({error}); expected UTF-8, JSONL with a text field"
+                    f"{file}: cannot be counted ({error}); expected UTF-8, JSONL with a string field {field!r}"
                 ) from error
             if raw.tell() >= limit:
                 break

@@ -84,7 +84,13 @@ def stage_weights(shape: Shape, settings: PretrainSettings, first_new: int) -> S
 def lora_weights(shape: Shape, lora: Lora) -> int:
     """Weights of low-rank changes: rank * (inputs + outputs) for each linear layer that has one."""
     chosen = [layer for layer in shape.linear if lora.targets == "all-linear" or layer.name in lora.targets]
-    return sum(lora.rank * (layer.inputs + layer.outputs) * layer.number for layer in chosen)
+    share = lora_layers(shape, lora) / shape.layers
+    return sum(lora.rank * (layer.inputs + layer.outputs) * round(layer.number * share) for layer in chosen)
+
+
+def lora_layers(shape: Shape, lora: Lora) -> int:
+    """How many layers have low-rank changes."""
+    return shape.layers if lora.layers is None else len({layer % shape.layers for layer in lora.layers})
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,7 @@ def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSetting
 
 
 def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:
-    """Bytes that one layer keeps of one token for the backward pass.
+    """Bytes that one layer, with low-rank changes if there are any, keeps of one token for the backward pass.
 
     Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
     activation and up. Linear layers keep their input only if they train or have a low-rank change. A test holds it
@@ -231,6 +237,9 @@ def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute
 def _activation_bytes(shape: Shape, settings: PretrainSettings, blocks: int, compute: int) -> float:
     tokens, layer = blocks * settings.block, activation_bytes_per_token(shape, settings, compute)
     kept = shape.layers * (shape.width * compute if settings.gradient_checkpointing else layer)
+    if settings.trains == "embeddings+lora" and not settings.gradient_checkpointing:
+        plain = activation_bytes_per_token(shape, settings.model_copy(update={"trains": "embeddings"}), compute)
+        kept -= (shape.layers - lora_layers(shape, settings.lora)) * (layer - plain)
     # Beside what is kept: one layer in the backward pass, its gradients, and the last states with theirs.
     at_work = layer * (2 if settings.gradient_checkpointing else 1) + 16 * shape.width
     return tokens * (kept + at_work)
@@ -263,7 +272,8 @@ def fit(
     """Compare a stage with a GPU's memory; if it does not fit, find the mildest change with which it does.
 
     Tried in this order: a smaller micro_batch, which costs next to nothing; gradient checkpointing, which costs one
-    more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs.
+    more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs. The trainer takes all
+    that is named: processes share a batch equally, and a micro_batch divides their shares.
 
     Parameters
     ----------
@@ -278,8 +288,10 @@ def fit(
     if now <= limit:
         return Fit(True, now, {}, None)
     for number, way, quantise in _ways(processes, sharding):
+        if settings.batch % number:
+            continue
         moved: Change = {"sharding": way, "gpus": number} if way != sharding else {}
-        for change in _changes(settings, micro_batch(settings, number), quantise):
+        for change in _changes(settings, settings.batch // number, quantise):
             then = needs(settings.model_copy(update=change), number, way)
             if then <= limit:
                 return Fit(False, now, moved | change, then)
@@ -298,19 +310,16 @@ def _ways(processes: int, sharding: Sharding) -> Iterator[tuple[int, Sharding, b
             yield number, "FSDP2", False
 
 
-def _changes(settings: PretrainSettings, blocks: int, quantise: bool) -> Iterator[Change]:
-    """Changes of a stage that save memory, mildest first."""
+def _changes(settings: PretrainSettings, share: int, quantise: bool) -> Iterator[Change]:
+    """Changes of a stage that save memory, mildest first; a process has `share` blocks of a step."""
     if quantise and (settings.trains == "full" or settings.body_dtype == "4bit"):
         return
     body: Change = {"body_dtype": "4bit"} if quantise else {}
     checkpointings: list[Change] = [{}]
     if not settings.gradient_checkpointing:
         checkpointings.append({"gradient_checkpointing": True})
+    now = settings.micro_batch or share
+    sizes = [size for size in range(min(now, share), 0, -1) if share % size == 0]
     for checkpointed in checkpointings:
-        for size in _halves(blocks):
-            yield body | checkpointed | ({"micro_batch": size} if size != blocks else {})
-
-
-def _halves(number: int) -> list[int]:
-    """The number, half of it, and so on down to 1."""
-    return [number] + (_halves(number // 2) if number > 1 else [])
+        for size in sizes:
+            yield body | checkpointed | ({"micro_batch": size} if size != now else {})

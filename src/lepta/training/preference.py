@@ -16,7 +16,7 @@ from lepta.pipeline import CHECKPOINTS
 from lepta.training.conversations import messages_of
 from lepta.training.distributed import processes
 from lepta.training.merge import write_merged
-from lepta.training.settings import PreferenceMethod, PreferenceSettings
+from lepta.training.settings import PreferenceMethod, PreferenceSettings, split_batch
 from lepta.training.trainable import lora_config, trained_weights
 from lepta.training.trainer import last_checkpoint
 
@@ -133,9 +133,7 @@ def _trainer(
         from trl.experimental.cpo import CPOConfig, CPOTrainer
     except ImportError as error:
         raise LeptaError(f"preference step: TRL is missing ({error}); pip install 'lepta[preference]'") from error
-    share = settings.batch // processes().num_processes
-    if share % settings.micro_batch:
-        raise LeptaError(f"micro_batch: {settings.micro_batch} does not divide the {share} examples of each process")
+    micro_batch, accumulation = split_batch(settings.batch, settings.micro_batch, processes().num_processes)
     kinds = {"kto": (KTOConfig, KTOTrainer), "dpo": (DPOConfig, DPOTrainer), "simpo": (CPOConfig, CPOTrainer)}
     config, trainer = kinds[settings.method]
     # TRL's CPO adds a loss of its own to SimPO's unless told not to.
@@ -145,8 +143,8 @@ def _trainer(
         beta=settings.strength,
         max_length=settings.max_length,
         learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=share // settings.micro_batch,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
         num_train_epochs=settings.epochs,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,

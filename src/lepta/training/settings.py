@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lepta.errors import LeptaError
 from lepta.settings import Section, Sources
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
@@ -57,6 +58,39 @@ class TuneSettings(Section):
         return self
 
 
+def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[int, int]:
+    """Share the examples of a step among processes.
+
+    Parameters
+    ----------
+    batch : int
+        Examples per step, over all processes.
+    micro_batch : int or None
+        Examples that one process holds at once; None: its whole share.
+    processes : int
+
+    Returns
+    -------
+    (int, int)
+        Examples that a process holds at once, and how often it does so in a step.
+
+    Raises
+    ------
+    LeptaError
+        If they cannot be shared equally.
+    """
+    share, rest = divmod(batch, processes)
+    if rest or not share:
+        raise LeptaError(f"batch: {batch} examples per step cannot be shared by {processes} processes equally")
+    micro_batch = micro_batch or share
+    if share % micro_batch:
+        raise LeptaError(
+            f"micro_batch: {micro_batch} does not divide the {share} examples of a step that each process has "
+            f"(batch {batch}, {processes} processes)"
+        )
+    return micro_batch, share // micro_batch
+
+
 class PreferenceSettings(Section):
     """A preference step after tuning, through TRL: low-rank changes of the body."""
 
@@ -70,6 +104,12 @@ class PreferenceSettings(Section):
     epochs: int = Field(1, ge=1)
     max_length: int = Field(4096, ge=8, description="Tokens; longer examples are left out whole")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> "PreferenceSettings":
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch: {self.batch}; expected a multiple of {self.micro_batch} (micro_batch)")
+        return self
 
     @property
     def strength(self) -> float:

@@ -21,6 +21,7 @@ from lepta.errors import LeptaError
 from lepta.progress import progress
 from lepta.training.distributed import processes
 from lepta.training.loss import IGNORED, give_loss
+from lepta.training.settings import split_batch
 from lepta.training.trainable import load_trained, trained_weights
 
 TRAINED, BEST = "trained.safetensors", "best.safetensors"
@@ -259,7 +260,7 @@ def train(
         raise LeptaError(
             f"report_to: {missing[0]} is not installed here; installed are {', '.join(trackers) or 'none'}"
         )
-    micro_batch, accumulation = _split(run, processes().num_processes)
+    micro_batch, accumulation = split_batch(run.batch, run.micro_batch, processes().num_processes)
     tokens_after = np.cumsum([0, *np.add.reduceat(np.asarray(sizes), range(0, len(sizes), run.batch))])  # each step
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -316,20 +317,6 @@ def train(
     if watch and watch.keep_best and (work / BEST).is_file():
         weights = load_file(work / BEST)
     return Trained(_curve(trainer.state.log_history, tokens_after), weights, callback.stopped)
-
-
-def _split(run: Run, processes: int) -> tuple[int, int]:
-    """Examples that a process holds at once, and how often it does so in a step."""
-    share, rest = divmod(run.batch, processes)
-    if rest or not share:
-        raise LeptaError(f"batch: {run.batch} examples per step cannot be shared by {processes} processes equally")
-    micro_batch = run.micro_batch or share
-    if share % micro_batch:
-        raise LeptaError(
-            f"micro_batch: {micro_batch} does not divide the {share} examples of a step that each process has "
-            f"(batch {run.batch}, {processes} processes)"
-        )
-    return micro_batch, share // micro_batch
 
 
 def _out_of_memory(micro_batch: int, run: Run, error: Exception) -> str:
