@@ -199,7 +199,7 @@ def three_variants(work: Path) -> dict:
 def against_lstsq(work: Path) -> dict:
     """The map of one matrix, against `torch.linalg.lstsq(driver="gelsy")` in float64 on the same rows."""
     from lepta.checkpoints.folder import Checkpoint
-    from lepta.embeddings.propagate import fit_map
+    from lepta.embeddings.propagate import MapFitter
     from lepta.embeddings.transfer import transfer_matrix
     from lepta.vocabulary.source import open_tokenizer
 
@@ -209,7 +209,7 @@ def against_lstsq(work: Path) -> dict:
     transfer = transfer_matrix(old, new, base.rows, adapted.rows)
     name = base.input_name
     started = time.perf_counter()
-    fitted = fit_map("conversion", transfer, base.rows_of(name), instruct.rows_of(name))
+    fitted = MapFitter(transfer, base.rows_of(name)).fit("conversion", instruct.rows_of(name))
     ours = time.perf_counter() - started
     x, y = (torch.from_numpy(transfer.matrix @ model.load(name).double().numpy()) for model in (base, instruct))
     started = time.perf_counter()

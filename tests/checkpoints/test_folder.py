@@ -72,9 +72,54 @@ def test_tied_model_has_one(tiny_model_folder, tiny_tokenizer):
     assert checkpoint.embedding_names == ["model.embed_tokens.weight"]
 
 
-def test_tied_model_with_a_stored_output_matrix_is_still_tied(single):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tied_model_with_a_stored_output_matrix_is_still_tied(single, dtype):
     edit(single / "config.json", tie_word_embeddings=True)
+    tensors = {name: tensor.bfloat16().float() for name, tensor in load_file(single / SINGLE).items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].to(dtype, copy=True)
+    save_file(tensors, single / SINGLE)
     assert Checkpoint(single).embedding_names == ["model.embed_tokens.weight"]
+
+
+def test_stored_head_that_differs_is_a_head_whatever_the_config_says(single):
+    """As transformers takes it."""
+    edit(single / "config.json", tie_word_embeddings=True)
+    checkpoint = Checkpoint(single)
+    assert not checkpoint.tied
+    assert checkpoint.embedding_names == ["model.embed_tokens.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("model.layers.2.shared_head.head.weight", 4000),
+        ("model.layers.2.mtp_embed.weight", 4000),
+        ("model.embed_tokens_per_layer.weight", 3000),
+    ],
+)
+def test_other_tables_with_a_row_for_each_token_are_refused(single, name, rows):
+    Checkpoint(single).check_replaceable()
+    save_file(load_file(single / SINGLE) | {name: torch.ones(rows, 3)}, single / SINGLE)
+    with pytest.raises(LeptaError, match=rf"model\.safetensors: {name} has a row for each token too"):
+        Checkpoint(single).check_replaceable()
+
+
+def test_tables_that_are_not_of_tokens_are_none_of_them(single):
+    others = {
+        "model.embed_positions.weight": torch.ones(4000, 3),  # as many positions as tokens
+        "vision.embed_patches.weight": torch.ones(7, 3),
+        "model.layers.0.mlp.experts.weight": torch.ones(4000, 3),
+    }
+    save_file(load_file(single / SINGLE) | others, single / SINGLE)
+    Checkpoint(single).check_replaceable()
+
+
+def test_models_that_need_code_from_their_folder_are_refused(single):
+    edit(single / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    Checkpoint(single).check_replaceable()  # transformers has a Llama of its own
+    edit(single / "config.json", model_type="x")
+    with pytest.raises(LeptaError, match=r"config\.json: model_type x .* auto_map asks to run Python code"):
+        Checkpoint(single).check_replaceable()
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1])
@@ -113,10 +158,27 @@ def test_shard_outside_the_folder_raises(sharded, tmp_path, place):
         Checkpoint(sharded)
 
 
-def test_index_without_weights_raises(sharded):
-    edit(sharded / INDEX, weight_map={})
-    with pytest.raises(LeptaError):
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
+def test_index_without_weights_raises(sharded, content):
+    (sharded / INDEX).write_text(content)
+    with pytest.raises(LeptaError, match=r"index\.json: no weight_map in it"):
         Checkpoint(sharded)
+
+
+def test_numbers_of_8_bits_are_not_plain_ones(single):
+    tensors = load_file(single / SINGLE)
+    name = "model.embed_tokens.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, single / SINGLE)
+    with pytest.raises(LeptaError, match=f"{name} is F8_E4M3; expected a floating-point type of 16 bits or more"):
+        Checkpoint(single).rows_of(name)
+
+
+def test_raw_bytes_are_those_of_tensors_of_any_type(single):
+    extra = {"whole.qweight": torch.arange(6, dtype=torch.int32).reshape(3, 2), "whole.scale": torch.tensor(0.5)}
+    save_file(load_file(single / SINGLE) | extra, single / SINGLE)
+    checkpoint = Checkpoint(single)
+    for name, tensor in extra.items():
+        assert checkpoint.raw(name)[:].numpy().tobytes() == tensor.numpy().tobytes()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])

@@ -119,15 +119,32 @@ def test_config_changes_only_the_vocabulary_size(sources, tiny_tokenizer, tmp_pa
 
 def test_config_keeps_types_and_its_input_stays():
     config = {"vocab_size": 5, "rope_theta": 10000.0, "eos_token_id": [1, 2], "pad_token_id": None, "use_cache": True}
-    changed = config_with_rows(config, 9)
+    changed = config_with_rows(config, 5, 9)
     assert json.dumps(changed) == json.dumps(config).replace('"vocab_size": 5', '"vocab_size": 9')
     assert config["vocab_size"] == 5
 
 
 def test_config_of_a_multimodal_model_changes_in_its_text_part():
     config = {"text_config": {"vocab_size": 5, "hidden_size": 3}, "image_token_id": 2}
-    assert config_with_rows(config, 9) == {"text_config": {"vocab_size": 9, "hidden_size": 3}, "image_token_id": 2}
+    assert config_with_rows(config, 5, 9) == {"text_config": {"vocab_size": 9, "hidden_size": 3}, "image_token_id": 2}
     assert config["text_config"]["vocab_size"] == 5
+
+
+def test_text_model_of_any_name_in_a_config_follows_and_others_do_not():
+    config = {
+        "language_config": {"vocab_size": 5, "hidden_size": 3},
+        "talker": {"text_config": {"vocab_size": 5}},
+        "vq_config": {"vocab_size": 8},
+    }
+    before = json.dumps(config)
+    assert json.dumps(config_with_rows(config, 5, 9)) == before.replace('"vocab_size": 5', '"vocab_size": 9')
+    assert config_with_rows(config, 5, 5) == config
+    assert json.dumps(config) == before
+
+
+def test_config_that_does_not_say_its_vocabulary_size_does_then():
+    assert config_with_rows({"text_config": {}}, 5, 9) == {"text_config": {"vocab_size": 9}}
+    assert config_with_rows({"hidden_size": 5}, 5, 9) == {"hidden_size": 5, "vocab_size": 9}
 
 
 def test_token_ids_of_a_config_follow_and_nothing_else():
@@ -152,6 +169,23 @@ def test_token_ids_of_a_config_follow_and_nothing_else():
         "text_config": {"eos_token_id": 1, "hidden_size": 1},
     }
     assert json.dumps(config) == before
+
+
+def test_words_that_must_not_be_written_follow_and_lost_ones_are_left_out():
+    config = {"suppress_tokens": [1, 9, 2], "begin_suppress_tokens": [9], "bad_words_ids": [[1, 2], [2, 9], [2]]}
+    assert config_with_token_ids(config, {1: 0, 2: 7}, "generation_config.json") == {
+        "suppress_tokens": [0, 7],
+        "begin_suppress_tokens": None,
+        "bad_words_ids": [[0, 7], [7]],
+    }
+    nothing = {"suppress_tokens": None, "bad_words_ids": None}
+    assert config_with_token_ids(nothing, {}, "generation_config.json") == nothing
+
+
+def test_negative_ids_are_no_tokens():
+    config = {"pad_token_id": -1, "image_token_index": -200, "eos_token_id": [1, -1]}
+    changed = config_with_token_ids(config, {1: 5}, "config.json")
+    assert changed == {"pad_token_id": -1, "image_token_index": -200, "eos_token_id": [5, -1]}
 
 
 @pytest.mark.parametrize(
@@ -200,14 +234,42 @@ def test_transformers_loads_the_result(sources, kind, tiny_tokenizer, tmp_path):
 def test_generation_settings_and_licence_come_along(sources, tiny_tokenizer, tmp_path):
     folder = shutil.copytree(sources["single"], tmp_path / "source")
     (folder / "LICENSE.txt").write_text("a licence")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).write_text('{"patch_size": 14}')
     (folder / "notes.txt").write_text("not carried")
     (tmp_path / "result").mkdir()
     source = Checkpoint(folder)
     write(source, replacements(source), tiny_tokenizer, tmp_path / "result")
     assert (tmp_path / "result" / "LICENSE.txt").read_text() == "a licence"
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (tmp_path / "result" / name).read_text() == '{"patch_size": 14}'
     settings = [(place / "generation_config.json").read_bytes() for place in (folder, tmp_path / "result")]
     assert settings[0] == settings[1]
     assert not (tmp_path / "result" / "notes.txt").exists()
+
+
+def test_config_names_no_python_files(sources, tiny_tokenizer, tmp_path):
+    folder = shutil.copytree(sources["single"], tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "configuration_x.X"}}))
+    (tmp_path / "result").mkdir()
+    write(Checkpoint(folder), {}, tiny_tokenizer, tmp_path / "result")
+    assert json.loads((tmp_path / "result" / "config.json").read_text()) == config
+
+
+def test_head_of_its_own_is_kept_where_the_config_says_that_it_is_tied(sources, tiny_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(sources["single"], tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    (tmp_path / "result").mkdir()
+    source = Checkpoint(folder)
+    matrices = replacements(source)
+    write(source, matrices, tiny_tokenizer, tmp_path / "result")
+    assert json.loads((tmp_path / "result" / "config.json").read_text())["tie_word_embeddings"] is False
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "result")
+    assert torch.equal(model.get_output_embeddings().weight, matrices["lm_head.weight"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])

@@ -83,6 +83,7 @@ def test_initialise_matrix_leaves_its_input_alone(old, new):
         (49_152, 49_152, 51_152, 128, 51_200),
         (49_152, 49_152, 51_200, 128, 51_200),
         (50_304, 50_257, 60_001, 1, 60_001),
+        (262_144, 262_145, 270_001, None, 270_001),  # a special token without a row is no padding
     ],
 )
 def test_padded_rows(source_rows, source_size, new_size, pad_to, rows):
@@ -113,6 +114,17 @@ def test_logits_of_old_tokens_do_not_change(tiny_model_folder, extended, tmp_pat
     before, after = (AutoModelForCausalLM.from_pretrained(f).eval()(ids).logits for f in (source, tmp_path))
     assert after.shape[-1] == -(-51_152 // 64) * 64
     np.testing.assert_allclose(after[..., :49_152].detach(), before.detach(), atol=1e-6)
+
+
+def test_model_with_a_second_table_of_tokens_is_refused(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+    table = {"model.embed_tokens_per_layer.weight": torch.ones(4000, 8)}
+    save_file(load_file(folder / "model.safetensors") | table, folder / "model.safetensors")
+    with pytest.raises(LeptaError, match=r"embed_tokens_per_layer\.weight has a row for each token too"):
+        initialise(Checkpoint(folder), tiny_extended, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tokenizer_of_another_model_raises(tiny_model_folder, smollm2, extended, tmp_path):

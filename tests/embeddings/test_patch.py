@@ -135,3 +135,23 @@ def test_head_of_its_own_comes_with_the_patch(tiny_model_folder, tiny_tokenizer,
     export_patch(original, adapted, tmp_path / "patch")
     apply_patch(tmp_path / "patch", original, tmp_path / "result")
     assert tensor_hashes(Checkpoint(tmp_path / "result")) == tensor_hashes(adapted)
+
+
+def test_bias_of_the_logits_comes_with_the_patch(tiny_tokenizer, tiny_extended, tmp_path):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = PhiForCausalLM(PhiConfig(vocab_size=SIZE, **shape))
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "original")
+    tiny_tokenizer.save(tmp_path / "original")
+    for name in ("adapted", "patch", "result"):
+        (tmp_path / name).mkdir()
+    original = Checkpoint(tmp_path / "original")
+    initialise(original, tiny_extended, tmp_path / "adapted")
+    adapted = Checkpoint(tmp_path / "adapted")
+    facts = export_patch(original, adapted, tmp_path / "patch")
+    assert facts["rows_carried"]["lm_head.bias"] == adapted.rows - SIZE
+    apply_patch(tmp_path / "patch", original, tmp_path / "result")
+    assert tensor_hashes(Checkpoint(tmp_path / "result")) == tensor_hashes(adapted)

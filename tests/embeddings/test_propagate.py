@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 
 from lepta.embeddings.least_squares import Anchors, Problem
-from lepta.embeddings.propagate import METHODS, MapFitter, fit_map
+from lepta.embeddings.propagate import METHODS, MapFitter
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 
@@ -38,11 +38,20 @@ def small_transfer(old_rows=60, new_rows=90, shared=40, seed=0):
             split = generator.integers(0, old_rows, size=generator.integers(2, 6))
             for column in split:
                 matrix[row, column] += 1 / len(split)
-    return Transfer(sparse.csr_array(matrix), exact)
+    return Transfer(sparse.csr_array(matrix), exact, exact)
+
+
+def fit_map(method, transfer, base, instruct, stand_ins=None):
+    return MapFitter(transfer, base, stand_ins).fit(method, instruct)
+
+
+def overlap_rows(transfer):
+    """T restricted to the tokens in both vocabularies; the other rows are empty."""
+    return sparse.csr_array(sparse.diags_array((transfer.exact >= 0).astype(np.float64)) @ transfer.matrix)
 
 
 def explicit_rows(method, transfer, matrix):
-    chosen = transfer.overlap if method == "overlap" else transfer.matrix
+    chosen = overlap_rows(transfer) if method == "overlap" else transfer.matrix
     rows = chosen @ matrix.double().numpy()
     return rows[np.diff(chosen.indptr) > 0]
 
@@ -111,7 +120,7 @@ def test_weights_count_in_the_fit_and_in_judging_it(method):
     weights = np.random.default_rng(1).uniform(0.1, 9, 500)
     fitter = MapFitter(transfer, base, weights=weights)
     fitted = fitter.fit(method, instruct)
-    rows = (transfer.overlap if method == "overlap" else transfer.matrix) * np.sqrt(weights)[:, None]
+    rows = (overlap_rows(transfer) if method == "overlap" else transfer.matrix) * np.sqrt(weights)[:, None]
     x, y = (rows @ matrix.numpy() for matrix in (base, instruct))
     expected = np.linalg.lstsq(x, y, rcond=None)[0]
     np.testing.assert_allclose(fitted.offset.numpy() + np.eye(6), expected, atol=1e-9)
@@ -173,7 +182,7 @@ def test_values_that_are_not_finite_raise(method, which, value):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shapes", [((60, 8), (60, 9)), ((60, 8), (59, 8)), ((61, 8), (61, 8))])
+@pytest.mark.parametrize("shapes", [((60, 8), (60, 9)), ((60, 8), (59, 8)), ((59, 8), (60, 8))])
 def test_shapes_that_do_not_match_raise(method, shapes):
     with pytest.raises(LeptaError, match="expected the same old vocabulary and width"):
         fit_map(method, small_transfer(), *(torch.ones(shape) for shape in shapes))
@@ -195,6 +204,23 @@ def test_swap_gives_a_copy():
     assert torch.equal(result, adapted)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_in_a_wider_dtype_are_not_rounded_to_that_of_the_adapted_model(transfer, old, new, method):
+    base, instruct = (random_matrix(old.size, seed=seed, dtype=torch.float32) for seed in range(2))
+    adapted = random_matrix(new.size, seed=2, dtype=torch.bfloat16)
+    fitted = fit_map(method, transfer, base, instruct)
+    wide = fitted.apply(adapted, torch.float32).whole()
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide, fitted.apply(adapted.float()).whole())
+    assert torch.equal(wide.bfloat16(), fitted.apply(adapted).whole())
+
+
+def test_rows_beyond_those_of_the_transfer_matrix_do_not_count():
+    transfer, base, instruct = small_transfer(), random_matrix(70, width=8), random_matrix(80, width=8, seed=1)
+    longer, exact = (fit_map("conversion", transfer, *pair) for pair in ((base, instruct), (base[:60], instruct[:60])))
+    assert torch.equal(longer.offset, exact.offset)
+
+
 def test_summary_tells_the_distance_from_identity():
     transfer, base = small_transfer(), random_matrix(60, width=8)
     fitted = fit_map("conversion", transfer, base, 3 * base)
@@ -214,7 +240,7 @@ def rotation(width=WIDTH, seed=3):
 def test_ridge_has_overlap_and_swap_as_its_limits(transfer, old):
     base = random_matrix(old.size)
     instruct = base + 0.3 * random_matrix(old.size, seed=5)
-    left, right = both_sides(transfer.overlap, base, instruct)
+    left, right = both_sides(overlap_rows(transfer), base, instruct)
     overlap = fit_map("overlap", transfer, base, instruct).offset
     np.testing.assert_allclose(left.solve(right.cross), overlap, atol=1e-12)
     assert np.abs(left.solve(right.cross, 1e9)).max() < 1e-6

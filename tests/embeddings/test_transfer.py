@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from lepta.embeddings.transfer import transfer_matrix
+from lepta.embeddings.transfer import rows_needed, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.tokens import Kind
@@ -124,12 +124,21 @@ def test_padding_that_the_old_matrix_did_not_have_is_empty(old):
     assert transfer.summary()["empty"] == 5
 
 
-def test_overlap_has_only_the_shared_rows(old, new):
-    transfer = transfer_matrix(old, new, old.size, new.size)
-    filled = np.diff(transfer.overlap.indptr) > 0
-    assert filled[: old.size].all()
-    assert not filled[old.size :].any()
-    assert (transfer.overlap[: old.size] != _identity(old.size)).nnz == 0
+def test_rows_of_tokens_in_both_vocabularies_are_units(old, new):
+    matrix = transfer_matrix(old, new, old.size, new.size).matrix
+    assert (matrix[: old.size] != _identity(old.size)).nnz == 0
+
+
+def test_special_token_that_the_old_matrix_has_no_row_for_is_mixed_from_its_literal(smollm2, old):
+    """The layout of Gemma 3 1B."""
+    spec = copy.deepcopy(smollm2.spec)
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 49_152, "content": "<image_soft_token>"})
+    beyond = read_vocabulary(spec)
+    assert rows_needed(beyond) == old.size == beyond.size - 1
+    transfer = transfer_matrix(beyond, beyond, old.size, beyond.size)
+    assert transfer.exact.tolist() == [*range(49_152), -1]
+    assert transfer.new_ids[49_152] == transfer.same[49_152] == 49_152
+    assert row_of(transfer.matrix, 49_152) == pytest.approx(expected_row(old, b"<image_soft_token>"))
 
 
 def test_summary_counts_rows(old, new):

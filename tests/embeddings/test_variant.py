@@ -2,16 +2,18 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows
 from lepta.embeddings.initialise import initialise
-from lepta.embeddings.propagate import ANCHORED, METHODS, fit_map
+from lepta.embeddings.propagate import ANCHORED, METHODS, MapFitter
 from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.embeddings.variant import count_tokens, propagate
 from lepta.errors import LeptaError
@@ -80,7 +82,7 @@ def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, tiny_t
     )
     stand_ins = stand_in_rows(tiny_tokenizer.vocabulary(), base.rows) if method in ANCHORED else None
     for name in result.embedding_names:
-        fitted = fit_map(method, transfer, base.load(name), instruct.load(name), stand_ins)
+        fitted = MapFitter(transfer, base.load(name), stand_ins).fit(method, instruct.load(name))
         expected = fitted.apply(adapted.load(name)).whole()
         assert torch.equal(result.load(name)[SPECIALS:], expected[SPECIALS:])
 
@@ -162,11 +164,35 @@ def test_other_width_raises_naming_all_folders(family, tiny_model_folder, tiny_t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fewer_rows_raise_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
-    _, adapted, instruct = family
-    padded = Checkpoint(tiny_model_folder(rows=4096, tied=instruct.tied, tokenizer=tiny_tokenizer))
-    with pytest.raises(LeptaError, match=f"{instruct.folder.name}: 4000 embedding rows"):
-        propagate(padded, adapted, [(instruct, tmp_path)], "conversion")
+def test_fewer_rows_than_tokens_raise_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, _ = family
+    short = Checkpoint(tiny_model_folder(rows=3990, tied=base.tied, tokenizer=tiny_tokenizer))
+    with pytest.raises(LeptaError, match=f"{short.folder.name}: 3990 embedding rows, but .* needs 4000"):
+        propagate(base, adapted, [(short, tmp_path)], "conversion")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_variant_without_the_padding_of_its_base_is_taken_whatever_others_there_are(
+    family, method, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    _, _, trimmed = family
+    options = {"rows": 4096, "tied": trimmed.tied, "tokenizer": tiny_tokenizer}
+    base, padded = (Checkpoint(tiny_model_folder(seed=seed, **options)) for seed in (0, 3))
+    folders = [tmp_path / name for name in ("adapted", "a", "b", "alone-a", "alone-b")]
+    for folder in folders:
+        folder.mkdir()
+    initialise(base, tiny_extended, folders[0])
+    adapted = Checkpoint(folders[0])
+    together = propagate(base, adapted, [(trimmed, folders[1]), (padded, folders[2])], method)
+    alone = [propagate(base, adapted, [pair], method)[0] for pair in ((trimmed, folders[3]), (padded, folders[4]))]
+    assert together == alone
+    for one, other in zip(folders[1:3], folders[3:], strict=True):
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    result = Checkpoint(folders[1])
+    assert result.rows == adapted.rows
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[:SPECIALS], trimmed.load(name)[:SPECIALS])
+        assert result.load(name).isfinite().all()
 
 
 def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_folder, tiny_tokenizer, tmp_path):
@@ -193,7 +219,7 @@ def expected_rows(method, family, names, tiny_tokenizer, tiny_extended):
     base, adapted, _ = family
     transfer = transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows)
     b, a, i = (model.load(name) for model, name in zip(family, names, strict=True))
-    return fit_map(method, transfer, b, i).apply(a).whole()
+    return MapFitter(transfer, b).fit(method, i).apply(a).whole()
 
 
 def test_tied_base_and_untied_variant_give_an_untied_result(make_family, tiny_tokenizer, tiny_extended, tmp_path):
@@ -242,20 +268,29 @@ def test_many_variants_in_one_call_are_the_same_as_one_by_one(make_family, tmp_p
 
 def grown(instruct, tokenizer, tiny_model_folder, tokens, rows):
     """A variant that was given chat tokens of its own behind the base model's, in new rows."""
-    added = [
-        {"id": ROWS + n, "content": token, "special": True, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for n, token in enumerate(tokens)
-    ]
-    config = tokenizer.config | {"eos_token": tokens[0]}
-    own = replace(tokenizer, spec=add_special_tokens(tokenizer.spec, added), config=config)
+    own = with_tokens(tokenizer, tokens)
+    own = replace(own, config=own.config | {"eos_token": tokens[0]})
     folder = tiny_model_folder(rows=rows, tied=instruct.tied, seed=2, tokenizer=own)
     for name in ("config.json", "generation_config.json"):
-        content = json.loads((folder / name).read_text()) | {"eos_token_id": [2, ROWS]}
-        (folder / name).write_text(json.dumps(content))
+        edit(folder / name, eos_token_id=[2, ROWS])
     return Checkpoint(folder)
 
 
+def with_tokens(tokenizer, tokens, first=ROWS):
+    """A tokenizer with more special tokens."""
+    added = [
+        {"id": first + n, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n, token in enumerate(tokens)
+    ]
+    return replace(tokenizer, spec=add_special_tokens(tokenizer.spec, added))
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+IMAGE = "<image_soft_token>"
 CHAT = ["<|end_of_turn|>", "<|pad_0|>"]
 
 
@@ -279,6 +314,42 @@ def test_chat_tokens_that_only_the_variant_has_come_along(
     assert tokenizer("Привет<|pad_0|><|end_of_turn|>")["input_ids"][-2:] == [size + 1, size]
     assert tokenizer.eos_token_id == size
     assert loaded(tmp_path).get_input_embeddings().weight.shape[0] == result.rows
+
+
+def test_chat_token_that_the_variant_has_no_row_for_gets_the_mean_row(
+    family, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    """Added to its tokenizer alone: behind its matrix lies the next tensor of the file."""
+    base, adapted, instruct = family
+    variant = grown(instruct, tiny_tokenizer, tiny_model_folder, CHAT, ROWS + 1)
+    (facts,) = propagate(base, adapted, [(variant, tmp_path)], "conversion")
+    result, size = Checkpoint(tmp_path), tiny_extended.vocabulary().size
+    assert facts["added_tokens"] == len(CHAT)
+    assert facts["special_rows_kept"] == SPECIALS + 1
+    for name in result.embedding_names:
+        rows = variant.load(name)
+        assert torch.equal(result.load(name)[size], rows[ROWS])
+        torch.testing.assert_close(result.load(name)[size + 1], rows.mean(dim=0))
+
+
+def test_special_token_that_no_model_of_the_family_has_a_row_for(
+    tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    """The layout of Gemma 3 1B: an image token that only the tokenizer knows."""
+    options = {"rows": ROWS, "tokenizer": with_tokens(tiny_tokenizer, [IMAGE]), "tied": True}
+    base, instruct = (Checkpoint(tiny_model_folder(seed=seed, **options)) for seed in range(2))
+    edit(instruct.folder / "config.json", image_token_id=ROWS)
+    adapted, result = tmp_path / "adapted", tmp_path / "result"
+    adapted.mkdir()
+    result.mkdir()
+    place = tiny_extended.vocabulary().size
+    initialise(base, with_tokens(tiny_extended, [IMAGE], place), adapted)
+    (facts,) = propagate(base, Checkpoint(adapted), [(Checkpoint(instruct.folder), result)], "swap")
+    assert facts["special_rows_kept"] == SPECIALS
+    assert json.loads((result / "config.json").read_text())["image_token_id"] == place
+    before, after = (Checkpoint(folder).load("model.embed_tokens.weight") for folder in (adapted, result))
+    assert torch.equal(after[SPECIALS:], before[SPECIALS:])
+    assert torch.equal(after[:SPECIALS], instruct.load("model.embed_tokens.weight")[:SPECIALS])
 
 
 def test_ordinary_tokens_that_only_the_variant_has_raise(family, tiny_model_folder, tiny_tokenizer, tmp_path):
@@ -307,6 +378,96 @@ def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_fo
     torch.testing.assert_close(Checkpoint(result).load(name), instruct.load(name) + 0.25 * scale)
     others = set(base.entries) - {name, *base.embedding_names}
     assert all(torch.equal(Checkpoint(result).load(other), instruct.load(other)) for other in others)
+
+
+def with_tensors(checkpoint, tensors, folder):
+    """A copy of a model with more tensors in its only file."""
+    shutil.copytree(checkpoint.folder, folder)
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint(folder)
+
+
+SCALE = "model.layers.0.mlp.up_proj.weight_scale"
+
+
+@pytest.mark.parametrize(("change", "scale"), [(0.0, None), (0.25, 1.0)])
+def test_tensors_of_a_single_number_are_compared_and_moved(make_family, tmp_path, change, scale):
+    """Scales of FP8 weights are such."""
+    models = [
+        with_tensors(model, {SCALE: torch.tensor(value)}, tmp_path / name)
+        for model, name, value in zip(make_family(tied=True), "bai", (0.5, 0.5 + change, 2.0), strict=True)
+    ]
+    result = tmp_path / "result"
+    result.mkdir()
+    propagate(*models[:2], [(models[2], result)], "swap", body_deltas=[scale])
+    moved = Checkpoint(result).load(SCALE)
+    assert moved.shape == ()
+    assert moved.item() == 2.0 + change
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn], ids=str)
+def test_changes_of_a_quantised_body_are_refused_or_left_behind(make_family, tmp_path, dtype):
+    name = "model.layers.0.mlp.up_proj.qweight"
+    base, adapted, instruct = (
+        with_tensors(model, {name: torch.full((8, 8), value).to(dtype)}, tmp_path / part)
+        for model, part, value in zip(make_family(tied=True), "bai", (1, 2, 3), strict=True)
+    )
+    result = tmp_path / "result"
+    result.mkdir()
+    for scale in (None, 1.0):
+        with pytest.raises(LeptaError, match=rf"a: {name} \(.*differs from .* quantised .* --body-delta 0"):
+            propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
+    assert list(result.iterdir()) == []
+    propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[0.0])
+    assert torch.equal(Checkpoint(result).load(name).float(), torch.full((8, 8), 3.0))
+
+
+def test_quantised_body_that_did_not_change_is_the_variants_own(make_family, tmp_path):
+    name = "model.layers.0.mlp.up_proj.qweight"
+    base, adapted, instruct = (
+        with_tensors(model, {name: torch.full((8, 8), value, dtype=torch.int32)}, tmp_path / part)
+        for model, part, value in zip(make_family(tied=True), "bai", (1, 1, 3), strict=True)
+    )
+    for scale, folder in ((None, tmp_path / "as-it-is"), (1.0, tmp_path / "moved")):
+        folder.mkdir()
+        (facts,) = propagate(base, adapted, [(instruct, folder)], "swap", body_deltas=[scale])
+        assert facts["body_tensors_changed"] == 0
+        assert Checkpoint(folder).load(name).unique().tolist() == [3]
+
+
+def test_adapted_model_that_is_damaged_is_named_before_anything_is_fitted(family, tmp_path, monkeypatch):
+    base, adapted, instruct = family
+    name, folder, result = adapted.embedding_names[-1], tmp_path / "damaged", tmp_path / "result"
+    result.mkdir()
+    rows = adapted.load(name)
+    rows[-1, 0] = float("nan")
+    damaged = with_tensors(adapted, {name: rows}, folder)
+    monkeypatch.setattr("lepta.embeddings.variant.MapFitter", None)
+    with pytest.raises(LeptaError, match=f"{folder}: {name}: NaN or infinite values"):
+        propagate(base, damaged, [(instruct, result)], "conversion")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_variant_in_a_wider_dtype_is_not_rounded_to_that_of_the_adapted_model(make_family, method, tmp_path):
+    base, adapted, _ = make_family(tied=False, dtype=torch.bfloat16)
+    instruct = make_family(tied=False)[2]
+    propagate(base, adapted, [(instruct, tmp_path)], method)
+    result = Checkpoint(tmp_path)
+    for name in instruct.embedding_names:
+        rows, own = result.load(name), instruct.load(name)
+        assert rows.dtype == torch.float32
+        assert torch.equal(rows[:SPECIALS], own[:SPECIALS])
+        assert torch.equal(rows[SPECIALS:], rows[SPECIALS:].bfloat16().float()) == (method == "swap")
+
+
+def test_variant_with_a_second_table_of_tokens_is_refused(family, tmp_path):
+    base, adapted, instruct = family
+    name, result = "model.layers.2.shared_head.head.weight", tmp_path / "result"
+    result.mkdir()
+    variant = with_tensors(instruct, {name: torch.ones(ROWS, 4)}, tmp_path / "variant")
+    with pytest.raises(LeptaError, match=f"{name} has a row for each token too"):
+        propagate(base, adapted, [(variant, result)], "swap")
+    assert list(result.iterdir()) == []
 
 
 def test_counts_of_tokens_change_the_fit(family, tiny_extended, tmp_path):

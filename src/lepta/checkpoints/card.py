@@ -16,7 +16,11 @@ def licence_of(folder: Path) -> str:
     """The licence that a model folder's card names, or `unknown`."""
     card = folder / "README.md"
     match = FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return str((yaml.safe_load(match[1]) or {}).get("license", "unknown")) if match else "unknown"
+    try:
+        facts = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:  # a card is written by hand, and nothing but a licence's name depends on it
+        facts = None
+    return str(facts.get("license", "unknown")) if isinstance(facts, dict) else "unknown"
 
 
 def write_card(recipe: Recipe, variant: str, base: Path, facts: dict[str, Any], folder: Path) -> None:

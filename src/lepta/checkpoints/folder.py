@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lepta.checkpoints.rows import StoredRows, blocks
+from lepta.checkpoints.rows import StoredRows, same_values
 from lepta.errors import LeptaError
 from lepta.locate import read_json
 
@@ -31,6 +32,9 @@ INPUT_NAMES = (
 )
 OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
 LAST_NAMES = ("output.weight", "head.weight")  # only as the whole name: in the middle of a model they are layers
+# Further matrices with a row for each token: of layers (Gemma 3n and 4), of multi-token prediction (DeepSeek, GLM).
+PER_LAYER = "embed_tokens_per_layer.weight"  # Gemma 3n's has fewer rows than its vocabulary
+OTHER_TABLE = re.compile(r"(?!.*pos).*(embed|head)")  # a model may have as many positions as tokens
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "*.md"]
 
 DTYPES = {
@@ -98,12 +102,14 @@ class Checkpoint:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether one matrix serves as input and output embeddings."""
-        text = self.config.get("text_config")
-        for config in (self.config, text if isinstance(text, dict) else {}):
-            if "tie_word_embeddings" in config:
-                return bool(config["tie_word_embeddings"])
-        return self.stored_output is None or self._same(self.input_name, self.stored_output)
+        """Whether one matrix serves as input and output embeddings.
+
+        A head that is stored and differs is a head of its own, whatever the config says; so transformers takes it.
+        """
+        if says_tied(self.config) is False:
+            return False
+        head = self.stored_output
+        return head is None or same_values(self.rows_of(self.input_name), self.rows_of(head))
 
     @property
     def embedding_names(self) -> list[str]:
@@ -115,6 +121,11 @@ class Checkpoint:
         """Name of the vector that is added to the logits, where a family has one (Phi-1, GPT-J)."""
         name = (self.stored_output or "").removesuffix("weight") + "bias"
         return name if name in self.entries else None
+
+    @property
+    def vocabulary_names(self) -> list[str]:
+        """Names of all tensors with a row for each token: the matrices, and the bias where there is one."""
+        return [*self.embedding_names, *filter(None, [self.bias_name])]
 
     @property
     def rows(self) -> int:
@@ -131,14 +142,47 @@ class Checkpoint:
         entry = self.entries[name]
         if not self.is_floating(name):
             raise LeptaError(
-                f"{entry.file}: {name} is {entry.dtype}; expected a floating-point type, nothing quantised"
+                f"{entry.file}: {name} is {entry.dtype}; expected a floating-point type of 16 bits or more, nothing "
+                "quantised"
             )
-        return StoredRows(entry.file, entry.start, entry.shape, DTYPES[entry.dtype])
+        return StoredRows(entry.file, entry.start, entry.shape or (1,), DTYPES[entry.dtype])
+
+    def raw(self, name: str) -> StoredRows:
+        """The bytes of one tensor of any type, read some at a time."""
+        entry = self.entries[name]
+        return StoredRows(entry.file, entry.start, (entry.end - entry.start,), torch.uint8)
 
     def is_floating(self, name: str) -> bool:
-        """Tell whether a tensor holds plain floating-point numbers."""
+        """Tell whether a tensor holds plain floating-point numbers; those of 8 bits mean nothing without a scale."""
         dtype = DTYPES.get(self.entries[name].dtype)
-        return dtype is not None and dtype.is_floating_point
+        return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
+
+    def check_replaceable(self) -> None:
+        """Refuse a model that takes more than new embeddings and a new head to get another vocabulary.
+
+        Raises
+        ------
+        LeptaError
+            If other tensors have a row for each token too, or the model runs by Python code in its folder.
+        """
+        for name, entry in self.entries.items():
+            if name in (self.input_name, self.stored_output) or len(entry.shape) != 2:
+                continue
+            if name.endswith(PER_LAYER) or (entry.shape[0] == self.rows and OTHER_TABLE.match(name)):
+                raise LeptaError(
+                    f"{entry.file}: {name} has a row for each token too, and would keep those of the old vocabulary; "
+                    "expected input embeddings and one head only. Save the model without such tensors (of multi-token "
+                    "prediction, say) if it works without them, or take another model"
+                )
+        if "auto_map" in self.config:
+            from transformers import CONFIG_MAPPING
+
+            if (kind := self.config.get("model_type")) not in CONFIG_MAPPING:
+                raise LeptaError(
+                    f"{self.folder / 'config.json'}: model_type {kind} is not one that transformers has, and auto_map "
+                    "asks to run Python code from the folder, which LEPTA never does; take a model of an architecture "
+                    "in transformers"
+                )
 
     def load(self, name: str) -> torch.Tensor:
         """Load one tensor."""
@@ -156,8 +200,7 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         index = self.folder / INDEX
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            files = [self.folder / name for name in names]
+            files = [self.folder / name for name in sorted(set(self._weight_map().values()))]
             for file in files:
                 if file.parent.resolve() != self.folder.resolve():
                     raise LeptaError(f"{index}: names {file}, which is outside the folder")
@@ -173,17 +216,23 @@ class Checkpoint:
             )
         raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")
 
-    def _same(self, one: str, other: str) -> bool:
-        a, b = self.rows_of(one), self.rows_of(other)
-        return a.shape == b.shape and all(torch.equal(a[rows], b[rows]) for rows in blocks(a.shape))
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor name -> file name, as the index says; empty if there is none."""
+        index = self.folder / INDEX
+        if not index.is_file():
+            return {}
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise LeptaError(f"{index}: no weight_map in it; expected the file of each tensor; download it again")
+        return named
 
     def _check_index(self) -> None:
         """Refuse an index that names tensors that are not in its files: the rest of the model would be left random."""
-        index = self.folder / INDEX
-        named = read_json(index)["weight_map"] if index.is_file() else {}
-        for name, file in named.items():
+        for name, file in self._weight_map().items():
             if name not in self.entries or self.entries[name].file.name != file:
-                raise LeptaError(f"{index}: names {name} in {file}, which does not hold it; download the folder again")
+                raise LeptaError(
+                    f"{self.folder / INDEX}: names {name} in {file}, which does not hold it; download the folder again"
+                )
 
     def _named(self, name: str | None) -> str | None:
         if name is not None and name not in self.entries:
@@ -208,6 +257,15 @@ class Checkpoint:
         if len(names) > 1:
             raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
         return names[0] if names else None
+
+
+def says_tied(config: dict[str, Any]) -> bool | None:
+    """Whether a config says that one matrix serves as input and output embeddings; None if it says nothing."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return None
 
 
 def read_header(file: Path) -> list[TensorEntry]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lepta.checkpoints.folder import DTYPES, INDEX, Checkpoint, TensorEntry
+from lepta.checkpoints.folder import DTYPES, INDEX, Checkpoint, TensorEntry, says_tied
 from lepta.checkpoints.rows import ComputedRows, blocks, finite
 from lepta.errors import LeptaError
 from lepta.locate import read_json
@@ -24,9 +24,10 @@ from lepta.progress import track
 from lepta.vocabulary.source import TokenizerSource
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-CARRIED_FILES = ("LICENSE*", "NOTICE*")
+CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json")  # of images too: preprocessor_config.json
 COPY_BLOCK = 1 << 24
 TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index")  # eos_token_id; image_token_index of vision-language models
+SUPPRESSED, WORDS = ("suppress_tokens", "begin_suppress_tokens"), "bad_words_ids"
 
 
 def write_model(
@@ -41,8 +42,9 @@ def write_model(
 ) -> None:
     """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
 
-    The config's vocabulary size follows the new matrices; generation settings and licence files come along. Files whose
-    tensors do not change are copied whole, without taking space where the file system can share blocks.
+    The config's vocabulary size follows the new matrices; settings of generation and of processors and licence files
+    come along. Files whose tensors do not change are copied whole, without taking space where the file system can share
+    blocks.
 
     Parameters
     ----------
@@ -113,8 +115,9 @@ def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
 
 
 def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, untie: bool, folder: Path) -> None:
-    configs = {CONFIG: config_with_rows(source.config, rows)}
-    if untie:
+    configs = {CONFIG: config_with_rows(source.config, source.rows, rows)}
+    configs[CONFIG].pop("auto_map", None)  # it names Python files, and none come along
+    if untie or (source.output_name and says_tied(source.config)):
         configs[CONFIG] = config_untied(configs[CONFIG])
     if (source.folder / GENERATION).is_file():
         configs[GENERATION] = read_json(source.folder / GENERATION)
@@ -124,12 +127,20 @@ def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | N
         (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def config_with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """A copy of a model config with another number of embedding rows; all other fields keep value and type."""
-    changed = dict(config)
+def config_with_rows(config: Mapping[str, Any], old_rows: int, rows: int) -> dict[str, Any]:
+    """A copy of a model config with another number of embedding rows; all other fields keep value and type.
+
+    A config inside it follows if it says the old number: vision-language models name their text model in many ways.
+    """
+
+    def resized(part: Mapping[str, Any]) -> dict[str, Any]:
+        changed = {name: resized(value) if isinstance(value, dict) else value for name, value in part.items()}
+        return changed | ({"vocab_size": rows} if part.get("vocab_size") == old_rows else {})
+
+    changed = resized(config)
     if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = dict(config["text_config"]) | {"vocab_size": rows}
-    if "vocab_size" in config or "text_config" not in config:
+        changed["text_config"]["vocab_size"] = rows
+    if "vocab_size" in config or (rows != old_rows and changed == config):
         changed["vocab_size"] = rows
     return changed
 
@@ -145,7 +156,8 @@ def config_untied(config: Mapping[str, Any]) -> dict[str, Any]:
 def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:
     """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
 
-    Only those fields: a number elsewhere that equals an old id is no token.
+    Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
+    not be written (`suppress_tokens`, `bad_words_ids`) is left out where the new vocabulary cannot write it.
 
     Raises
     ------
@@ -156,10 +168,18 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
     def renamed(field: str, value: Any) -> Any:
         if isinstance(value, dict):
             return {name: renamed(name, part) for name, part in value.items()}
-        if not field.endswith(TOKEN_FIELDS) or value is None:
+        if value is None:
+            return None
+        if field in SUPPRESSED:
+            return [new_ids[token] for token in value if token in new_ids] or None
+        if field == WORDS:
+            return [[new_ids[token] for token in word] for word in value if new_ids.keys() >= set(word)] or None
+        if not field.endswith(TOKEN_FIELDS):
             return value
         if isinstance(value, list):
             return [renamed(field, part) for part in value]
+        if isinstance(value, int) and value < 0:
+            return value
         if value not in new_ids:
             raise LeptaError(f"{where}: {field} is {value}, a token that the new vocabulary does not have")
         return new_ids[value]

@@ -43,12 +43,14 @@ class StoredRows:
     dtype: torch.dtype
 
     def __getitem__(self, rows: slice | torch.Tensor, /) -> torch.Tensor:
-        """See `Rows`."""
+        """See `Rows`; IndexError for an index outside, as of a tensor: behind a matrix lies the next one."""
         if isinstance(rows, slice):
             first, last, _ = rows.indices(self.shape[0])
             runs = [(first, max(last - first, 0))]
         else:
             index = rows.numpy()
+            if len(index) and not 0 <= index.min() <= index.max() < self.shape[0]:
+                raise IndexError(f"rows {index.min()} to {index.max()} of a matrix of {self.shape[0]}")
             cuts = np.flatnonzero(np.diff(index) != 1) + 1
             starts, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(index)]])
             runs = [(int(index[a]), int(b - a)) for a, b in zip(starts, ends, strict=True) if b > a]
@@ -84,7 +86,7 @@ class ComputedRows:
     @staticmethod
     def of(matrix: torch.Tensor) -> "ComputedRows":
         """A matrix that is in memory already."""
-        return ComputedRows(tuple(matrix.shape), matrix.__getitem__)
+        return ComputedRows(tuple(matrix.shape), torch.atleast_1d(matrix).__getitem__)
 
     def blocks(self) -> Iterator[torch.Tensor]:
         """All rows, in order."""
@@ -96,15 +98,27 @@ class ComputedRows:
 
 
 def blocks(shape: tuple[int, ...] | torch.Size) -> Iterator[slice]:
-    """Ranges of rows that take about `BLOCK_BYTES` each in float32."""
+    """Ranges of rows that take about `BLOCK_BYTES` each in float32; a single number is one row."""
     length = max(1, BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
-    for start in range(0, shape[0], length):
-        yield slice(start, min(start + length, shape[0]))
+    end = shape[0] if shape else 1
+    for start in range(0, end, length):
+        yield slice(start, min(start + length, end))
+
+
+def same_values(one: Rows, other: Rows, first: int | None = None) -> bool:
+    """Tell whether two matrices hold the same numbers, whatever their dtypes; in the `first` rows only if given."""
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    shape = (min(first or one.shape[0], one.shape[0]), *one.shape[1:])
+    return all(torch.equal(one[block].float(), other[block].float()) for block in blocks(shape))
+
+
+def all_finite(matrix: Rows) -> bool:
+    """Tell whether a matrix holds neither NaN nor infinite values."""
+    return all(finite(matrix[block]) for block in blocks(matrix.shape))
 
 
 def finite(rows: torch.Tensor) -> bool:
     """Tell whether rows hold neither NaN nor infinite values."""
-    if rows.dtype.itemsize == 1 and rows.dtype.is_floating_point:
-        rows = rows.float()  # torch compares no 8-bit floats
     low, high = torch.aminmax(rows)  # NaN is passed on; a tenth of the time of isfinite() on bfloat16
     return bool(torch.isfinite(low) and torch.isfinite(high))

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.rows import ComputedRows, Rows, blocks
+from lepta.checkpoints.rows import ComputedRows, Rows, same_values
 from lepta.errors import LeptaError
 
 SAMPLE_ROWS = 64  # of each tensor; training of a tensor changes all its rows
+SAMPLE_BYTES = 1 << 16  # of each quantised one; few of its numbers change
 
 
 def body_changes(
@@ -36,13 +37,21 @@ def body_changes(
     Raises
     ------
     LeptaError
-        If the body was trained and there is no scale, or the three bodies have different tensors.
+        If the body was trained and there is no scale, what changed is quantised, or the three bodies have different
+        tensors.
     """
     outside = {base.input_name, base.stored_output, base.bias_name}
     names = [name for name in base.entries if name not in outside]
     _same_tensors(base, adapted, names)
     floating = [name for name in names if base.is_floating(name) and adapted.is_floating(name)]
-    changed = [name for name in floating if _differs(base.rows_of(name), adapted.rows_of(name), SAMPLE_ROWS)]
+    for name in sorted(set(names) - set(floating)) if scale != 0 else ():
+        if not same_values(base.raw(name), adapted.raw(name), None if scale else SAMPLE_BYTES):
+            raise LeptaError(
+                f"{adapted.folder}: {name} ({adapted.entries[name].dtype}) differs from that of the base "
+                f"{base.folder}; a change of quantised numbers cannot be added to those of a variant. Leave such "
+                "changes behind with --body-delta 0, or give models that are not quantised"
+            )
+    changed = [name for name in floating if _differs(base, adapted, name, SAMPLE_ROWS)]
     if changed and scale is None:
         raise LeptaError(
             f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {changed[0]} does too; "
@@ -50,7 +59,7 @@ def body_changes(
         )
     if not scale:
         return {}
-    changed = [name for name in floating if _differs(base.rows_of(name), adapted.rows_of(name))]
+    changed = [name for name in floating if _differs(base, adapted, name)]
     _same_tensors(base, instruct, changed)
     return {
         name: ComputedRows(
@@ -70,10 +79,8 @@ def _same_tensors(base: Checkpoint, other: Checkpoint, names: list[str]) -> None
             )
 
 
-def _differs(base: Rows, adapted: Rows, rows: int | None = None) -> bool:
-    """Tell whether values changed, in the first rows only if so many are given; another dtype alone is no change."""
-    shape = (min(rows or base.shape[0], base.shape[0]), *base.shape[1:])
-    return not all(torch.equal(base[block].float(), adapted[block].float()) for block in blocks(shape))
+def _differs(base: Checkpoint, adapted: Checkpoint, name: str, first: int | None = None) -> bool:
+    return not same_values(base.rows_of(name), adapted.rows_of(name), first)
 
 
 def _moved(base: Rows, adapted: Rows, instruct: Rows, scale: float, rows: slice) -> torch.Tensor:

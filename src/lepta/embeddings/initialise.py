@@ -57,7 +57,7 @@ def padded_rows(source_rows: int, source_size: int, new_size: int, pad_to: int |
     without padding rows stays without.
     """
     if pad_to is None:
-        pad_to = 1 if source_rows == source_size else min(source_rows & -source_rows, 256)
+        pad_to = 1 if source_rows <= source_size else min(source_rows & -source_rows, 256)
     return -(-new_size // pad_to) * pad_to
 
 
@@ -81,11 +81,17 @@ def initialise(
     -------
     dict
         Facts about T.
+
+    Raises
+    ------
+    LeptaError
+        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), or its
+        tokenizer is another model's.
     """
+    checkpoint.check_replaceable()
     old, new = open_tokenizer(checkpoint.folder).vocabulary(), tokenizer.vocabulary()
     rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
     transfer = transfer_matrix(old, new, checkpoint.rows, rows)
-    names = [*checkpoint.embedding_names, *filter(None, [checkpoint.bias_name])]
-    matrices = {name: initialise_matrix(transfer, checkpoint.rows_of(name)) for name in names}
+    matrices = {name: initialise_matrix(transfer, checkpoint.rows_of(name)) for name in checkpoint.vocabulary_names}
     write_model(checkpoint, matrices, tokenizer, folder, transfer.new_ids)
     return {"old_rows": checkpoint.rows, "new_rows": rows, "transfer": transfer.summary()}

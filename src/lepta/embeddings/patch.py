@@ -156,7 +156,8 @@ def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link
     for file in (CONFIG, GENERATION):
         if (patch / file).is_file():
             shutil.copyfile(patch / file, folder / file)
-    written = tensor_hashes(Checkpoint(folder, *content["matrices"]), list(content["matrices"]))
+    names = [name for name, new in matrices.items() if len(new.shape) == 2]  # a bias is found by its head's name
+    written = tensor_hashes(Checkpoint(folder, *names), list(matrices))
     for name, expected in content["after"].items():
         if written[name] != expected:
             raise LeptaError(f"{patch}: {name} does not become the tensor that the patch was made from")

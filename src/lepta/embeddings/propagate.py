@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lepta.checkpoints.rows import ComputedRows, Rows, blocks, finite
+from lepta.checkpoints.rows import ComputedRows, Rows, all_finite
 from lepta.embeddings.least_squares import Anchors, LeftSide, Problem, RightSide
 from lepta.embeddings.mix import mix, precision
 from lepta.embeddings.transfer import Transfer
@@ -81,11 +81,11 @@ class Propagation:
     residual: float = 0.0
     held_out: dict[str, Any] = field(default_factory=dict)
 
-    def apply(self, adapted: Rows) -> ComputedRows:
-        """Propagate the rows of an adapted base model, shape (new rows, d); they keep their dtype."""
-        return ComputedRows(tuple(adapted.shape), partial(self._apply, adapted))
+    def apply(self, adapted: Rows, dtype: torch.dtype | None = None) -> ComputedRows:
+        """Propagate the rows of an adapted base model, shape (new rows, d); they keep their dtype if none is given."""
+        return ComputedRows(tuple(adapted.shape), partial(self._apply, adapted, dtype or adapted.dtype))
 
-    def _apply(self, adapted: Rows, rows: slice) -> torch.Tensor:
+    def _apply(self, adapted: Rows, dtype: torch.dtype, rows: slice) -> torch.Tensor:
         own = adapted[rows]
         if self.delta:
             matrix, base, instruct = self.delta
@@ -93,11 +93,11 @@ class Propagation:
             moved = wide + mix(matrix[rows], instruct, base)
             if self.offset is not None:
                 moved += self._step((wide - mix(matrix[rows], base)).to(precision(adapted)))
-            return moved.to(own.dtype)
+            return moved.to(dtype)
         if self.offset is None:
-            return own
+            return own.to(dtype)
         wide = own.to(precision(adapted), copy=True)
-        return wide.add_(self._step(wide)).to(own.dtype)
+        return wide.add_(self._step(wide)).to(dtype)
 
     def _step(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows times D, in their precision. NumPy's BLAS is a tenth faster here than torch's."""
@@ -132,7 +132,7 @@ class MapFitter:
     transfer : Transfer
         T from the old vocabulary (of base and variants) to the new one.
     base : Rows, shape (old rows, d)
-        Input or output embeddings, any floating dtype.
+        Input or output embeddings, any floating dtype; rows beyond those of T do not count.
     stand_ins : scipy CSR array, shape (old rows, old rows), optional
         What each old token would be mixed of if it were new; needed to judge `delta` and `anchored`.
     weights : float array, shape (new rows,), optional
@@ -191,7 +191,7 @@ class MapFitter:
             several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` and
             `anchored` know the change of a shared token exactly, so their error counts for new tokens only.
         instruct : Rows, shape (old rows, d)
-            The same matrix of the variant; rows beyond those of the base are not read.
+            The same matrix of the variant; rows beyond those of T do not count.
 
         Raises
         ------
@@ -215,17 +215,6 @@ class MapFitter:
         whole = {name: error * (self._mixed**0.5 if name in ANCHORED else 1) for name, error in errors.items()}
         found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
         return replace(found, held_out={**found.held_out, "whole": whole})
-
-
-def fit_map(
-    method: AnyMethod,
-    transfer: Transfer,
-    base: Rows,
-    instruct: Rows,
-    stand_ins: sparse.csr_array | None = None,
-) -> Propagation:
-    """Fit the map of one variant; see `MapFitter`."""
-    return MapFitter(transfer, base, stand_ins).fit(method, instruct)
 
 
 class _Fit:
@@ -374,10 +363,10 @@ class HeldOut:
 
 def _check(name: str, matrix: Rows, base: Rows, transfer: Transfer) -> None:
     rows = transfer.matrix.shape[1]
-    if base.shape[0] != rows or matrix.shape[0] < rows or matrix.shape[1] != base.shape[1]:
+    if min(base.shape[0], matrix.shape[0]) < rows or matrix.shape[1] != base.shape[1]:
         raise LeptaError(
             f"{name} embeddings {tuple(matrix.shape)}, base embeddings {tuple(base.shape)}, transfer matrix "
             f"{transfer.matrix.shape}: expected the same old vocabulary and width in all three"
         )
-    if not all(finite(matrix[block]) for block in blocks(matrix.shape)):
+    if not all_finite(matrix):
         raise LeptaError(f"{name} embeddings: NaN or infinite values; the checkpoint is damaged")

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from lepta.errors import LeptaError
 from lepta.vocabulary.start import merge_parts
-from lepta.vocabulary.tokens import Vocabulary, same_tokens
+from lepta.vocabulary.tokens import Kind, Vocabulary, same_tokens
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,20 @@ class Transfer:
     ----------
     matrix : scipy CSR array, float64, shape (new rows, old rows)
         Rows sum to 1. A row is empty where nothing old corresponds: padding rows that the old matrix did not have.
-    exact : int64 array, shape (new rows,)
+    same : int64 array, shape (new rows,)
         Old id of each row that is the same token (or the same hole) in both vocabularies, else -1.
+    exact : int64 array, shape (new rows,)
+        Those of them that the old matrix has a row for, else -1.
     """
 
     matrix: sparse.csr_array
+    same: np.ndarray
     exact: np.ndarray
-
-    @property
-    def overlap(self) -> sparse.csr_array:
-        """T restricted to the tokens that exist in both vocabularies; the other rows are empty."""
-        return sparse.csr_array(sparse.diags_array((self.exact >= 0).astype(np.float64)) @ self.matrix)
 
     @property
     def new_ids(self) -> dict[int, int]:
         """Old id -> new id of the tokens in both vocabularies."""
-        return {int(old): new for new, old in enumerate(self.exact) if old >= 0}
+        return {int(old): new for new, old in enumerate(self.same) if old >= 0}
 
     def summary(self) -> dict[str, float | int]:
         """Count what T does: rows, exact rows, mixed rows, empty rows, mean and largest number of old tokens mixed."""
@@ -54,6 +52,15 @@ class Transfer:
         }
 
 
+def rows_needed(vocabulary: Vocabulary) -> int:
+    """Rows that a model cannot do without: up to the last token of text.
+
+    Special tokens can be in the tokenizer alone, as the image token of Gemma 3 1B is.
+    """
+    text = np.isin(vocabulary.kinds, (Kind.TEXT, Kind.BYTE))
+    return 1 + int(np.flatnonzero(text).max(initial=-1))
+
+
 def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> Transfer:
     """Compute T.
 
@@ -62,20 +69,21 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
     old, new : Vocabulary
         The two vocabularies, of any families.
     old_rows, new_rows : int
-        Rows of the embedding matrices, padding included.
+        Rows of the embedding matrices, padding included. Special tokens of the old vocabulary may be without.
 
     Raises
     ------
     LeptaError
-        If a matrix has fewer rows than its vocabulary has ids.
+        If a matrix has fewer rows than its vocabulary needs.
     """
-    for vocabulary, rows, which in ((old, old_rows, "old"), (new, new_rows, "new")):
-        if vocabulary.size > rows:
+    for needed, rows, which in ((rows_needed(old), old_rows, "old"), (new.size, new_rows, "new")):
+        if needed > rows:
             raise LeptaError(
-                f"{which} tokenizer: ids go up to {vocabulary.size - 1} but the embedding matrix has {rows} rows; "
+                f"{which} tokenizer: ids go up to {needed - 1} but the embedding matrix has {rows} rows; "
                 "this tokenizer does not belong to this model"
             )
-    exact = _exact_rows(old, new, old_rows, new_rows)
+    same = _same_rows(old, new, old_rows, new_rows)
+    exact = np.where(same < old_rows, same, -1)
     to_split = [i for i in range(new.size) if exact[i] < 0 and new.bytes_of[i] is not None]
     splits = old.split([new.bytes_of[i] or b"" for i in to_split])
 
@@ -90,16 +98,16 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
     data = np.repeat(1.0 / np.maximum(counts, 1), counts)
     matrix = sparse.csr_array((data, indices, indptr), shape=(new_rows, old_rows))
     matrix.sum_duplicates()
-    return Transfer(matrix, exact)
+    return Transfer(matrix, same, exact)
 
 
-def _exact_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> np.ndarray:
+def _same_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> np.ndarray:
     """Old id of each new row that is the same token, or -1; a hole or padding row is that of the same number."""
-    exact = np.full(new_rows, -1, dtype=np.int64)
-    exact[: new.size] = same_tokens(old, new)
+    same = np.full(new_rows, -1, dtype=np.int64)
+    same[: new.size] = same_tokens(old, new)
     holes = np.array([i for i in range(min(old_rows, new_rows)) if old.is_hole(i) and new.is_hole(i)], dtype=np.int64)
-    exact[holes] = holes
-    return exact
+    same[holes] = holes
+    return same
 
 
 def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:

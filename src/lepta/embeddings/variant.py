@@ -1,6 +1,6 @@
 """LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows, Rows
+from lepta.checkpoints.rows import ComputedRows, Rows, all_finite
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.mix import mean_length, mean_row
 from lepta.embeddings.propagate import ANCHORED, AnyMethod, MapFitter, Propagation
-from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
+from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
 from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
@@ -40,7 +41,7 @@ def propagate(
 
     Special tokens keep the variant's own rows, bit for bit, also those that only the variant has (chat markers that
     were added to it); its chat template and generation settings come along. T and what the fit needs of the base are
-    computed once for all variants.
+    computed once for all variants with as many rows.
 
     Parameters
     ----------
@@ -65,56 +66,53 @@ def propagate(
     Raises
     ------
     LeptaError
-        If the models do not belong together, or the body was trained too and `body_deltas` does not say what to do.
+        If the models do not belong together, values are not finite, or the body was trained too and `body_deltas` does
+        not say what to do.
     """
     tokenizer = open_tokenizer(adapted.folder)
     old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
-    made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new) for checkpoint, _ in variants]
+
+    @cache
+    def transfer_from(rows: int) -> Transfer:
+        return transfer_matrix(old, new, rows, adapted.rows)
+
+    made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new, transfer_from) for checkpoint, _ in variants]
     scales = body_deltas or [None] * len(made)
     bodies = [
         body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
     ]
-    transfer = transfer_matrix(old, new, base.rows, adapted.rows)
+    _check_finite(adapted)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
-    stand_ins = stand_in_rows(old, base.rows) if method in ("auto", *ANCHORED) else None
 
-    fits: list[dict[str, Propagation]] = [{} for _ in made]
-    for role in ("input", "output"):
-        if role == "output" and all(variant.tied for variant in made):
-            continue
-        fitter = MapFitter(transfer, _matrix(base, role), stand_ins, weights)
-        for variant, fitted in zip(made, fits, strict=True):
-            if role == "input" or not variant.tied:
-                fitted[role] = fitter.fit(method, _matrix(variant.checkpoint, role))
-
+    fits = _fit(made, base, old, method, weights)
     facts = []
     for variant, fitted, body, (_, folder) in zip(made, fits, bodies, variants, strict=True):
         matrices, maps, warnings = dict(body), {}, []
         for role, fit in fitted.items():
             name = variant.name_of(role)
             own, trained = _matrix(variant.checkpoint, role), _matrix(adapted, role)
-            matrices[name] = variant.rows(fit.apply(trained), own, transfer)
+            matrices[name] = variant.rows(fit, trained, own)
             lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
             maps[name] = fit.summary() | {"row_length": lengths}
             warnings += _length_warnings(name, **lengths)
         if variant.checkpoint.bias_name:
             models = (base, variant.checkpoint, adapted)
             before, own, after = (model.rows_of(model.bias_name or "") for model in models)
-            moved = Propagation("delta", None, (transfer.matrix, before, own)).apply(after)
-            matrices[variant.checkpoint.bias_name] = variant.rows(moved, own, transfer)
+            moved = Propagation("delta", None, (variant.transfer.matrix, before, own))
+            matrices[variant.checkpoint.bias_name] = variant.rows(moved, after, own)
         write_model(
             variant.checkpoint,
             matrices,
             variant.tokenizer,
             folder,
-            transfer.new_ids | variant.added,
+            variant.transfer.new_ids | variant.added,
             untie=variant.checkpoint.tied and not variant.tied,
             hard_link=hard_link,
         )
         facts.append(
             {
-                "transfer": transfer.summary(),
-                "special_rows_kept": len(variant.own_rows(transfer)[0]),
+                "transfer": variant.transfer.summary(),
+                "special_rows_kept": len(variant.own_rows()[0]),
                 "added_tokens": len(variant.added),
                 "body_tensors_changed": len(body),
                 "maps": maps,
@@ -122,6 +120,28 @@ def propagate(
             }
         )
     return facts
+
+
+def _fit(
+    made: "list[_Variant]", base: Checkpoint, old: Vocabulary, method: AnyMethod, weights: np.ndarray | None
+) -> list[dict[str, Propagation]]:
+    """For each variant, the fit of each of its matrices; variants with as many rows share the base's part."""
+
+    @cache
+    def stand_ins(rows: int) -> sparse.csr_array | None:
+        return stand_in_rows(old, rows) if method in ("auto", *ANCHORED) else None
+
+    fits: list[dict[str, Propagation]] = [{} for _ in made]
+    for role in ("input", "output"):
+        fitters: dict[int, MapFitter] = {}
+        for variant, fitted in zip(made, fits, strict=True):
+            if role == "output" and variant.tied:
+                continue
+            rows = variant.transfer.matrix.shape[1]
+            if rows not in fitters:
+                fitters[rows] = MapFitter(variant.transfer, _matrix(base, role), stand_ins(rows), weights)
+            fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
+    return fits
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,8 @@ class _Variant:
     checkpoint : Checkpoint
     tokenizer : TokenizerSource
         Of the result: the new vocabulary with the variant's settings and added tokens.
+    transfer : Transfer
+        T from the rows that both the base and the variant have.
     added : dict
         Id in the variant -> id in the result, of special tokens that the base does not have.
     special : int64 array
@@ -144,6 +166,7 @@ class _Variant:
 
     checkpoint: Checkpoint
     tokenizer: TokenizerSource
+    transfer: Transfer
     added: dict[int, int]
     special: np.ndarray
     adapted: Checkpoint
@@ -157,8 +180,10 @@ class _Variant:
         base: Checkpoint,
         old: Vocabulary,
         new: Vocabulary,
+        transfer_from: Callable[[int], Transfer],
     ) -> "_Variant":
         """Check that a variant belongs to the base, and put together the tokenizer of its result."""
+        checkpoint.check_replaceable()
         own = open_tokenizer(checkpoint.folder)
         vocabulary = own.vocabulary()
         _check_family(base, adapted, checkpoint, old, vocabulary)
@@ -175,6 +200,7 @@ class _Variant:
         return _Variant(
             checkpoint,
             _with_settings_of(own, replace(tokenizer, spec=spec)),
+            transfer_from(min(base.rows, checkpoint.rows)),
             added,
             np.flatnonzero(new.kinds == Kind.SPECIAL),
             adapted,
@@ -193,17 +219,22 @@ class _Variant:
         name = self.checkpoint.stored_output or self.adapted.stored_output
         return name or "lm_head.weight"
 
-    def own_rows(self, transfer: Transfer) -> tuple[np.ndarray, np.ndarray]:
+    def own_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
-        shared = self.special[transfer.exact[self.special] >= 0]
-        own = dict(zip(shared.tolist(), transfer.exact[shared].tolist(), strict=True))
+        shared = self.special[self.transfer.same[self.special] >= 0]
+        own = dict(zip(shared.tolist(), self.transfer.same[shared].tolist(), strict=True))
         own |= {there: here for here, there in self.added.items()}
-        places = np.array(sorted(own), dtype=np.int64)
+        # A token may be without a row: one that was added to a tokenizer only.
+        places = np.array(sorted(place for place in own if own[place] < self.checkpoint.rows), dtype=np.int64)
         return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
 
-    def rows(self, propagated: ComputedRows, own: Rows, transfer: Transfer) -> ComputedRows:
-        """Propagated rows with the variant's own in their places; padding beyond them gets the variant's mean row."""
-        places, sources = self.own_rows(transfer)
+    def rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
+        """Propagated rows with the variant's own in their places; rows beyond both get the variant's mean row.
+
+        In the wider of the two dtypes: what is written in the variant's is rounded once, and its own rows not at all.
+        """
+        propagated = fit.apply(trained, torch.promote_types(trained.dtype, own.dtype))
+        places, sources = self.own_rows()
         mean = cache(lambda: mean_row(own))
 
         def block(rows: slice) -> torch.Tensor:
@@ -238,6 +269,16 @@ def _matrix(checkpoint: Checkpoint, role: str) -> Rows:
     return checkpoint.rows_of(name or checkpoint.input_name)
 
 
+def _check_finite(adapted: Checkpoint) -> None:
+    """Refuse a damaged adapted model before anything is fitted; `MapFitter` sees the base and the variant alone."""
+    for name in adapted.vocabulary_names:
+        if not all_finite(adapted.rows_of(name)):
+            raise LeptaError(
+                f"{adapted.folder}: {name}: NaN or infinite values; expected a whole checkpoint of training that went "
+                "well; download it again or train again from an earlier one"
+            )
+
+
 def _padded(counts: np.ndarray, rows: int) -> np.ndarray:
     padded = np.zeros(rows)
     padded[: len(counts)] = counts
@@ -265,10 +306,10 @@ def _check_family(
             f"embedding widths differ: base {base.width} ({base.folder}), adapted {adapted.width} ({adapted.folder}), "
             f"instruct {instruct.width} ({instruct.folder}); expected three models of one architecture and size"
         )
-    if instruct.rows < base.rows:
+    if instruct.rows < rows_needed(old):
         raise LeptaError(
-            f"{instruct.folder}: {instruct.rows} embedding rows, but the base {base.folder} has {base.rows}; "
-            "expected a variant with the base model's own vocabulary"
+            f"{instruct.folder}: {instruct.rows} embedding rows, but the vocabulary of the base {base.folder} needs "
+            f"{rows_needed(old)}; expected a variant with the base model's own vocabulary"
         )
     for i in range(max(old.size, own.size)):
         here, there = _token(own, i), _token(old, i)
