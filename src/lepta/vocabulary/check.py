@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex
@@ -15,7 +14,7 @@ from lepta.locate import read_json
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise
 from lepta.vocabulary.scenarios import ID_MAP
-from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource
+from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Text that no new vocabulary may harm: code, other languages and scripts, signs. Used beside the user's own.
@@ -179,17 +178,13 @@ def _special_tokens(
     """All special tokens are there (with their ids, if tokens were only added), and play the same roles."""
     before, after = original.ids_by_bytes(Kind.SPECIAL), vocabulary.ids_by_bytes(Kind.SPECIAL)
     lost = [token.decode() for token, i in before.items() if token not in after or (same_ids and after[token] != i)]
-    roles = [role for role in SPECIAL_ROLES if _content(old.config.get(role)) != _content(new.config.get(role))]
+    roles = [role for role in SPECIAL_ROLES if content_of(old.config.get(role)) != content_of(new.config.get(role))]
     evidence = f"{len(before)} special tokens"
     if lost:
         evidence = f"lost or moved: {', '.join(lost[:5])}"
     elif roles:
-        evidence = f"{roles[0]} was {_content(old.config.get(roles[0]))}, is {_content(new.config.get(roles[0]))}"
+        evidence = f"{roles[0]} was {content_of(old.config.get(roles[0]))}, is {content_of(new.config.get(roles[0]))}"
     return Check("special tokens are kept", not lost and not roles, evidence)
-
-
-def _content(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
 
 
 def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
@@ -255,7 +250,7 @@ def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
     specials = vocabulary.ids_by_bytes(Kind.SPECIAL)
     wrong = []
     for role in SPECIAL_ROLES:
-        token = _content(source.config.get(role))
+        token = content_of(source.config.get(role))
         ids = config.get(f"{role}_id")
         if token is not None and ids is not None:
             known = ids if isinstance(ids, list) else [ids]

@@ -20,7 +20,7 @@ from tokenizers import models
 from lepta.errors import LeptaError
 from lepta.vocabulary.merges import whole_numbers
 from lepta.vocabulary.pre_tokenizers import sequence, split
-from lepta.vocabulary.rebuild import rebuild, special_layout
+from lepta.vocabulary.rebuild import added_token, rebuild, special_layout
 from lepta.vocabulary.sentencepiece import NEVER, SPACE, WORDS, byte_token
 from lepta.vocabulary.sentencepiece_file import NORMAL
 from lepta.vocabulary.tokens import Vocabulary, components
@@ -78,8 +78,7 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     model = _model(tokens, ids[UNKNOWN])
     spec = rebuild(vocabulary.spec, ids, model, **_text_rules(vocabulary))
     if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:
-        unknown = {"id": ids[UNKNOWN], "content": UNKNOWN, "single_word": False, "lstrip": False, "rstrip": False}
-        spec["added_tokens"].insert(0, unknown | {"normalized": False, "special": True})
+        spec["added_tokens"].insert(0, added_token(ids[UNKNOWN], UNKNOWN))
     return spec
 
 
