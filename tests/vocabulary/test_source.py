@@ -51,6 +51,30 @@ def test_gguf_tokenizer_keeps_roles_and_chat_template(smollm2):
     assert "<|im_start|>" in smollm2.chat_template
 
 
+@pytest.mark.parametrize(
+    ("pre", "add_bos", "starts"),
+    [("llama-bpe", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False), ("smollm", None, False)],
+)
+def test_gguf_tokenizer_puts_the_start_of_text_before_texts(tiny_tokenizer, tmp_path, pre, add_bos, starts):
+    """As the file says; where it does not, llama.cpp does for LLaMA-3 only."""
+    vocab, specials = tiny_tokenizer.spec["model"]["vocab"], {t["id"] for t in tiny_tokenizer.spec["added_tokens"]}
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(sorted(vocab, key=vocab.get))
+    writer.add_token_types([3 if i in specials else 1 for i in range(len(vocab))])
+    writer.add_token_merges([" ".join(pair) for pair in tiny_tokenizer.spec["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    source = open_tokenizer(tmp_path / "t.gguf")
+    [ids] = source.vocabulary().encode(["the cat"])
+    assert source.vocabulary().tokenizer.encode("the cat").ids == ([1] if starts else []) + ids
+
+
 @pytest.mark.parametrize("share", [0.00001, 0.01])
 def test_truncated_gguf_raises(tmp_path, share):
     path = tmp_path / "short.gguf"

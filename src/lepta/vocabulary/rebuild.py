@@ -43,16 +43,17 @@ def rebuild(
         (token | {"id": ids[token["content"]]} for token in new.get("added_tokens") or []),
         key=lambda token: token["id"],
     )
-    if new.get("post_processor"):
-        new["post_processor"] = _with_ids(new["post_processor"], ids)
+    new["post_processor"] = post_processor_with_ids(new.get("post_processor"), ids)
     return new
 
 
-def _with_ids(processor: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+def post_processor_with_ids(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[str, Any] | None:
     """A post-processor with the new ids of the special tokens that it adds."""
+    if not processor:
+        return None
     match processor["type"]:
         case "Sequence":
-            return processor | {"processors": [_with_ids(part, ids) for part in processor["processors"]]}
+            return processor | {"processors": [post_processor_with_ids(part, ids) for part in processor["processors"]]}
         case "TemplateProcessing":
             added = {
                 name: entry | {"ids": [ids[token] for token in entry["tokens"]]}
