@@ -311,6 +311,26 @@ def test_optimized_leaves_nothing_out_that_llama3_keeps_whole(llama3):
     assert len(ids) == 64_000
 
 
+@pytest.mark.parametrize(
+    ("scenario", "numbers"),
+    [
+        ("extended", {"add": 50}),
+        ("optimized", {"add": 50, "keep": 1_000}),
+        ("bpe", {"size": 900}),
+        ("unigram", {"size": 900}),
+    ],
+)
+def test_runs_of_spaces_that_are_added_tokens_stay_one_token(gemma, build, scenario, numbers):
+    old, text = gemma.vocabulary(), "if x:" + 8 * " "
+    new = build(gemma, scenario, corpus=[*CORPUS, "starter:en/valid"], **numbers).vocabulary()
+    for vocabulary in (old, new):
+        tokens = vocabulary.tokenizer.encode(text, add_special_tokens=False).tokens
+        assert tokens[-1] == "▁" * 8
+    assert new.size == numbers.get("size", new.size)
+    if scenario == "optimized":
+        assert new.size == 1_000 + 50 + int((old.kinds == Kind.SPECIAL).sum())
+
+
 def test_unigram_holds_the_pieces_of_the_corpus_and_follows_its_weights(build, tiny_llama3, russian):
     new = build(tiny_llama3, "unigram", size=1_500).vocabulary()
     assert isinstance(new, SentencePieceUnigram)

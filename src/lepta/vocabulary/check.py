@@ -69,7 +69,7 @@ def check_vocabulary(
     others = [*other, *OTHER_TEXT]
     scenario = _scenario(new)
     adds_only = scenario in (None, "extended")
-    checks = [_dense(vocabulary), _reachable(vocabulary, original if adds_only else None)]
+    checks = [_dense(vocabulary), _reachable(vocabulary, original, adds_only)]
     checks += [
         _bytes(vocabulary, original),
         _round_trip(vocabulary, [*target, *others]),
@@ -96,12 +96,19 @@ def _dense(vocabulary: Vocabulary) -> Check:
     return Check("ids are dense", len(holes) == 0, evidence)
 
 
-def _reachable(vocabulary: Vocabulary, old: Vocabulary | None) -> Check:
-    """A token is reachable if its own bytes come back as that token. Old tokens are what they are: new ones count."""
-    ids = [i for i in range(old.size if old else 0, vocabulary.size) if vocabulary.kinds[i] == Kind.TEXT]
+def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) -> Check:
+    """A token is reachable if its own bytes come back as that token. Old tokens are what they are: new ones count.
+
+    Where tokens were taken away, so do added tokens that the old vocabulary spells: text must lead to them as before.
+    """
+    first = old.size if old and adds_only else 0
+    ids = [i for i in range(first, vocabulary.size) if vocabulary.kinds[i] == Kind.TEXT]
+    if old and not adds_only:
+        spelled = old.spelled_specials()
+        ids += [i for data, i in vocabulary.ids_by_bytes(Kind.SPECIAL).items() if data.decode() in spelled]
     splits = vocabulary.split([vocabulary.bytes_of[i] or b"" for i in ids])
     lost = [i for i, split in zip(ids, splits, strict=True) if split != [i]]
-    which = "new tokens" if old else "tokens"
+    which = "new tokens" if first else "tokens"
     evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {which}"
     if lost:
         evidence += f"; unreachable: {', '.join(repr(vocabulary.bytes_of[i]) for i in lost[:5])}"
