@@ -158,7 +158,8 @@ def test_saved_folder_reads_back_with_its_id_map(built, vocabularies, tmp_path):
     assert (written["scenario"], len(written["ids"])) == (scenario, old.size)
     kept = {before: after for before, after in enumerate(written["ids"]) if after is not None}
     assert all(old.bytes_of[before] == new.bytes_of[after] for before, after in kept.items())
-    assert facts == {"old_size": old.size, "new_size": new.size, "kept": len(kept)}
+    script = {"script": "Cyrillic"} if scenario in ("extended", "optimized") else {}
+    assert facts == {"old_size": old.size, "new_size": new.size, "kept": len(kept)} | script
     lost = {old.bytes_of[i] for i in range(old.size) if i not in kept}
     assert not lost & set(new.bytes_of)
     if scenario == "extended":
@@ -497,6 +498,8 @@ def test_command_line_writes_tokenizer_and_id_map(tmp_path, tiny_llama3):
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["old_size"], facts["new_size"], facts["kept"]) == (6_256, 6_266, 6_256)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["facts"]["script"], facts["script"]) == ("Cyrillic", "Cyrillic")
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"tokenizer.json", "tokenizer_config.json", ID_MAP}
     assert open_tokenizer(tmp_path / "out").vocabulary().size == 6_266
 

@@ -39,12 +39,15 @@ class TokenizerSource:
         The Jinja template that writes conversations, or several by name, `default` among them.
     origin : str
         Where it was read from.
+    script : str or None
+        Unicode script of the tokens that were added to it, if it was just built so.
     """
 
     spec: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | dict[str, str] | None = None
     origin: str = "tokenizer.json"
+    script: str | None = None
 
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
