@@ -79,7 +79,11 @@ class VocabularySettings(Section):
     )
     keep_by: KeepBy = Field("frequency", description="optimized: keep the most used in the corpus, or the lowest ranks")
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
-    script: str = Field("auto", description="Unicode script of the new tokens; auto: the one most letters are in")
+    script: str = Field(
+        "auto",
+        description="Unicode script of the new tokens; auto: the one other than Latin that most letters of the corpus "
+        "are in, if a tenth of them are; else Latin",
+    )
     pad_to: int | None = Field(None, ge=1, description="Pad rows to this multiple; default: as the source was padded")
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from lepta.embeddings.propagate import ANCHORED, METHODS, MapFitter
 from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.embeddings.variant import count_tokens, propagate
 from lepta.errors import LeptaError
+from lepta.vocabulary.pre_tokenizers import starts_with
 from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import open_tokenizer
 
@@ -143,6 +144,26 @@ def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(
     assert tokenizer.spec == tiny_extended.spec
     assert tokenizer.config["eos_token"] == "<|endoftext|>"
     assert tokenizer.chat_template == "{{ messages[0] }}"
+
+
+@pytest.mark.parametrize("bos", [None, "<|endoftext|>"])
+def test_texts_start_as_they_do_in_the_variant(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path, bos):
+    """Whether a special token is put before texts is a setting of each model, like its chat template."""
+
+    def starting(tokenizer, token):
+        first = starts_with(token, tokenizer.spec["model"]["vocab"][token]) if token else None
+        return replace(tokenizer, spec=tokenizer.spec | {"post_processor": first})
+
+    base = tiny_model_folder(rows=ROWS, tokenizer=starting(tiny_tokenizer, "<|im_start|>"))
+    instruct = tiny_model_folder(rows=ROWS, tokenizer=starting(tiny_tokenizer, bos), seed=2)
+    adapted, result = tmp_path / "adapted", tmp_path / "result"
+    adapted.mkdir()
+    result.mkdir()
+    initialise(Checkpoint(base), starting(tiny_extended, "<|im_start|>"), adapted)
+    propagate(Checkpoint(base), Checkpoint(adapted), [(Checkpoint(instruct), result)], "swap")
+    before, after = (open_tokenizer(folder).vocabulary().tokenizer for folder in (instruct, result))
+    assert after.encode("the cat").ids == before.encode("the cat").ids
+    assert (after.encode("the cat").tokens[0] == bos) == (bos is not None)
 
 
 def test_result_loads_in_transformers(family, tmp_path):

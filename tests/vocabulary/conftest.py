@@ -13,6 +13,7 @@ import sentencepiece
 from lepta.corpus import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
+from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind
 
@@ -95,6 +96,20 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def small_unigram(train: Callable[..., Path]) -> TokenizerSource:
     """A Unigram model of 1,500 pieces."""
     return open_tokenizer(train(model_type="unigram", remove_extra_whitespaces=False))
+
+
+@pytest.fixture(scope="session")
+def gemma(train: Callable[..., Path]) -> TokenizerSource:
+    """A small vocabulary in Gemma's form: runs of spaces are added tokens, not special, and merges lead to them too."""
+    source = open_tokenizer(train(model_type="bpe", add_dummy_prefix=False, remove_extra_whitespaces=False))
+    model, runs = source.spec["model"], ["▁▁", "▁▁▁▁", "▁▁▁▁▁▁▁▁"]
+    vocab = model["vocab"] | {run: i for i, run in enumerate(runs, len(model["vocab"])) if run not in model["vocab"]}
+    doubled = [[run[: len(run) // 2]] * 2 for run in runs]
+    merges = [*doubled, *(pair for pair in model["merges"] if pair not in doubled)]
+    added = [*source.spec["added_tokens"], *(added_token(vocab[run], run, special=False) for run in runs)]
+    return replace(
+        source, spec=source.spec | {"added_tokens": added, "model": model | {"vocab": vocab, "merges": merges}}
+    )
 
 
 @pytest.fixture(scope="session")

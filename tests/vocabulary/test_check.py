@@ -59,6 +59,20 @@ def test_scenarios_that_take_tokens_away_are_not_asked_for_unchanged_ids(
     assert {OLD_IDS, UNCHANGED} <= failed(check_vocabulary(open_tokenizer(tmp_path), source, russian[:2], []))
 
 
+def test_lost_runs_of_spaces_are_found(gemma, build, tmp_path):
+    """They are added tokens, which text without their literal leads to through merges only."""
+    built = build(gemma, "optimized", add=50, keep=1_000)
+    save_vocabulary(built, gemma, "optimized", tmp_path)
+    assert failed(check_vocabulary(open_tokenizer(tmp_path), gemma, [], [])) == set()
+    file = tmp_path / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    spec["model"]["merges"] = [pair for pair in spec["model"]["merges"] if not "".join(pair).startswith("▁▁")]
+    file.write_text(json.dumps(spec))
+    checks = check_vocabulary(open_tokenizer(tmp_path), gemma, [], [])
+    assert failed(checks) == {REACHABLE}
+    assert repr("▁▁".encode()) in evidence(checks, REACHABLE)
+
+
 def test_extended_folder_is_asked_for_unchanged_ids(tiny_extended, tiny_tokenizer, tmp_path):
     save_vocabulary(tiny_extended, tiny_tokenizer, "extended", tmp_path)
     checks = check_vocabulary(open_tokenizer(tmp_path), tiny_tokenizer, [], [])

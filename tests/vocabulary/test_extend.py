@@ -173,8 +173,11 @@ def test_stress_marks_of_the_corpus_leave_those_of_other_text_alone(request, bui
 @pytest.mark.parametrize(
     ("words", "script"),
     [
-        ({" hello": 100, " привет": 1}, "Cyrillic"),
+        ({" hello": 10, " привет": 1}, "Cyrillic"),
+        ({" hello": 100, " привет": 1}, "Latin"),
+        ({" żółć": 1_000, " π": 1, " слово": 5}, "Latin"),
         ({" γεια": 5, " привет": 1}, "Greek"),
+        ({" ⵜⴰⵎⴰⵣⵉⵖⵜ": 1}, "Tifinagh"),
         ({" hello": 3}, "Latin"),
         ({"123": 3, "!": 1}, "Latin"),
     ],
@@ -200,6 +203,18 @@ def test_words_of_script_keeps_whole_words_of_that_script_only():
     kept = words_of_script(table_of(dict.fromkeys(words, 1)), "Cyrillic")
     assert set(kept.words) == {" привет", "привет", "  привет", " й", "«привет", "- привет"}
     assert kept.counts.shape == (6, 1)
+
+
+def test_text_in_latin_letters_may_quote_other_scripts(build, tiny_tokenizer, write_lines):
+    polish = "Zażółć gęślą jaźń, książka leży na stole obok źródła światła. Wrocław żółć śnieg większość przyjaciół. "
+    corpus = [str(write_lines("pl.txt", [polish * 20, "Pi oznacza się literą π.", "Slowo Москва to miasto."]))]
+    built = build(tiny_tokenizer, "extended", corpus=corpus, add=20)
+    old, new = tiny_tokenizer.vocabulary(), built.vocabulary()
+    assert built.script == "Latin"
+    tokens = b"".join(new.data(i) for i in range(old.size, new.size)).decode(errors="ignore")
+    assert not regex.search(r"[\p{Cyrillic}\p{Greek}]", tokens)
+    with pytest.raises(LeptaError, match=r"only \d+ new tokens .* its words in Latin, not 9,000; .* another script"):
+        build(tiny_tokenizer, "extended", corpus=corpus, add=9_000)
 
 
 def test_unknown_script_and_missing_script_raise():

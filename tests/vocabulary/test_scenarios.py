@@ -158,7 +158,8 @@ def test_saved_folder_reads_back_with_its_id_map(built, vocabularies, tmp_path):
     assert (written["scenario"], len(written["ids"])) == (scenario, old.size)
     kept = {before: after for before, after in enumerate(written["ids"]) if after is not None}
     assert all(old.bytes_of[before] == new.bytes_of[after] for before, after in kept.items())
-    assert facts == {"old_size": old.size, "new_size": new.size, "kept": len(kept)}
+    script = {"script": "Cyrillic"} if scenario in ("extended", "optimized") else {}
+    assert facts == {"old_size": old.size, "new_size": new.size, "kept": len(kept)} | script
     lost = {old.bytes_of[i] for i in range(old.size) if i not in kept}
     assert not lost & set(new.bytes_of)
     if scenario == "extended":
@@ -309,6 +310,26 @@ def test_optimized_leaves_nothing_out_that_llama3_keeps_whole(llama3):
     ids = [i for i in range(new.size) if new.kinds[i] == Kind.TEXT]
     assert new.split([new.data(i) for i in ids]) == [[i] for i in ids]
     assert len(ids) == 64_000
+
+
+@pytest.mark.parametrize(
+    ("scenario", "numbers"),
+    [
+        ("extended", {"add": 50}),
+        ("optimized", {"add": 50, "keep": 1_000}),
+        ("bpe", {"size": 900}),
+        ("unigram", {"size": 900}),
+    ],
+)
+def test_runs_of_spaces_that_are_added_tokens_stay_one_token(gemma, build, scenario, numbers):
+    old, text = gemma.vocabulary(), "if x:" + 8 * " "
+    new = build(gemma, scenario, corpus=[*CORPUS, "starter:en/valid"], **numbers).vocabulary()
+    for vocabulary in (old, new):
+        tokens = vocabulary.tokenizer.encode(text, add_special_tokens=False).tokens
+        assert tokens[-1] == "▁" * 8
+    assert new.size == numbers.get("size", new.size)
+    if scenario == "optimized":
+        assert new.size == 1_000 + 50 + int((old.kinds == Kind.SPECIAL).sum())
 
 
 def test_unigram_holds_the_pieces_of_the_corpus_and_follows_its_weights(build, tiny_llama3, russian):
@@ -477,6 +498,8 @@ def test_command_line_writes_tokenizer_and_id_map(tmp_path, tiny_llama3):
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["old_size"], facts["new_size"], facts["kept"]) == (6_256, 6_266, 6_256)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["facts"]["script"], facts["script"]) == ("Cyrillic", "Cyrillic")
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"tokenizer.json", "tokenizer_config.json", ID_MAP}
     assert open_tokenizer(tmp_path / "out").vocabulary().size == 6_266
 

@@ -106,6 +106,12 @@ def test_special_tokens_are_told_from_text(old):
     assert (old.kinds[17:] == Kind.TEXT).all()
 
 
+def test_byte_level_as_a_normalizer_is_refused(tiny_tokenizer):
+    spec = tiny_tokenizer.spec | {"normalizer": {"type": "ByteLevel"}, "pre_tokenizer": None}
+    with pytest.raises(LeptaError, match=r"my\.json: ByteLevel as a normalizer; expected it in pre_tokenizer"):
+        read_vocabulary(spec, "my.json")
+
+
 def test_ids_by_bytes_gives_every_text_token_its_id(old):
     ids = old.ids_by_bytes(Kind.TEXT)
     assert all(old.bytes_of[i] == data for data, i in ids.items())

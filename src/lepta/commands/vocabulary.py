@@ -47,7 +47,11 @@ def vocab_build(
         KeepBy, typer.Option(help="optimized: keep the tokens most used in the corpus, or those of lowest rank.")
     ] = "frequency",
     script: Annotated[
-        str, typer.Option(help="Unicode script of tokens added to old ones, such as Cyrillic (default: by the corpus).")
+        str,
+        typer.Option(
+            help="Unicode script of tokens added to old ones, such as Cyrillic (default: the one other than Latin that "
+            "most letters of the corpus are in, if a tenth of them are; else Latin)."
+        ),
     ] = "auto",
     force: Force = False,
     as_json: AsJson = False,

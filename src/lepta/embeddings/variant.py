@@ -19,7 +19,7 @@ from lepta.embeddings.mix import mean_length, mean_row
 from lepta.embeddings.propagate import ANCHORED, AnyMethod, MapFitter, Propagation
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
 from lepta.errors import LeptaError
-from lepta.vocabulary.rebuild import add_special_tokens
+from lepta.vocabulary.rebuild import add_special_tokens, post_processor_with_ids
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -286,7 +286,7 @@ def _padded(counts: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> TokenizerSource:
-    """The new tokenizer with a variant's chat template and roles of tokens."""
+    """The new tokenizer with a variant's chat template, roles of tokens and what it puts around texts."""
     owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
     config = tokenizer.config | own.config | {key: tokenizer.config[key] for key in owned}
     if "added_tokens_decoder" in config:
@@ -294,7 +294,9 @@ def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> Token
         config["added_tokens_decoder"] = {
             token_id: {key: value for key, value in token.items() if key != "id"} for token_id, token in known.items()
         }
-    return replace(tokenizer, config=config, chat_template=own.chat_template or tokenizer.chat_template)
+    ids = {token["content"]: token["id"] for token in tokenizer.spec["added_tokens"]}
+    spec = tokenizer.spec | {"post_processor": post_processor_with_ids(own.spec.get("post_processor"), ids)}
+    return replace(tokenizer, spec=spec, config=config, chat_template=own.chat_template or tokenizer.chat_template)
 
 
 def _check_family(

@@ -82,7 +82,7 @@ def build_vocabulary(
     keep_by : {"frequency", "rank"}
         Which ones; see `kept_tokens`.
     script : str
-        Unicode script of tokens added to old ones, or `auto`.
+        Unicode script of tokens added to old ones, or `auto`; see `dominant_script`.
 
     Returns
     -------
@@ -119,8 +119,7 @@ def build_vocabulary(
         raise LeptaError(f"size {size}: the vocabulary to start from has {start.size:,} tokens already; expected more")
     if scenario == "bpe":
         return _with_spec(source, extend(start, table.words, weigh(table), number, keep_other_text=False))
-    table = _words_of(table, script)
-    return _with_spec(source, extend(start, table.words, weigh(table), number))
+    return _extended(source, start, table, script, number)
 
 
 def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Scenario) -> None:
@@ -147,8 +146,9 @@ def choose_size(
     """
     vocabulary = source.vocabulary()
     _needs_merges(vocabulary, source, "extended")
-    table = _words_of(count_corpus(vocabulary.word_rules(), corpus), script)
-    kept, held_out = table.hold_out()
+    table = count_corpus(vocabulary.word_rules(), corpus)
+    script = _script_of(table, script)
+    kept, held_out = words_of_script(table, script).hold_out()
     try:
         spec = extend(vocabulary, kept.words, weigh(kept), MOST_ADDED)
     except TooFewTokens as error:
@@ -158,30 +158,46 @@ def choose_size(
     chosen = cheapest(points)
     if not chosen.added:
         raise LeptaError("size auto: no new token pays for its row in this model; name a size, or give other text")
-    return _with_spec(source, extend(vocabulary, table.words, weigh(table), chosen.added)), points, chosen
+    return _extended(source, vocabulary, table, script, chosen.added), points, chosen
 
 
-def _words_of(table: WordTable, script: str) -> WordTable:
-    return words_of_script(table, dominant_script(table.words, weigh(table)) if script == "auto" else script)
+def _extended(
+    source: TokenizerSource, start: Vocabulary, table: WordTable, script: str, number: int
+) -> TokenizerSource:
+    """The tokenizer with tokens of one script added to those that are kept."""
+    script = _script_of(table, script)
+    words = words_of_script(table, script)
+    try:
+        spec = extend(start, words.words, weigh(words), number)
+    except TooFewTokens as error:
+        raise TooFewTokens(error.available, number, script) from error
+    return _with_spec(source, spec, script)
 
 
-def _with_spec(source: TokenizerSource, spec: dict[str, Any]) -> TokenizerSource:
+def _script_of(table: WordTable, script: str) -> str:
+    return dominant_script(table.words, weigh(table)) if script == "auto" else script
+
+
+def _with_spec(source: TokenizerSource, spec: dict[str, Any], script: str | None = None) -> TokenizerSource:
     ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    return replace(source, spec=spec, config=config_with_ids(source.config, ids))
+    return replace(source, spec=spec, config=config_with_ids(source.config, ids), script=script)
 
 
 def save_vocabulary(
     built: TokenizerSource, original: TokenizerSource, scenario: Scenario, folder: Path
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write a new tokenizer with the map from old ids to new ones (see `ID_MAP`).
 
     Returns
     -------
     dict
-        `old_size`, `new_size`, and `kept`: how many old tokens the new vocabulary has.
+        `old_size`, `new_size`, `kept` (how many old tokens the new vocabulary has) and, where tokens of one script were
+        added, `script`.
     """
     old, new = original.vocabulary(), built.vocabulary()
     id_map = [new_id if new_id >= 0 else None for new_id in same_tokens(new, old).tolist()]
     built.save(folder)
     (folder / ID_MAP).write_text(json.dumps({"scenario": scenario, "ids": id_map}) + "\n", encoding="utf-8")
-    return {"old_size": old.size, "new_size": new.size, "kept": sum(new_id is not None for new_id in id_map)}
+    kept = sum(new_id is not None for new_id in id_map)
+    facts = {"old_size": old.size, "new_size": new.size, "kept": kept}
+    return facts | ({"script": built.script} if built.script else {})

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex
@@ -15,7 +14,7 @@ from lepta.locate import read_json
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise
 from lepta.vocabulary.scenarios import ID_MAP
-from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource
+from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Text that no new vocabulary may harm: code, other languages and scripts, signs. Used beside the user's own.
@@ -70,7 +69,7 @@ def check_vocabulary(
     others = [*other, *OTHER_TEXT]
     scenario = _scenario(new)
     adds_only = scenario in (None, "extended")
-    checks = [_dense(vocabulary), _reachable(vocabulary, original if adds_only else None)]
+    checks = [_dense(vocabulary), _reachable(vocabulary, original, adds_only)]
     checks += [
         _bytes(vocabulary, original),
         _round_trip(vocabulary, [*target, *others]),
@@ -97,12 +96,19 @@ def _dense(vocabulary: Vocabulary) -> Check:
     return Check("ids are dense", len(holes) == 0, evidence)
 
 
-def _reachable(vocabulary: Vocabulary, old: Vocabulary | None) -> Check:
-    """A token is reachable if its own bytes come back as that token. Old tokens are what they are: new ones count."""
-    ids = [i for i in range(old.size if old else 0, vocabulary.size) if vocabulary.kinds[i] == Kind.TEXT]
+def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) -> Check:
+    """A token is reachable if its own bytes come back as that token. Old tokens are what they are: new ones count.
+
+    Where tokens were taken away, so do added tokens that the old vocabulary spells: text must lead to them as before.
+    """
+    first = old.size if old and adds_only else 0
+    ids = [i for i in range(first, vocabulary.size) if vocabulary.kinds[i] == Kind.TEXT]
+    if old and not adds_only:
+        spelled = old.spelled_specials()
+        ids += [i for data, i in vocabulary.ids_by_bytes(Kind.SPECIAL).items() if data.decode() in spelled]
     splits = vocabulary.split([vocabulary.bytes_of[i] or b"" for i in ids])
     lost = [i for i, split in zip(ids, splits, strict=True) if split != [i]]
-    which = "new tokens" if old else "tokens"
+    which = "new tokens" if first else "tokens"
     evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {which}"
     if lost:
         evidence += f"; unreachable: {', '.join(repr(vocabulary.bytes_of[i]) for i in lost[:5])}"
@@ -179,17 +185,13 @@ def _special_tokens(
     """All special tokens are there (with their ids, if tokens were only added), and play the same roles."""
     before, after = original.ids_by_bytes(Kind.SPECIAL), vocabulary.ids_by_bytes(Kind.SPECIAL)
     lost = [token.decode() for token, i in before.items() if token not in after or (same_ids and after[token] != i)]
-    roles = [role for role in SPECIAL_ROLES if _content(old.config.get(role)) != _content(new.config.get(role))]
+    roles = [role for role in SPECIAL_ROLES if content_of(old.config.get(role)) != content_of(new.config.get(role))]
     evidence = f"{len(before)} special tokens"
     if lost:
         evidence = f"lost or moved: {', '.join(lost[:5])}"
     elif roles:
-        evidence = f"{roles[0]} was {_content(old.config.get(roles[0]))}, is {_content(new.config.get(roles[0]))}"
+        evidence = f"{roles[0]} was {content_of(old.config.get(roles[0]))}, is {content_of(new.config.get(roles[0]))}"
     return Check("special tokens are kept", not lost and not roles, evidence)
-
-
-def _content(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
 
 
 def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
@@ -255,7 +257,7 @@ def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
     specials = vocabulary.ids_by_bytes(Kind.SPECIAL)
     wrong = []
     for role in SPECIAL_ROLES:
-        token = _content(source.config.get(role))
+        token = content_of(source.config.get(role))
         ids = config.get(f"{role}_id")
         if token is not None and ids is not None:
             known = ids if isinstance(ids, list) else [ids]

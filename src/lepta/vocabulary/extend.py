@@ -23,12 +23,14 @@ from lepta.vocabulary.words import WordTable
 RARE_CHARACTER = 1e-6
 Symbols = tuple[bytes, ...]  # what a word splits into; a tuple, which costs the garbage collector less than a list
 FREQUENT_WORDS = 20_000  # enough to tell the script of a text
+LEAST_SHARE = 0.1  # of all letters; code and names beside a text of another script leave it more
 
 
 def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
-    """Name the Unicode script that most letters are in, Latin only if there is no other.
+    """Name the Unicode script that most letters are in; Latin counts only if others have next to none.
 
-    Latin is left out because it is in text of every language (names, code), and old vocabularies know it.
+    Latin is in text of every language (names, code) and old vocabularies know it, while a few letters of another script
+    (formulas, quotations) do not make a text one of that script.
     """
     letters: Counter[str] = Counter()
     for n in np.argsort(-weights)[:FREQUENT_WORDS].tolist():
@@ -36,42 +38,24 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
             letters[character] += weights[n]
     scripts: Counter[str] = Counter()
     for character, weight in letters.items():
-        for script in SCRIPTS:
+        for script in ("Latin", *SCRIPTS):
             if regex.match(rf"\p{{Script={script}}}", character):
                 scripts[script] += weight
-    return scripts.most_common(1)[0][0] if scripts else "Latin"
+    least = LEAST_SHARE * scripts.total()
+    others = [(weight, script) for script, weight in scripts.items() if script != "Latin" and weight >= least]
+    return max(others)[1] if others else "Latin"
 
 
+# Scripts in use today (Unicode, UAX 31), but Latin.
 SCRIPTS = [
-    "Cyrillic",
-    "Greek",
-    "Arabic",
-    "Hebrew",
-    "Armenian",
-    "Georgian",
-    "Devanagari",
-    "Bengali",
-    "Gurmukhi",
-    "Gujarati",
-    "Oriya",
-    "Tamil",
-    "Telugu",
-    "Kannada",
-    "Malayalam",
-    "Sinhala",
-    "Thai",
-    "Lao",
-    "Tibetan",
-    "Myanmar",
-    "Khmer",
-    "Ethiopic",
-    "Hangul",
-    "Han",
-    "Hiragana",
-    "Katakana",
-    "Mongolian",
-    "Cherokee",
-]
+    "Cyrillic", "Greek", "Arabic", "Hebrew", "Armenian", "Georgian", "Devanagari", "Bengali", "Gurmukhi", "Gujarati",
+    "Oriya", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Lao", "Tibetan", "Myanmar", "Khmer",
+    "Ethiopic", "Hangul", "Han", "Hiragana", "Katakana", "Mongolian", "Cherokee", "Thaana", "Syriac", "Mandaic", "Nko",
+    "Adlam", "Tifinagh", "Vai", "Bamum", "Osage", "Canadian_Aboriginal", "Bopomofo", "Yi", "Lisu", "Miao", "Tai_Le",
+    "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Cham", "Kayah_Li", "Hanifi_Rohingya", "Javanese", "Balinese", "Sundanese",
+    "Batak", "Buginese", "Ol_Chiki", "Meetei_Mayek", "Chakma", "Limbu", "Lepcha", "Newa", "Saurashtra", "Syloti_Nagri",
+    "Wancho", "Nyiakeng_Puachue_Hmong",
+]  # fmt: skip
 
 
 def words_of_script(table: WordTable, script: str) -> WordTable:

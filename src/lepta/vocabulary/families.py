@@ -24,8 +24,14 @@ def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Voc
         If the tokenizer is of a family that is not supported, naming the part.
     """
     model = spec.get("model") or {}
-    before = [*components(spec.get("normalizer")), *components(spec.get("pre_tokenizer"))]
-    byte_level = any(part["type"] == "ByteLevel" for part in before)
+    normalizer, pre_tokenizer = components(spec.get("normalizer")), components(spec.get("pre_tokenizer"))
+    if any(part["type"] == "ByteLevel" for part in normalizer):
+        raise LeptaError(
+            f"{origin}: ByteLevel as a normalizer; expected it in pre_tokenizer, as in all byte-level BPE known here "
+            "(GPT-2, LLaMA-3, Qwen, SmolLM2)"
+        )
+    before = [*normalizer, *pre_tokenizer]
+    byte_level = any(part["type"] == "ByteLevel" for part in pre_tokenizer)
     spaces_marked = any(
         part["type"] == "Metaspace" or (part["type"] == "Replace" and part["content"] == SPACE) for part in before
     )

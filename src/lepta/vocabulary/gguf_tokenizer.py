@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lepta.errors import LeptaError
-from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split
+from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split, starts_with
+from lepta.vocabulary.rebuild import added_token
 
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # tokenizer.ggml.token_type
 
@@ -52,11 +53,12 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], dict[str, Any], str
     pre_tokenizer, normalizer, ignore_merges = PRE_TOKENIZERS[pre]
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     added = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "special": kind == CONTROL_TOKEN}
+        added_token(i, token, special=kind == CONTROL_TOKEN)
         for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)
     ]
+    bos: int = fields.get("tokenizer.ggml.bos_token_id", -1)
+    starts = bos >= 0 and fields.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe")  # the default of llama.cpp
     spec = {
         "version": "1.0",
         "truncation": None,
@@ -64,7 +66,7 @@ def read_gguf_tokenizer(path: Path) -> tuple[dict[str, Any], dict[str, Any], str
         "added_tokens": added,
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
+        "post_processor": starts_with(tokens[bos], bos) if starts else None,
         "decoder": byte_level(use_regex=True),
         "model": {
             "type": "BPE",

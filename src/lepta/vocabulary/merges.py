@@ -29,9 +29,11 @@ OCCURRENCES = 2_000_000
 class TooFewTokens(LeptaError):
     """The words hold fewer new tokens than were asked for."""
 
-    def __init__(self, available: int, asked: int) -> None:
+    def __init__(self, available: int, asked: int, script: str | None = None) -> None:
+        words, remedy = (f"its words in {script}", ", or name another script") if script else ("it", "")
         super().__init__(
-            f"corpus: only {available:,} new tokens can be learned from it, not {asked:,}; give more or ask for fewer"
+            f"corpus: only {available:,} new tokens can be learned from {words}, not {asked:,}; give more or ask for "
+            f"fewer{remedy}"
         )
         self.available = available
 

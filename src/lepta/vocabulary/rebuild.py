@@ -43,16 +43,17 @@ def rebuild(
         (token | {"id": ids[token["content"]]} for token in new.get("added_tokens") or []),
         key=lambda token: token["id"],
     )
-    if new.get("post_processor"):
-        new["post_processor"] = _with_ids(new["post_processor"], ids)
+    new["post_processor"] = post_processor_with_ids(new.get("post_processor"), ids)
     return new
 
 
-def _with_ids(processor: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+def post_processor_with_ids(processor: dict[str, Any] | None, ids: Mapping[str, int]) -> dict[str, Any] | None:
     """A post-processor with the new ids of the special tokens that it adds."""
+    if not processor:
+        return None
     match processor["type"]:
         case "Sequence":
-            return processor | {"processors": [_with_ids(part, ids) for part in processor["processors"]]}
+            return processor | {"processors": [post_processor_with_ids(part, ids) for part in processor["processors"]]}
         case "TemplateProcessing":
             added = {
                 name: entry | {"ids": [ids[token] for token in entry["tokens"]]}
@@ -65,10 +66,16 @@ def _with_ids(processor: dict[str, Any], ids: Mapping[str, int]) -> dict[str, An
             return processor
 
 
-def add_special_tokens(spec: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add special tokens whose ids follow the largest one.
+def added_token(token_id: int, content: str, special: bool = True) -> dict[str, Any]:
+    """An entry of `added_tokens`: a token that is matched in text as it is written."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": token_id, "content": content} | flags
 
-    They join the model's own vocabulary too: `tokenizers` gives an added token that is not in it the next free id.
+
+def add_special_tokens(spec: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add special tokens whose ids follow the largest one, or that the model's own vocabulary has already.
+
+    All special tokens join the model's own vocabulary: `tokenizers` gives one that is not in it the next free id.
 
     Parameters
     ----------
@@ -79,12 +86,13 @@ def add_special_tokens(spec: Mapping[str, Any], tokens: Sequence[Mapping[str, An
     """
     if not tokens:
         return dict(spec)
-    model = dict(spec["model"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = model["vocab"] | {token["content"]: token["id"] for token in tokens}
+    added = [*(spec.get("added_tokens") or []), *map(dict, tokens)]
+    vocab = spec["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = vocab | {token["content"]: token["id"] for token in added if token["content"] not in vocab}
     else:  # Unigram: a list by id, with scores; special tokens are never chosen
-        model["vocab"] = [*model["vocab"], *([token["content"], NEVER] for token in tokens)]
-    return dict(spec) | {"model": model, "added_tokens": [*(spec.get("added_tokens") or []), *map(dict, tokens)]}
+        vocab = [*vocab, *([token["content"], NEVER] for token in added if token["id"] >= len(vocab))]
+    return dict(spec) | {"model": spec["model"] | {"vocab": vocab}, "added_tokens": added}
 
 
 def config_with_ids(config: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lepta.errors import LeptaError
 from lepta.vocabulary.pre_tokenizers import starts_with
+from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.sentencepiece import NEVER, SPACE
 from lepta.vocabulary.tiktoken_file import pairs_of
 
@@ -47,8 +48,7 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise LeptaError(f"{path}: a SentencePiece model of type WORD or CHAR; expected BPE or UNIGRAM")
     pieces = proto.pieces
     added = [
-        {"id": i, "content": piece.piece, "single_word": False, "lstrip": False, "rstrip": False}
-        | {"normalized": False, "special": piece.type != USER_DEFINED}
+        added_token(i, piece.piece, special=piece.type != USER_DEFINED)
         for i, piece in enumerate(pieces)
         if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
     ]

@@ -10,11 +10,17 @@ from lepta.errors import LeptaError
 from lepta.locate import locate, read_json
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
+from lepta.vocabulary.pre_tokenizers import starts_with
+from lepta.vocabulary.rebuild import add_special_tokens, added_token, config_with_ids
 from lepta.vocabulary.sentencepiece_file import is_sentencepiece, read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokens import Vocabulary
 
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+# Where a folder has its tokens, the first that is there; the other files add roles, chat markers and templates to them.
+TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+CHAT_TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # the names are transformers' own
+TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja"]
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -29,16 +35,19 @@ class TokenizerSource:
         Contents of `tokenizer.json`.
     config : dict
         Contents of `tokenizer_config.json`, without the chat template.
-    chat_template : str or None
-        The Jinja template that writes conversations.
+    chat_template : str, dict or None
+        The Jinja template that writes conversations, or several by name, `default` among them.
     origin : str
         Where it was read from.
+    script : str or None
+        Unicode script of the tokens that were added to it, if it was just built so.
     """
 
     spec: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
-    chat_template: str | None = None
+    chat_template: str | dict[str, str] | None = None
     origin: str = "tokenizer.json"
+    script: str | None = None
 
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
@@ -49,9 +58,12 @@ class TokenizerSource:
         spec = json.dumps(self.spec, ensure_ascii=False)  # indent would leave the C encoder
         (folder / "tokenizer.json").write_text(spec, encoding="utf-8")
         config = json.dumps(self.config, ensure_ascii=False, indent=2)
-        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        (folder / CONFIG).write_text(config, encoding="utf-8")
+        templates = self.chat_template or {}
+        for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
+            file = folder / (CHAT_TEMPLATE if name == "default" else f"{NAMED_TEMPLATES}/{name}.jinja")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(template, encoding="utf-8")
 
 
 def open_tokenizer(source: str | Path) -> TokenizerSource:
@@ -69,8 +81,10 @@ def open_tokenizer(source: str | Path) -> TokenizerSource:
         If there is no such place, or it holds no tokenizer that can be read.
     """
     path = locate(source, hub_files=TOKENIZER_FILES)
-    if path.is_dir():
-        return _read_folder(path)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def _read_file(path: Path) -> TokenizerSource:
     if path.suffix == ".json":
         return _read_json(path)
     with path.open("rb") as file:
@@ -103,21 +117,91 @@ def _read_spec(path: Path) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> TokenizerSource:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        others = [name for name in ("tokenizer.model", "tekken.json") if (folder / name).is_file()]
-        if not others:
-            slow = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).is_file()]
-            what = f"only {slow[0]} of a slow tokenizer" if slow else "no tokenizer.json, .model or tekken.json"
-            remedy = "save a fast one with AutoTokenizer and save_pretrained()"
-            raise LeptaError(f"{folder}: {what} in it; {remedy}")
-        return open_tokenizer(folder / others[0])
-    config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json(config_file) if config_file.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
-    template = config.pop("chat_template", None)
-    if template_file.is_file():
-        template = template_file.read_text(encoding="utf-8")
-    map_file = folder / "special_tokens_map.json"
-    if map_file.is_file():  # older folders keep the roles here; tokenizer_config.json is where they live now
-        config = {role: token for role, token in read_json(map_file).items() if role in SPECIAL_ROLES} | config
-    return TokenizerSource(_read_spec(file), config, template, str(folder))
+    file = next((folder / name for name in TOKEN_FILES if (folder / name).is_file()), None)
+    if file is None:
+        slow = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).is_file()]
+        what = f"only {slow[0]} of a slow tokenizer" if slow else "no tokenizer.json, .model or tekken.json"
+        remedy = "save a fast one with AutoTokenizer and save_pretrained()"
+        raise LeptaError(f"{folder}: {what} in it; {remedy}")
+    source = _read_file(file)
+    own = _read_optional(folder / CONFIG)
+    template = _chat_template(folder, own.pop("chat_template", None))
+    roles = _read_optional(folder / ROLES)  # older folders keep the roles here; in the config is where they live now
+    # Only as text: transformers takes objects with settings from this file, from the config not.
+    config = source.config | {role: content_of(roles[role]) for role in SPECIAL_ROLES if role in roles} | own
+    spec = _with_added_tokens(source.spec, folder, roles | config)
+    if file.name != TOKEN_FILES[0]:  # the class that the config names would read the other file, in its own way
+        spec = _with_start_of_text(spec, config)
+        config = config_with_ids(config, {token["content"]: token["id"] for token in spec["added_tokens"]})
+    return TokenizerSource(spec, config, template, str(folder))
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
+    """The chat templates of a folder: in files of their own or, if there are none, those that its config gives."""
+    files = {"default": folder / CHAT_TEMPLATE} | {
+        file.name.removesuffix(".jinja"): file for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+    }
+    templates = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    if not templates:
+        if not given or isinstance(given, str):
+            return given or None
+        try:
+            templates = {str(entry["name"]): str(entry["template"]) for entry in given}
+        except (KeyError, TypeError):
+            templates = {}
+        if not templates or any(name != Path(name).name for name in templates):  # they become names of files
+            raise LeptaError(
+                f"{folder / CONFIG}: chat_template is neither a template nor a list of them; expected a string, or "
+                'entries {"name": "default", "template": ...} whose names can be names of files'
+            )
+    return templates["default"] if list(templates) == ["default"] else templates
+
+
+def _with_added_tokens(spec: dict[str, Any], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add the tokens that only other files of a folder name, as transformers does; refuse where it would move them."""
+    if "added_tokens_decoder" in settings:
+        file = folder / CONFIG
+        tokens = [
+            added_token(int(i), token["content"]) | token for i, token in settings["added_tokens_decoder"].items()
+        ]
+    else:
+        file = folder / ADDED_TOKENS
+        named = [*map(settings.get, SPECIAL_ROLES), *(settings.get("additional_special_tokens") or [])]
+        special = set(map(content_of, named))
+        tokens = [added_token(i, token, token in special) for token, i in _read_optional(file).items()]
+    known = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
+    missing = sorted((token for token in tokens if token["content"] not in known), key=lambda token: token["id"])
+    if not missing:
+        return spec
+    vocab = spec["model"]["vocab"]
+    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
+    ids |= known
+    size = 1 + max(ids.values(), default=-1)
+    for token in missing:
+        free = ids.setdefault(token["content"], size)
+        size += free == size
+        if token["id"] != free:
+            raise LeptaError(
+                f"{file}: token {token['content']!r} has id {token['id']}, expected {free} by the tokenizer; "
+                "correct the id, or take the token out if the model has no row for it"
+            )
+    return add_special_tokens(spec, missing)
+
+
+def _with_start_of_text(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Put the token for the start of text before each text, or nothing, if the config says which."""
+    if "add_bos_token" not in settings:
+        return spec
+    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    bos = content_of(settings.get("bos_token")) or ""
+    starts = settings["add_bos_token"] and bos in ids
+    return spec | {"post_processor": starts_with(bos, ids[bos]) if starts else None}
+
+
+def content_of(token: Any) -> str | None:
+    """Text of a token as configs name it: a string, or an object with settings."""
+    return token["content"] if isinstance(token, dict) else token

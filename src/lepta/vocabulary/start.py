@@ -25,13 +25,13 @@ def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) 
     Returns
     -------
     dict
-        Contents of a `tokenizer.json` without merges.
+        Contents of a `tokenizer.json` without merges, but those of special tokens.
     """
     if isinstance(vocabulary, ByteLevelBPE):
         tokens = [vocabulary.written(bytes([byte])) for byte in range(256)]
-        return _restart(vocabulary, tokens, [])
+        return _restart(vocabulary, tokens)
     characters = (vocabulary.written(character.encode()) for character in _characters(words, weights))
-    spec = _restart(vocabulary, [*map(byte_token, range(256)), *characters], [])
+    spec = _restart(vocabulary, [*map(byte_token, range(256)), *characters])
     strips = any(step["type"] == "Strip" for step in components(spec.get("decoder")))
     return spec | {"model": spec["model"] | {"byte_fallback": True}, "decoder": decoder(strips)}
 
@@ -76,25 +76,22 @@ def kept_tokens(
     ids = [i for i, kind in enumerate(vocabulary.kinds) if kind in (Kind.TEXT, Kind.BYTE)]
     number = len(ids) // 2 if number is None else number
     parts = merge_parts(vocabulary)
+    specials = np.flatnonzero(vocabulary.kinds == Kind.SPECIAL).tolist()
     kept = {i for i in ids if i not in parts}
-    if not len(kept) <= number < len(ids):
-        raise LeptaError(f"--keep {number}: expected from {len(kept)} (bytes and characters) to {len(ids) - 1}")
+    for i in specials:
+        kept |= _closure(i, parts, kept)
+    least, most = len(kept) - len(specials), number + len(specials)
+    if not least <= number < len(ids):
+        raise LeptaError(f"--keep {number}: expected from {least} (bytes and characters) to {len(ids) - 1}")
     usage = _usage(vocabulary, words, weights) if by == "frequency" else np.zeros(vocabulary.size)
     for i in sorted(ids, key=lambda i: (-usage[i], i)):
         needed = _closure(i, parts, kept)
-        if len(kept) + len(needed) <= number:
+        if len(kept) + len(needed) <= most:
             kept |= needed
-        if len(kept) == number:
+        if len(kept) == most:
             break
     strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
-    tokens = [strings[i] for i in ids if i in kept]
-    names = set(tokens)
-    merges = [
-        (left, right)
-        for left, right in merge_pairs(vocabulary.spec["model"]["merges"])
-        if left in names and right in names and left + right in names
-    ]
-    return _restart(vocabulary, tokens, merges)
+    return _restart(vocabulary, [strings[i] for i in ids if i in kept])
 
 
 def merge_parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
@@ -147,9 +144,10 @@ def _usage(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) ->
     return np.bincount(flat, np.repeat(weights, lengths), minlength=vocabulary.size)
 
 
-def _restart(vocabulary: Vocabulary, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The tokenizer with these tokens only, special tokens where they were: before all others, or after."""
+def _restart(vocabulary: Vocabulary, tokens: Sequence[str]) -> dict[str, Any]:
+    """The tokenizer with these tokens and the merges between them only, special tokens before all others, or after."""
     before, after = special_layout(vocabulary)
     ids = {token: i for i, token in enumerate([*before, *(t for t in tokens if t not in {*before, *after}), *after])}
     model = vocabulary.spec["model"]
+    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= ids.keys()]
     return rebuild(vocabulary.spec, ids, model | {"vocab": ids, "merges": merge_lines(merges, model["merges"])})

@@ -16,6 +16,7 @@ from lepta.errors import LeptaError
 from lepta.locate import read_json
 from lepta.vocabulary.byte_level import to_byte_alphabet
 from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split, starts_with
+from lepta.vocabulary.rebuild import added_token
 
 _LLAMA3_NAMED = {
     0: "<|begin_of_text|>",
@@ -154,12 +155,11 @@ def _spec(
 ) -> dict[str, Any]:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": token} | plain for i, token in specials.items()],
+        "added_tokens": [added_token(i, token) for i, token in specials.items()],
         "normalizer": normalizer,
         "pre_tokenizer": sequence(split(regex), byte_level(use_regex=False)),
         "post_processor": starts_with(first, vocab[first]) if first else None,

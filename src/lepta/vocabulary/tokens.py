@@ -87,6 +87,12 @@ class Vocabulary(ABC):
         ids = np.flatnonzero(self.kinds == kind)[::-1]
         return {data: int(i) for i in ids if (data := self.bytes_of[i]) is not None}
 
+    def spelled_specials(self) -> set[str]:
+        """Added tokens that merges or pieces lead to as well: Gemma lists its runs of spaces so."""
+        added = self.spec.get("added_tokens") or []
+        plain = {token["content"]: token["id"] for token in added if not token["special"]}
+        return {token for token, i in plain.items() if self.split([token.encode()]) == [[i]]}
+
     def is_hole(self, token_id: int) -> bool:
         """Tell whether no token has this id."""
         return token_id >= self.size or self.kinds[token_id] == Kind.HOLE

@@ -20,7 +20,7 @@ from tokenizers import models
 from lepta.errors import LeptaError
 from lepta.vocabulary.merges import whole_numbers
 from lepta.vocabulary.pre_tokenizers import sequence, split
-from lepta.vocabulary.rebuild import rebuild, special_layout
+from lepta.vocabulary.rebuild import added_token, rebuild, special_layout
 from lepta.vocabulary.sentencepiece import NEVER, SPACE, WORDS, byte_token
 from lepta.vocabulary.sentencepiece_file import NORMAL
 from lepta.vocabulary.tokens import Vocabulary, components
@@ -65,21 +65,23 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     before, after = special_layout(vocabulary)
     if UNKNOWN not in (*before, *after):
         before = [UNKNOWN, *before]
-    lines = _line_tokens(words, weights)
+    spelled = vocabulary.spelled_specials()
+    specials = {token: LINE_SCORE if token in spelled else NEVER for token in (*before, *after)}
+    lines = {token: score for token, score in _line_tokens(words, weights).items() if token not in specials}
     number = size - len(before) - len(after) - 256 - len(lines)
     if number <= 0:
         raise LeptaError(
             f"--size {size}: special tokens, bytes and line breaks alone are {size - number}; expected more"
         )
     pieces = _reachable(_train(words, weights, number + int(number * SURPLUS)), number)
-    low = dict.fromkeys
-    tokens = low(before, NEVER) | low(map(byte_token, range(256)), NEVER) | lines | pieces | low(after, NEVER)
+    single = dict.fromkeys(map(byte_token, range(256)), NEVER)
+    first, last = ({token: specials[token] for token in part} for part in (before, after))
+    tokens = first | single | lines | pieces | last
     ids = {token: i for i, token in enumerate(tokens)}
     model = _model(tokens, ids[UNKNOWN])
     spec = rebuild(vocabulary.spec, ids, model, **_text_rules(vocabulary))
     if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:
-        unknown = {"id": ids[UNKNOWN], "content": UNKNOWN, "single_word": False, "lstrip": False, "rstrip": False}
-        spec["added_tokens"].insert(0, unknown | {"normalized": False, "special": True})
+        spec["added_tokens"].insert(0, added_token(ids[UNKNOWN], UNKNOWN))
     return spec
 
 
