@@ -11,6 +11,7 @@ import numpy as np
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.corpus import read_dialogues, read_documents
 from lepta.embeddings.transfer import transfer_matrix
+from lepta.errors import LeptaError
 from lepta.evaluation.bits import score_text, windows
 from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
@@ -148,8 +149,26 @@ def _continuations(
     }
 
 
-def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
+def behaviour_dialogues(settings: Behaviour) -> list[list[dict[str, str]]]:
+    """Read the conversations whose style is counted.
+
+    Raises
+    ------
+    LeptaError
+        If they cannot be read, or a reference answer has no mark to open up to.
+    """
     dialogues = read_dialogues(settings.dialogues)[: settings.prompts]
+    for number, dialogue in enumerate(dialogues, 1):
+        if settings.mark not in dialogue[-1]["content"]:
+            raise LeptaError(
+                f"{settings.dialogues}, conversation {number}: its answer has no {settings.mark!r}, up to which "
+                "openings are compared; give evaluate.behaviour another mark, or other dialogues"
+            )
+    return dialogues
+
+
+def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
+    dialogues = behaviour_dialogues(settings)
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
     answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")
