@@ -60,7 +60,7 @@ def prepare(
     try:
         write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
         if settings.decontaminate and not (work.folder / AGAINST).is_file():
-            write_json(work.folder / AGAINST, build_index(settings.decontaminate, work.index))
+            write_json(work.folder / AGAINST, build_index(settings.decontaminate, settings.clean, work.index))
         clean = Stage("clean", [CleanTexts(settings, work)], len(tasks), work, sum(task.size for task in tasks))
         if settings.executor.kind == "slurm":  # how many shards there will be is not known yet
             divided = replace(work, parts=min(settings.executor.tasks or len(tasks), MOST_PARTS))
