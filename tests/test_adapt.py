@@ -278,6 +278,9 @@ def test_report_prints_the_finished_numbers(finished):
     assert data["evaluation"]["text"]["adapted base"]["ru"]["bits_per_byte"] > 0
     page = (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    cuts = [cut for passage in data["evaluation"]["pieces"].values() for cut in passage["cuts"]]
+    # English is cut alike, so it is shown once
+    assert page.count('title="id ') == sum(map(len, cuts[:3])) and cuts[2] == cuts[3]
 
 
 @pytest.mark.parametrize(

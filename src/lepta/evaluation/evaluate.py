@@ -16,8 +16,11 @@ from lepta.evaluation.bits import score_text, windows
 from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
 from lepta.recipe import Behaviour, EvaluateSettings, Text
+from lepta.report.compare import pieces
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
+
+PASSAGE = 400  # characters that are shown as tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def evaluate(
     -------
     dict
         `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
-        (share of prompts and answers of each model), `speed`, `pieces` (a passage in both vocabularies).
+        (share of prompts and answers of each model), `speed`, `pieces` (a passage of each
+        language in both vocabularies).
     """
     languages = {side.language: side.valid for side in (text.target, text.source)}
     held_out = {
@@ -103,28 +107,13 @@ def evaluate(
     }
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {contestant.name: contestant.folder for contestant in contestants}
-    result["pieces"] = {
-        language: {name: pieces(folders[name], texts[0][:400]) for name in (original, adapted)}
-        for language, texts in held_out.items()
-    }
+    cutters = [open_tokenizer(folders[name]).vocabulary() for name in (original, adapted)]
+    result["pieces"] = {language: _in_pieces(cutters, texts[0][:PASSAGE]) for language, texts in held_out.items()}
     return result
 
 
-def pieces(folder: Path, text: str) -> list[str]:
-    """Cut a text where a tokenizer does; a character that is split between tokens shows as one piece for each token.
-
-    Returns
-    -------
-    list of str
-        Characters of each token; the tokens after the first of a split character are empty strings.
-    """
-    vocabulary = open_tokenizer(folder).vocabulary()
-    offsets = vocabulary.tokenizer.encode(text, add_special_tokens=False).offsets
-    cut, shown = [], 0
-    for _, end in offsets:
-        cut.append(text[shown:end] if end > shown else "")
-        shown = max(shown, end)
-    return cut
+def _in_pieces(vocabularies: Sequence[Vocabulary], passage: str) -> dict[str, Any]:
+    return {"characters": len(passage), "cuts": [pieces(vocabulary, passage) for vocabulary in vocabularies]}
 
 
 def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
