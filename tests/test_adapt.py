@@ -227,6 +227,15 @@ def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_behaviour_without_its_mark_is_refused_before_anything_runs(recipe, tmp_path):
+    turns = [{"role": "user", "content": "Да?"}, {"role": "assistant", "content": "Да."}]
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    write(recipe | {"evaluate": recipe["evaluate"] | {"behaviour": {"dialogues": "talks.jsonl"}}}, tmp_path)
+    error = lepta("adapt", "recipe.yaml", cwd=tmp_path, check=2).stderr
+    assert "talks.jsonl, conversation 1: its answer has no ':'" in error.replace("\n", "")
+    assert not (tmp_path / "out").exists()
+
+
 def test_killed_in_training_and_started_again_it_ends_in_the_same_weights(finished, recipe, tmp_path):
     write(recipe, tmp_path)
     run = subprocess.Popen(
@@ -269,6 +278,9 @@ def test_report_prints_the_finished_numbers(finished):
     assert data["evaluation"]["text"]["adapted base"]["ru"]["bits_per_byte"] > 0
     page = (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+    cuts = [cut for passage in data["evaluation"]["pieces"].values() for cut in passage["cuts"]]
+    # English is cut alike, so it is shown once
+    assert page.count('title="id ') == sum(map(len, cuts[:3])) and cuts[2] == cuts[3]
 
 
 @pytest.mark.parametrize(

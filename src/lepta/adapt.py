@@ -19,7 +19,7 @@ from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.bits import WINDOW, windows
-from lepta.evaluation.evaluate import Contestant, evaluate
+from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.locate import locate, read_json
 from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of, write_json
 from lepta.recipe import PretrainSettings, Recipe, Text, Tune
@@ -121,11 +121,13 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
             )
             calibrated = out / _calibration_name(name, "model")
             contestants.append(Contestant(f"calibrated {name}", calibrated, adapted=True, chat=True))
+    if behaviour := recipe.evaluate.behaviour:
+        behaviour_dialogues(behaviour)  # what is wrong with them is said before anything is trained
     evaluation = add(
         "evaluation",
         partial(_evaluate, recipe, contestants, base),
         {contestant.name: contestant.folder for contestant in contestants}
-        | ({"behaviour": dialogue_file(recipe.evaluate.behaviour.dialogues)} if recipe.evaluate.behaviour else {}),
+        | ({"behaviour": dialogue_file(behaviour.dialogues)} if behaviour else {}),
         settings=recipe.evaluate.model_dump(exclude={"darumeru"}),
         texts=_texts(text, "valid"),
     )

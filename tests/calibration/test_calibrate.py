@@ -108,6 +108,14 @@ def test_samples_differ_and_are_the_same_when_asked_again(loaded):
     assert first == again and all(len({answer.text for answer in answers}) == 3 for answers in first)
 
 
+def test_settings_in_a_models_files_change_no_answer(loaded, monkeypatch):
+    writer, ways = LocalWriter(*loaded, 400, 2), [Sampling(12), Sampling(8, 3, 1.0)]
+    expected = [writer.write(asked(*QUESTIONS), sampling) for sampling in ways]
+    for name, value in {"num_beams": 2, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "top_p": 0.1}.items():
+        monkeypatch.setattr(loaded[0].generation_config, name, value)
+    assert [writer.write(asked(*QUESTIONS), sampling) for sampling in ways] == expected
+
+
 def test_what_a_model_cannot_be_asked_is_refused_and_the_rest_is_answered(loaded):
     model, tokenizer = loaded
     strict = AutoTokenizer.from_pretrained(tokenizer.name_or_path)

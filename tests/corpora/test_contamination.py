@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lepta.corpora.contamination import Contamination, build_index
-from lepta.corpora.settings import Decontaminate
+from lepta.corpora.settings import Clean, Decontaminate
 from lepta.errors import LeptaError
 
 QUESTION = "Какая река впадает в Каспийское море и считается самой длинной рекой во всей Европе"
@@ -21,7 +21,7 @@ def against(tmp_path):
     def make(**options):
         settings = Decontaminate(against=[str(tmp_path)], **options)
         place = tmp_path / "index.npy"
-        return build_index(settings, place), Contamination(settings, place)
+        return build_index(settings, Clean(), place), Contamination(settings, place)
 
     return make
 

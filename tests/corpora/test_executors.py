@@ -65,6 +65,34 @@ def test_slurm_makes_the_same_corpus_in_chained_jobs(run, tmp_path, write_rows, 
     assert "launch_pickled_pipeline" in scripts[2]
 
 
+TIME_LIMIT = """
+case $(grep -oP '(?<=job-name=lepta-)\\w+' "$last") in
+    clean) ;;
+    signatures) array=0 ;; # its other tasks are stopped
+    *) echo Submitted batch job 9; exit 0 ;; # and jobs after it never start
+esac
+for task"""
+
+
+@pytest.mark.parametrize("executor", [SLURM | {"tasks": 4}, {"workers": 1}], ids=["more jobs", "here"])
+def test_another_division_starts_after_cleaning(run, tmp_path, write_rows, documents, cluster, monkeypatch, executor):
+    monkeypatch.setattr("lepta.corpora.plan.TASK", 1)
+    for number in range(4):
+        write_rows(f"raw/{number}.jsonl", documents[15 * number :][:15])
+    sources, few = {"raw": tmp_path / "raw"}, {"buckets": 2, "hashes": 4}
+    script = (cluster / "sbatch").read_text()
+    (cluster / "sbatch").write_text(script.replace("\nfor task", TIME_LIMIT))
+    run(sources, executor=SLURM, deduplicate=few)
+    assert not (tmp_path / "out").exists()
+    cleaned = {file: file.stat().st_ino for file in (tmp_path / ".out.work" / "clean").iterdir()}
+    (cluster / "sbatch").write_text(script)
+    monkeypatch.setattr("lepta.corpora.work.Work.remove", lambda work: None)
+    run(sources, executor=executor, deduplicate=few)
+    assert {file: file.stat().st_ino for file in cleaned} == cleaned and len(cleaned) == 4
+    run(sources, name="whole", deduplicate=few)
+    assert Hashes().files(tmp_path / "out") == Hashes().files(tmp_path / "whole")
+
+
 def test_slurm_without_its_commands_says_so(run, write_rows, documents, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(LeptaError, match="no command sbatch here; run this on a login node"):
@@ -122,7 +150,7 @@ def test_workers_that_stop_are_noticed_and_what_is_done_is_kept(tmp_path, step, 
     work.open({})
     started = time.monotonic()
     with pytest.raises(Stopped, match=f"try: a worker stopped .*{words}.*the same command goes on"):
-        run_stage(Stage("try", [step], 3), Executor(workers=2), work)
+        run_stage(Stage("try", [step], 3, work), Executor(workers=2))
     assert time.monotonic() - started < 20
     assert work.folder.is_dir()
 
@@ -134,7 +162,7 @@ def test_interrupt_leaves_no_process(tmp_path):
         "from lepta.corpora.settings import Executor\nfrom lepta.corpora.work import Work\n"
         "from test_executors import sleeps\n"
         f"work = Work(Path({str(tmp_path / 'work')!r}), 'zst')\nwork.open({{}})\n"
-        "if __name__ == '__main__':\n    run_stage(Stage('try', [sleeps], 4), Executor(workers=2), work)\n"
+        "if __name__ == '__main__':\n    run_stage(Stage('try', [sleeps], 4, work), Executor(workers=2))\n"
     )
     (tmp_path / "main.py").write_text(code)
     paths = f"{Path(__file__).parents[2] / 'src'}:{Path(__file__).parent}"

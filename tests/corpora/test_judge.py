@@ -47,6 +47,29 @@ def test_reasons(text, limits, expected):
     assert reason(text, **limits) == expected
 
 
+ONE = "\n".join(f"{word} и так далее" for word in GOOD.split()[:60])  # a text to be given one fault
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("# " + ONE, "max_symbols", "many hashes"),
+        (ONE + "...", "max_symbols", "many ellipses"),
+        ("- " + ONE, "max_bullet_lines", "bullet lines"),
+        (ONE + "...", "max_cut_lines", "cut lines"),
+        (ONE + "\nраз\nраз", "max_repeated_lines", "repeated lines"),
+        (ONE + "\nраз\nраз", "max_repeated_line_characters", "repeated lines"),
+        (ONE + "\n\nраз\n\nраз", "max_repeated_lines", "repeated paragraphs"),
+        (ONE, "max_repeated_ngrams", "repeated runs of words"),
+    ],
+)
+def test_a_limit_of_0_allows_none(text, limit, expected):
+    zero, off = ({3: 0}, {}) if limit == "max_repeated_ngrams" else (0, None)
+    others = {"max_repeated_ngrams": {}}
+    assert reason(text, **others | {limit: zero}) == expected
+    assert reason(text, **others | {limit: off}) is None
+
+
 def test_foreign_documents_are_dropped():
     assert reason(GOOD, share=0.5) == "foreign"
     assert reason("", share=0.9) == "foreign"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import pytest
 import yaml
@@ -151,6 +152,43 @@ def test_contaminated_documents_are_dropped(run, written, write_rows, documents)
     assert texts_of(written()["a"]) == documents[:5] + documents[6:]
     assert report["sources"]["a"]["dropped"]["contaminated"]["documents"] == 1
     assert report["against"] == {"strings": 2, "too_short": 1, "runs": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "clean"),
+    [
+        (lambda words: [unicodedata.normalize("NFD", word) for word in words], {}),
+        (lambda words: [word[:3] + "\u00ad" + word[3:] for word in words], {}),
+        (lambda words: [f"<b>{word[:2]}</b>{word[2:]}&nbsp;&mdash;" for word in words], {}),
+        (lambda words: [f"[{word}](https://a.org/{number})" for number, word in enumerate(words)], {}),
+        (lambda words: [*words[:8], "DNA", *words[8:]], {"scripts": ["Cyrillic"]}),
+        (lambda words: [word + " " + "x" * 20 for word in words], {"scripts": ["Cyrillic"], "foreign_share": 1}),
+    ],
+    ids=["normal form", "soft hyphens", "markup", "links", "foreign letters", "foreign line"],
+)
+def test_what_cleaning_changes_is_found_all_the_same(run, write_rows, documents, change, clean):
+    """Both where the benchmark is written in another way, and where the document is."""
+    question = documents[5].split()[3:20]
+    for name, item, text in (
+        ("benchmark", change(question), documents[5]),
+        ("document", question, " ".join([*documents[5].split()[:3], *change(question), *documents[5].split()[20:]])),
+        ("both", change(question), " ".join(["Вопрос:", *change(question), documents[6]])),
+    ):
+        against = write_rows(f"asked/{name}.jsonl", [{"question": " ".join(item)}])
+        source = write_rows(f"{name}.jsonl", [*documents[:5], text, *documents[7:]])
+        limits = {"max_repeated_ngrams": {}}
+        report = run({"a": source}, name=name, decontaminate={"against": [str(against)]}, clean=clean, filters=limits)
+        dropped = report["sources"]["a"]["dropped"]
+        assert [sample["text"] for sample in dropped["contaminated"]["samples"]] == [text[:300]], name
+
+
+def test_strings_that_cleaning_makes_too_short_are_counted(run, write_rows, documents):
+    rows = [{"question": " ".join(documents[5].split()[:11]) + " https://example.org/a/b"}, {"question": documents[6]}]
+    report = run(
+        {"a": write_rows("a.jsonl", documents)}, decontaminate={"against": [str(write_rows("b/b.jsonl", rows))]}
+    )
+    assert report["against"]["too_short"] == 1
+    assert report["total"]["dropped"]["contaminated"]["documents"] == 1
 
 
 def test_report_counts_reasons_with_samples(run, write_rows, documents):

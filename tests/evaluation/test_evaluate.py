@@ -1,29 +1,44 @@
-"""Conversations that the evaluation measures behaviour on."""
+"""What models are compared by, before any model is loaded: the conversations whose style is counted."""
 
 import json
 
 import pytest
 
 from lepta.errors import LeptaError
-from lepta.evaluation.evaluate import read_answered
+from lepta.evaluation.evaluate import behaviour_dialogues
+from lepta.recipe import Behaviour
 
 ASKED = {"role": "user", "content": "a\u2028b"}  # a line separator to `str.splitlines`, and no end of a row
-ANSWERED = {"role": "assistant", "content": "b"}
+ANSWERED = {"role": "assistant", "content": "b: c"}
 GOOD = json.dumps({"messages": [ASKED, ANSWERED]}, ensure_ascii=False)
+
+
+@pytest.fixture
+def behaviour(write_lines):
+    """Conversations with given answers."""
+
+    def make(*answers, **options):
+        turns = [{"role": "user", "content": "Вопрос: какой?"}]
+        rows = [json.dumps({"messages": [*turns, {"role": "assistant", "content": answer}]}) for answer in answers]
+        return Behaviour(dialogues=str(write_lines("talks.jsonl", rows)), **options)
+
+    return make
 
 
 @pytest.mark.parametrize("part", ["train", "valid"])
 def test_starter_dialogues_end_with_an_answer(part):
-    dialogues = read_answered(f"starter:dialogues/{part}.jsonl", 1000)
+    dialogues = behaviour_dialogues(Behaviour(dialogues=f"starter:dialogues/{part}.jsonl", prompts=1000))
     assert len(dialogues) >= 50
     assert {messages[-1]["role"] for messages in dialogues} == {"assistant"}
 
 
 def test_conversations_are_read_as_for_tuning(write_lines):
-    rows = [GOOD, json.dumps({"prompt": ASKED["content"], "answer": "b"})]
-    rows.append(json.dumps({"messages": [ASKED, {"role": "bot", "content": "b"}]}))
-    assert read_answered(str(write_lines("a.jsonl", rows)), 3) == [[ASKED, ANSWERED]] * 3
-    assert len(read_answered(str(write_lines("b.jsonl", [*rows, "{"])), 2)) == 2  # no more is read than is asked
+    rows = [GOOD, json.dumps({"prompt": ASKED["content"], "answer": "b: c"})]
+    rows.append(json.dumps({"messages": [ASKED, {"role": "bot", "content": "b: c"}]}))
+    file = str(write_lines("a.jsonl", rows))
+    assert behaviour_dialogues(Behaviour(dialogues=file, prompts=3)) == [[ASKED, ANSWERED]] * 3
+    file = str(write_lines("b.jsonl", [*rows, "{"]))
+    assert len(behaviour_dialogues(Behaviour(dialogues=file, prompts=2))) == 2  # no more is read than is asked
 
 
 @pytest.mark.parametrize(
@@ -35,14 +50,24 @@ def test_conversations_are_read_as_for_tuning(write_lines):
         ('{"messages": [{"role": "assistant", "content": 5}]}', "line 2: no conversation"),
         ('{"messages": []}', "line 2: no conversation"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "conversation 2: .*last an answer"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "conversation 2: expected a question"),
+        ('{"messages": [{"role": "assistant", "content": "a: b"}]}', "conversation 2: expected a question"),
     ],
 )
 def test_bad_rows_are_named(write_lines, line, words):
     with pytest.raises(LeptaError, match=words):
-        read_answered(str(write_lines("a.jsonl", [GOOD, line])), 8)
+        behaviour_dialogues(Behaviour(dialogues=str(write_lines("a.jsonl", [GOOD, line])), prompts=8))
 
 
 def test_file_without_a_conversation_raises(write_lines):
     with pytest.raises(LeptaError, match="no conversation in it"):
-        read_answered(str(write_lines("a.jsonl", [""])), 8)
+        behaviour_dialogues(Behaviour(dialogues=str(write_lines("a.jsonl", [""]))))
+
+
+def test_answers_without_a_mark_are_named(behaviour):
+    with pytest.raises(LeptaError, match=r"talks\.jsonl, conversation 2: its answer has no ':'.*another mark"):
+        behaviour_dialogues(behaviour("Коротко: да.", "Да.", "Нет."))
+
+
+def test_only_answers_that_are_used_need_the_mark(behaviour):
+    assert len(behaviour_dialogues(behaviour("Коротко: да.", "Да.", prompts=1))) == 1
+    assert len(behaviour_dialogues(behaviour("Коротко — да.", "Да — да.", mark="—"))) == 2

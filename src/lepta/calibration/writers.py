@@ -13,6 +13,7 @@ from lepta.darumeru.backend import Question
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.darumeru.turns import render_chat
 from lepta.errors import LeptaError
+from lepta.evaluation.generation import greedy
 from lepta.server import AT_ONCE, SECONDS, Client, Refused, field
 from lepta.training.conversations import Message
 
@@ -173,26 +174,19 @@ class LocalWriter:
 
     @torch.inference_mode()
     def _answers(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Answer]]:
-        from transformers import GenerationConfig
-
         pad = self._tokenizer.pad_token_id or 0
         width = max(map(len, prompts))
         inputs = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=self._model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self._model.device)
-        sampled = sampling.temperature > 0
+        drawing: dict[str, Any] = {}
+        if sampling.temperature > 0:
+            drawing = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0}
         torch.manual_seed(sampling.seed + hash(tuple(prompts[0])) % (1 << 30))  # the same when a run goes on
         output = self._model.generate(
             inputs,
             attention_mask=mask,
-            # Settings of its own: those in a model's files may punish repetition.
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_tokens,
-                do_sample=sampled,
-                num_return_sequences=sampling.samples,
-                repetition_penalty=1.0,
-                pad_token_id=pad,
-                eos_token_id=self._ends or None,
-                **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}),
+            generation_config=greedy(
+                sampling.max_tokens, pad, self._ends, num_return_sequences=sampling.samples, **drawing
             ),
         )
         answers = [self._answer(row) for row in output[:, width:].tolist()]

@@ -68,7 +68,7 @@ def _sampled(plan: Any, work: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = replace(work, folder=Path(folder))
         if plan.decontaminate:
-            build_index(plan.decontaminate, work.index)
+            build_index(plan.decontaminate, plan.clean, work.index)
         return sample(plan, work, SAMPLE)
 
 

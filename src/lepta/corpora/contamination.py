@@ -6,32 +6,40 @@ from typing import Any
 
 import numpy as np
 
-from lepta.corpora.settings import Decontaminate
+from lepta.corpora.clean import Cleaner
+from lepta.corpora.settings import Clean, Decontaminate
 from lepta.corpora.words import ngram_hashes, word_hashes
 from lepta.corpus import DATASET, read_documents, read_file, text_files
 from lepta.errors import LeptaError
 from lepta.formats import read_rows
 
 
-def build_index(settings: Decontaminate, place: Path) -> dict[str, int]:
+def build_index(settings: Decontaminate, clean: Clean, place: Path) -> dict[str, int]:
     """Write the hashes of all runs of words of the texts to keep out: sorted, eight bytes each.
+
+    Texts are looked for in cleaned documents, so each is also cleaned as a document is.
 
     Returns
     -------
     dict
-        How many strings and runs there are, and how many strings are shorter than a run, so that nothing guards them.
+        How many strings and runs there are, and how many strings are shorter than a run when they are cleaned, so that
+        nothing guards them.
 
     Raises
     ------
     LeptaError
         If a text cannot be read, or no string is as long as a run.
     """
+    cleaners = [Cleaner(clean)]
+    if clean.scripts:  # a line that is foreign by itself may be part of one that is not
+        cleaners.append(Cleaner(clean.model_copy(update={"foreign_line_share": 1.0})))
     strings = short = 0
     parts: list[np.ndarray] = []
     for text in (text for source in settings.against for text in strings_of(source)):
-        runs = ngram_hashes(word_hashes(text), settings.ngram)
-        strings, short = strings + 1, short + (not len(runs))
-        parts.append(runs)
+        cleaned = {cleaner.clean(text).text for cleaner in cleaners}
+        runs = {form: ngram_hashes(word_hashes(form), settings.ngram) for form in cleaned | {text}}
+        strings, short = strings + 1, short + (not any(len(runs[form]) for form in cleaned))
+        parts += runs.values()
     index = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
     if not len(index):
         raise LeptaError(

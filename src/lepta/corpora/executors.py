@@ -45,6 +45,8 @@ class Stage:
         datatrove's pipeline.
     tasks : int
         Parts that the work is divided into.
+    work : Work
+        Where it is done.
     size : int
         Bytes to read, for the progress; 0 if unknown.
     """
@@ -52,6 +54,7 @@ class Stage:
     name: str
     steps: list[Any]
     tasks: int
+    work: Work
     size: int = 0
 
 
@@ -126,7 +129,7 @@ def workers_of(settings: Executor) -> int:
     return settings.workers or len(os.sched_getaffinity(0))
 
 
-def run_stage(stage: Stage, settings: Executor, work: Work) -> None:
+def run_stage(stage: Stage, settings: Executor) -> None:
     """Run a stage to its end, here or on Ray, and show how far it is.
 
     Raises
@@ -136,19 +139,19 @@ def run_stage(stage: Stage, settings: Executor, work: Work) -> None:
     """
     if not stage.tasks:
         return
-    executor = (_ray if settings.kind == "ray" else _local)(stage, settings, work)
-    executor.work, executor.stage = work, stage.name
+    executor = (_ray if settings.kind == "ray" else _local)(stage, settings)
+    executor.work, executor.stage = stage.work, stage.name
     logger.remove()
     try:
-        with _watching(stage, work):
+        with _watching(stage):
             executor.run()
     except Exception as error:  # of a worker, through datatrove or Ray, which wrap it in types of their own
-        _raise_failure(stage, work, error)
+        _raise_failure(stage, error)
     if left := executor.get_incomplete_ranks(skip_completed=True):
-        _raise_failure(stage, work, f"{len(left)} of its {stage.tasks} tasks did not end")
+        _raise_failure(stage, f"{len(left)} of its {stage.tasks} tasks did not end")
 
 
-def submit(stages: list[Stage], settings: Executor, work: Work) -> list[str]:
+def submit(stages: list[Stage], settings: Executor) -> list[str]:
     """Queue stages on Slurm, each after the one before it.
 
     Returns
@@ -167,8 +170,8 @@ def submit(stages: list[Stage], settings: Executor, work: Work) -> list[str]:
         )
     executor, jobs = None, []
     for stage in stages:
-        executor = _slurm(stage, settings, work, executor)
-        executor.work, executor.stage = work, stage.name
+        executor = _slurm(stage, settings, executor)
+        executor.work, executor.stage = stage.work, stage.name
         try:
             executor.launch_job()
         except (OSError, subprocess.SubprocessError) as error:  # there is no sbatch, or it says no
@@ -178,12 +181,16 @@ def submit(stages: list[Stage], settings: Executor, work: Work) -> list[str]:
     return jobs
 
 
-def _local(stage: Stage, settings: Executor, work: Work) -> _Local:
-    logs = str(work.folder / "datatrove" / stage.name)
-    return _Local(stage.steps, stage.tasks, workers_of(settings), logs)
+def _records(stage: Stage) -> str:
+    """Where datatrove notes which tasks are done."""
+    return str(stage.work.divided / "datatrove" / stage.name)
 
 
-def _ray(stage: Stage, settings: Executor, work: Work) -> _Ray:
+def _local(stage: Stage, settings: Executor) -> _Local:
+    return _Local(stage.steps, stage.tasks, workers_of(settings), _records(stage))
+
+
+def _ray(stage: Stage, settings: Executor) -> _Ray:
     try:
         import ray
     except ImportError as error:
@@ -204,13 +211,13 @@ def _ray(stage: Stage, settings: Executor, work: Work) -> _Ray:
         stage.steps,
         stage.tasks,
         workers_of(settings) if settings.workers else -1,
-        logging_dir=str(work.folder / "datatrove" / stage.name),
+        logging_dir=_records(stage),
         cpus_per_task=settings.cpus_per_task,
         mem_per_cpu_gb=settings.memory_gb / settings.cpus_per_task,
     )
 
 
-def _slurm(stage: Stage, settings: Executor, work: Work, after: _Slurm | None) -> _Slurm:
+def _slurm(stage: Stage, settings: Executor, after: _Slurm | None) -> _Slurm:
     return _Slurm(
         stage.steps,
         tasks=stage.tasks,
@@ -223,24 +230,24 @@ def _slurm(stage: Stage, settings: Executor, work: Work, after: _Slurm | None) -
         qos=settings.qos,
         env_command=settings.environment,
         sbatch_args=dict(settings.sbatch),
-        logging_dir=str(work.folder / "datatrove" / stage.name),
+        logging_dir=_records(stage),
         depends=after,
     )
 
 
-def _raise_failure(stage: Stage, work: Work, error: Exception | str) -> None:
-    failures = work.failures()
+def _raise_failure(stage: Stage, error: Exception | str) -> None:
+    failures = stage.work.failures()
     if failures and failures[0]["input"]:
         raise LeptaError(failures[0]["message"]) from None
     reason = f"{failures[0]['kind']}: {failures[0]['message']}" if failures else f"{error}"
     raise Stopped(
         f"{stage.name}: a worker stopped ({reason}); if it was killed for memory, give fewer executor.workers. "
-        f"What is done is kept: the same command goes on. Its log is in {work.folder / 'logs' / stage.name}"
+        f"What is done is kept: the same command goes on. Its log is in {stage.work.folder / 'logs' / stage.name}"
     ) from None
 
 
 @contextmanager
-def _watching(stage: Stage, work: Work) -> Iterator[None]:
+def _watching(stage: Stage) -> Iterator[None]:
     """Show how far the workers say that they are, while this process waits for them."""
     over = threading.Event()
     total = stage.size / MEGABYTE or None
@@ -249,7 +256,7 @@ def _watching(stage: Stage, work: Work) -> Iterator[None]:
         started = time.monotonic()
         with progress(f"{stage.name}, MB", total) as meter:
             while not over.wait(1.0):
-                done = work.pulses(stage.name) / MEGABYTE
+                done = stage.work.pulses(stage.name) / MEGABYTE
                 meter.set(round(done), f"{done / (time.monotonic() - started):.1f} MB/s")
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -16,6 +16,7 @@ from lepta.corpora.settings import Clean, Filters
 from lepta.corpora.words import WORDS, ngram_hashes, word_hashes
 
 JUDGED = 1 << 20  # characters: of a longer document the rules about words and repeats see only so much
+NEXT_TO_NONE = 1e-9
 _LETTERS = regex.compile(r"[\p{L}\p{M}]+")
 # datatrove's name of a rule -> what the report says
 REASONS = {
@@ -99,9 +100,9 @@ def _gopher_quality(limits: Filters) -> Rule:
         max_doc_words=None,  # counted in the whole document instead, see below
         min_avg_word_length=limits.min_word_length,
         max_avg_word_length=limits.max_word_length,
-        max_symbol_word_ratio=limits.max_symbols,
-        max_bullet_lines_ratio=limits.max_bullet_lines,
-        max_ellipsis_lines_ratio=limits.max_cut_lines,
+        max_symbol_word_ratio=_most(limits.max_symbols),
+        max_bullet_lines_ratio=_most(limits.max_bullet_lines),
+        max_ellipsis_lines_ratio=_most(limits.max_cut_lines),
         max_non_alpha_words_ratio=limits.min_words_with_letters,
         min_stop_words=limits.min_stop_words if limits.stop_words else 0,
         stop_words=limits.stop_words,
@@ -120,15 +121,20 @@ def _gopher_quality(limits: Filters) -> Rule:
 
 def _gopher_lines(limits: Filters) -> Rule:
     rules = GopherRepetitionFilter(
-        dup_line_frac=limits.max_repeated_lines,
-        dup_para_frac=limits.max_repeated_lines,
-        dup_line_char_frac=limits.max_repeated_line_characters,
-        dup_para_char_frac=limits.max_repeated_line_characters,
+        dup_line_frac=_most(limits.max_repeated_lines),
+        dup_para_frac=_most(limits.max_repeated_lines),
+        dup_line_char_frac=_most(limits.max_repeated_line_characters),
+        dup_para_char_frac=_most(limits.max_repeated_line_characters),
         top_n_grams=(),
         dup_n_grams=(),
         language=WORDS,
     )
     return lambda text: _name(rules.filter(Document(text[:JUDGED], "")))
+
+
+def _most(limit: float | None) -> float | None:
+    """A limit for datatrove, which takes 0 for none: any share above 0 is above this."""
+    return limit if limit is None else limit or NEXT_TO_NONE
 
 
 def _name(verdict: bool | tuple[bool, str]) -> str | None:

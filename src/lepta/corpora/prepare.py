@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,24 @@ def prepare(
     try:
         write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
         if settings.decontaminate and not (work.folder / AGAINST).is_file():
-            write_json(work.folder / AGAINST, build_index(settings.decontaminate, work.index))
-        if settings.executor.kind == "slurm":
-            return {"jobs": submit(_all_stages(settings, work, output, force, tasks), settings.executor, work)}
-        for stage in _stages_here(settings, work, tasks):
+            write_json(work.folder / AGAINST, build_index(settings.decontaminate, settings.clean, work.index))
+        clean = Stage("clean", [CleanTexts(settings, work)], len(tasks), work, sum(task.size for task in tasks))
+        if settings.executor.kind == "slurm":  # how many shards there will be is not known yet
+            divided = replace(work, parts=min(settings.executor.tasks or len(tasks), MOST_PARTS))
+            publishing_stage = Stage("publish", [Publish(settings, divided, output.absolute(), force)], 1, divided)
+            stages = [clean, *_later_stages(settings, divided, 0), publishing_stage]
+            return {"jobs": submit(stages, settings.executor)}
+
+        def run(stage: Stage) -> None:
             report(f"{stage.name}: {stage.tasks} tasks")
-            run_stage(stage, settings.executor, work)
-        return publish(settings, work, output, force)
+            run_stage(stage, settings.executor)
+
+        run(clean)
+        shards = work.clean_shards()
+        divided = replace(work, parts=min(len(shards), MOST_PARTS))
+        for stage in _later_stages(settings, divided, sum(shard.stat().st_size for shard in shards)):
+            run(stage)
+        return publish(settings, divided, output, force)
     except Stopped:
         raise
     except LeptaError:
@@ -88,43 +100,20 @@ def _deciding(settings: CorpusSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"executor", "output"})
 
 
-def _stages_here(settings: CorpusSettings, work: Work, tasks: list[planning.Task]) -> Any:
-    """Each stage when the one before it is done, as only then it is known how many shards there are."""
-    yield _clean_stage(settings, work, tasks, len(tasks))
-    shards = work.clean_shards()
-    size = sum(shard.stat().st_size for shard in shards)
-    yield from _later_stages(settings, work, min(len(shards), MOST_PARTS), size)
-
-
-def _all_stages(
-    settings: CorpusSettings, work: Work, output: Path, force: bool, tasks: list[planning.Task]
-) -> list[Stage]:
-    parts = min(settings.executor.tasks or len(tasks), MOST_PARTS)
-    publishing_stage = Stage("publish", [Publish(settings, work, output.absolute(), force)], 1)
-    return [
-        _clean_stage(settings, work, tasks, len(tasks)),
-        *_later_stages(settings, work, parts, 0),
-        publishing_stage,
-    ]
-
-
-def _clean_stage(settings: CorpusSettings, work: Work, tasks: list[planning.Task], count: int) -> Stage:
-    return Stage("clean", [CleanTexts(settings, work)], count, sum(task.size for task in tasks))
-
-
-def _later_stages(settings: CorpusSettings, work: Work, parts: int, size: int) -> list[Stage]:
+def _later_stages(settings: CorpusSettings, work: Work, size: int) -> list[Stage]:
     duplicates = Dropped(DUPLICATE)
     write: list[Any] = [ReadShards(work, "write"), WriteTexts(settings, work, duplicates)]
-    if settings.deduplicate is None or not parts:
-        return [Stage("write", write, parts, size)]
+    if settings.deduplicate is None or not work.parts:
+        return [Stage("write", write, work.parts, work, size)]
     config = minhash_config(settings.deduplicate, settings.seed)
-    signatures, pairs, remove = (str(work.folder / name) for name in ("signatures", "pairs", "remove"))
+    signatures, pairs, remove = (str(work.divided / name) for name in ("signatures", "pairs", "remove"))
     write.insert(1, MinhashDedupFilter(remove, exclusion_writer=duplicates))
+    sign = [ReadShards(work, "signatures"), Signatures(signatures, config)]
     return [
-        Stage("signatures", [ReadShards(work, "signatures"), Signatures(signatures, config)], parts, size),
-        Stage("buckets", [MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets),
-        Stage("clusters", [Clusters(pairs, remove, config)], 1),
-        Stage("write", write, parts, size),
+        Stage("signatures", sign, work.parts, work, size),
+        Stage("buckets", [MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets, work),
+        Stage("clusters", [Clusters(pairs, remove, config)], 1, work),
+        Stage("write", write, work.parts, work, size),
     ]
 
 

@@ -22,10 +22,13 @@ class Work:
     folder : Path
     compression : str
         Of the result: zst or gz.
+    parts : int
+        That the cleaned text is divided into; 0 until it is.
     """
 
     folder: Path
     compression: str
+    parts: int = 0
     _pulsed: float = field(default=0.0, repr=False)
 
     def open(self, key: dict[str, Any]) -> None:
@@ -40,6 +43,11 @@ class Work:
     def remove(self) -> None:
         """Take the folder away."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def divided(self) -> Path:
+        """Place of what is named by the number of a part: one for each division, as part 3 of 4 is not part 3 of 8."""
+        return self.folder / f"parts-{self.parts}" if self.parts else self.folder
 
     @property
     def index(self) -> Path:
@@ -70,24 +78,25 @@ class Work:
 
     def result(self, source: str, copy: int, shard: int, rank: int) -> Path:
         """Name a shard of the result."""
-        return self.folder / "result" / source / f"{copy:03d}-{shard:06d}-{rank:06d}.jsonl.{self.compression}"
+        return self.divided / "result" / source / f"{copy:03d}-{shard:06d}-{rank:06d}.jsonl.{self.compression}"
 
     def results(self, source: str) -> list[Path]:
         """List the shards of the result in their order: first all first copies."""
-        return sorted((self.folder / "result" / source).glob("*"))
+        return sorted((self.divided / "result" / source).glob("*"))
 
     def remove_results(self, rank: int) -> None:
         """Take away what an interrupted worker left."""
-        for file in (self.folder / "result").glob(f"*/*-{rank:06d}.jsonl.{self.compression}"):
+        for file in (self.divided / "result").glob(f"*/*-{rank:06d}.jsonl.{self.compression}"):
             file.unlink()
 
     def write_counts(self, stage: str, number: int, counts: dict[str, Any]) -> None:
         """Write the counts of a task."""
-        write_json(self.folder / "counts" / stage / f"{number:06d}.json", counts)
+        write_json(self.divided / "counts" / stage / f"{number:06d}.json", counts)
 
     def counts(self) -> list[dict[str, Any]]:
-        """Read all counts, in the order of the tasks."""
-        return [read_json(file) for file in sorted((self.folder / "counts").glob("*/*.json"))]
+        """Read all counts, in the order of the tasks: of cleaning, then of writing."""
+        places = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
+        return [read_json(file) for place in places for file in sorted(place.glob("*.json"))]
 
     def pulse(self, stage: str, rank: int, done: int) -> None:
         """Say how many bytes a worker has read; at most once in so many seconds."""

@@ -12,6 +12,7 @@ import torch
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.scoring import Scorer, common
 from lepta.darumeru.turns import Turns
+from lepta.evaluation.generation import greedy
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
@@ -88,7 +89,7 @@ class TransformersBackend(Turns):
             output = self._model.generate(
                 torch.tensor(rows, device=self._model.device),
                 attention_mask=torch.tensor(mask, device=self._model.device),
-                generation_config=self._greedy(max_tokens, pad),
+                generation_config=greedy(max_tokens, pad, self._ends()),
                 stopping_criteria=[_Ends(self._tokenizer, orders, width)],
                 **({"past_key_values": cache} if shared else {}),
             )
@@ -99,23 +100,6 @@ class TransformersBackend(Turns):
         stop = self._model.generation_config.eos_token_id
         ends = [*(stop if isinstance(stop, list) else [stop]), self._tokenizer.eos_token_id]
         return sorted({end for end in ends if end is not None})
-
-    def _greedy(self, max_tokens: int, pad: int) -> Any:
-        """Settings of its own: those in a model's files may draw at random or punish repetition."""
-        from transformers import GenerationConfig
-
-        return GenerationConfig(
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            pad_token_id=pad,
-            eos_token_id=self._ends() or None,
-        )
 
     def _written(self, row: Sequence[int], order: Order) -> Written:
         ends = set(self._ends())

@@ -17,9 +17,12 @@ from lepta.evaluation.bits import score_text, windows
 from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
 from lepta.recipe import Behaviour, EvaluateSettings, Text
+from lepta.report.compare import pieces
 from lepta.training.conversations import Message, read_conversations
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
+
+PASSAGE = 400  # characters that are shown as tokens
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def evaluate(
     -------
     dict
         `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
-        (share of prompts and answers of each model), `speed`, `pieces` (a passage in both vocabularies).
+        (share of prompts and answers of each model), `speed`, `pieces` (a passage of each
+        language in both vocabularies).
     """
     languages = {side.language: side.valid for side in (text.target, text.source)}
     held_out = {
@@ -105,28 +109,13 @@ def evaluate(
     }
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {contestant.name: contestant.folder for contestant in contestants}
-    result["pieces"] = {
-        language: {name: pieces(folders[name], texts[0][:400]) for name in (original, adapted)}
-        for language, texts in held_out.items()
-    }
+    cutters = [open_tokenizer(folders[name]).vocabulary() for name in (original, adapted)]
+    result["pieces"] = {language: _in_pieces(cutters, texts[0][:PASSAGE]) for language, texts in held_out.items()}
     return result
 
 
-def pieces(folder: Path, text: str) -> list[str]:
-    """Cut a text where a tokenizer does; a character that is split between tokens shows as one piece for each token.
-
-    Returns
-    -------
-    list of str
-        Characters of each token; the tokens after the first of a split character are empty strings.
-    """
-    vocabulary = open_tokenizer(folder).vocabulary()
-    offsets = vocabulary.tokenizer.encode(text, add_special_tokens=False).offsets
-    cut, shown = [], 0
-    for _, end in offsets:
-        cut.append(text[shown:end] if end > shown else "")
-        shown = max(shown, end)
-    return cut
+def _in_pieces(vocabularies: Sequence[Vocabulary], passage: str) -> dict[str, Any]:
+    return {"characters": len(passage), "cuts": [pieces(vocabulary, passage) for vocabulary in vocabularies]}
 
 
 def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
@@ -151,27 +140,31 @@ def _continuations(
     }
 
 
-def read_answered(source: str, number: int) -> list[list[Message]]:
-    """Read the first conversations of a file; each ends with an answer.
+def behaviour_dialogues(settings: Behaviour) -> list[list[Message]]:
+    """Read the conversations whose style is counted; each ends with an answer.
 
     Raises
     ------
     LeptaError
-        If one does not, or there is none.
+        If they cannot be read, there is none, one has no answer, or an answer has no mark to open up to.
     """
-    dialogues = list(itertools.islice(read_conversations([source]), number))
-    for place, messages in enumerate(dialogues, 1):
+    dialogues = list(itertools.islice(read_conversations([settings.dialogues]), settings.prompts))
+    for number, messages in enumerate(dialogues, 1):
+        where = f"{settings.dialogues}, conversation {number}"
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise LeptaError(f"{where}: expected a question, and last an answer of role 'assistant'")
+        if settings.mark not in messages[-1]["content"]:
             raise LeptaError(
-                f"{source}, conversation {place}: expected a question, and last an answer of role 'assistant'"
+                f"{where}: its answer has no {settings.mark!r}, up to which openings are compared; "
+                "give evaluate.behaviour another mark, or other dialogues"
             )
     if not dialogues:
-        raise LeptaError(f"{source}: no conversation in it")
+        raise LeptaError(f"{settings.dialogues}: no conversation in it")
     return dialogues
 
 
 def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
-    dialogues = read_answered(settings.dialogues, settings.prompts)
+    dialogues = behaviour_dialogues(settings)
     prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
     answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")

@@ -48,6 +48,46 @@ def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
 
+def greedy(max_tokens: int, pad: int, ends: Sequence[int], **otherwise: Any) -> Any:
+    """Settings for always writing the most probable next token.
+
+    What is not said here transformers takes from the model's files, which may draw at random or punish repetition.
+
+    Parameters
+    ----------
+    max_tokens : int
+        Most new tokens.
+    pad : int
+        Token for padding.
+    ends : sequence of int
+        Tokens that end a text.
+    **otherwise
+        Settings to change, for drawing at random.
+
+    Returns
+    -------
+    transformers.GenerationConfig
+    """
+    from transformers import GenerationConfig
+
+    settings = {
+        "max_new_tokens": max_tokens,
+        "min_new_tokens": 0,  # stands for min_length too
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "repetition_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+        "pad_token_id": pad,
+        "eos_token_id": list(ends) or None,
+    }
+    return GenerationConfig(**settings | otherwise)
+
+
 @torch.no_grad()
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str, batch: int = BATCH
@@ -67,8 +107,9 @@ def generate(
         Prompts at once.
     """
     stop = model.generation_config.eos_token_id
-    stops = set(stop if isinstance(stop, list) else [stop])
+    stops = {end for end in (stop if isinstance(stop, list) else [stop]) if end is not None}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    settings = greedy(max_tokens, pad, sorted(stops))
     ids: list[list[int]] = []
     started = time.perf_counter()
     with progress(description, len(prompts)) as bar:
@@ -77,9 +118,7 @@ def generate(
             width = max(map(len, asked))
             inputs = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=model.device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=model.device)
-            output = model.generate(
-                inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad
-            )
+            output = model.generate(inputs, attention_mask=mask, generation_config=settings)
             for row in output[:, width:].tolist():
                 end = next((n for n, token in enumerate(row) if token in stops), len(row))
                 ids.append(row[:end])

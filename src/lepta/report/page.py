@@ -168,7 +168,7 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
         "pair": evaluation["pair"],
         "headline": _headline(data),
         "tiles": _tiles(data),
-        "passages": [_passage(language, evaluation) for language in languages if language in evaluation["pieces"]],
+        "passages": [_passage(language, evaluation["pieces"][language]) for language in languages],
         "initialised": data.get("initialised") or {},
         "text": evaluation["text"],
         "characters": {language: measured[language]["characters"] for language in languages},
@@ -314,42 +314,16 @@ def _side_by_side(models: Mapping[str, Any], asked: str, answered: str, limit: i
 # --- passages in pieces -----------------------------------------------------------------------------------------------
 
 
-def _passage(language: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+def _passage(language: str, passage: dict[str, Any]) -> dict[str, Any]:
     """A passage as both tokenizers cut it."""
-    pair, cut = evaluation["pair"], evaluation["pieces"][language]
-    sides = [cut[pair[side]] for side in ("original", "adapted")]
-    same = sides[0] == sides[1]
+    before, after = ([piece["parts"] for piece in cut] for cut in passage["cuts"])
+    sides = zip(("original vocabulary", "new vocabulary"), passage["cuts"], strict=True)
     return {
         "language": language,
-        "same": same,
-        "characters": sum(map(len, sides[0])),
-        "sides": [
-            {"title": title, "tokens": len(side), "pieces": _coloured(side)}
-            for title, side in zip(("original vocabulary", "new vocabulary"), sides, strict=True)
-        ],
+        "same": before == after,
+        "characters": passage["characters"],
+        "sides": [{"title": title, "pieces": cut} for title, cut in sides],
     }
-
-
-def _coloured(pieces: Sequence[str]) -> list[dict[str, Any]]:
-    """Join further tokens of a split character to its first one, and cut pieces at newlines for showing.
-
-    Returns
-    -------
-    list of dict
-        `lines` (the text between newlines), `extra` (further tokens of a split character), `colour` (0 or 1).
-    """
-    shown: list[dict[str, Any]] = []
-    waiting = 0  # empty pieces before the first character
-    for piece in pieces:
-        if piece:
-            lines = piece.replace("\r\n", "\n").split("\n")
-            shown.append({"lines": lines, "extra": waiting, "colour": len(shown) % 2})
-            waiting = 0
-        elif shown:
-            shown[-1]["extra"] += 1
-        else:
-            waiting += 1
-    return shown
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
