@@ -115,7 +115,7 @@ def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
         return DTYPES[settings.body_dtype]
     if device().type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -> Any:
