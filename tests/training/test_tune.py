@@ -250,3 +250,13 @@ def test_the_command(folders, tmp_path):
     assert facts["examples"] == 50 and facts["steps"] == 7
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_conversations_that_call_tools_are_left_out_and_counted(tokenizer, write_lines, tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Тверь"}}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    rows = [{"messages": [DIALOGUE[1], called]}, {"messages": DIALOGUE}, {"messages": [DIALOGUE[1], DIALOGUE[2]]}]
+    rows[2]["messages"][1] = DIALOGUE[2] | {"tool_calls": []}
+    file = write_lines("rows.jsonl", [json.dumps(row) for row in rows])
+    store, counts = write_examples(read_conversations([str(file)]), tokenizer, 500, tmp_path / "examples")
+    assert (counts["tool_calls"], counts["examples"]) == (1, 2) and len(store.lengths) == 2
