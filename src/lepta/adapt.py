@@ -22,7 +22,7 @@ from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.locate import locate, read_json
 from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of, write_json
-from lepta.recipe import PretrainSettings, Recipe, Text, Tune
+from lepta.recipe import PretrainSettings, Recipe, Text, Tune, rows_apart
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report
 from lepta.training.alone import facts_of, run_stages
@@ -33,7 +33,7 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
 from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
-from lepta.vocabulary.tokens import new_ids
+from lepta.vocabulary.tokens import Vocabulary, new_ids
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
@@ -191,7 +191,10 @@ def _pretrain(
     """One stage of pre-training from a model folder; all processes come here."""
     ids = np.zeros(0, dtype=np.int64)
     if base is not None:
-        ids = new_ids(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary())
+        vocabulary = open_tokenizer(start).vocabulary()
+        ids = new_ids(open_tokenizer(base).vocabulary(), vocabulary)
+        if apart := rows_apart(settings):
+            _check_order(ids, vocabulary, apart, start)
 
     def held_out(sources: list[str]) -> list[str]:
         return windows(list(read_documents(sources)), WINDOW, settings.measure_characters) if sources else []
@@ -200,8 +203,8 @@ def _pretrain(
         start,
         int(ids[0]) if len(ids) else Checkpoint(start).rows,
         [
-            TrainingText(partial(read_documents, text.target.train), 1 - settings.source_share),
-            TrainingText(partial(read_documents, text.source.train), settings.source_share),
+            TrainingText(partial(read_documents, side.train), share, f"text in {side.language}")
+            for side, share in ((text.target, 1 - settings.source_share), (text.source, settings.source_share))
         ],
         HeldOut(
             held_out(text.target.valid),
@@ -217,6 +220,16 @@ def _pretrain(
     if processes().is_main_process:
         write_json(folder / CURVE, {"curve": curve})
     return facts
+
+
+def _check_order(ids: np.ndarray, vocabulary: Vocabulary, apart: str, start: Path) -> None:
+    """LeptaError unless old tokens come before new ones, as rows can be kept apart only so."""
+    between = [i for i in range(ids[0], vocabulary.size) if not vocabulary.is_hole(i)] if len(ids) else []
+    if len(between) > len(ids):
+        raise LeptaError(
+            f"pretrain.{apart} needs old rows before new ones, as vocabularies of scenario extended or optimized have "
+            f"them; in {start} {len(between) - len(ids):,} old tokens come after the first new one ({ids[0]:,})"
+        )
 
 
 def pretrain_stage(

@@ -151,7 +151,12 @@ class PretrainSettings(Section):
     sweep_share: float = Field(0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on")
     old_rows_learning_rate: float | None = Field(None, gt=0, description="For rows of old tokens; default: the same")
     body_learning_rate: float | None = Field(None, gt=0, description="For LoRA or the whole body; default: the same")
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(
+        100,
+        ge=0,
+        description="Steps in which the rate rises to its peak. If it is not given, a run that has no more steps than "
+        "the default warms up for a tenth of them",
+    )
     weight_decay: float = Field(
         0.0,
         ge=0,
@@ -184,6 +189,19 @@ class PretrainSettings(Section):
         if self.forget_limit is not None and self.keep == "last":
             raise ValueError("forget_limit: needs keep: best, for weights from before the limit was passed")
         return self
+
+
+def rows_apart(settings: PretrainSettings) -> str:
+    """What asks for old and new rows to be trained apart; empty if nothing does."""
+    if settings.trains == "new-rows":
+        return "trains: new-rows"
+    return "old_rows_learning_rate" if settings.old_rows_learning_rate else ""
+
+
+class CommandPretrainSettings(PretrainSettings):
+    """The same with the default of `lepta pretrain`, which is meant for short runs."""
+
+    warmup_steps: int = Field(5, ge=0)
 
 
 class PropagateSettings(Section):
@@ -238,10 +256,9 @@ class Recipe(Section):
             raise ValueError("text.target.train: at least one text source is needed")
         replaced = self.vocabulary.scenario in ("bpe", "unigram")
         for stage in self.pretrain:
-            if replaced and (stage.trains == "new-rows" or stage.old_rows_learning_rate):
-                field = "trains: new-rows" if stage.trains == "new-rows" else "old_rows_learning_rate"
+            if replaced and (apart := rows_apart(stage)):
                 raise ValueError(
-                    f"pretrain.{field} needs old rows to keep apart: vocabulary.scenario extended or optimized"
+                    f"pretrain.{apart} needs old rows to keep apart: vocabulary.scenario extended or optimized"
                 )
             if stage.source_share and not self.text.source.train:
                 raise ValueError("pretrain.source_share is above 0: text.source.train needs at least one text source")

@@ -1,6 +1,7 @@
 """Blocks of training text."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,3 +211,30 @@ def test_padding_is_not_predicted(sizes):
     batch = collate([{"input_ids": [5] * size, "labels": [5] * size} for size in sizes], pad_id=0)
     assert (batch["labels"] != -100).sum(dim=1).tolist() == sizes
     assert batch["input_ids"].shape == (len(sizes), max(sizes))
+
+
+def test_a_small_share_of_a_large_text_is_never_nothing(tokenizer, tmp_path):
+    """A draw of few out of many parts may keep none: then more are drawn."""
+    russian, english = (["слово и дело. " * 200 + "\n"] * 300, ["word and deed. " * 200 + "\n"] * 300)
+    for seed in range(6):
+        blocks = run(tokenizer, (russian, english), tmp_path / str(seed), 10_000, 1024, 0.01, seed)
+        assert set(blocks.text_of.tolist()) == {0, 1}
+
+
+def test_a_draw_that_kept_nothing_is_made_again_by_a_run_that_goes_on(tokenizer, texts, tmp_path):
+    write_tokens([], tokenizer, LENGTH, tmp_path / "0")
+    write_tokens([], tokenizer, LENGTH, tmp_path / "1")
+    assert len(run(tokenizer, texts, tmp_path))
+
+
+def test_text_without_tokens_is_named(tokenizer, tmp_path):
+    text = TrainingText(lambda: [" \n"], 1.0, "text in ru")
+    with pytest.raises(LeptaError, match=r"text in ru: it holds no token; expected text for 500"):
+        training_blocks([text], tokenizer, 500, LENGTH, 1, tmp_path)
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_named(smollm2, tmp_path):
+    config = {name: value for name, value in smollm2.config.items() if name != "eos_token"}
+    replace(smollm2, config=config).save(tmp_path)
+    with pytest.raises(LeptaError, match=rf"{tmp_path}: the tokenizer has no eos_token"):
+        write_tokens(["слово"], load_tokenizer(tmp_path), LENGTH, tmp_path)

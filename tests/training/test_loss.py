@@ -124,3 +124,15 @@ def test_heads_that_cap_or_scale_keep_their_own_loss():
         after = model(input_ids=ids, labels=ids)
         torch.testing.assert_close(after.loss, before)
         assert ("logits" not in after) == expected
+
+
+def test_float16_keeps_small_gradients_and_takes_a_large_scale():
+    """As in a step of a quarter of a million tokens at the scale that a GradScaler begins with, 65,536."""
+    hidden, weight, labels, _ = problem(torch.float32, rows=64)
+    expected = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels, None, 1), [hidden, weight])
+    half, divisor = hidden.detach().half().requires_grad_(), torch.tensor(262_144)
+    with torch.autocast("cpu", torch.float16):
+        loss = linear_cross_entropy(half, weight, labels, None, divisor)
+    found = torch.autograd.grad(65_536.0 * loss, [half, weight])
+    for mine, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.float() / 65_536 * divisor, exact, rtol=2e-2, atol=2e-3)

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lepta.errors import LeptaError
 from lepta.settings import validated
-from lepta.training.preference import prefer_folder, read_preferences
+from lepta.training.preference import prefer_folder, read_preferences, spread
 from lepta.training.settings import PreferenceSettings
 
 pytest.importorskip("trl", reason="pip install 'lepta[preference]'")
@@ -76,3 +77,54 @@ def test_tuning_with_copies_and_a_preference_step(folder, pairs, tmp_path):
     facts = json.loads(done.stdout)
     assert facts["copies"]["copied"] == 5 and facts["conversations"] == 55 and facts["preference"]["examples"] == 16
     assert [path.name for path in tmp_path.iterdir() if path.name != "pairs.jsonl"] == ["out"]
+
+
+def test_the_system_prompt_is_part_of_what_is_asked(write_lines):
+    file = write_lines("pairs.jsonl", [json.dumps(PAIRS[0] | {"system": "Отвечай грубо."})])
+    (example,) = read_preferences([str(file)], "dpo")
+    assert [turn["role"] for turn in example["prompt"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_no_micro_batch_of_kto_has_a_prompt_twice(pairs, size):
+    examples = list(read_preferences([str(pairs)], "kto"))
+    examples += [examples[0] | {"label": False}] * 5  # one prompt that is answered seven times
+    ordered = spread(examples, size, 1)
+    assert sorted(map(json.dumps, ordered)) == sorted(map(json.dumps, examples))
+    for start in range(0, len(ordered), size):
+        prompts = [json.dumps(example["prompt"]) for example in ordered[start : start + size]]
+        assert len(set(prompts)) == len(prompts)
+    labels = [example["label"] for example in ordered[: len(ordered) // 2]]
+    assert 0.2 < sum(labels) / len(labels) < 0.8  # good and bad answers come mixed
+    assert ordered == spread(examples, size, 1) != spread(examples, size, 2)
+
+
+def test_kto_measures_on_answers_to_other_prompts(folder, pairs, tmp_path, monkeypatch):
+    import trl
+
+    seen, whole = [], trl.KTOTrainer.__init__
+
+    def looking(self, *arguments, **named):
+        whole(self, *arguments, **named)
+        tokenizer = named["processing_class"]
+        seen.extend(tokenizer.decode(row["prompt_ids"]) for row in self.train_dataset)
+
+    monkeypatch.setattr(trl.KTOTrainer, "__init__", looking)
+    monkeypatch.setattr(trl.KTOTrainer, "train", lambda self, **_: None)
+    settings = PreferenceSettings(batch=4, lora={"rank": 4, "alpha": 4}, max_length=200)
+    prefer_folder(folder, read_preferences([str(pairs)], "kto"), settings, 1, tmp_path)
+    assert all(one != other for one, other in zip(seen[::2], seen[1::2], strict=True))
+
+
+def test_a_single_step_learns_and_depends_on_the_seed_alone(folder, pairs, tmp_path):
+    settings = PreferenceSettings(method="dpo", batch=32, learning_rate=1e-2, lora={"rank": 4, "alpha": 4})
+    weights = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        place = tmp_path / str(state)
+        place.mkdir()
+        prefer_folder(folder, read_preferences([str(pairs)], "dpo"), settings, 1, place)
+        weights.append(load_file(place / "model.safetensors"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(weights[0][name], weights[1][name])
+    assert not torch.equal(weights[0][name], load_file(folder / "model.safetensors")[name])

@@ -1,5 +1,7 @@
 """What trains, at which rate, in which precision, and what is written."""
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -10,8 +12,9 @@ from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.publish import write_model
 from lepta.errors import LeptaError
 from lepta.recipe import PretrainSettings
+from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors
-from lepta.training.pretrain import load_for_training, pretrain
+from lepta.training.pretrain import HeldOut, load_for_training, pretrain, pretrain_folder, products_dtype, warmup
 from lepta.training.split import SplitEmbedding, split_rows
 from lepta.training.trainable import make_trainable
 
@@ -206,3 +209,99 @@ def test_four_bit_weights_cannot_train():
 def test_four_bits_need_a_gpu(folder):
     with pytest.raises(LeptaError, match="4bit needs a GPU"):
         load_for_training(folder, settings(body_dtype="4bit"))
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "expected"),
+    [
+        ({}, 101, 100),  # as ever
+        ({}, 100, 10),
+        ({}, 3, 0),
+        ({"warmup_steps": 0}, 1, 0),
+        ({"warmup_steps": 11}, 12, 11),
+    ],
+)
+def test_a_default_warm_up_gives_way_to_a_short_run(values, steps, expected):
+    assert warmup(PretrainSettings.model_validate({"tokens": 1} | values), steps) == expected
+
+
+def test_a_warm_up_that_never_ends_is_refused_before_training(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("lepta.training.pretrain.make_trainable", None)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(LeptaError, match=r"warmup_steps: 6, but there are 6 steps, so the rate .* fewer than 6"):
+        train(model, tmp_path, settings(warmup_steps=6))
+    with pytest.raises(LeptaError, match=r"there are 6 steps to try a rate in \(sweep_share 0\.2\)"):
+        train(model, tmp_path, settings(warmup_steps=6, learning_rate=[1e-2, 1e-3]))
+
+
+@pytest.fixture
+def on_russian(folder, russian, tmp_path):
+    """Pre-train a folder on a little Russian; returns facts, curve, and the weights that were written."""
+    numbers = itertools.count()
+
+    def run(source=folder, **values):
+        held_out = HeldOut([russian[0][:200]], [russian[1][:200]], "ru", "en")
+        place = tmp_path / str(next(numbers))
+        place.mkdir()
+        chosen = {"tokens": 2000, "block": 64, "batch": 4, "measure_every": 3} | values
+        text = TrainingText(lambda: russian, 1.0)
+        facts, curve = pretrain_folder(
+            source, FIRST_NEW, [text], held_out, PretrainSettings.model_validate(chosen), 1, place
+        )
+        return facts, curve, load_file(place / "model.safetensors")
+
+    return run
+
+
+def test_a_short_first_try_learns_and_says_how_it_warmed_up(on_russian, folder):
+    facts, _, after = on_russian(learning_rate=1e-2)
+    before = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert facts["warmup_steps"] == 0
+    assert (after[name] - before[name]).abs().max() > 1e-2  # more than one step at the full rate
+
+
+def test_a_sweep_survives_rates_that_cannot_be_used(on_russian):
+    rates = {"keep": "best", "forget_limit": 1.0, "sweep_share": 0.9, "warmup_steps": 1, "measure_every": 2}
+    facts, curve, weights = on_russian(**rates, learning_rate=[1e30, 1e-4, 30.0])  # diverges; is fine; forgets
+    assert facts["sweep"]["1e+30"] is None and facts["sweep"]["30"] is None and facts["learning_rate"] == 1e-4
+    alone, same, others = on_russian(**rates, learning_rate=1e-4)
+    assert curve == same and all(torch.equal(weights[name], others[name]) for name in weights)
+    assert alone["kept_step"] == facts["kept_step"] > 0
+    with pytest.raises(LeptaError, match=r"learning_rate: with each of 1e\+30, 1e\+31 training diverged or passed"):
+        on_russian(learning_rate=[1e30, 1e31], warmup_steps=0)
+
+
+def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    model = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=ROWS,
+            hidden_size=32,
+            ffn_dim=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+        )
+    )
+    with pytest.raises(LeptaError, match="documents_apart: OPTForCausalLM sees from one document"):
+        train(model, tmp_path, settings(documents_apart=True))
+
+
+def test_automatic_precision_on_a_gpu_that_only_emulates_bfloat16(monkeypatch):
+    """As a T4, whose capability is 7.5."""
+    monkeypatch.setattr("lepta.training.pretrain.device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert products_dtype(settings()) == torch.float16
+
+
+def test_what_could_not_be_written_is_refused_before_training(on_russian, experts, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(LeptaError, match=r"no tensor .*experts.*, which is to be"):
+        patch.setattr("lepta.training.pretrain.train", None)
+        on_russian(experts, trains="full")
+
+
+def test_matrices_that_low_rank_changes_do_not_reach_are_named(on_russian, experts):
+    facts, _, _ = on_russian(experts, trains="embeddings+lora", tokens=300)
+    assert "model.layers.*.mlp.experts.down_proj" in facts["unreached"]

@@ -1,14 +1,17 @@
 """One run of training: checkpoints, what is kept, and what stops it."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lepta.errors import LeptaError
 from lepta.training import loss as loss_module
+from lepta.training import trainer
 from lepta.training.trainer import BEST, Run, Watch, last_checkpoint, train
 
 
@@ -185,3 +188,54 @@ def test_trackers_get_the_curve(go, tmp_path):
     assert tensorboard
     go(report_to=("tensorboard",))
     assert list((tmp_path / "work").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"), [((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), ()), ((1.0, 9.0), (("score", 0.5),))], ids=["all", "limit"]
+)
+def test_weights_that_only_got_worse_are_those_it_began_with(folder, tmp_path, values, limits):
+    model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    weight = model.get_input_embeddings().weight.requires_grad_()
+    before = weight.detach().clone()
+    run = Run(batch=2, groups=[{"params": [weight], "lr": 1e-2, "weight_decay": 0.0}], warmup_steps=1, seed=0)
+    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 20
+    watch = scores(*values)(keep_best="score", limits=limits)(model)
+    trained = train(model, examples, [3] * 20, 0, tmp_path, "training", run, watch)
+    assert torch.equal(trained.weights["model.embed_tokens.weight"], before) and trained.kept_step == 0
+    assert bool(trained.stopped) == bool(limits)
+
+
+def test_the_step_of_the_best_weights_is_told(folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    run = Run(batch=2, groups=[{"params": list(model.parameters()), "lr": 1e-3}], warmup_steps=1, seed=0)
+    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 20
+    watch = scores(9.0, 3.0, 2.0, 4.0, 5.0, 6.0)(keep_best="score")(model)
+    assert train(model, examples, [3] * 20, 0, tmp_path, "training", run, watch).kept_step == 4
+
+
+def test_overflowing_gradients_are_fatal_in_all_precisions_but_float16(tmp_path):
+    """A GradScaler leaves such a step out and goes on with a smaller scale."""
+    callback = trainer._Callback(None, None, None, None, tmp_path)
+    state, logs = SimpleNamespace(global_step=1, max_steps=9), {"loss": 9.1, "grad_norm": float("inf")}
+    callback.on_log(SimpleNamespace(fp16=True), state, None, logs)
+    with pytest.raises(trainer.Diverged, match="grad_norm is inf at step 1 of 9"):
+        callback.on_log(SimpleNamespace(fp16=False), state, None, logs)
+    with pytest.raises(trainer.Diverged, match="loss is nan"):
+        callback.on_log(SimpleNamespace(fp16=True), state, None, {"loss": float("nan")})
+
+
+SIZES = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "pad_token_id": None}
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT2", "Falcon", "Bloom", "OPT", "Mamba"])
+def test_architectures_that_see_across_documents_are_found(name):
+    sizes = SIZES | ({"ffn_dim": 64, "word_embed_proj_dim": 32} if name == "OPT" else {})
+    sizes |= {"n_head": 4, "n_layer": 1} if name == "Bloom" else {}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**sizes)).train()
+    if name in ("Llama", "GPT2"):
+        trainer.check_apart(model, "packing")
+    else:
+        with pytest.raises(LeptaError, match=rf"packing: {name}ForCausalLM sees from one document of a row into the"):
+            trainer.check_apart(model, "packing")
+    assert model.training

@@ -250,3 +250,48 @@ def test_the_command(folders, tmp_path):
     assert facts["examples"] == 50 and facts["steps"] == 7
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("batch", "steps", "expected"), [(128, 1, 0), (10, 5, 0), (5, 10, 1), (4, 13, 1)])
+def test_no_step_is_lost_to_warming_up(folders, tokenizer, dialogues, tmp_path, monkeypatch, batch, steps, expected):
+    runs = []
+    monkeypatch.setattr("lepta.training.tune.train", lambda *arguments: runs.append(arguments[-1]))
+    model = AutoModelForCausalLM.from_pretrained(folders[False])
+    _, counts = tune(model, tokenizer, dialogues, tmp_path, settings(batch=batch))
+    assert (counts["steps"], runs[0].warmup_steps) == (steps, expected)
+
+
+def test_a_single_step_learns(folders, dialogues, tmp_path):
+    facts, _ = tune_folder(folders[False], dialogues, settings(batch=128), 1, tmp_path)
+    before, after = Checkpoint(folders[False]), Checkpoint(tmp_path)
+    assert facts["steps"] == 1 and not torch.equal(before.load("lm_head.weight"), after.load("lm_head.weight"))
+
+
+def test_conversations_that_call_tools_are_left_out_and_counted(tokenizer, write_lines, tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Тверь"}}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    rows = [{"messages": [DIALOGUE[1], called]}, {"messages": DIALOGUE}, {"messages": [DIALOGUE[1], DIALOGUE[2]]}]
+    rows[2]["messages"][1] = DIALOGUE[2] | {"tool_calls": []}
+    file = write_lines("rows.jsonl", [json.dumps(row) for row in rows])
+    store, counts = write_examples(read_conversations([str(file)]), tokenizer, 500, tmp_path / "examples")
+    assert (counts["tool_calls"], counts["examples"]) == (1, 2) and len(store.lengths) == 2
+
+
+def test_packing_is_refused_where_the_model_sees_across(tokenizer, dialogues, tmp_path):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = OPTForCausalLM(OPTConfig(vocab_size=4000, word_embed_proj_dim=32, **sizes))
+    with pytest.raises(LeptaError, match="packing: OPTForCausalLM sees from one document"):
+        tune(model, tokenizer, dialogues, tmp_path, settings(packing=True))
+
+
+def test_what_could_not_be_merged_is_refused_before_training(experts, dialogues, tmp_path, monkeypatch):
+    monkeypatch.setattr("lepta.training.tune.train", None)
+    with pytest.raises(LeptaError, match=r"no tensor .*experts.* low-rank changes of linear layers, or embeddings"):
+        tune_folder(experts, dialogues, settings(trains="full"), 1, tmp_path)
+
+
+def test_experts_that_low_rank_changes_do_not_reach_are_named(experts, dialogues, tmp_path):
+    facts, _ = tune_folder(experts, dialogues[:8], settings(lora={"rank": 2}), 1, tmp_path)
+    assert "model.layers.*.mlp.experts.down_proj" in facts["unreached"] and facts["merged_error"] < 1e-4

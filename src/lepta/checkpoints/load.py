@@ -13,6 +13,7 @@ from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.gguf import import_gguf
 from lepta.errors import LeptaError
 from lepta.locate import locate
+from lepta.vocabulary.source import open_tokenizer
 
 
 def device() -> torch.device:
@@ -67,10 +68,36 @@ def _in_four_bits(dtype: torch.dtype) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder through transformers, chat template included."""
-    from transformers import AutoTokenizer
+    """Load the tokenizer of a model folder through transformers, chat template included.
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    Raises
+    ------
+    LeptaError
+        Naming the file that is missing or broken.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except ImportError:
+            # For a Mistral transformers imports mistral_common, where that is installed, even if tokenizer.json is all
+            # it then reads.
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except ImportError as error:
+        raise LeptaError(
+            f"{folder}: transformers needs another package to load this tokenizer ({error}); install it, or give a "
+            "folder with tokenizer.json"
+        ) from error
+    except Exception as error:  # whatever a tokenizer class raises
+        open_tokenizer(folder)  # has the better message where a file is missing or broken
+        raise LeptaError(f"{folder}: transformers cannot load this tokenizer ({error})") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where a class is named and no file is there
+        open_tokenizer(folder)
+        raise LeptaError(f"{folder}: the tokenizer has special tokens only; expected a tokenizer.json with all")
+    return tokenizer
 
 
 def model_folder(source: str | Path, import_to: Path) -> Path:

@@ -82,7 +82,10 @@ def pretrain(
     ] = None,
     old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
     body_learning_rate: Annotated[float | None, typer.Option(help="For LoRA or the whole body.")] = None,
-    warmup_steps: Annotated[int, typer.Option(help="Steps in which the rate rises to its peak.")] = 5,
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps in which the rate rises to its peak (default: 5, or none in so short a run)."),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Shrinks rows, too, by rate x decay x steps / 2.")] = 0.0,
     lora_rank: Annotated[int, typer.Option(help="Of embeddings+lora.")] = 32,
     lora_alpha: Annotated[int, typer.Option(help="Likewise.")] = 32,
@@ -108,7 +111,7 @@ def pretrain(
     """
     from lepta.adapt import pretrain_stage
     from lepta.pipeline import refuse_existing
-    from lepta.recipe import Language, PretrainSettings, Text
+    from lepta.recipe import CommandPretrainSettings, Language, Text
     from lepta.settings import validated
 
     refuse_existing(output, force)
@@ -120,7 +123,7 @@ def pretrain(
             f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
         )
     settings = validated(
-        PretrainSettings,
+        CommandPretrainSettings,
         {
             "trains": trains,
             "tokens": tokens,
@@ -131,7 +134,6 @@ def pretrain(
             "learning_rate": learning_rate or [2e-3],
             "old_rows_learning_rate": old_rows_learning_rate,
             "body_learning_rate": body_learning_rate,
-            "warmup_steps": warmup_steps,
             "weight_decay": weight_decay,
             "lora": {"rank": lora_rank, "alpha": lora_alpha},
             "body_dtype": body_dtype,
@@ -142,7 +144,8 @@ def pretrain(
             "keep": keep,
             "forget_limit": forget_limit,
             "report_to": report_to or [],
-        },
+        }
+        | ({} if warmup_steps is None else {"warmup_steps": warmup_steps}),
         "lepta pretrain",
     )
     sides = Text.model_construct(

@@ -24,6 +24,7 @@ from lepta.training.loss import IGNORED
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
 CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches
+REDRAW = 4  # times the share of a text that is drawn, where a draw kept nothing
 MARGIN = 2.0  # times the text that a budget needs is tokenised: others reach up to 8 characters
 AT_ONCE = 1000  # parts of documents that are tokenised together
 WINDOW = 4096  # sections that are fitted together to blocks
@@ -78,7 +79,17 @@ def write_tokens(
         corpus should see a little of many documents, not all of a few (12,000 tokens from four whole documents made
         held-out Russian worse, 2.036 -> 2.049 bits per byte).
     seed : int
+
+    Raises
+    ------
+    LeptaError
+        If the tokenizer has no end-of-text token.
     """
+    if tokenizer.eos_token_id is None:
+        raise LeptaError(
+            f"{tokenizer.name_or_path}: the tokenizer has no eos_token, which is to close each document; expected one "
+            "in tokenizer_config.json"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     draw, starts = random.Random(seed), array("q", [0])
     parts = (part for text in documents for part in parts_of_document(text, length, share))
@@ -297,13 +308,16 @@ class TrainingText:
     Attributes
     ----------
     documents : callable
-        Streams the documents; called up to twice, once to count characters.
+        Streams the documents; called once to count characters, and again for each draw, which is mostly one.
     share : float
         Share of all tokens that is of this text.
+    name : str
+        For messages.
     """
 
     documents: Callable[[], Iterable[str]]
     share: float
+    name: str = "training text"
 
 
 def training_blocks(
@@ -337,11 +351,23 @@ def training_blocks(
     """
     packed: list[Packed] = []
     for number, text in reversed([(number, text) for number, text in enumerate(texts) if text.share]):
-        place, budget = folder / str(number), round(tokens * text.share)
-        if not (place / SECTIONS).is_file():
-            characters = sum(map(len, text.documents()))
-            share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
-            write_tokens(text.documents(), tokenizer, length, place, share, seed)
+        place, budget = folder / str(number), max(1, round(tokens * text.share))
+        store = TokenStore.open(place) if (place / SECTIONS).is_file() else None
+        if store is None or not len(store.lengths):
+            store = _drawn(text, tokenizer, budget, length, seed, place)
         others = sum(len(other.ends) for other in packed)
-        packed.append(lay_out(TokenStore.open(place), budget, length, seed, 1 if number else batch, others))
+        packed.append(lay_out(store, budget, length, seed, 1 if number else batch, others))
     return Blocks(tuple(reversed(packed)), documents_apart)
+
+
+def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: int, place: Path) -> TokenStore:
+    """Tokenise as much of a text as a budget of tokens needs."""
+    characters = sum(map(len, text.documents()))
+    share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
+    store = write_tokens(text.documents(), tokenizer, length, place, share, seed)
+    while not len(store.lengths) and share < 1:  # a draw of few parts out of many may be of none
+        share *= REDRAW
+        store = write_tokens(text.documents(), tokenizer, length, place, share, seed)
+    if not len(store.lengths):
+        raise LeptaError(f"{text.name}: it holds no token; expected text for {budget:,} (tokens x share of this text)")
+    return store

@@ -18,7 +18,7 @@ from lepta.progress import progress
 from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
 from lepta.training.loss import IGNORED
 
-Message = dict[str, str]
+Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
 COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it
 COUNTS = "counts.json"
 
@@ -56,10 +56,10 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
         fields = (("system", "system"), ("user", "prompt"), ("assistant", "answer"))
         messages = [{"role": role, "content": row[field]} for role, field in fields if row.get(field) is not None]
     try:
-        plain = [{"role": _role(message["role"]), "content": message["content"]} for message in messages or []]
-    except (KeyError, TypeError):
+        plain = [_turn(message) for message in messages or []]
+    except (AttributeError, KeyError, TypeError):
         plain = []
-    if not plain or not all(isinstance(value, str) for message in plain for value in message.values()):
+    if not plain or not all(isinstance(turn[name], str) for turn in plain for name in ("role", "content")):
         raise LeptaError(
             f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
@@ -67,8 +67,11 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     return plain
 
 
-def _role(name: Any) -> Any:
-    return "assistant" if name == "bot" else name  # as the Saiga sets write it
+def _turn(message: dict[str, Any]) -> Message:
+    role = "assistant" if message["role"] == "bot" else message["role"]  # as the Saiga sets write it
+    if calls := message.get("tool_calls"):
+        return {"role": role, "content": message.get("content") or "", "tool_calls": calls}
+    return {"role": role, "content": message["content"]}
 
 
 def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[str, list[int]]:
@@ -116,6 +119,11 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], **options: Any) -> st
         raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 
 
+def calls_tools(messages: Sequence[Message]) -> bool:
+    """Tell whether a turn calls tools: not every template writes such calls, and the loss would not count them."""
+    return any("tool_calls" in turn for turn in messages)
+
+
 def write_examples(
     conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path
 ) -> tuple[TokenStore, dict[str, int]]:
@@ -137,7 +145,7 @@ def write_examples(
         One section for each example; tokens that the loss counts have `COUNTED` set.
     dict
         How many conversations were read, and how many were left out as `duplicate`, `refused` by the chat template,
-        `unanswered` or `too_long`; of the rest (`examples`) the tokens and those of answers.
+        `unanswered`, `too_long` or because of `tool_calls`; of the rest (`examples`) the tokens and those of answers.
     """
     if tokenizer.chat_template is None:
         raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
@@ -155,12 +163,15 @@ def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_lengt
         for messages in conversations:
             counts["conversations"] += 1
             digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
+            example = None
             try:
-                example = conversation_example(tokenizer, messages) if digest not in seen else None
+                if digest not in seen and not calls_tools(messages):
+                    example = conversation_example(tokenizer, messages)
             except LeptaError as error:
                 example, reason = {}, str(error)
+            fault = "tool_calls" if calls_tools(messages) else _fault(example, max_length)
             seen.add(digest)
-            if fault := _fault(example, max_length):
+            if fault:
                 counts[fault] += 1
                 continue
             ids, labels = (np.asarray(example[name], np.int64) for name in ("input_ids", "labels"))  # type: ignore[index]
@@ -169,10 +180,10 @@ def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_lengt
             starts.append(starts[-1] + len(ids))
             counts["answer_tokens"] += int(kept.sum())
             bar.set(counts["conversations"])
-    names = ("conversations", "duplicate", "refused", "unanswered", "too_long", "answer_tokens")
+    names = ("conversations", "duplicate", "refused", "unanswered", "too_long", "tool_calls", "answer_tokens")
     facts = {name: counts[name] for name in names} | {"examples": len(starts) - 1, "tokens": starts[-1]}
     if not facts["examples"]:
-        left_out = ", ".join(f"{name} {facts[name]}" for name in names[1:5])
+        left_out = ", ".join(f"{name} {facts[name]}" for name in names[1:6])
         raise LeptaError(
             f"tune: none of {facts['conversations']} conversations can be learned from ({left_out})"
             + (f"; {reason}" if reason else "")

@@ -106,8 +106,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (scale,) = outputs
         of_hidden, of_bias, *of_parts = ctx.gradients
         del ctx.gradients  # whoever takes a gradient that nobody else holds need not copy it
+        scale = scale * ctx.left
         for gradient in (of_hidden, of_bias, *of_parts):
-            if gradient is not None:
+            if gradient is not None and gradient.dtype == torch.float16:
+                gradient.copy_(gradient.float().mul_(scale))  # the scale alone may be beyond float16
+            elif gradient is not None:
                 gradient.mul_(scale.to(gradient.dtype))
         return of_hidden, None, of_bias, None, *of_parts
 
@@ -131,6 +134,8 @@ def _sum_up(
     head = _Head([part.to(products) for part in parts], None if bias is None else bias.to(products))
     sums = torch.promote_types(parts[0].dtype, torch.float32)
     scale = 1 / torch.as_tensor(max(len(states), 1) if divisor is None else divisor, dtype=sums, device=hidden.device)
+    # One of many thousand tokens is next to nothing in float16: the backward pass divides, when the loss is scaled up.
+    ctx.left, factor = (scale, torch.ones_like(scale)) if products == torch.float16 else (1.0, scale)
     gradients = _Gradients(
         torch.empty_like(states) if ctx.needs_input_grad[0] else None,
         [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[4:], strict=True)],
@@ -151,9 +156,9 @@ def _sum_up(
             continue
         # Probabilities, less 1 at the target, are `change / total`. The division is done on the narrow side, except in
         # 16 bits, where totals overflow.
-        change, narrow = exponentials.scatter_add_(1, target, -total), scale / total
+        change, narrow = exponentials.scatter_add_(1, target, -total), factor / total
         if products != sums:
-            change, narrow = change.div_(total).to(products), scale
+            change, narrow = change.div_(total).to(products), factor
         gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))
     of_hidden = None
     if gradients.of_states is not None:

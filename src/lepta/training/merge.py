@@ -75,6 +75,12 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     return result
 
 
+def check_mergeable(model: Any, source: Checkpoint) -> None:
+    """Raise before training what `changed_tensors` would raise after it; nothing is computed or written."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed_tensors(model, trained, source)
+
+
 def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> float:
     """Write a model folder with what training changed in its weights, and check it.
 
@@ -152,7 +158,8 @@ def _added(rows: Rows, up: torch.Tensor, down: torch.Tensor, part: slice) -> tor
 def _known(name: str, source: Checkpoint) -> str:
     if name not in source.entries:
         raise LeptaError(
-            f"{source.folder}: no tensor {name}, which training changed; this architecture stores its weights under "
-            "other names than it uses, so only its embeddings can be trained (pretrain.trains: embeddings)"
+            f"{source.folder}: no tensor {name}, which is to be trained; this architecture stores it under another "
+            "name than it uses. Train what keeps its name: low-rank changes of linear layers, or embeddings alone "
+            "(lepta pretrain --trains embeddings)"
         )
     return name

@@ -1,21 +1,25 @@
 """A preference step (KTO, DPO, SimPO) by TRL; data and merging are ours."""
 
+import heapq
+import json
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
 
+from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.corpus import text_files
 from lepta.errors import LeptaError
 from lepta.formats import read_rows
 from lepta.pipeline import CHECKPOINTS
-from lepta.training.conversations import messages_of
+from lepta.training.conversations import calls_tools, messages_of
 from lepta.training.distributed import processes
-from lepta.training.merge import write_merged
+from lepta.training.merge import check_mergeable, write_merged
 from lepta.training.settings import PreferenceMethod, PreferenceSettings, split_batch
 from lepta.training.trainable import lora_config, trained_weights
 from lepta.training.trainer import last_checkpoint
@@ -40,8 +44,7 @@ def read_preferences(sources: Iterable[str], method: PreferenceMethod) -> Iterat
 
 
 def _examples(row: dict[str, Any], where: str, method: PreferenceMethod) -> list[Example]:
-    asked = {"messages": row["messages"]} if "messages" in row else {"prompt": row.get("prompt")}
-    prompt = messages_of(asked, where)
+    prompt = messages_of({name: row[name] for name in row if name != "answer"}, where)
     chosen, rejected, answer, label = (row.get(name) for name in ("chosen", "rejected", "answer", "label"))
     if isinstance(chosen, str) and isinstance(rejected, str):
         if method != "kto":
@@ -80,7 +83,8 @@ def prefer_folder(
     Returns
     -------
     facts : dict
-        Examples, how many were left out as `too_long` or `refused` by the template, and the error of merging.
+        Examples, how many were left out as `too_long` or `refused` (by the template, or because they call tools), and
+        the error of merging.
     curve : list of dict
         `step`, `loss`, and what TRL says of rewards.
 
@@ -89,12 +93,16 @@ def prefer_folder(
     LeptaError
         If TRL is missing, or no example is left.
     """
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer, checkpoint = load_model(source), load_tokenizer(source), Checkpoint(source)
     counts: Counter[str] = Counter()
     fitting = [example for example in examples if _fits(example, tokenizer, settings.max_length, counts)]
     if len(fitting) < settings.micro_batch:
         raise LeptaError(f"preference: {len(fitting)} examples left of {counts.total()}; expected more")
+    if settings.method == "kto":
+        fitting = spread(fitting, settings.micro_batch, seed)
+    torch.manual_seed(seed)  # LoRA starts from random numbers
     trainer = _trainer(model, tokenizer, fitting, settings, seed, folder / CHECKPOINTS)
+    check_mergeable(model, checkpoint)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl")
     curve = [
@@ -110,7 +118,33 @@ def prefer_folder(
     return facts, curve
 
 
+def spread(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
+    """Put examples into a random order in which no micro-batch of this size has a prompt twice, if that can be.
+
+    For KTO: TRL trains in the order given, and measures how far the model has moved on answers to other prompts, which
+    it takes from the same micro-batch.
+    """
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    answers: dict[str, list[Example]] = {}
+    for example in shuffled:
+        answers.setdefault(json.dumps(example["prompt"]), []).append(example)
+    lists, ordered = list(answers.values()), list[Example]()
+    waiting = [(-len(of_prompt), place) for place, of_prompt in enumerate(lists)]
+    heapq.heapify(waiting)
+    while waiting:  # prompts with most answers come first, or these would be left over
+        taken = [heapq.heappop(waiting) for _ in range(min(size - len(ordered) % size, len(waiting)))]
+        ordered += [lists[place].pop() for _, place in taken]
+        for left, place in taken:
+            if left < -1:
+                heapq.heappush(waiting, (left + 1, place))
+    return ordered
+
+
 def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str]) -> bool:
+    if calls_tools(example["prompt"]):
+        counts["refused"] += 1
+        return False
     answers = [example[name] for name in ("chosen", "rejected", "completion") if name in example]
     try:
         longest = max(
@@ -147,7 +181,7 @@ def _trainer(
         gradient_accumulation_steps=accumulation,
         num_train_epochs=settings.epochs,
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,
+        warmup_steps=-(-len(examples) // settings.batch) * settings.epochs // 10,
         logging_steps=1,
         save_steps=settings.save_every,
         save_total_limit=1,

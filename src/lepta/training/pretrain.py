@@ -1,6 +1,7 @@
 """Continued pre-training (paper 2.1.3): the embeddings of the new vocabulary learn; the body is frozen, or follows."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from lepta.pipeline import CHECKPOINTS, write_json
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
-from lepta.training.merge import changed_tensors
+from lepta.training.merge import changed_tensors, check_mergeable
 from lepta.training.settings import TuneSettings
-from lepta.training.trainable import make_trainable
-from lepta.training.trainer import Examples, Run, Trained, Watch, train
+from lepta.training.trainable import make_trainable, unreached
+from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.source import open_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,6 +70,7 @@ def pretrain(
     rate: float,
     seed: int,
     watch: Watch | None = None,
+    source: Checkpoint | None = None,
 ) -> Trained:
     """Train what the settings say on blocks of text.
 
@@ -89,13 +91,26 @@ def pretrain(
         Peak learning rate of the embeddings.
     seed : int
     watch : Watch, optional
+    source : Checkpoint, optional
+        That the result is to be written from: before training it is checked that it can be.
+
+    Raises
+    ------
+    LeptaError
+        If the settings do not fit each other, the model or the number of examples.
     """
+    warmup_steps = warmup(settings, -(-len(examples) // settings.batch))
+    if settings.documents_apart:
+        check_apart(model, "documents_apart")
     torch.manual_seed(seed)  # LoRA starts from random numbers
+    groups = make_trainable(model, settings, first_new, rate)
+    if source is not None:
+        check_mergeable(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch,
-        groups=make_trainable(model, settings, first_new, rate),
-        warmup_steps=settings.warmup_steps,
+        groups=groups,
+        warmup_steps=warmup_steps,
         adam_epsilon=settings.adam_epsilon,
         seed=seed,
         save_every=settings.save_every,
@@ -104,6 +119,31 @@ def pretrain(
         report_to=tuple(settings.report_to),
     )
     return train(model, examples, sizes, pad_id, work, "continued pre-training", run, watch)
+
+
+def warmup(settings: PretrainSettings, steps: int) -> int:
+    """Steps in which the rate rises to its peak.
+
+    Parameters
+    ----------
+    settings : PretrainSettings
+    steps : int
+        Of the whole run.
+
+    Raises
+    ------
+    LeptaError
+        If the settings name a number that the run would end before; a default gives way.
+    """
+    if settings.warmup_steps < steps or not settings.warmup_steps:
+        return settings.warmup_steps
+    if "warmup_steps" in settings.model_fields_set:
+        tried = f" to try a rate in (sweep_share {settings.sweep_share:g})" if len(settings.learning_rate) > 1 else ""
+        raise LeptaError(
+            f"pretrain.warmup_steps: {settings.warmup_steps}, but there are {steps} steps{tried}, so the rate would "
+            f"never reach its peak; expected fewer than {steps}, or more tokens"
+        )
+    return steps // 10
 
 
 def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
@@ -115,7 +155,7 @@ def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
         return DTYPES[settings.body_dtype]
     if device().type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -> Any:
@@ -183,6 +223,13 @@ def pretrain_folder(
         rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
     model, trained = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
     facts["learning_rate"] = rate
+    warmup_steps = warmup(settings, -(-len(blocks) // settings.batch))
+    if warmup_steps != settings.warmup_steps:
+        facts["warmup_steps"] = warmup_steps
+    if trained.kept_step is not None:
+        facts["kept_step"] = trained.kept_step
+    if missed := unreached(model, settings):
+        facts["unreached"] = missed
     if trained.stopped:
         facts["stopped"] = trained.stopped
     if processes().is_main_process:
@@ -217,7 +264,17 @@ def _run(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     watch = _watch(model, tokenizer, held_out, settings)
     return model, pretrain(
-        model, blocks, blocks.sizes, pad_id, work, settings, first_new=first_new, rate=rate, seed=seed, watch=watch
+        model,
+        blocks,
+        blocks.sizes,
+        pad_id,
+        work,
+        settings,
+        first_new=first_new,
+        rate=rate,
+        seed=seed,
+        watch=watch,
+        source=Checkpoint(initialised),
     )
 
 
@@ -229,22 +286,35 @@ def _sweep(
     settings: PretrainSettings,
     seed: int,
     work: Path,
-) -> tuple[float, dict[str, float]]:
-    """Try each learning rate on a part of the blocks (paper 2.4.1); the lowest bits per byte of the target wins."""
+) -> tuple[float, dict[str, float | None]]:
+    """Try each learning rate on a part of the blocks (paper 2.4.1); the lowest bits per byte of the target wins.
+
+    A rate with which training diverges, or passes the limit to forgetting, has None.
+    """
     file, part = work / SWEEP, blocks.first(settings.sweep_share)
     settings = settings.model_copy(update={"darumeru": None})  # bits per byte choose
-    scores: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+    scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
     for rate in settings.learning_rate:
         name = f"{rate:g}"
         if name in scores:
             continue
-        _, trained = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
-        measured = [entry for entry in trained.curve if "loss" not in entry]
-        scores[name] = measured[-1][f"{held_out.target_language}_bits_per_byte"]
+        try:
+            _, trained = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
+        except Diverged:
+            scores[name] = None
+        else:
+            measured = [entry for entry in trained.curve if "loss" not in entry]
+            last = measured[-1][f"{held_out.target_language}_bits_per_byte"]
+            scores[name] = last if math.isfinite(last) and not trained.stopped else None
         if processes().is_main_process:
             write_json(file, scores)
-    best = min(settings.learning_rate, key=lambda rate: scores[f"{rate:g}"])
-    return best, scores
+    usable = {rate: score for rate in settings.learning_rate if (score := scores[f"{rate:g}"]) is not None}
+    if not usable:
+        raise LeptaError(
+            f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed forget_limit "
+            f"on the sweep_share {settings.sweep_share:g} of the text; give lower ones"
+        )
+    return min(usable, key=lambda rate: usable[rate]), scores
 
 
 def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:

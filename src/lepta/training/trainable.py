@@ -1,5 +1,6 @@
 """What trains: rows of the embeddings, low-rank changes of the body, or everything (paper 2.1.3 and 2.4.1)."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +156,29 @@ def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
         target_modules=targets,
         layers_to_transform=layers,
         bias="none",
+    )
+
+
+def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str]:
+    """Matrices of the body that `all-linear` leaves out because they are no linear layer's, such as those of experts.
+
+    Returns
+    -------
+    list of str
+        Names of parameters, with `*` for numbers of layers; empty where no low-rank changes are trained, or where
+        their layers are named.
+    """
+    if "lora" not in settings.trains or settings.lora.targets != "all-linear":
+        return []
+    ends = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in parts_of(end)}
+    return sorted(
+        {
+            re.sub(r"\b\d+\b", "*", f"{path}.{name}")
+            for path, module in model.named_modules()
+            if not isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.ndim > 1 and id(parameter) not in ends
+        }
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from lepta.training.settings import split_batch
 from lepta.training.trainable import load_trained, trained_weights
 
 TRAINED, BEST = "trained.safetensors", "best.safetensors"
+SECTION = 8  # tokens that are looked at from another section
+ROUNDING, LOW_ROUNDING = 1e-3, 2e-2  # of logits, to the largest: in float32, and where weights have 16 bits
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what CUDA and the CPU allocator say
 
 
@@ -88,7 +91,7 @@ class Watch:
         Returns name -> number; called before the first step, every `every` steps and after the last.
     every : int
     keep_best : str or None
-        Keep the weights for which this measurement is lowest.
+        Keep the weights for which this measurement is lowest, those before the first step among them.
     limits : dict
         Measurement -> how much it may rise above its start; training stops beyond, and such weights are never the best.
     """
@@ -111,11 +114,18 @@ class Trained:
         Parameter name -> trained tensor on the CPU: the last ones, or the best if `watch` keeps them.
     stopped : str
         Why training ended before its last step; empty if it did not.
+    kept_step : int or None
+        Step that the weights are of, if `watch` keeps the best; 0: those before the first.
     """
 
     curve: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
     stopped: str = ""
+    kept_step: int | None = None
+
+
+class Diverged(LeptaError):
+    """The loss or its gradient is no number."""
 
 
 def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -146,15 +156,18 @@ class _Callback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.watch and not state.global_step:
             self._measure(self.watch, control)
+            if self.watch.keep_best:
+                save_weights(trained_weights(self.model), self.work / BEST)  # those that training has to better
         self.started, self.start_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        for name in ("loss", "grad_norm"):
+        # In float16 a step whose gradients overflow is left out, and the next is scaled down.
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             value = float((logs or {}).get(name, 0.0))
             if not math.isfinite(value):  # before this step's checkpoint is written
                 good = last_checkpoint(self.work)
                 kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
-                raise LeptaError(
+                raise Diverged(
                     f"training: {name} is {value} at step {state.global_step} of {state.max_steps}; {kept}. "
                     "Lower learning_rate, or give more warmup_steps"
                 )
@@ -183,7 +196,7 @@ class _Callback(TrainerCallback):
                 control.should_training_stop = True
                 return
         best = watch.keep_best
-        if best and all(entry[best] < old[best] for old in measured[:-1] if old["step"]):
+        if best and all(entry[best] < old[best] for old in measured[:-1]):
             save_weights(trained_weights(self.model), self.work / BEST)
 
 
@@ -211,6 +224,41 @@ class _Trainer(Trainer):
             return
         file = Path(resume_from_checkpoint) / TRAINED
         load_trained(self.model, load_file(file), str(file))
+
+
+@torch.no_grad()
+def check_apart(model: Any, setting: str) -> None:
+    """Raise unless a section of a row, whose positions begin from 0 again, sees nothing of what stands before it.
+
+    transformers makes masks of the positions, but not every architecture has those masks: some need no positions, some
+    carry a state along.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+    setting : str
+        What asks for it, for the message.
+
+    Raises
+    ------
+    LeptaError
+        If the second section's logits change with the first.
+    """
+    rows, training = model.get_input_embeddings().weight.shape[0], model.training
+    before, instead, section = (torch.arange(3 * SECTION, device=model.device) % rows).split(SECTION)
+    positions = torch.arange(SECTION, device=model.device).repeat(2)[None]
+    low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+    model.eval()
+    with torch.autocast(model.device.type, low, enabled=low is not None):
+        packed = [torch.cat([first, section])[None] for first in (before, instead)]
+        logits = [model(input_ids=ids, position_ids=positions, use_cache=False).logits for ids in packed]
+    one, other = (of_row[0, SECTION:].float() for of_row in logits)
+    model.train(training)
+    if (one - other).abs().max() > (LOW_ROUNDING if low else ROUNDING) * one.abs().max():
+        raise LeptaError(
+            f"{setting}: {type(model).__name__} sees from one document of a row into the next, whatever their "
+            f"positions; train it without {setting}"
+        )
 
 
 def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
@@ -313,10 +361,13 @@ def train(
             raise LeptaError(_out_of_memory(micro_batch, run, error)) from error
     model.forward = forward  # accelerate has put it into the products' precision, which would round what is asked next
     model.eval()
-    weights = trained_weights(model)
+    weights, kept_step = trained_weights(model), None
     if watch and watch.keep_best and (work / BEST).is_file():
         weights = load_file(work / BEST)
-    return Trained(_curve(trainer.state.log_history, tokens_after), weights, callback.stopped)
+        measured = [entry for entry in trainer.state.log_history if watch.keep_best in entry]
+        allowed = measured[:-1] if callback.stopped else measured
+        kept_step = int(min(allowed, key=operator.itemgetter(watch.keep_best))["step"])
+    return Trained(_curve(trainer.state.log_history, tokens_after), weights, callback.stopped, kept_step)
 
 
 def _out_of_memory(micro_batch: int, run: Run, error: Exception) -> str:

@@ -9,19 +9,19 @@ import torch
 
 from lepta.calibration.copies import copy_examples
 from lepta.calibration.settings import CopySettings
-from lepta.checkpoints.folder import MODEL_FILES
+from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.load import load_tokenizer, opened
 from lepta.locate import locate, read_json
 from lepta.pipeline import CHECKPOINTS, Stage, write_json
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import processes
-from lepta.training.merge import write_merged
+from lepta.training.merge import check_mergeable, write_merged
 from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.pretrain import load_for_training, products_dtype
 from lepta.training.settings import PreferenceSettings, TuneSettings
-from lepta.training.trainable import make_tunable
-from lepta.training.trainer import Run, Trained, train
+from lepta.training.trainable import make_tunable, unreached
+from lepta.training.trainer import Run, Trained, check_apart, train
 
 MICRO_BATCH = 4
 CURVE = "training_curve.json"
@@ -35,7 +35,8 @@ def tune(
     settings: TuneSettings,
     seed: int = 1,
     description: str = "tuning",
-) -> tuple[Trained, dict[str, int]]:
+    source: Checkpoint | None = None,
+) -> tuple[Trained, dict[str, Any]]:
     """Tune a model, in place, on conversations.
 
     Parameters
@@ -51,17 +52,19 @@ def tune(
     seed : int
     description : str
         What the progress bar says.
+    source : Checkpoint, optional
+        That the result is to be written from: before training it is checked that it can be.
 
     Returns
     -------
     trained : Trained
     counts : dict
-        See `write_examples`; and `steps`.
+        See `write_examples`; `rows`, `steps`, and `unreached` if low-rank changes do not reach all matrices.
 
     Raises
     ------
     LeptaError
-        If there is no chat template, or nothing to learn from.
+        If there is no chat template, or nothing to learn from, or the model cannot be trained so.
     """
     with processes().main_process_first():  # the others then find the examples on disk
         store, counts = write_examples(conversations, tokenizer, settings.max_length, work / "examples")
@@ -69,12 +72,17 @@ def tune(
     length = settings.max_length if settings.packing else None
     rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)
     steps = -(-len(rows) // settings.batch)
+    if settings.packing:
+        check_apart(model, "packing")
     torch.manual_seed(seed)  # LoRA starts from random numbers
+    groups = make_tunable(model, settings)
+    if source is not None:
+        check_mergeable(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
-        groups=make_tunable(model, settings),
-        warmup_steps=max(1, steps // 10),
+        groups=groups,
+        warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
         seed=seed,
         save_every=settings.save_every,
         dtype=products_dtype(settings),
@@ -83,7 +91,8 @@ def tune(
     )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trained = train(model, rows, rows.sizes, pad_id or 0, work, description, run)
-    return trained, {**counts, "rows": len(rows), "steps": steps}
+    missed = unreached(model, settings)
+    return trained, {**counts, "rows": len(rows), "steps": steps} | ({"unreached": missed} if missed else {})
 
 
 def _micro_batch(share: int) -> int:
@@ -112,12 +121,12 @@ def tune_folder(
     curve : list of dict
     """
     model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
-    trained, facts = tune(model, tokenizer, conversations, folder / CHECKPOINTS, settings, seed)
-    written: dict[str, Any] = dict(facts)
+    work = folder / CHECKPOINTS
+    trained, facts = tune(model, tokenizer, conversations, work, settings, seed, source=Checkpoint(source))
     if processes().is_main_process:
-        written["merged_error"] = write_merged(model, trained.weights, source, folder)
+        facts["merged_error"] = write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
-    return written, trained.curve
+    return facts, trained.curve
 
 
 def tune_stage(
