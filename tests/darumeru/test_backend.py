@@ -208,6 +208,17 @@ def test_stops_cut_text_and_tokens(backend_of):
     assert backend._decode(ids) == whole.text
 
 
+def test_line_breaks_before_an_answer_do_not_end_it(backend_of, monkeypatch):
+    assert Order("", ("\n",)).cut("\nМосква\nКиев") == "\nМосква"
+    assert Order("", ("\n\n",)).cut("\n\nРаз.\n\nДва.") == "\n\nРаз."
+    assert Order("", ("\n",), longest=2).cut("\n\n\n") == "\n\n"
+    backend = backend_of()
+    written = torch.tensor([backend.tokens("\n \nМосква\nКиев")])
+    monkeypatch.setattr(backend._model, "generate", lambda ids, **options: torch.cat([ids, written], 1))
+    found = backend.generate([Order("Столица?", ("\n",))], 64)[0]
+    assert found.text == "Москва" and found.emitted == len(backend.tokens("\n \nМосква"))
+
+
 def test_a_text_that_is_too_long_is_cut(backend_of):
     backend = backend_of()
     whole = backend.generate([Order("Раз, два, три")], 40)[0]

@@ -63,6 +63,22 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, remote):
         remote.generate([Order("Раз")], 3)
 
 
+def test_line_breaks_before_an_answer_do_not_end_it(remote, monkeypatch):
+    """A server ends there, so it is asked again; an answer that has begun is not."""
+    asked = []
+
+    def post(options):
+        asked.append(options)
+        text = "" if "stop" in options and options["prompt"] == first else "\nМосква\nКиев"
+        return {"choices": [{"text": text, "finish_reason": "length"}], "usage": {"completion_tokens": 9}}
+
+    monkeypatch.setattr(remote, "_post", post)
+    orders = [Order("Раз", ("\n",)), Order("Два", ("\n",))]
+    first = list(remote.ids(["Раз"])[0])
+    assert [written.text for written in remote.generate(orders, 9)] == ["Москва", "Москва"]
+    assert len(asked) == 3 and sum("stop" in options for options in asked) == 2
+
+
 def test_answers_without_what_is_needed(remote, monkeypatch):
     monkeypatch.setattr(remote, "_post", lambda options: {"choices": [{"text": ""}]})
     with pytest.raises(LeptaError, match=r"no logprobs\.token_logprobs"):

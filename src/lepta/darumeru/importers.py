@@ -302,7 +302,7 @@ def _from_use(record: Record, dataset: str) -> Fields:
         if not all(any(map(str.isalpha, answer)) for answer in answers):
             if not all(answer.replace(",", "").isdecimal() for answer in answers):
                 raise LeaveOut("the answer is neither words nor numbers")
-            kind, answers = "choice", [",".join(exam_numbers(answer)) for answer in answers]
+            kind, answers = "choice", [",".join(exam_numbers(answer)[-1]) for answer in answers]
     if not answers:
         raise LeaveOut("no answer")
     answers = list(dict.fromkeys(answers))

@@ -169,12 +169,12 @@ def exam_points(kind: str, task: int, answer: str, golds: Sequence[str]) -> floa
     golds : sequence of str
         Numbers joined by commas, or words.
     """
-    written = first_line(answer)
+    line = first_line(answer)
     if kind == "text":
-        letters = NOT_LETTER.sub("", written.lower())
-        return float(any(letters == NOT_LETTER.sub("", gold.lower()) for gold in golds))
-    numbers = exam_numbers(written)
-    return float(max(_number_points(kind, task, numbers, gold.split(",")) for gold in golds))
+        ways = {NOT_LETTER.sub("", way.lower()) for way in (line, ANSWER_MARK.sub("", line))}
+        return float(any(NOT_LETTER.sub("", gold.lower()) in ways for gold in golds))
+    readings = exam_numbers(line)
+    return float(max(_number_points(kind, task, numbers, gold.split(",")) for numbers in readings for gold in golds))
 
 
 def most_exam_points(kind: str, task: int, golds: Sequence[str]) -> int:
@@ -193,15 +193,14 @@ def _number_points(kind: str, task: int, numbers: list[str], gold: list[str]) ->
 
 
 def first_line(text: str) -> str:
-    """First line of an answer that is not empty, without "Ответ:" before it."""
-    lines = (ANSWER_MARK.sub("", line).strip() for line in text.splitlines())
-    return next((line for line in lines if line), "")
+    """First line of an answer that has more in it than "Ответ:"; the text itself if none has."""
+    return next((line for line in text.splitlines() if ANSWER_MARK.sub("", line).strip()), text)
 
 
-def exam_numbers(text: str) -> list[str]:
-    """Numbers in an answer; one number of several digits is what the exam's form makes of several numbers."""
+def exam_numbers(text: str) -> list[list[str]]:
+    """Numbers in an answer; if it is one, also its digits: the exam's form makes one number of several."""
     numbers = re.findall(r"\d+", text)
-    return list(numbers[0]) if len(numbers) == 1 else numbers
+    return [numbers, list(numbers[0])] if len(numbers) == 1 else [numbers]
 
 
 @cache

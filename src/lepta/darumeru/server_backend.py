@@ -83,8 +83,10 @@ class ServerBackend(Turns):
         return tuple(min(top.values()) - 1 if value is None else value for value in found)
 
     def _generate(self, order: Order, ids: Sequence[int], max_tokens: int) -> Written:
-        stops = {"stop": list(order.stops)} if order.stops else {}
-        answer = self._post({"prompt": list(ids), "max_tokens": max_tokens, **stops})
+        options = {"prompt": list(ids), "max_tokens": max_tokens}
+        answer = self._post(options | ({"stop": list(order.stops)} if order.stops else {}))
+        if order.stops and not field(answer, "choices", 0, "text").strip():
+            answer = self._post(options)  # a stop with nothing before it ends an answer there, but not here
         choice = field(answer, "choices", 0)
         whole = field(choice, "text")
         text = order.cut(whole)

@@ -120,8 +120,9 @@ class Task:
     max_new_tokens : int
         generate: most tokens to write; 1 or 0 otherwise.
     stop : tuple of str
-        generate: where a text ends when turns are plain text with blank lines between them (foundation models); a chat
-        model ends its turn itself. Texts to copy that hold such a string themselves have none (`stop_for`).
+        generate: where a text that has begun ends when turns are plain text with blank lines between them (foundation
+        models); a chat model ends its turn itself. Texts to copy that hold such a string themselves have none
+        (`stop_for`).
     longest : float
         generate: a text is cut at so many times the characters of the right answer, for it has failed; 0: it is not.
     version : int
@@ -333,6 +334,7 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
 
 _QUESTION_STOP = ("\n",)
 _TEXT_STOP = ("\n\n",)
+_WRITTEN = 2  # version of the tasks whose answers are written: since 2, line breaks before an answer do not end it
 _LONGEST_COPY = 1.25  # a model that does not find the end would write all 1,024 tokens
 
 
@@ -360,6 +362,7 @@ def _copy(language: str, unit: str, definition: Definition) -> Task:
         column=f"DaruCopy {language.upper()}",
         dataset=f"copy_{language}",
         method="generate",
+        version=_WRITTEN,
         max_new_tokens=128 if sentence else 1024,
         stop=_TEXT_STOP,
         longest=0.0 if sentence or definition == "legacy" else _LONGEST_COPY,
@@ -376,7 +379,8 @@ def _summaries(definition: Definition) -> list[Task]:
     return [
         Task(
             name="summary_abstractive", title="Summary, abstractive", column="DaruSum", dataset="gazeta",
-            method="generate", max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
+            method="generate", version=_WRITTEN, max_new_tokens=512, stop=_TEXT_STOP,
+            measure=Means(headline=headline, side=side),
             prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary,
         ),
         Task(
@@ -404,7 +408,10 @@ def tasks(definition: Definition = "current") -> Mapping[str, Task]:
     scored = ("accuracy", "macro_f1")
     accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
     by_subject = SubjectMeans(side=("label_mass",))
-    mera = dict(column="DaruMERA", method="generate", max_new_tokens=64, stop=_QUESTION_STOP, make=_first_answer)
+    mera = dict(
+        column="DaruMERA", method="generate", version=_WRITTEN, max_new_tokens=64, stop=_QUESTION_STOP,
+        make=_first_answer,
+    )  # fmt: skip
     all_ = [
         _mmlu("rummlu", "ruMMLU (MERA)", accuracy, prompts.RUMMLU),
         _mmlu("mmlu_ru", "MMLU ru", by_subject, prompts.MMLU_RU),
