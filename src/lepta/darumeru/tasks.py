@@ -10,6 +10,7 @@ A runner needs this and a model, nothing else of the benchmark:
             score = task.score(sample, answer)    # goes to lepta.darumeru.aggregate
 """
 
+import difflib
 import hashlib
 import json
 import zlib
@@ -438,3 +439,14 @@ def tasks(definition: Definition = "current") -> Mapping[str, Task]:
         *(_copy(language, unit, definition) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
     ]  # fmt: skip
     return {task.name: replace(task, definition=definition) for task in all_}
+
+
+def named_tasks(names: Sequence[str] = (), definition: Definition = "current") -> list[Task]:
+    """Tasks by their names in the order of their columns, all without names; LeptaError for a name that is none."""
+    known = tasks(definition)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+            raise LeptaError(f"{name}: no such task; {hint}")
+    return [task for name, task in known.items() if not names or name in names]

@@ -53,8 +53,14 @@ class TransformersBackend(Turns):
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
-        """Weights, chat template, context and library."""
-        return {"backend": "transformers", "model": self._name, "template": self.template, "context": self.context}
+        """Weights and their precision, chat template, context and library."""
+        return {
+            "backend": "transformers",
+            "model": self._name,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "template": self.template,
+            "context": self.context,
+        }
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""

@@ -47,10 +47,7 @@ class Turns:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Write a conversation up to where the model goes on."""
-        if not self._chat:
-            begun = messages[-1]["role"] == "assistant"
-            return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
-        return render_chat(self._tokenizer, messages)
+        return render_chat(self._tokenizer, messages) if self._chat else render_plain(messages)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Ids of a text by itself."""
@@ -79,6 +76,12 @@ class Turns:
         start = common([prompt, *texts])
         starts = [max(1, start if together else common([prompt, text])) for text in texts]
         return [Branch(text, place) for text, place in zip(texts, starts, strict=True)]
+
+
+def render_plain(messages: Sequence[Message]) -> str:
+    """Write a conversation with blank lines between turns, up to where the model goes on."""
+    begun = messages[-1]["role"] == "assistant"
+    return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
