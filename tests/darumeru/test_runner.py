@@ -250,6 +250,29 @@ def test_answers_that_were_lost_are_not_made_up_for(tmp_path):
         run(Forgetful(), "builtin", tmp_path, ["rucola"])
 
 
+def test_a_text_without_a_label_is_a_wrong_answer(tmp_path):
+    """Of a model that writes its labels: it is counted, and the others keep theirs."""
+
+    class Writer(Parrot):
+        def choose(self, questions):
+            return [() if n == 0 else values for n, values in enumerate(super().choose(questions))]
+
+    names = ["rucola", "parus", "mmlu_ru"]
+    whole, some = (
+        run(Parrot(), "builtin", tmp_path / "whole", names),
+        run(Writer(), "builtin", tmp_path / "some", names),
+    )
+    assert set(some.tasks) == set(names)
+    for name in names:
+        before, after = (read_log(tmp_path / side / "samples" / f"{name}.jsonl")[1] for side in ("whole", "some"))
+        lost = [n for n, record in enumerate(after) if not record["answer"]["label"]]
+        assert lost and all(after[n]["score"]["values"]["correct"] == 0 for n in lost)
+        assert all(after[n] == before[n] for n in range(len(after)) if n not in lost)
+    assert some.tasks["rucola"].parts["label_mass"] < whole.tasks["rucola"].parts["label_mass"]
+    write_run_page(tmp_path / "some", "some")
+    assert "(none of the labels)" in (tmp_path / "some" / "report.html").read_text()
+
+
 def test_half_a_character_is_an_answer(tmp_path):
     """JSON from a server may hold it, UTF-8 may not."""
 

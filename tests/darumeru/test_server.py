@@ -52,6 +52,22 @@ def test_labels_that_are_not_among_the_likely_tokens(remote):
         remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))])
 
 
+@pytest.mark.parametrize(
+    ("family", "top", "expected"),
+    [
+        ("smollm2", {"A": -0.7, " B": -2.3}, (-3.3, -2.3)),  # "A" is another token than " A"
+        ("smollm2", {"ĠA": -0.7, "ĠB": -2.3}, (-0.7, -2.3)),
+        ("mistral", {"A": -0.7, " A": -1.5, " B": -2.3}, (-1.5, -2.3)),
+        ("mistral", {"A": -0.7, "▁B": -2.3}, (-3.3, -2.3)),
+        ("mistral", {"A": -0.7, "B": -2.3}, (-0.7, -2.3)),  # a server that shows no spaces
+    ],
+)
+def test_a_label_is_its_own_token(loaded, monkeypatch, family, top, expected):
+    remote = ServerBackend(Client("unused", "tiny"), loaded(family)[1], chat=False)
+    monkeypatch.setattr(remote, "_post", lambda options: {"choices": [{"logprobs": {"top_logprobs": [top]}}]})
+    assert remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))]) == [pytest.approx(expected)]
+
+
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, remote):
     server.failures = [503, 429]
     assert remote.generate([Order("Раз")], 3)[0].emitted == 3 and server.requests == 3

@@ -92,7 +92,10 @@ class Backend(Protocol):
         """Announce the prompts that come next: what they all start with may be read once."""
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
-        """Log-likelihood of each continuation of each question, over all its tokens, in nats."""
+        """Log-likelihood of each continuation of each question, over all its tokens, in nats.
+
+        None at all for a question where the model was to write a continuation and wrote none of them.
+        """
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily."""

@@ -55,32 +55,34 @@ def confusion(gold: Sequence[str], answers: Sequence[str], labels: Sequence[str]
 
     Returns
     -------
-    array of shape (labels, labels)
-        Rows are gold labels, columns answers.
+    array of shape (labels, labels + 1)
+        Rows are gold labels, columns answers; those in the last column are no label.
     """
-    matrix = np.zeros((len(labels), len(labels)))
+    matrix = np.zeros((len(labels), len(labels) + 1))
     for right, answer in zip(gold, answers, strict=True):
-        matrix[labels.index(right), labels.index(answer)] += 1
+        matrix[labels.index(right), labels.index(answer) if answer in labels else -1] += 1
     return matrix
 
 
 def accuracy(matrix: Counts) -> Counts:
-    """Share of right answers, from confusion matrices of shape (..., labels, labels)."""
+    """Share of right answers, from confusion matrices (see `confusion`)."""
     return _divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def macro_f1(matrix: Counts) -> Counts:
-    """Mean F1 of the labels that occur as gold or as answer, from confusion matrices of shape (..., labels, labels)."""
+    """Mean F1 of the labels that occur as gold or as answer, from confusion matrices (see `confusion`)."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    found = matrix.sum(-1) + matrix.sum(-2)  # twice the right ones, and both kinds of wrong ones
+    found = (
+        matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
+    )  # twice the right ones, and both kinds of wrong ones
     occurs = found > 0
     return _divide(_divide(2 * right, found).sum(-1), occurs.sum(-1))
 
 
 def matthews(matrix: Counts) -> Counts:
-    """Matthews correlation, from confusion matrices of shape (..., labels, labels); 0 where it is not defined."""
+    """Matthews correlation, from confusion matrices (see `confusion`); 0 where it is not defined."""
     gold, answered, all_ = matrix.sum(-1), matrix.sum(-2), matrix.sum((-2, -1))
-    covariance = np.trace(matrix, axis1=-2, axis2=-1) * all_ - (gold * answered).sum(-1)
+    covariance = np.trace(matrix, axis1=-2, axis2=-1) * all_ - (gold * answered[..., : gold.shape[-1]]).sum(-1)
     spread = (all_**2 - (gold**2).sum(-1)) * (all_**2 - (answered**2).sum(-1))
     return _divide(covariance, np.sqrt(spread))
 

@@ -15,7 +15,7 @@ from lepta.darumeru.backend import Backend, Order, Question, Written
 from lepta.darumeru.data import Dataset, load_dataset
 from lepta.darumeru.log import SUMMARY, Record, TaskLog, check_output, read_results
 from lepta.darumeru.metrics import pick
-from lepta.darumeru.tasks import Answer, Definition, Sample, Task, named_tasks
+from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.errors import LeptaError
 from lepta.pipeline import write_json
 from lepta.progress import progress
@@ -284,7 +284,7 @@ def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer
         return Answer(text=text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
     if task.method == "choose":
         mass = min(1.0, sum(math.exp(value) for value in result))
-        return Answer(label=pick(task.labels, result), label_mass=mass)
+        return Answer(label=pick(task.labels, result) if result else NO_LABEL, label_mass=mass)
     return Answer(log_probs=tuple(result))
 
 

@@ -44,6 +44,7 @@ from lepta.errors import LeptaError
 Method = Literal["choose", "generate", "loglikelihood"]
 # legacy: as in the paper's runs, for comparing with published numbers. The two never mix.
 Definition = Literal["current", "legacy"]
+NO_LABEL = ""  # of a model that was to write a label, and wrote something else: a wrong answer
 Message = dict[str, str]
 Values = dict[str, float]
 
@@ -77,7 +78,7 @@ class Answer:
     Attributes
     ----------
     label : str or None
-        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`).
+        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`), or `NO_LABEL`.
     label_mass : float or None
         choose: probability that all labels have together, 0 to 1, if it is known.
     log_probs : tuple of float
@@ -278,9 +279,10 @@ def _needed(task: Task, sample: Sample, **values: Any) -> None:
 
 
 def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
-    if answer.label not in task.labels:
+    known = (*task.labels, NO_LABEL)
+    if answer.label not in known:
         raise LeptaError(f"{task.name}, {sample.id}: label {answer.label!r}; expected one of {', '.join(task.labels)}")
-    gold, given = task.labels.index(sample.row.label), task.labels.index(answer.label)
+    gold, given = known.index(sample.row.label), known.index(answer.label)
     values: Values = {"gold": gold, "answer": given, "correct": float(gold == given)}
     return values if answer.label_mass is None else values | {"label_mass": answer.label_mass}
 

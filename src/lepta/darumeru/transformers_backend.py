@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,7 @@ class TransformersBackend(Turns):
         text = order.cut(whole)
         if text == whole:
             return Written(text.strip(), len(ids))
-        emitted = next((n for n in range(len(ids)) if self._decode(ids[:n]).startswith(text)), len(ids))
+        emitted = bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
         return Written(text.strip(), emitted)
 
     def _decode(self, ids: Sequence[int]) -> str:

@@ -98,11 +98,12 @@ def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options)
     except Exception as error:  # whatever a template raises
         raise LeptaError(f"chat template: refuses a conversation ({error}); ask with plain text (--plain)") from error
-    contents = [message["content"] for message in messages]  # one may hold another, and examples have like answers
-    often = [sum(other.count(content) for other in contents) for content in contents]
-    if lost := next((m for m, number in zip(messages, often, strict=True) if text.count(m["content"]) < number), None):
-        raise LeptaError(
-            f"chat template: leaves out a turn of the {lost['role']} ({lost['content'][:40]!r}); "
-            "ask with plain text (--plain)"
-        )
+    contents = [message["content"].strip() for message in messages]  # many templates trim
+    for message, content in zip(messages, contents, strict=True):
+        often = sum(other.count(content) for other in contents)  # one may hold another, and examples have like answers
+        if text.count(content) < often:
+            raise LeptaError(
+                f"chat template: leaves out a turn of the {message['role']} ({content[:40]!r}); "
+                "ask with plain text (--plain)"
+            )
     return text

@@ -9,7 +9,7 @@ from lepta.darumeru.aggregate import Difference, Summary, TaskResult, compare, s
 from lepta.darumeru.log import PAGE, Record, read_results, read_summary
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.table import TOTAL
-from lepta.darumeru.tasks import Task, tasks
+from lepta.darumeru.tasks import NO_LABEL, Task, tasks
 from lepta.report.chart import score_chart
 from lepta.report.page import write_page
 
@@ -242,6 +242,8 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
     answer, log_probs = record["answer"], record["answer"].get("log_probs", [])
     names = task.labels or tuple(str(number) for number in range(len(log_probs)))  # of sentences, from 0 as in the data
     text = answer.get("text", answer.get("label"))
+    if answer.get("label") == NO_LABEL:
+        text, names = "(none of the labels)", ()
     if text is None:
         text = f"sentence {max(range(len(log_probs)), key=log_probs.__getitem__)}"
     return {
