@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from lepta.corpus import read_documents, read_labelled, text_files
 from lepta.errors import LeptaError
-from lepta.formats import read_rows
+from lepta.formats import read_rows, read_text
 from lepta.pipeline import Hashes
 
 TEXTS = [f"документ {n} " + "слово " * (n % 7) for n in range(300)]
@@ -45,6 +45,12 @@ def test_lines_read_the_same_however_compressed(tmp_path, name):
 
 def test_parquet_reads_as_the_lines_do(tmp_path):
     assert read(write_table(tmp_path / "a.parquet")) == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    path = write(tmp_path / name, b"\xef\xbb\xbf" + LINES)
+    assert read(path) == TEXTS and read_text(path) == LINES.decode()
 
 
 def test_zstandard_in_several_frames_is_one_stream(tmp_path):

@@ -14,6 +14,7 @@ from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.load import model_folder
 from lepta.checkpoints.weights import count_weights
 from lepta.corpus import BENCHMARK, dialogue_file, read_documents
+from lepta.darumeru.log import read_results
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
@@ -293,8 +294,8 @@ def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
     data = collect(recipe, folder)
     write_report(data, folder)
     for pair in data["darumeru"]:
-        first, second = (recipe.output / name for name in pair["stages"])
-        write_comparison_page(first, second, tuple(pair["names"]), folder / pair["page"], recipe.seed)
+        folders = [recipe.output / name for name in pair["stages"]]
+        write_comparison_page(folders, [read_results(place) for place in folders], pair, folder / pair["page"])
     return {}
 
 
@@ -329,7 +330,8 @@ def _benchmarks(recipe: Recipe, manifests: dict[str, dict[str, Any]]) -> list[di
             first = second
             continue
         names = models[first], model
-        scores = side_by_side(recipe.output / first, recipe.output / second, names, recipe.seed)
+        sides = [read_results(recipe.output / stage) for stage in (first, second)]
+        scores = side_by_side(sides, names, recipe.seed)
         pairs.append(scores | {"stages": [first, second], "page": f"{second.replace('/', '-')}.html"})
     return pairs
 

@@ -1,5 +1,6 @@
 """Rows of files, streamed: JSONL (plain, gzip, Zstandard) and Parquet. What is damaged is named with its place."""
 
+import codecs
 import gzip
 import io
 import json
@@ -62,6 +63,16 @@ def read_rows(file: Path, field: str | None = None, bad: Callable[[LeptaError], 
     return (_parquet_rows if file.name.endswith(PARQUET) else _json_rows)(file, field, bad)
 
 
+def read_text(file: Path) -> str:
+    """Read a whole UTF-8 text file, plain or packed like those of `read_rows`; LeptaError if it is damaged."""
+    with _opened(file) as (_, lines):
+        try:
+            data = lines.read()
+        except DAMAGE as error:
+            raise LeptaError(f"{file}: not a whole {_kind(file)} file ({error}); copy it again") from error
+    return decode(data, str(file)).removeprefix("\ufeff")
+
+
 def decode(data: bytes, where: str, start: int = 0) -> str:
     """Decode UTF-8; LeptaError naming the byte, counted from `start`."""
     try:
@@ -76,8 +87,9 @@ def decode(data: bytes, where: str, start: int = 0) -> str:
 def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None]) -> Iterator[Row]:
     number = 0
     try:
-        with file.open("rb") as raw, _decompressed(raw, file) as lines:
+        with _opened(file) as (raw, lines):
             for number, line in enumerate(lines, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if not line.strip():
                     continue
                 where = f"{file}, line {number}"
@@ -87,9 +99,12 @@ def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None])
                     bad(error)
                     continue
                 yield Row(where, number, value, raw.tell())
-    except (gzip.BadGzipFile, EOFError, zlib.error, ZstdDamage) as error:
-        kind = "gzip" if file.suffix == ".gz" else "Zstandard"
-        bad(LeptaError(f"{file}: not a whole {kind} file, it ends after line {number} ({error}); copy it again"))
+    except DAMAGE as error:
+        bad(LeptaError(f"{file}: not a whole {_kind(file)} file, it ends after line {number} ({error}); copy it again"))
+
+
+def _kind(file: Path) -> str:
+    return "gzip" if file.suffix == ".gz" else "Zstandard"
 
 
 def _object(line: bytes, where: str, field: str | None) -> dict[str, Any]:
@@ -105,18 +120,23 @@ def _object(line: bytes, where: str, field: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _decompressed(raw: BinaryIO, file: Path) -> Iterator[BinaryIO]:
-    if file.suffix == ".gz":
-        with gzip.open(raw) as lines:
-            yield lines  # type: ignore[misc]
-    elif file.suffix == ".zst":
-        yield io.BufferedReader(_Chunks(_zstd_chunks(raw, file)), 1 << 17)
-    else:
-        yield raw
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A file, and the bytes in it once they are unpacked."""
+    with file.open("rb") as raw:
+        if file.suffix == ".gz":
+            with gzip.open(raw) as lines:
+                yield raw, lines  # type: ignore[misc]
+        elif file.suffix == ".zst":
+            yield raw, io.BufferedReader(_Chunks(_zstd_chunks(raw, file)), 1 << 17)
+        else:
+            yield raw, raw
 
 
 class ZstdDamage(Exception):
     """A Zstandard stream that cannot be decompressed."""
+
+
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, ZstdDamage)
 
 
 def _zstd_chunks(raw: BinaryIO, file: Path) -> Iterator[bytes]:

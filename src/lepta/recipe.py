@@ -4,7 +4,6 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 `lepta.corpus`, model sources in `lepta.locate`.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +11,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.darumeru.data import BUILTIN, HUB
-from lepta.darumeru.tasks import tasks
+from lepta.darumeru.tasks import named_tasks
 from lepta.embeddings.propagate import Method
+from lepta.errors import LeptaError
 from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.training.settings import BodyDtype, Lora, TuneSettings
 from lepta.vocabulary.scenarios import KeepBy, Scenario
@@ -104,19 +104,17 @@ class Benchmark(Section):
     @field_validator("tasks")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        known = tasks()
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"{name}: no such task; {hint}")
+        try:
+            named_tasks(names)
+        except LeptaError as error:
+            raise ValueError(str(error)) from error
         return names
 
     @model_validator(mode="after")
     def _data_is_there(self) -> "Benchmark":
         """A missing dataset is told before anything runs, not after training."""
         if self.data not in (BUILTIN, HUB):
-            for name in {task.dataset for task in tasks().values() if not self.tasks or task.name in self.tasks}:
+            for name in {task.dataset for task in named_tasks(self.tasks)}:
                 if not (Path(self.data).expanduser() / name).is_dir():
                     raise ValueError(
                         f"data: {self.data}/{name}: no such folder; expected {BUILTIN}, {HUB} or a folder "

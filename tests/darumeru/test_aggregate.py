@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lepta.darumeru.aggregate import _weights, compare, summarise, task_result
+from lepta.darumeru.aggregate import TaskResult, _weights, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.measures import Labels, Means, SampleScore, SubjectMeans, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, micro_average
@@ -116,7 +116,7 @@ def test_interval_of_a_proportion():
     generator = np.random.default_rng(0)
     scores = [SampleScore(f"s{i}", f"u{i}", "", {"x": float(generator.random() < 0.3)}) for i in range(2000)]
     units = Means(headline=("x",)).units(scores)
-    draws = np.concatenate(list(_weights(units, 2000, 1))) @ units.vectors
+    draws = np.concatenate(list(_weights(units, 2000, 1, ""))) @ units.vectors
     assert (draws[:, 0] / draws[:, 1]).std() == pytest.approx(np.sqrt(0.3 * 0.7 / 2000), rel=0.1)
 
 
@@ -128,13 +128,13 @@ def test_units_are_drawn_whole():
     spread = []
     for scores in (few, many):
         units = measure.units(scores)
-        spread.append(measure.score(np.concatenate(list(_weights(units, 500, 1))) @ units.vectors).std())
+        spread.append(measure.score(np.concatenate(list(_weights(units, 500, 1, ""))) @ units.vectors).std())
     assert spread[0] == pytest.approx(spread[1])
 
 
 def test_strata_keep_their_size():
     units = Units(tuple(map(str, range(9))), tuple("aaabbbbbb"), np.zeros((9, 1)))
-    weights = np.concatenate(list(_weights(units, 50, 1)))
+    weights = np.concatenate(list(_weights(units, 50, 1, "")))
     assert (weights[:, :3].sum(1) == 3).all() and (weights[:, 3:].sum(1) == 6).all()
     assert weights.std() > 0
 
@@ -151,7 +151,7 @@ def test_measures_on_draws():
     ]
     for measure, scores in ((Labels(labels=3, headline=("macro_f1",)), labels), (SubjectMeans(), subjects)):
         units = measure.units(scores)
-        totals = np.concatenate(list(_weights(units, 20, 1))) @ units.vectors
+        totals = np.concatenate(list(_weights(units, 20, 1, ""))) @ units.vectors
         assert measure.score(totals) == pytest.approx([float(measure.score(total)) for total in totals])
 
 
@@ -193,6 +193,22 @@ def test_only_like_results_are_compared(weak, strong):
     assert "Micro-Avg" not in partial and "DaruCopy RU" not in partial and "DaruMMLU" in partial
     with pytest.raises(LeptaError, match="no task is whole"):
         compare(weak, [])
+
+
+def test_equal_ids_of_unrelated_tasks_are_drawn_apart():
+    """Published ids are numbers from 0 in many datasets; the same rows, and MMLU in both languages, go together."""
+    right = [float(i % 5 > 1) for i in range(114)]
+    names = ("correct", "rouge1_recall", "rouge2_recall", "r_precision")
+    scores = [
+        SampleScore(f"{i}", f"{i}", SUBJECTS[i % 57], {"gold": 0, "answer": 1 - value, **dict.fromkeys(names, value)})
+        for i, value in enumerate(right)
+    ]
+    asked = ["ruopenbookqa", "ruworldtree", "summary_abstractive", "summary_extractive", "mmlu_ru", "mmlu_en"]
+    found = summarise([TaskResult(name, "current", 114, scores) for name in asked], partial=True).tasks
+    assert found["ruopenbookqa"].score.value == found["ruworldtree"].score.value
+    assert found["ruopenbookqa"].score != found["ruworldtree"].score
+    assert found["summary_abstractive"].score == found["summary_extractive"].score
+    assert found["mmlu_ru"].score == found["mmlu_en"].score
 
 
 def test_documents_are_drawn_together():

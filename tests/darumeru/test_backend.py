@@ -179,6 +179,13 @@ def test_a_template_that_drops_turns_is_refused(backend_of, monkeypatch):
         backend.render([{"role": "user", "content": "да"}, *turns, {"role": "user", "content": "да или нет"}])
 
 
+def test_a_template_that_trims_turns_is_taken(backend_of, monkeypatch):
+    backend = backend_of(chat=True)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+    monkeypatch.setattr(backend._tokenizer, "chat_template", template)
+    assert backend.render([{"role": "user", "content": "Мама мыла раму. \n"}]) == "user: Мама мыла раму.\n"
+
+
 def test_generation_in_a_batch_is_generation_alone(backend_of):
     backend = backend_of()
     orders = [Order("Раз, два, три"), Order("Жили-были старик со старухой у самого синего моря и\n\n")]
@@ -206,6 +213,31 @@ def test_stops_cut_text_and_tokens(backend_of):
     assert cut.text == whole.text[: whole.text.index(stop)].strip() and cut.emitted < whole.emitted
     ids = backend.tokens(whole.text)
     assert backend._decode(ids) == whole.text
+
+
+def test_tokens_of_a_text_that_is_cut_are_found_soon(backend_of, monkeypatch):
+    """The shortest start of what was written that holds the text, without decoding every start."""
+    backend = backend_of()
+    ids = backend.tokens("Раз, два, три, четыре, пять, вышел зайчик погулять. " * 20)
+    decoded, decode = [], backend._decode
+    monkeypatch.setattr(backend, "_decode", lambda ids: decoded.append(ids) or decode(ids))
+    for length in (0, 1, 40, 333):
+        decoded.clear()
+        written = backend._written(ids, Order("", longest=length))
+        text = decode(ids)[:length]
+        assert written.emitted == next(n for n in range(len(ids)) if decode(ids[:n]).startswith(text))
+        assert len(decoded) < 15
+
+
+def test_line_breaks_before_an_answer_do_not_end_it(backend_of, monkeypatch):
+    assert Order("", ("\n",)).cut("\nМосква\nКиев") == "\nМосква"
+    assert Order("", ("\n\n",)).cut("\n\nРаз.\n\nДва.") == "\n\nРаз."
+    assert Order("", ("\n",), longest=2).cut("\n\n\n") == "\n\n"
+    backend = backend_of()
+    written = torch.tensor([backend.tokens("\n \nМосква\nКиев")])
+    monkeypatch.setattr(backend._model, "generate", lambda ids, **options: torch.cat([ids, written], 1))
+    found = backend.generate([Order("Столица?", ("\n",))], 64)[0]
+    assert found.text == "Москва" and found.emitted == len(backend.tokens("\n \nМосква"))
 
 
 def test_a_text_that_is_too_long_is_cut(backend_of):

@@ -43,6 +43,8 @@ def test_builtin(name):
         ("use", USE, {"points": 1}, "points: 1, but a right answer gets 2"),
         ("use", USE, {"answers": ["1 и 3"]}, "expected numbers joined by commas"),
         ("use", USE, {"kind": "text", "points": 1}, "has no letter"),
+        ("use", USE, {"answers": ["1,3", "2"]}, "answers: '2' gets 1 of 2 points as an answer"),
+        ("use", USE, {"answers": ["3,3"]}, "answers: '3,3' gets 1 of 2 points as an answer"),
         ("use", USE, {"variant": "1"}, "variant"),
         ("gazeta", GAZETA, {"extractive": [3]}, "extractive: 3 is beyond the last of 3 sentences"),
         ("gazeta", GAZETA, {"extractive": [-1]}, "extractive.0"),
@@ -84,7 +86,7 @@ def test_error_names_file_line_and_field(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 1: not JSON"), ("[1]", "line 1: expected an object, found a list"), ("", "no rows to ask")],
+    [("{", "line 1: not JSON"), ("[1]", "line 1: not an object"), ("", "no rows to ask")],
 )
 def test_broken_files(tmp_path, line, message):
     with pytest.raises(LeptaError, match=message):

@@ -1,5 +1,6 @@
 """Public formats become datasets; what is left out is counted, what is wrong is named."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -125,6 +126,60 @@ def test_exam(write):
         _rows("use", write("u.jsonl", [choice | {"correct": [[3]]}]), "use")
 
 
+def test_options_are_shown_with_the_numbers_that_are_asked_for(write):
+    """A number that begins an option's text is no number of the option."""
+    years = ["12 октября 1492 года открыта Америка.", "Колумб отплыл в августе.", "3.5 тысячи лет назад."]
+    item = {"id": "e1/1", "task": "1", "text": "Где верно? (1) Текст.", "options": years, "correct": [[0, 2]]}
+    shown = ("1) 12 октября 1492 года открыта Америка.", "2) Колумб отплыл в августе.", "3) 3.5 тысячи лет назад.")
+    some = item | {"options": ["1) а", "й2) б", "3) в"], "correct": [[1, 2]]}
+    in_text = item | {"text": "Где верно? " + " ".join(years)}  # without numbers there
+    own = item | {"options": ["2) а", "3) б"], "correct": [[1]]}
+    made = _rows("use", write("u.jsonl", [item, some, in_text, own]), "use")
+    assert [row.choices for row in made] == [shown, ("1) а", "2) й2) б", "3) в"), shown, ("2) а", "3) б")]
+    assert [row.answers for row in made] == [("1,3",), ("2,3",), ("1,3",), ("3",)]
+
+
+def test_labels_that_are_not_known(write):
+    """Nothing but what is known to be a class becomes one."""
+    pronoun = {"text": "Кот ел, потому что <b>он</b> голоден.", "span": "кот"}
+    rows = [pronoun | {"refers": value} for value in (True, "True", 1, "да", False, "false", "0", "Нет", None)]
+    made = read_format("rwsd", [write("r.jsonl", rows)], "rwsd")
+    assert [row.answer for row in made.rows] == ["Да"] * 4 + ["Нет"] * 4
+    assert made.left_out == {"refers is not published": 1}
+    cause = {"premise": "а", "choice1": "б", "choice2": "в", "question": "cause", "label": 0}
+    for kind, row, message in (
+        ("rwsd", pronoun | {"refers": "maybe"}, r"x\.jsonl, line 1: refers: 'maybe'; expected one of true, 1, да"),
+        ("parus", cause | {"question": "reason"}, "question: 'reason'; expected one of cause, effect"),
+        ("parus", cause | {"label": 2}, "label: 2; expected one of 0, 1"),
+    ):
+        with pytest.raises(LeptaError, match=message):
+            _rows(kind, write("x.jsonl", [row]), kind)
+
+
+def test_no_example_is_asked(write):
+    """Neither in a file of examples that overlaps, nor in one that repeats itself; ids in two files mean nothing."""
+    rows = [{"sentence": f"Так {n}.", "acceptable": n % 2} for n in range(20)]
+    path, other = write("dev.jsonl", [*rows, rows[0] | {"acceptable": 1}]), write("train.jsonl", rows[6:12])
+    for options, test in (({}, 15), ({"shots_files": [path]}, 15), ({"shots_files": [other]}, 16)):
+        dataset, facts = import_dataset("rucola", [path], "rucola", **options)
+        assert len(dataset.shots) == 5 and len(dataset.test) == test
+        assert not {row.sentence for row in dataset.test} & {row.sentence for row in dataset.shots}
+        left = len(dataset.shots) if options else 0
+        assert facts["left_out"] == {"shares its text or exam with an example": 21 - test - (5 - left)}
+
+
+def test_csv_that_is_damaged(write, tmp_path):
+    blank = write("blank.csv", "id,sentence,acceptable\n\n0,Так.,1\n\n")
+    assert [row.sentence for row in _rows("rucola", blank, "rucola")] == ["Так."]
+    quote = write("quote.csv", 'id,sentence,acceptable\n0,"' + "Так. " * 30_000 + ",1")
+    with pytest.raises(LeptaError, match=r"quote\.csv, line \d+: not CSV .*quotes are closed"):
+        _rows("rucola", quote, "rucola")
+    packed = tmp_path / "cut.csv.gz"
+    packed.write_bytes(gzip.compress(blank.read_bytes())[:-12])
+    with pytest.raises(LeptaError, match=r"cut\.csv\.gz: not a whole gzip file .*copy it again"):
+        _rows("rucola", packed, "rucola")
+
+
 def test_wrong_input_is_named(write):
     with pytest.raises(LeptaError, match=r"p\.jsonl, line 2: no field 'premise'; it has question"):
         _rows("parus", write("p.jsonl", '\n{"question": "cause", "label": 0, "options": ["а", "б"]}'), "parus")
@@ -220,7 +275,7 @@ def test_folder_from_public_sets(tmp_path):
     for name in DATASETS:
         assert len(load_dataset(name, str(tmp_path / "data")).test) == table[name]["test"]
     assert table["rucola"]["test"] == 2787 and table["rummlu"]["from"] == "built-in items"
-    assert table["mmlu_en"]["left out"] == 370  # rows that MMLU-Redux found wrong
+    assert table["mmlu_en"]["left out"] == 371  # 370 that MMLU-Redux found wrong, and one that repeats an example
 
 
 def test_folder_without_public_sets(tmp_path):

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.darumeru.backend import Question
+from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.lm_eval_backend import LmEvalBackend
 from lepta.darumeru.log import read_log
@@ -165,3 +165,22 @@ def test_joined_tokens_are_refused(model):
     """The prompt's last token goes on in the label: lm-evaluation-harness would count another token than ours."""
     with pytest.raises(LeptaError, match="joins the end of the prompt"):
         LmEvalBackend(model, "hf", "tiny", chat=False).choose([Question("The answer is th", ("e", "ink"))])
+
+
+def test_line_breaks_before_an_answer_do_not_end_it(model, monkeypatch):
+    """A class ends there, so it is asked again."""
+    texts = {"Раз": "\nМосква\nКиев", "Два": "Рига\nКиев"}
+
+    def generate_until(requests):
+        prompts = [request.args for request in requests]
+        return [
+            texts[prompt].split(*options["until"])[0] if options["until"] else texts[prompt]
+            for prompt, options in prompts
+        ]
+
+    monkeypatch.setattr(model, "generate_until", generate_until)
+    backend = LmEvalBackend(model, "hf", "tiny", chat=False)
+    assert [written.text for written in backend.generate([Order(text, ("\n",)) for text in texts], 9)] == [
+        "Москва",
+        "Рига",
+    ]

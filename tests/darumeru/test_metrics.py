@@ -21,7 +21,7 @@ from lepta.errors import LeptaError
 
 TABLES = Path(os.environ.get("LEPTA_SHARED", Path(__file__).parents[3] / "shared")) / "spec" / "paper_tables.json"
 LABELS = ("1", "2", "3")
-pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40)
+pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1, max_size=40)
 words = st.lists(st.sampled_from(["кот", "кошка", "дом", "домом", "стали", "сталь", "the", "cat"]), max_size=12)
 
 
@@ -31,13 +31,15 @@ def test_labels_as_scikit_learn(rows):
     gold, answers = map(list, zip(*rows, strict=True))
     matrix = metrics.confusion(gold, answers, LABELS)
     assert metrics.accuracy(matrix) == pytest.approx(accuracy_score(gold, answers))
-    assert metrics.macro_f1(matrix) == pytest.approx(f1_score(gold, answers, average="macro", zero_division=0))
+    labels = sorted({*gold, *answers} - {"no label"})
+    macro = f1_score(gold, answers, labels=labels, average="macro", zero_division=0)
+    assert metrics.macro_f1(matrix) == pytest.approx(macro)
     assert metrics.matthews(matrix) == pytest.approx(matthews_corrcoef(gold, answers), abs=1e-12)
 
 
 def test_stacks_of_matrices():
     """One call for all draws gives what a call for each gives."""
-    stack = np.random.default_rng(0).integers(0, 4, (5, 7, 3, 3)).astype(float)
+    stack = np.random.default_rng(0).integers(0, 4, (5, 7, 3, 4)).astype(float)
     stack[0, 0] = 0
     for score in (metrics.accuracy, metrics.macro_f1, metrics.matthews):
         each = [[score(matrix) for matrix in row] for row in stack]
@@ -153,6 +155,15 @@ def test_best_of_golds():
         ("choice", 16, "1,3,5", ["1,3"], 1),
         ("choice", 16, "1,2,4,5", ["1,3"], 0),
         ("choice", 16, "", ["1,3"], 0),
+        ("choice", 25, "38", ["38"], 1),
+        ("choice", 25, "Ответ: предложение 38.", ["38"], 1),
+        ("choice", 25, "3,8", ["38"], 0),
+        ("choice", 25, "83", ["38"], 0),
+        ("choice", 25, "12, 5", ["5,12"], 1),
+        ("text", 5, "ответ на вопрос", ["ответнавопрос"], 1),
+        ("text", 24, "Ответ: ответ, вопрос", ["ответвопрос"], 1),
+        ("text", 5, "Ответ", ["ответ"], 1),
+        ("text", 5, "Ответ:\nвопрос", ["вопрос"], 1),
     ],
 )
 def test_exam(kind, task, answer, golds, points):

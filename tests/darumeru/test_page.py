@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.darumeru import log
 from lepta.darumeru.log import read_log, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import tasks
@@ -78,6 +79,13 @@ def page_of(folder):
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
+def compared(folders, names, file):
+    sides = [read_results(folder) for folder in folders]
+    pair = side_by_side(sides, names)
+    write_comparison_page(folders, sides, pair, file)
+    return pair
+
+
 def test_page_has_the_numbers_of_the_summary(runs):
     page = page_of(runs[0])
     summary = json.loads((runs[0] / "summary.json").read_text())
@@ -98,7 +106,7 @@ def test_page_fetches_nothing(runs):
 
 
 def test_what_models_write_is_text(attacked, runs, tmp_path):
-    write_comparison_page(runs[0], attacked, ("one", "<b>two"), tmp_path / "pair.html")
+    compared((runs[0], attacked), ("one", "<b>two"), tmp_path / "pair.html")
     for page in (page_of(attacked), (tmp_path / "pair.html").read_text(encoding="utf-8")):
         reader = Reader(page)
         assert any(ATTACK in text for text in reader.text("p")) and "<script" not in page
@@ -132,8 +140,7 @@ def test_many_answers_are_capped_and_counted(runs, monkeypatch):
 
 def test_answers_that_changed(runs, tmp_path):
     """Right to wrong and back, counted from the labels themselves."""
-    pair = side_by_side(*runs, ("one", "two"))
-    write_comparison_page(*runs, ("one", "two"), tmp_path / "pair.html")
+    pair = compared(runs, ("one", "two"), tmp_path / "pair.html")
     page = (tmp_path / "pair.html").read_text(encoding="utf-8")
     changed = 0
     for name in ("rucola", "parus"):
@@ -159,15 +166,19 @@ def test_nothing_whole_in_both_is_no_difference(attacked, runs, tmp_path):
         for path in (folder / "samples").glob("*.jsonl"):
             if path.stem != kept:
                 path.unlink()
-    pair = side_by_side(*folders, ("one", "two"))
+    pair = side_by_side([read_results(folder) for folder in folders], ("one", "two"))
     assert not any(row["difference"] for row in pair["rows"])
     assert len(pair["refused"]) == 1 and pair["refused"][0].startswith("two: MultiQ: 1 errors")
 
 
-def test_commands(runs, tmp_path):
+def test_commands(runs, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(log, "read_log", lambda path: reads.append(path) or read_log(path))
     page = tmp_path / "page.html"
     arguments = ["darumeru", "compare", *map(str, runs), "--html", str(page)]
-    assert CliRunner().invoke(app, arguments).exit_code == 0 and "Answers that changed" in page.read_text()
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    assert done.exit_code == 0 and "Answers that changed" in page.read_text()
+    assert len(reads) == len(set(reads)) == 2 * len(NAMES)
     assert isinstance(CliRunner().invoke(app, arguments).exception, LeptaError)
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
     shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(runs[0]), "--json"]).stdout)
@@ -176,3 +187,11 @@ def test_commands(runs, tmp_path):
     assert {name: task["score"] for name, task in shown["tasks"].items()} == {
         name: task["score"] for name, task in written["tasks"].items()
     }
+
+
+def test_models_have_the_names_that_tell_them_apart(runs, tmp_path):
+    folders = [tmp_path / name / "run" for name in ("one", "two")]
+    for source, folder in zip(runs, folders, strict=True):
+        shutil.copytree(source, folder)
+    done = CliRunner().invoke(app, ["darumeru", "compare", *map(str, folders)], env={"COLUMNS": "120"})
+    assert "two/run less one/run" in done.stdout

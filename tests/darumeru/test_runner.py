@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.darumeru.aggregate import summarise
+from lepta.darumeru import runner
+from lepta.darumeru.aggregate import compare, summarise
 from lepta.darumeru.backend import Written
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.log import TaskLog, read_log, read_results
@@ -138,6 +140,80 @@ def test_answers_of_another_run_are_refused(tmp_path, changed, named):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"backend": Parrot("other")}, "run.model"),
+        ({"shots": 3}, "shots"),
+        ({"definition": "legacy"}, "definition"),
+    ],
+)
+def test_one_output_has_one_run(tmp_path, changed, named):
+    """Tasks of another model, or asked otherwise, are no part of the same summary; a limit may be a task's own."""
+    given = {"backend": Parrot(), "source": "builtin", "output": tmp_path / "mixed"}
+    run(**given, names=["rucola"])
+    assert set(run(**given, names=["parus"], limit=3).tasks) == {"rucola", "parus"}
+    with pytest.raises(LeptaError, match=rf"parus\.jsonl: holds answers of another run \({named} changed\)"):
+        run(**given | changed, names=["rwsd"])
+    run(**given | changed | {"output": tmp_path / "other"}, names=["rwsd"])
+    (tmp_path / "other" / "samples" / "rwsd.jsonl").rename(tmp_path / "mixed" / "samples" / "rwsd.jsonl")
+    with pytest.raises(LeptaError, match=rf"rwsd\.jsonl: is of another run than parus\.jsonl \({named} differ\)"):
+        read_results(tmp_path / "mixed")
+
+
+def test_written_labels_are_not_compared_with_weighed_ones(tmp_path):
+    class Writer(Parrot):
+        @property
+        def identity(self):
+            return {**super().identity, "labels": "generated"}
+
+    for backend, name in ((Parrot(), "weighed"), (Writer(), "written")):
+        run(backend, "builtin", tmp_path / name, ["multiq", "rucola"])
+    sides = [[result for result, _ in read_results(tmp_path / name).values()] for name in ("weighed", "written")]
+    with pytest.raises(LeptaError, match="rucola: the results differ in labels"):
+        compare(*sides)
+    assert set(compare(*[side[:1] for side in sides])) == {"multiq"}  # which has no labels
+
+
+def test_precision_is_part_of_what_answers_depend_on(backend_of, tmp_path, monkeypatch):
+    backend = backend_of()
+    run(backend, "builtin", tmp_path, ["rucola"], limit=1)
+    assert read_log(tmp_path / "samples" / "rucola.jsonl")[0]["run"]["dtype"] == "float32"
+    monkeypatch.setattr(type(backend._model), "dtype", torch.bfloat16)
+    with pytest.raises(LeptaError, match=r"run\.dtype changed"):
+        run(backend, "builtin", tmp_path, ["rucola"], limit=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"[1]", "expected an object with task, definition"),
+        (b'{"task": "rucola"}', "expected an object"),
+        (b"", "JSON"),
+    ],
+)
+def test_a_damaged_log_is_named(tmp_path, line, message):
+    run(Parrot(), "builtin", tmp_path, ["rucola"])
+    log = tmp_path / "samples" / "rucola.jsonl"
+    log.write_bytes(line + b"\n" + log.read_bytes().split(b"\n", 1)[1])
+    for action in (lambda: read_results(tmp_path), lambda: run(Parrot(), "builtin", tmp_path, ["rucola"])):
+        with pytest.raises(LeptaError, match=rf"rucola\.jsonl, line 1: .*{message}.*--force"):
+            action()
+    log.write_bytes(b"")
+    with pytest.raises(LeptaError, match="line 1: not JSON"):
+        read_results(tmp_path)
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    """It is said before a model is read."""
+    (tmp_path / "file").write_text("mine")
+    given = ["--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "file"), "--force"]
+    done = CliRunner().invoke(app, ["darumeru", "run", *given])
+    assert isinstance(done.exception, LeptaError) and "file: is a file; expected a folder" in str(done.exception)
+    with pytest.raises(LeptaError, match="is a file; expected a folder"):
+        run(Parrot(), "builtin", tmp_path / "file", ["rucola"])
+
+
 def test_other_data_is_refused(tmp_path):
     run(Parrot(), "builtin", tmp_path / "out", ["rucola"])
     source = tmp_path / "data" / "rucola"
@@ -172,6 +248,29 @@ def test_answers_that_were_lost_are_not_made_up_for(tmp_path):
 
     with pytest.raises(ValueError, match="shorter"):
         run(Forgetful(), "builtin", tmp_path, ["rucola"])
+
+
+def test_a_text_without_a_label_is_a_wrong_answer(tmp_path):
+    """Of a model that writes its labels: it is counted, and the others keep theirs."""
+
+    class Writer(Parrot):
+        def choose(self, questions):
+            return [() if n == 0 else values for n, values in enumerate(super().choose(questions))]
+
+    names = ["rucola", "parus", "mmlu_ru"]
+    whole, some = (
+        run(Parrot(), "builtin", tmp_path / "whole", names),
+        run(Writer(), "builtin", tmp_path / "some", names),
+    )
+    assert set(some.tasks) == set(names)
+    for name in names:
+        before, after = (read_log(tmp_path / side / "samples" / f"{name}.jsonl")[1] for side in ("whole", "some"))
+        lost = [n for n, record in enumerate(after) if not record["answer"]["label"]]
+        assert lost and all(after[n]["score"]["values"]["correct"] == 0 for n in lost)
+        assert all(after[n] == before[n] for n in range(len(after)) if n not in lost)
+    assert some.tasks["rucola"].parts["label_mass"] < whole.tasks["rucola"].parts["label_mass"]
+    write_run_page(tmp_path / "some", "some")
+    assert "(none of the labels)" in (tmp_path / "some" / "report.html").read_text()
 
 
 def test_half_a_character_is_an_answer(tmp_path):
@@ -256,8 +355,10 @@ def test_every_task_of_a_real_model_killed_and_resumed(backend_of, tmp_path, mon
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-def test_commands(tiny_model_folder, tmp_path):
+def test_commands(tiny_model_folder, tmp_path, monkeypatch):
     """Run, show and compare from the command line; a run with errors does not end in 0."""
+    reads = []
+    monkeypatch.setattr(runner, "load_dataset", lambda name, source: reads.append(name) or load_dataset(name, source))
     folders = []
     for seed in (0, 1):
         model = tiny_model_folder(hidden=16, seed=seed)
@@ -265,6 +366,7 @@ def test_commands(tiny_model_folder, tmp_path):
         given = ["--model", str(model), "--output", str(folders[-1]), "--tasks", "rucola,parus", "--limit", "6"]
         done = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
         assert done.exit_code == 0 and "RuCoLA" in done.stdout, done.output
+    assert reads == ["parus", "rucola"] * 2  # once for each run
     shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(folders[0]), "--json"]).stdout)
     assert set(shown["tasks"]) == {"rucola", "parus"} and shown["micro_avg"] is None
     compared = CliRunner().invoke(app, ["darumeru", "compare", *map(str, folders)], env={"COLUMNS": "120"})

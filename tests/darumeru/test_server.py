@@ -52,6 +52,22 @@ def test_labels_that_are_not_among_the_likely_tokens(remote):
         remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))])
 
 
+@pytest.mark.parametrize(
+    ("family", "top", "expected"),
+    [
+        ("smollm2", {"A": -0.7, " B": -2.3}, (-3.3, -2.3)),  # "A" is another token than " A"
+        ("smollm2", {"ĠA": -0.7, "ĠB": -2.3}, (-0.7, -2.3)),
+        ("mistral", {"A": -0.7, " A": -1.5, " B": -2.3}, (-1.5, -2.3)),
+        ("mistral", {"A": -0.7, "▁B": -2.3}, (-3.3, -2.3)),
+        ("mistral", {"A": -0.7, "B": -2.3}, (-0.7, -2.3)),  # a server that shows no spaces
+    ],
+)
+def test_a_label_is_its_own_token(loaded, monkeypatch, family, top, expected):
+    remote = ServerBackend(Client("unused", "tiny"), loaded(family)[1], chat=False)
+    monkeypatch.setattr(remote, "_post", lambda options: {"choices": [{"logprobs": {"top_logprobs": [top]}}]})
+    assert remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))]) == [pytest.approx(expected)]
+
+
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, remote):
     server.failures = [503, 429]
     assert remote.generate([Order("Раз")], 3)[0].emitted == 3 and server.requests == 3
@@ -61,6 +77,22 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, remote):
     server.failures = [500] * 9
     with pytest.raises(LeptaError, match="tried 5 times"):
         remote.generate([Order("Раз")], 3)
+
+
+def test_line_breaks_before_an_answer_do_not_end_it(remote, monkeypatch):
+    """A server ends there, so it is asked again; an answer that has begun is not."""
+    asked = []
+
+    def post(options):
+        asked.append(options)
+        text = "" if "stop" in options and options["prompt"] == first else "\nМосква\nКиев"
+        return {"choices": [{"text": text, "finish_reason": "length"}], "usage": {"completion_tokens": 9}}
+
+    monkeypatch.setattr(remote, "_post", post)
+    orders = [Order("Раз", ("\n",)), Order("Два", ("\n",))]
+    first = list(remote.ids(["Раз"])[0])
+    assert [written.text for written in remote.generate(orders, 9)] == ["Москва", "Москва"]
+    assert len(asked) == 3 and sum("stop" in options for options in asked) == 2
 
 
 def test_answers_without_what_is_needed(remote, monkeypatch):

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator
 from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.corpus import read_documents
 from lepta.darumeru.runner import run
-from lepta.darumeru.tasks import tasks
+from lepta.darumeru.tasks import named_tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.errors import LeptaError
 from lepta.evaluation.bits import WINDOW, score_text, windows
 from lepta.evaluation.generation import chat_prompt, generate
 from lepta.pipeline import write_json
@@ -40,9 +41,10 @@ class EffectSettings(Section):
     @field_validator("tasks")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        known = tasks()
-        if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"{unknown[0]}: no such task; known are {', '.join(known)}")
+        try:
+            named_tasks(names)
+        except LeptaError as error:
+            raise ValueError(str(error)) from error
         return names
 
 

@@ -100,22 +100,22 @@ def run(
     """
     from rich.console import Console
 
-    from lepta.darumeru.log import PAGE, forget
-    from lepta.darumeru.runner import choose_tasks
-    from lepta.darumeru.runner import run as ask
+    from lepta.darumeru.log import PAGE, check_output, forget
+    from lepta.darumeru.runner import ask, choose_tasks
     from lepta.darumeru.tasks import Definition
     from lepta.report.darumeru import write_run_page
 
     names = _names(tasks)
     definition: Definition = "legacy" if legacy else "current"
-    choose_tasks(data, names, definition)  # what is wrong with them is said before a model is read
+    check_output(output)
+    chosen, datasets = choose_tasks(data, names, definition)  # what is wrong with them is said before a model is read
     if force:
         forget(output)
     say = Console(stderr=True)
     with _backend(model, chat, context, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
         number = shots if shots is not None else (0 if backend.chat else 5)
         summary = ask(
-            backend, data, output, names, number, definition, limit, seed,
+            backend, chosen, datasets, output, number, limit, seed,
             lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
         )  # fmt: skip
     write_run_page(output, output.resolve().name)
@@ -207,18 +207,19 @@ def compare(
     from lepta.darumeru.log import read_results
     from lepta.darumeru.table import comparison_table
     from lepta.errors import LeptaError
-    from lepta.report.darumeru import write_comparison_page
+    from lepta.report.darumeru import side_by_side, write_comparison_page
 
     if html and html.exists() and not force:
         raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
-    sides = [[result for result, _ in read_results(folder).values()] for folder in (first, second)]
-    differences = compared(sides[0], sides[1], seed=seed)
+    sides, names = [read_results(folder) for folder in (first, second)], _short_names(first, second)
+    mine, theirs = ([result for result, _ in side.values()] for side in sides)
+    differences = compared(mine, theirs, seed=seed)
     if html:
-        write_comparison_page(first, second, _short_names(first, second), html, seed)
+        write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:
         print_json({name: asdict(difference) for name, difference in differences.items()})
     else:
-        console.print(comparison_table(differences, first.name, second.name))
+        console.print(comparison_table(differences, *names))
         if html:
             console.print(f"Page: {html}", highlight=False, markup=False)
 

@@ -283,16 +283,22 @@ def _draw(task: Task, units: Units, draws: int, seed: int) -> _Drawn:
     value = float(task.measure.score(units.vectors.sum(0)))
     if len(units.names) < 2:
         return _Drawn(value, None)
-    sums = [weights @ units.vectors for weights in _weights(units, draws, seed)]
+    sums = [weights @ units.vectors for weights in _weights(units, draws, seed, _group(task))]
     return _Drawn(value, task.measure.score(np.concatenate(sums)))
 
 
-def _weights(units: Units, draws: int, seed: int) -> Iterator[Counts]:
+def _group(task: Task) -> str:
+    """What units of equal names are the same in: the dataset, and MMLU in both languages."""
+    return "mmlu" if task.dataset in ("mmlu_ru", "mmlu_en") else task.dataset
+
+
+def _weights(units: Units, draws: int, seed: int, group: str) -> Iterator[Counts]:
     """How often each unit is drawn, a few draws at a time, shape (part of draws, units).
 
-    The numbers depend on seed and units alone: whoever scores the same units is drawn alike.
+    The numbers depend on seed, group and units alone: whoever scores the same units is drawn alike, and units of other
+    groups are drawn by themselves, though published ids are the same numbers in many datasets.
     """
-    key = json.dumps([seed, units.names, units.strata], ensure_ascii=False)
+    key = json.dumps([seed, group, units.names, units.strata], ensure_ascii=False)
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     strata = np.array(units.strata)
     places = [np.flatnonzero(strata == stratum) for stratum in dict.fromkeys(units.strata)]

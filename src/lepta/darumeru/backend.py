@@ -32,7 +32,7 @@ class Order:
     prompt : str
         As `Backend.render` wrote it.
     stops : tuple of str
-        The text ends before the first of them.
+        The text ends before the first of them that has something but spaces and line breaks before it.
     longest : int or None
         Characters after which the text is cut.
     """
@@ -43,7 +43,8 @@ class Order:
 
     def cut(self, text: str) -> str:
         """A text up to where it ends."""
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        begun = len(text) - len(text.lstrip())
+        places = [place for stop in self.stops if (place := text.find(stop, begun)) >= 0]
         return text[: min([*places, len(text) if self.longest is None else self.longest])]
 
 
@@ -91,7 +92,10 @@ class Backend(Protocol):
         """Announce the prompts that come next: what they all start with may be read once."""
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
-        """Log-likelihood of each continuation of each question, over all its tokens, in nats."""
+        """Log-likelihood of each continuation of each question, over all its tokens, in nats.
+
+        None at all for a question where the model was to write a continuation and wrote none of them.
+        """
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily."""

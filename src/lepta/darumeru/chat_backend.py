@@ -1,8 +1,9 @@
 """A model behind an OpenAI-compatible chat server takes the benchmark: messages go there, only texts come back.
 
 A chat server starts the assistant's turn itself, so the answer's lead-in cannot be given, and shows no probabilities of
-given texts. Labels are therefore written by the model, and the first one in its text counts. Such results are another
-kind of measurement (`labels: generated`), which never goes on in, or is compared as, one of the other kinds.
+given texts. Labels are therefore written by the model and read from its text; a text without one is a wrong answer.
+Such results are another kind of measurement (`labels: generated`), which never goes on in, or is compared as, one of
+the other kinds.
 """
 
 import json
@@ -17,6 +18,9 @@ from lepta.server import Client, at_once, field
 
 LABEL_TOKENS = 32  # for a label, and the words that a model may write before it
 CHOSEN, LEFT = 0.0, -100.0  # log-probabilities that stand for the label that was written, and the others
+ALIKE = {"A": "[AА]", "B": "[BВ]", "C": "[CС]"}  # Latin and Cyrillic letters that look the same
+ENDS = r"(?=[^\S\n]*(?:[^\w\s]|\n|$))"  # a sign or the end of the line comes next
+ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
 
 
 class ChatBackend(Turns):
@@ -60,13 +64,7 @@ class ChatBackend(Turns):
         """Nothing to do: servers keep prefixes themselves."""
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
-        """0 for the label that is first in what the model writes, -100 for the others.
-
-        Raises
-        ------
-        LeptaError
-            If it writes none of them.
-        """
+        """0 for the label that the model writes, -100 for the others; no numbers if it writes none of them."""
         written = self.generate([Order(question.prompt) for question in questions], LABEL_TOKENS)
         return [
             _chosen([label.strip() for label in question.continuations], answer.text)
@@ -96,15 +94,14 @@ class ChatBackend(Turns):
 
 
 def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
-    """The first label that stands in a text by itself; letters and digits as they are, words in any case."""
-    found = {label: _place(label, text) for label in labels}
-    first = min(labels, key=lambda label: found[label])
-    if found[first] == len(text):
-        raise LeptaError(f"none of the labels {', '.join(labels)} is in the answer {text!r}")
-    return tuple(CHOSEN if label == first else LEFT for label in labels)
+    """The label that a text begins with or calls its answer, before a sign or line end; else the first by itself.
 
-
-def _place(label: str, text: str) -> int:
-    case = re.IGNORECASE if len(label) > 1 else re.NOFLAG
-    match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", text, case)
-    return match.start() if match else len(text)
+    Letters and digits count as they are, words in any case. Cyrillic letters that look like a label stand for it only
+    in the first two places: elsewhere they are words.
+    """
+    exact = [f"(?i:{label})" if len(label) > 1 else label for label in map(re.escape, labels)]
+    alike = [ALIKE.get(label, way) for label, way in zip(labels, exact, strict=True)]
+    for before, ways, after in ((r"^\W*", alike, ENDS), (ANSWER, alike, ENDS), (r"(?<!\w)", exact, r"(?!\w)")):
+        if match := re.search(f"{before}(?:{'|'.join(f'({way})' for way in ways)}){after}", text):
+            return tuple(CHOSEN if n == match.lastindex else LEFT for n in range(1, len(labels) + 1))
+    return ()

@@ -8,10 +8,8 @@ show before a question). The schema, `lepta.darumeru.rows`, is the same for all 
     hub             the published datasets, from the Hugging Face hub (see `lepta.darumeru.hub`)
 """
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from typing import Any
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
 from lepta.errors import LeptaError
+from lepta.formats import read_rows as rows_of
 
 BUILTIN = "builtin"
 HUB = "hub"
@@ -132,34 +131,13 @@ def read_rows(name: str, path: Path) -> list[Row]:
     """Read the rows of one file; LeptaError naming file, line and field of the first that is wrong."""
     rows: list[Row] = []
     lines: dict[str, int] = {}
-    for number, record in read_jsonl(path):
-        where = f"{path}, line {number}"
-        row = make_row(name, record, where)
+    for where, number, fields, _ in rows_of(path):
+        row = make_row(name, fields, where)
         if row.id in lines:
             raise LeptaError(f"{where}: id: {row.id!r} is in line {lines[row.id]} too; ids must be unique")
         lines[row.id] = number
         rows.append(row)
     return rows
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read JSON objects, one a line, plain or gzipped, with their line numbers."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LeptaError(f"{path}: not a whole gzip file ({error}); copy it again") from error
-    except OSError as error:
-        raise LeptaError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise LeptaError(f"{path}, line {number}: not JSON ({error}); expected one object a line") from error
-        if not isinstance(record, dict):
-            raise LeptaError(f"{path}, line {number}: expected an object, found a {type(record).__name__}")
-        yield number, record
 
 
 def write_dataset(place: Path, dataset: Dataset, provenance: Mapping[str, Any]) -> None:
@@ -192,7 +170,7 @@ def _canonical(row: Row) -> str:
 def set_aside(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
     """Take solved examples out of rows to ask: the first ones, with each label in turn, so many from each stratum.
 
-    Rows that share a unit with an example (the same text, the same exam) leave the rows to ask too.
+    Rows that are too near to an example leave the rows to ask too (see `apart`).
 
     Returns
     -------
@@ -202,8 +180,18 @@ def set_aside(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
     shots: list[Row] = []
     for stratum in dict.fromkeys(row.stratum for row in rows):
         shots += _balanced([row for row in rows if row.stratum == stratum], number)
-    taken = {row.unit for row in shots}
-    return [row for row in rows if row.unit not in taken], shots
+    return apart(rows, shots), shots
+
+
+def apart(rows: Sequence[Row], shots: Sequence[Row]) -> list[Row]:
+    """Rows that share no unit (the same text, the same exam) with an example, and do not ask the same as one."""
+    units, asked = {row.unit for row in shots}, set(map(_asked, shots))
+    return [row for row in rows if row.unit not in units and _asked(row) not in asked]
+
+
+def _asked(row: Row) -> str:
+    """All of a row but its name and its answer."""
+    return row.model_dump_json(exclude={"id", "answer", "answers"})
 
 
 def _balanced(rows: Sequence[Row], number: int) -> list[Row]:

@@ -9,12 +9,12 @@ import random
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lepta.darumeru.data import Dataset, checked, set_aside
+from lepta.darumeru.data import Dataset, apart, checked, set_aside
 from lepta.darumeru.hub import MERA_FIELDS
 from lepta.darumeru.metrics import exam_numbers, lemmas, most_exam_points, ngrams, rouge_of_counts
 from lepta.darumeru.records import Record, read_records
@@ -30,6 +30,7 @@ PARAGRAPH_LENGTH = (300, 1500)
 LEAST_SENTENCES = 3  # of a paragraph to copy, and of an article to summarise
 LEAST_WORDS = 3  # of a line that counts as a sentence of an article
 MOST_EXTRACTED = 5
+NUMBER = re.compile(r"^\s*(\d+)\s*[).](?!\d)\s*")  # before an option; 3.5 is none
 MMLU_FILE = re.compile(r"(?P<subject>\w+?)_(test|dev|val|train)")
 
 Fields = dict[str, Any]
@@ -117,12 +118,15 @@ def import_dataset(
         options |= {"rows": rows, "seed": seed}
         made.rows = _drawn(made.rows, rows + shots, seed)
     if shots_files:
-        test, pool = made.rows, read_format(format_name, shots_files, dataset)
+        pool = read_format(format_name, shots_files, dataset)
         examples = [row.model_copy(update={"id": f"shot-{row.id}"}) for row in set_aside(pool.rows, shots)[1]]
+        test = apart(made.rows, examples)
     elif dataset.startswith("copy"):
         test, examples = _shots_of_each_kind(made.rows, shots)
     else:
         test, examples = set_aside(made.rows, shots)
+    if near := len({row.id for row in made.rows} - {row.id for row in (*test, *examples)}):
+        made.left_out["shares its text or exam with an example"] += near
     where = ", ".join(path.name for path in files)
     facts: Fields = {
         "format": format_name,
@@ -235,13 +239,31 @@ def _from_squad(record: Record, dataset: str) -> Fields:
     }
 
 
+# What published files write, in lower case, and what we write.
+QUESTIONS = {
+    "cause": "cause",
+    "effect": "effect",
+    "что стало причиной этого?": "cause",
+    "что случилось в результате?": "effect",
+}
+REFERS = {"true": "Да", "1": "Да", "да": "Да", "false": "Нет", "0": "Нет", "нет": "Нет"}
+ENTAILMENT = {"entailment": "1", "contradiction": "2", "neutral": "3", "not_entailment": "3"}
+
+
+def _one_of(record: Record, name: str, known: Mapping[str, str]) -> str:
+    """Our value for that of a field: no value is no published answer, an unknown one is an error."""
+    value = record[name]
+    if value in (None, ""):
+        raise LeaveOut(f"{name} is not published")
+    if str(value).strip().lower() not in known:
+        raise LeptaError(f"{record.where}: {name}: {value!r}; expected one of {', '.join(known)}")
+    return known[str(value).strip().lower()]
+
+
 def _from_parus(record: Record, dataset: str) -> Fields:
-    asked = record["question"].lower()
-    question = "cause" if asked == "cause" or "причин" in asked else "effect"
+    question = _one_of(record, "question", QUESTIONS)
     choices = record.get("options") or [record["choice1"], record["choice2"]]
-    answer = {"0": "1", "1": "2"}.get(str(record["label"]))
-    if answer is None:
-        raise LeptaError(f"{record.where}: label: {record['label']!r}; expected 0 or 1")
+    answer = _one_of(record, "label", {"0": "1", "1": "2"})
     return {"premise": record["premise"], "question": question, "choices": list(choices), "answer": answer}
 
 
@@ -252,18 +274,13 @@ def _from_rwsd(record: Record, dataset: str) -> Fields:
     text = re.sub(r"</?b>", "", record["text"])
     if record["span"].lower() not in text.lower():
         raise LeaveOut("the span is not in the text")
-    answer = "Да" if record["refers"] in (True, 1, "true", "1") else "Нет"
+    answer = _one_of(record, "refers", REFERS)
     return {"text": text, "span1": record["span"], "span2": marked.pop().strip(), "answer": answer}
 
 
-ENTAILMENT = {"entailment": "1", "contradiction": "2", "neutral": "3", "not_entailment": "3"}
-
-
 def _from_nli(record: Record, dataset: str) -> Fields:
-    label = record["label"]
-    if label not in ENTAILMENT:
-        raise LeptaError(f"{record.where}: label: {label!r}; expected one of {', '.join(ENTAILMENT)}")
-    return {"premise": record["premise"], "hypothesis": record["hypothesis"], "answer": ENTAILMENT[label]}
+    answer = _one_of(record, "label", ENTAILMENT)
+    return {"premise": record["premise"], "hypothesis": record["hypothesis"], "answer": answer}
 
 
 def _variant(identity: str) -> int:
@@ -277,7 +294,7 @@ def _from_use(record: Record, dataset: str) -> Fields:
     task = int(record["task"])
     text = record["text"].strip()
     if "correct" in record.fields:
-        options = record["options"]
+        options = _numbered(record["options"])
         kind, answers = "choice", [_numbers(right, options, record.where) for right in record["correct"]]
         choices = [] if _squeezed(options[-1]) in _squeezed(text) else list(options)
     else:
@@ -285,7 +302,7 @@ def _from_use(record: Record, dataset: str) -> Fields:
         if not all(any(map(str.isalpha, answer)) for answer in answers):
             if not all(answer.replace(",", "").isdecimal() for answer in answers):
                 raise LeaveOut("the answer is neither words nor numbers")
-            kind, answers = "choice", [",".join(exam_numbers(answer)) for answer in answers]
+            kind, answers = "choice", [",".join(exam_numbers(answer)[-1]) for answer in answers]
     if not answers:
         raise LeaveOut("no answer")
     answers = list(dict.fromkeys(answers))
@@ -304,12 +321,18 @@ def _squeezed(text: str) -> str:
     return re.sub(r"\W", "", text).lower()
 
 
+def _numbered(options: Sequence[str]) -> list[str]:
+    """Options with their own numbers or, if one has none, with their places counted from 1."""
+    if all(map(NUMBER.match, options)):
+        return list(options)
+    return [f"{place}) {NUMBER.sub('', option, 1)}" for place, option in enumerate(options, 1)]
+
+
 def _numbers(right: Sequence[int], options: Sequence[str], where: str) -> str:
-    """Numbers that options carry, or their places counted from 1."""
+    """Numbers of the right ones of numbered options."""
     if any(not 0 <= place < len(options) for place in right):
         raise LeptaError(f"{where}: correct: {list(right)} for {len(options)} options; indices count from 0")
-    found = [re.match(r"\s*(\d+)", options[place]) for place in right]
-    return ",".join(match[1] if match else str(place + 1) for match, place in zip(found, right, strict=True))
+    return ",".join(NUMBER.match(options[place])[1] for place in right)  # type: ignore[index]
 
 
 def _from_summaries(record: Record, dataset: str) -> Fields:

@@ -79,9 +79,11 @@ class LmEvalBackend(Turns):
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
-        options = {"max_gen_toks": max_tokens, "do_sample": False}
-        requests = [(order.prompt, options | {"until": list(order.stops)}) for order in orders]
-        found = self._model.generate_until(_instances("generate_until", requests))
+        found = self._generated([(order.prompt, list(order.stops)) for order in orders], max_tokens)
+        empty = [n for n, order in enumerate(orders) if order.stops and not found[n].strip()]
+        if empty:  # a stop with nothing before it ends an answer there, but not here
+            again = self._generated([(orders[n].prompt, []) for n in empty], max_tokens)
+            found = [again[empty.index(n)] if n in empty else text for n, text in enumerate(found)]
         texts = [order.cut(text).strip() for order, text in zip(orders, found, strict=True)]
         return [Written(text, min(len(self.tokens(text)), max_tokens)) for text in texts]
 
@@ -95,6 +97,12 @@ class LmEvalBackend(Turns):
                 "which lm-eval counts wrongly; run without --lm-eval"
             )
         return branches
+
+    def _generated(self, prompts: Sequence[tuple[str, list[str]]], max_tokens: int) -> list[str]:
+        """What the class writes after prompts, each with the texts that it stops at."""
+        options = {"max_gen_toks": max_tokens, "do_sample": False}
+        requests = [(prompt, options | {"until": stops}) for prompt, stops in prompts]
+        return list(self._model.generate_until(_instances("generate_until", requests)))
 
     def _loglikelihood(self, questions: Sequence[Question]) -> list[float]:
         requests = [(question.prompt, text) for question in questions for text in question.continuations]

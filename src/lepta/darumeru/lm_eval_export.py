@@ -15,7 +15,7 @@ import yaml
 
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
-from lepta.darumeru.tasks import Definition, Task, tasks
+from lepta.darumeru.tasks import Definition, Task, named_tasks
 from lepta.errors import LeptaError
 from lepta.pipeline import publishing, write_manifest
 
@@ -77,10 +77,7 @@ def export(
     LeptaError
         If a task is unknown, its data is not there, or none is left.
     """
-    known = tasks(definition)
-    if unknown := [name for name in names or () if name not in known]:
-        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
-    wanted = [task for name, task in known.items() if not names or name in names]
+    wanted = named_tasks(names or (), definition)
     chosen = [task for task in wanted if tokenizer is not None or not counts_tokens(task)]
     if not chosen:
         raise LeptaError(f"{', '.join(task.name for task in wanted)}: counts tokens; give --tokenizer MODEL")
@@ -96,7 +93,7 @@ def export(
             for task in chosen:
                 if task.dataset == name:
                     _write(folder / f"{task.name}.yaml", _task(task, dataset, shots))
-        _write_groups(folder, chosen, whole=len(chosen) == len(known))
+        _write_groups(folder, chosen, whole=len(chosen) == sum(COLUMN_SIZES.values()))
         settings = {"shots": shots, "definition": definition, "tasks": [task.name for task in chosen]}
         write_manifest("darumeru export", folder, {}, settings, {}, {"data": source, "tokenizer": str(tokenizer or "")})
     return [task.name for task in wanted if task not in chosen]

@@ -21,6 +21,7 @@ from lepta.darumeru.lm_eval_export import DATA, TOKENIZER, check
 from lepta.darumeru.measures import SampleScore
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import Answer, Message, Sample, tasks
+from lepta.darumeru.turns import render_plain
 
 METRIC = "score"
 
@@ -79,13 +80,13 @@ class DarumeruTask(ConfigurableTask):
     ) -> str:
         """Prompt of a sample: by the model's chat template, or plain text with blank lines between turns."""
         messages = self._shown[doc["id"]]
-        begun = messages[-1]["role"] == "assistant"
         if apply_chat_template and chat_template:
+            begun = messages[-1]["role"] == "assistant"
             system: list[Message] = []
             if system_instruction:
                 system = [{"role": "system", "content": system_instruction}]
             return chat_template([*system, *messages], add_generation_prompt=not begun)
-        return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
+        return render_plain(messages)
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str, **options: Any) -> list[Instance]:
         """What the model is asked for a sample: log-likelihoods of all continuations, or one text."""

@@ -16,6 +16,7 @@ from lepta.errors import LeptaError
 from lepta.locate import read_json
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
+HEADER = ("task", "definition", "expected", "conditions", "run")
 
 Record = dict[str, Any]
 
@@ -33,21 +34,24 @@ class TaskLog:
     Raises
     ------
     LeptaError
-        If the file holds answers that depend on something else.
+        If the file holds answers that depend on something else, or another one in the folder answers of another run.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         self.path = folder / SAMPLES / f"{header['task']}.jsonl"
         self._header = json.loads(json.dumps(header))
         self.records: dict[str, Record] = {}
-        if self.path.is_file():
-            found, records = read_log(self.path)
-            if unlike := different(found, self._header):
+        for path in _logs(folder):
+            found, wanted = read_header(path), self._header
+            if path != self.path:
+                found, wanted = _of_all_tasks(found), _of_all_tasks(wanted)
+            if unlike := different(found, wanted):
                 raise LeptaError(
-                    f"{self.path}: holds answers of another run ({', '.join(unlike)} changed); give another --output, "
+                    f"{path}: holds answers of another run ({', '.join(unlike)} changed); give another --output, "
                     "or --force to start over"
                 )
-            self.records = {record["id"]: record for record in records if "error" not in record}
+        if self.path.is_file():
+            self.records = {record["id"]: record for record in read_log(self.path)[1] if "error" not in record}
 
     def keep(self, ids: set[str]) -> None:
         """Leave out all samples but these, and be ready for more."""
@@ -88,24 +92,51 @@ def different(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "
     return unlike
 
 
+def check_output(folder: Path) -> None:
+    """LeptaError if the output of a run is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise LeptaError(f"{folder}: is a file; expected a folder for answers and scores; give another --output")
+
+
+def _logs(folder: Path) -> list[Path]:
+    return sorted((folder / SAMPLES).glob("*.jsonl"))
+
+
+def _of_all_tasks(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tasks of one run have in common; each may have a limit of its own."""
+    run = {name: value for name, value in header["run"].items() if name != "limit"}
+    return {"definition": header["definition"], "shots": header["conditions"].get("shots"), "run": run}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The first line of a log: what its answers depend on; errors as for `read_log`."""
+    with path.open("rb") as file:
+        return _parsed(path, 1, file.readline())
+
+
 def read_log(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Header and samples of a log; a last line that was cut off is left out.
 
     Raises
     ------
     LeptaError
-        If another line is not JSON.
+        If another line is no header or sample.
     """
-    lines = path.read_bytes().split(b"\n")
-    whole: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):  # a whole last line ends in a line break
-        try:
-            whole.append(json.loads(line))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise LeptaError(f"{path}, line {number}: not JSON ({error}); start over with --force") from error
-    if not whole:
-        raise LeptaError(f"{path}: empty; expected a header; start over with --force")
+    lines = path.read_bytes().split(b"\n")[:-1]  # a whole last line ends in a line break
+    whole = [_parsed(path, number, line) for number, line in enumerate(lines or [b""], 1)]
     return whole[0], whole[1:]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """A line of a log: the header, or a sample."""
+    needed = HEADER if number == 1 else ("id",)
+    try:
+        found = json.loads(line)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LeptaError(f"{path}, line {number}: not JSON ({error}); start over with --force") from error
+    if not isinstance(found, dict) or not all(name in found for name in needed):
+        raise LeptaError(f"{path}, line {number}: expected an object with {', '.join(needed)}; start over with --force")
+    return found
 
 
 def read_results(folder: Path) -> dict[str, tuple[TaskResult, list[Record]]]:
@@ -119,12 +150,20 @@ def read_results(folder: Path) -> dict[str, tuple[TaskResult, list[Record]]]:
     Raises
     ------
     LeptaError
-        If there are none.
+        If there are none, or they are of several runs.
     """
-    paths = sorted((folder / SAMPLES).glob("*.jsonl"))
+    paths = _logs(folder)
     if not paths:
         raise LeptaError(f"{folder}: no {SAMPLES}/TASK.jsonl; expected the output folder of `lepta darumeru run`")
-    return {path.stem: (result_of(*log), log[1]) for path, log in ((path, read_log(path)) for path in paths)}
+    logs = {path: read_log(path) for path in paths}
+    first = _of_all_tasks(logs[paths[0]][0])
+    for path, (header, _) in logs.items():
+        if unlike := different(_of_all_tasks(header), first):
+            raise LeptaError(
+                f"{path}: is of another run than {paths[0].name} ({', '.join(unlike)} differ); "
+                "keep the logs of one run in a folder"
+            )
+    return {path.stem: (result_of(*log), log[1]) for path, log in logs.items()}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -137,7 +176,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def forget(folder: Path) -> None:
     """Remove the answers and scores of a run, and nothing else that is in its folder."""
-    for path in [*(folder / SAMPLES).glob("*.jsonl"), folder / SUMMARY, folder / PAGE]:
+    for path in [*_logs(folder), folder / SUMMARY, folder / PAGE]:
         path.unlink(missing_ok=True)
 
 

@@ -146,15 +146,15 @@ class Labels(Measure):
     labels: int
 
     def vector(self, scores: Sequence[SampleScore]) -> list[float]:
-        """Confusion matrix of the unit, row by row."""
-        matrix = [0.0] * self.labels**2
+        """Confusion matrix of the unit, row by row; its last column counts answers that are no label."""
+        matrix = [0.0] * self.labels * (self.labels + 1)
         for score in scores:
-            matrix[int(score.values["gold"]) * self.labels + int(score.values["answer"])] += 1
+            matrix[int(score.values["gold"]) * (self.labels + 1) + int(score.values["answer"])] += 1
         return matrix
 
     def parts_of(self, totals: Counts) -> dict[str, Counts]:
         """All three, whichever are in the headline."""
-        matrix = totals.reshape(*totals.shape[:-1], self.labels, self.labels)
+        matrix = totals.reshape(*totals.shape[:-1], self.labels, self.labels + 1)
         return {"accuracy": accuracy(matrix), "macro_f1": macro_f1(matrix), "matthews": matthews(matrix)}
 
 

@@ -55,32 +55,34 @@ def confusion(gold: Sequence[str], answers: Sequence[str], labels: Sequence[str]
 
     Returns
     -------
-    array of shape (labels, labels)
-        Rows are gold labels, columns answers.
+    array of shape (labels, labels + 1)
+        Rows are gold labels, columns answers; those in the last column are no label.
     """
-    matrix = np.zeros((len(labels), len(labels)))
+    matrix = np.zeros((len(labels), len(labels) + 1))
     for right, answer in zip(gold, answers, strict=True):
-        matrix[labels.index(right), labels.index(answer)] += 1
+        matrix[labels.index(right), labels.index(answer) if answer in labels else -1] += 1
     return matrix
 
 
 def accuracy(matrix: Counts) -> Counts:
-    """Share of right answers, from confusion matrices of shape (..., labels, labels)."""
+    """Share of right answers, from confusion matrices (see `confusion`)."""
     return _divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def macro_f1(matrix: Counts) -> Counts:
-    """Mean F1 of the labels that occur as gold or as answer, from confusion matrices of shape (..., labels, labels)."""
+    """Mean F1 of the labels that occur as gold or as answer, from confusion matrices (see `confusion`)."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    found = matrix.sum(-1) + matrix.sum(-2)  # twice the right ones, and both kinds of wrong ones
+    found = (
+        matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
+    )  # twice the right ones, and both kinds of wrong ones
     occurs = found > 0
     return _divide(_divide(2 * right, found).sum(-1), occurs.sum(-1))
 
 
 def matthews(matrix: Counts) -> Counts:
-    """Matthews correlation, from confusion matrices of shape (..., labels, labels); 0 where it is not defined."""
+    """Matthews correlation, from confusion matrices (see `confusion`); 0 where it is not defined."""
     gold, answered, all_ = matrix.sum(-1), matrix.sum(-2), matrix.sum((-2, -1))
-    covariance = np.trace(matrix, axis1=-2, axis2=-1) * all_ - (gold * answered).sum(-1)
+    covariance = np.trace(matrix, axis1=-2, axis2=-1) * all_ - (gold * answered[..., : gold.shape[-1]]).sum(-1)
     spread = (all_**2 - (gold**2).sum(-1)) * (all_**2 - (answered**2).sum(-1))
     return _divide(covariance, np.sqrt(spread))
 
@@ -169,12 +171,12 @@ def exam_points(kind: str, task: int, answer: str, golds: Sequence[str]) -> floa
     golds : sequence of str
         Numbers joined by commas, or words.
     """
-    written = first_line(answer)
+    line = first_line(answer)
     if kind == "text":
-        letters = NOT_LETTER.sub("", written.lower())
-        return float(any(letters == NOT_LETTER.sub("", gold.lower()) for gold in golds))
-    numbers = exam_numbers(written)
-    return float(max(_number_points(kind, task, numbers, gold.split(",")) for gold in golds))
+        ways = {NOT_LETTER.sub("", way.lower()) for way in (line, ANSWER_MARK.sub("", line))}
+        return float(any(NOT_LETTER.sub("", gold.lower()) in ways for gold in golds))
+    readings = exam_numbers(line)
+    return float(max(_number_points(kind, task, numbers, gold.split(",")) for numbers in readings for gold in golds))
 
 
 def most_exam_points(kind: str, task: int, golds: Sequence[str]) -> int:
@@ -193,15 +195,14 @@ def _number_points(kind: str, task: int, numbers: list[str], gold: list[str]) ->
 
 
 def first_line(text: str) -> str:
-    """First line of an answer that is not empty, without "Ответ:" before it."""
-    lines = (ANSWER_MARK.sub("", line).strip() for line in text.splitlines())
-    return next((line for line in lines if line), "")
+    """First line of an answer that has more in it than "Ответ:"; the text itself if none has."""
+    return next((line for line in text.splitlines() if ANSWER_MARK.sub("", line).strip()), text)
 
 
-def exam_numbers(text: str) -> list[str]:
-    """Numbers in an answer; one number of several digits is what the exam's form makes of several numbers."""
+def exam_numbers(text: str) -> list[list[str]]:
+    """Numbers in an answer; if it is one, also its digits: the exam's form makes one number of several."""
     numbers = re.findall(r"\d+", text)
-    return list(numbers[0]) if len(numbers) == 1 else numbers
+    return [numbers, list(numbers[0])] if len(numbers) == 1 else [numbers]
 
 
 @cache

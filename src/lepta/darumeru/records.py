@@ -1,7 +1,6 @@
 """Records of public files: CSV, JSON, JSONL and text, each with the place that an error message names."""
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -9,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepta.darumeru.data import read_jsonl
 from lepta.darumeru.rows import LETTERS
 from lepta.errors import LeptaError
+from lepta.formats import read_rows, read_text
 
 Fields = dict[str, Any]
 
@@ -45,10 +44,10 @@ def read_records(path: Path) -> Iterator[Record]:
         raise LeptaError(f"{path}: no such file")
     suffixes = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if suffixes == "jsonl":
-        for number, fields in read_jsonl(path):
-            yield Record(fields, f"{path}, line {number}", path, number)
+        for where, number, fields, _ in read_rows(path):
+            yield Record(fields, where, path, number)
         return
-    text = _text(path)
+    text = read_text(path)
     readers = {"csv": _csv_records, "json": _json_records, "txt": _text_records}
     if suffixes not in readers:
         raise LeptaError(f"{path}: unknown type of file; expected .csv, .json, .jsonl or .txt, plain or .gz")
@@ -56,26 +55,24 @@ def read_records(path: Path) -> Iterator[Record]:
         yield Record(fields, f"{path}, {'line' if suffixes == 'csv' else 'record'} {number}", path, number)
 
 
-def _text(path: Path) -> str:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise LeptaError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-
-
 def _csv_records(text: str, path: Path) -> Iterator[tuple[int, Fields]]:
     """Rows of a CSV file; one without header is MMLU's: question, four choices, letter."""
-    table = csv.reader(io.StringIO(text, newline=""))
-    first = next(table, [])
+    rows = list(_csv_rows(text, path))
+    first = rows[0][1] if rows else []
     headless = len(first) == 6 and first[5] in LETTERS
     names = ["question", *LETTERS, "answer"] if headless else first
-    if headless:
-        yield 1, dict(zip(names, first, strict=True))
-    for cells in table:
+    for number, cells in rows if headless else rows[1:]:
         if len(cells) != len(names):
-            raise LeptaError(f"{path}, line {table.line_num}: {len(cells)} cells; expected {len(names)}")
-        yield table.line_num, dict(zip(names, cells, strict=True))
+            raise LeptaError(f"{path}, line {number}: {len(cells)} cells; expected {len(names)}")
+        yield number, dict(zip(names, cells, strict=True))
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    table = csv.reader(io.StringIO(text, newline=""))
+    try:
+        yield from ((table.line_num, cells) for cells in table if cells)  # a blank line has none
+    except csv.Error as error:
+        raise LeptaError(f"{path}, line {table.line_num}: not CSV ({error}); see that all quotes are closed") from error
 
 
 def _json_records(text: str, path: Path) -> Iterator[tuple[int, Fields]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lepta.darumeru.metrics import most_exam_points
+from lepta.darumeru.metrics import exam_points, most_exam_points
 from lepta.darumeru.subjects import SUBJECTS
 from lepta.errors import LeptaError
 
@@ -172,6 +172,11 @@ class ExamRow(Row):
                 raise ValueError(f"answers: {answer!r}; expected numbers joined by commas, such as 1,4")
         if self.points != (most := most_exam_points(self.kind, self.task, self.answers)):
             raise ValueError(f"points: {self.points}, but a right answer gets {most}")
+        for answer in self.answers:
+            if (own := exam_points(self.kind, self.task, answer, self.answers)) < most:
+                raise ValueError(
+                    f"answers: {answer!r} gets {own:g} of {most} points as an answer; expected all of them"
+                )
         return self
 
     @property

@@ -5,7 +5,7 @@ gives the same numbers to the last digit.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from lepta.darumeru.aggregate import Summary, summarise, task_result
 from lepta.darumeru.backend import Backend, Order, Question, Written
 from lepta.darumeru.data import Dataset, load_dataset
-from lepta.darumeru.log import SUMMARY, Record, TaskLog, read_results
+from lepta.darumeru.log import SUMMARY, Record, TaskLog, check_output, read_results
 from lepta.darumeru.metrics import pick
-from lepta.darumeru.tasks import Answer, Definition, Sample, Task, tasks
+from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.errors import LeptaError
 from lepta.pipeline import write_json
 from lepta.progress import progress
@@ -86,9 +86,25 @@ def run(
     Raises
     ------
     LeptaError
-        If a task is unknown, its data is not there, or the output holds answers that depend on something else.
+        If a task is unknown, its data is not there, or the output is a file or holds answers that depend on something
+        else.
     """
     chosen, data = choose_tasks(source, names, definition)
+    return ask(backend, chosen, data, output, shots, limit, seed, report)
+
+
+def ask(
+    backend: Backend,
+    chosen: Sequence[Task],
+    data: Mapping[str, Dataset],
+    output: Path,
+    shots: int = 0,
+    limit: int | None = None,
+    seed: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Do what `run` does, with tasks and data that are there already (see `choose_tasks`)."""
+    check_output(output)
     parts = {task.name: part(task, data[task.dataset], limit) for task in chosen}
     settings = {**backend.identity, "lepta": __version__, "limit": limit}
     logs = {task.name: TaskLog(output, _header(task, parts[task.name], shots, settings)) for task in chosen}
@@ -108,10 +124,7 @@ def choose_tasks(
     source: str, names: Sequence[str] | None = None, definition: Definition = "current"
 ) -> tuple[list[Task], dict[str, Dataset]]:
     """Tasks by their names, and their data by its names; arguments and errors as for `run`."""
-    known = tasks(definition)
-    if unknown := [name for name in names or () if name not in known]:
-        raise LeptaError(f"{unknown[0]}: no such task; expected some of {', '.join(known)}")
-    chosen = [task for name, task in known.items() if not names or name in names]
+    chosen = named_tasks(names or (), definition)
     return chosen, {name: load_dataset(name, source) for name in dict.fromkeys(task.dataset for task in chosen)}
 
 
@@ -145,11 +158,12 @@ def fit(task: Task, dataset: Dataset, sample: Sample, shots: int, backend: Backe
 def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) -> dict[str, Any]:
     """All that a task's answers depend on."""
     empty = task_result(task, dataset, [], shots)
+    written = {"labels": settings["labels"]} if task.labels and "labels" in settings else {}
     return {
         "task": task.name,
         "definition": task.definition,
         "expected": empty.expected,
-        "conditions": dict(empty.conditions),
+        "conditions": {**empty.conditions, **written},
         "run": settings,
     }
 
@@ -270,7 +284,7 @@ def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer
         return Answer(text=text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
     if task.method == "choose":
         mass = min(1.0, sum(math.exp(value) for value in result))
-        return Answer(label=pick(task.labels, result), label_mass=mass)
+        return Answer(label=pick(task.labels, result) if result else NO_LABEL, label_mass=mass)
     return Answer(log_probs=tuple(result))
 
 

@@ -75,16 +75,27 @@ class ServerBackend(Turns):
         choice = self._complete(branches[0].ids[:start], max_tokens=1, logprobs=TOP)
         top = field(choice, "logprobs", "top_logprobs", 0)
         labels = [self._tokenizer.decode([branch.ids[start]]) for branch in branches]
-        found = [_of_token(top, label) for label in labels]
+        found = [self._value(top, branch.ids[start]) for branch in branches]
         if all(value is None for value in found):
             raise LeptaError(
                 f"{self._client.url}: none of {', '.join(labels)} is among the {len(top)} most likely tokens"
             )
         return tuple(min(top.values()) - 1 if value is None else value for value in found)
 
+    def _value(self, top: Mapping[str, float], token: int) -> float | None:
+        """Log-probability of a token among the most likely ones, which a server calls by their texts."""
+        raw, text = self._tokenizer.convert_ids_to_tokens(token), self._tokenizer.decode([token])
+        names = [text, raw]
+        if raw.startswith("▁"):  # decoding takes the space of a SentencePiece token away; few servers do
+            shown = any(name.startswith((" ", "▁")) for name in top)
+            names = [f" {text.lstrip()}", raw] if shown else [text]
+        return next((top[name] for name in names if name in top), None)
+
     def _generate(self, order: Order, ids: Sequence[int], max_tokens: int) -> Written:
-        stops = {"stop": list(order.stops)} if order.stops else {}
-        answer = self._post({"prompt": list(ids), "max_tokens": max_tokens, **stops})
+        options = {"prompt": list(ids), "max_tokens": max_tokens}
+        answer = self._post(options | ({"stop": list(order.stops)} if order.stops else {}))
+        if order.stops and not field(answer, "choices", 0, "text").strip():
+            answer = self._post(options)  # a stop with nothing before it ends an answer there, but not here
         choice = field(answer, "choices", 0)
         whole = field(choice, "text")
         text = order.cut(whole)
@@ -110,13 +121,6 @@ class ServerBackend(Turns):
 
     def _post(self, options: dict[str, Any]) -> dict[str, Any]:
         return self._client.post("completions", options)
-
-
-def _of_token(top: Mapping[str, float], label: str) -> float | None:
-    """Log-probability of a token by its text; SentencePiece servers may write its space otherwise."""
-    if label in top:
-        return top[label]
-    return max((value for token, value in top.items() if token.strip(" ▁Ġ") == label.strip()), default=None)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ A runner needs this and a model, nothing else of the benchmark:
             score = task.score(sample, answer)    # goes to lepta.darumeru.aggregate
 """
 
+import difflib
 import hashlib
 import json
 import zlib
@@ -43,6 +44,7 @@ from lepta.errors import LeptaError
 Method = Literal["choose", "generate", "loglikelihood"]
 # legacy: as in the paper's runs, for comparing with published numbers. The two never mix.
 Definition = Literal["current", "legacy"]
+NO_LABEL = ""  # of a model that was to write a label, and wrote something else: a wrong answer
 Message = dict[str, str]
 Values = dict[str, float]
 
@@ -76,7 +78,7 @@ class Answer:
     Attributes
     ----------
     label : str or None
-        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`).
+        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`), or `NO_LABEL`.
     label_mass : float or None
         choose: probability that all labels have together, 0 to 1, if it is known.
     log_probs : tuple of float
@@ -120,8 +122,9 @@ class Task:
     max_new_tokens : int
         generate: most tokens to write; 1 or 0 otherwise.
     stop : tuple of str
-        generate: where a text ends when turns are plain text with blank lines between them (foundation models); a chat
-        model ends its turn itself. Texts to copy that hold such a string themselves have none (`stop_for`).
+        generate: where a text that has begun ends when turns are plain text with blank lines between them (foundation
+        models); a chat model ends its turn itself. Texts to copy that hold such a string themselves have none
+        (`stop_for`).
     longest : float
         generate: a text is cut at so many times the characters of the right answer, for it has failed; 0: it is not.
     version : int
@@ -276,9 +279,10 @@ def _needed(task: Task, sample: Sample, **values: Any) -> None:
 
 
 def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
-    if answer.label not in task.labels:
+    known = (*task.labels, NO_LABEL)
+    if answer.label not in known:
         raise LeptaError(f"{task.name}, {sample.id}: label {answer.label!r}; expected one of {', '.join(task.labels)}")
-    gold, given = task.labels.index(sample.row.label), task.labels.index(answer.label)
+    gold, given = known.index(sample.row.label), known.index(answer.label)
     values: Values = {"gold": gold, "answer": given, "correct": float(gold == given)}
     return values if answer.label_mass is None else values | {"label_mass": answer.label_mass}
 
@@ -333,6 +337,7 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
 
 _QUESTION_STOP = ("\n",)
 _TEXT_STOP = ("\n\n",)
+_WRITTEN = 2  # version of the tasks whose answers are written: since 2, line breaks before an answer do not end it
 _LONGEST_COPY = 1.25  # a model that does not find the end would write all 1,024 tokens
 
 
@@ -360,6 +365,7 @@ def _copy(language: str, unit: str, definition: Definition) -> Task:
         column=f"DaruCopy {language.upper()}",
         dataset=f"copy_{language}",
         method="generate",
+        version=_WRITTEN,
         max_new_tokens=128 if sentence else 1024,
         stop=_TEXT_STOP,
         longest=0.0 if sentence or definition == "legacy" else _LONGEST_COPY,
@@ -376,7 +382,8 @@ def _summaries(definition: Definition) -> list[Task]:
     return [
         Task(
             name="summary_abstractive", title="Summary, abstractive", column="DaruSum", dataset="gazeta",
-            method="generate", max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
+            method="generate", version=_WRITTEN, max_new_tokens=512, stop=_TEXT_STOP,
+            measure=Means(headline=headline, side=side),
             prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary,
         ),
         Task(
@@ -404,7 +411,10 @@ def tasks(definition: Definition = "current") -> Mapping[str, Task]:
     scored = ("accuracy", "macro_f1")
     accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
     by_subject = SubjectMeans(side=("label_mass",))
-    mera = dict(column="DaruMERA", method="generate", max_new_tokens=64, stop=_QUESTION_STOP, make=_first_answer)
+    mera = dict(
+        column="DaruMERA", method="generate", version=_WRITTEN, max_new_tokens=64, stop=_QUESTION_STOP,
+        make=_first_answer,
+    )  # fmt: skip
     all_ = [
         _mmlu("rummlu", "ruMMLU (MERA)", accuracy, prompts.RUMMLU),
         _mmlu("mmlu_ru", "MMLU ru", by_subject, prompts.MMLU_RU),
@@ -431,3 +441,14 @@ def tasks(definition: Definition = "current") -> Mapping[str, Task]:
         *(_copy(language, unit, definition) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
     ]  # fmt: skip
     return {task.name: replace(task, definition=definition) for task in all_}
+
+
+def named_tasks(names: Sequence[str] = (), definition: Definition = "current") -> list[Task]:
+    """Tasks by their names in the order of their columns, all without names; LeptaError for a name that is none."""
+    known = tasks(definition)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+            raise LeptaError(f"{name}: no such task; {hint}")
+    return [task for name, task in known.items() if not names or name in names]

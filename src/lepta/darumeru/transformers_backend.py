@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,14 @@ class TransformersBackend(Turns):
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
-        """Weights, chat template, context and library."""
-        return {"backend": "transformers", "model": self._name, "template": self.template, "context": self.context}
+        """Weights and their precision, chat template, context and library."""
+        return {
+            "backend": "transformers",
+            "model": self._name,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "template": self.template,
+            "context": self.context,
+        }
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""
@@ -108,7 +115,7 @@ class TransformersBackend(Turns):
         text = order.cut(whole)
         if text == whole:
             return Written(text.strip(), len(ids))
-        emitted = next((n for n in range(len(ids)) if self._decode(ids[:n]).startswith(text)), len(ids))
+        emitted = bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
         return Written(text.strip(), emitted)
 
     def _decode(self, ids: Sequence[int]) -> str:

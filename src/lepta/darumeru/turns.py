@@ -47,10 +47,7 @@ class Turns:
 
     def render(self, messages: Sequence[Message]) -> str:
         """Write a conversation up to where the model goes on."""
-        if not self._chat:
-            begun = messages[-1]["role"] == "assistant"
-            return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
-        return render_chat(self._tokenizer, messages)
+        return render_chat(self._tokenizer, messages) if self._chat else render_plain(messages)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Ids of a text by itself."""
@@ -81,6 +78,12 @@ class Turns:
         return [Branch(text, place) for text, place in zip(texts, starts, strict=True)]
 
 
+def render_plain(messages: Sequence[Message]) -> str:
+    """Write a conversation with blank lines between turns, up to where the model goes on."""
+    begun = messages[-1]["role"] == "assistant"
+    return "\n\n".join([message["content"] for message in messages] + ([] if begun else [""]))
+
+
 def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
     """Write a conversation by a chat template, up to where the model goes on.
 
@@ -95,11 +98,12 @@ def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options)
     except Exception as error:  # whatever a template raises
         raise LeptaError(f"chat template: refuses a conversation ({error}); ask with plain text (--plain)") from error
-    contents = [message["content"] for message in messages]  # one may hold another, and examples have like answers
-    often = [sum(other.count(content) for other in contents) for content in contents]
-    if lost := next((m for m, number in zip(messages, often, strict=True) if text.count(m["content"]) < number), None):
-        raise LeptaError(
-            f"chat template: leaves out a turn of the {lost['role']} ({lost['content'][:40]!r}); "
-            "ask with plain text (--plain)"
-        )
+    contents = [message["content"].strip() for message in messages]  # many templates trim
+    for message, content in zip(messages, contents, strict=True):
+        often = sum(other.count(content) for other in contents)  # one may hold another, and examples have like answers
+        if text.count(content) < often:
+            raise LeptaError(
+                f"chat template: leaves out a turn of the {message['role']} ({content[:40]!r}); "
+                "ask with plain text (--plain)"
+            )
     return text

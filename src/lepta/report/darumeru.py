@@ -9,7 +9,7 @@ from lepta.darumeru.aggregate import Difference, Summary, TaskResult, compare, s
 from lepta.darumeru.log import PAGE, Record, read_results, read_summary
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.table import TOTAL
-from lepta.darumeru.tasks import Task, tasks
+from lepta.darumeru.tasks import NO_LABEL, Task, tasks
 from lepta.report.chart import score_chart
 from lepta.report.page import write_page
 
@@ -55,43 +55,61 @@ def write_run_page(folder: Path, name: str) -> None:
     )
 
 
-def write_comparison_page(first: Path, second: Path, names: tuple[str, str], file: Path, seed: int = 1) -> None:
+def write_comparison_page(
+    folders: Sequence[Path], sides: Sequence[Results], pair: Mapping[str, Any], file: Path
+) -> None:
     """Write a page with two models side by side, and the answers that changed.
 
     Parameters
     ----------
-    first, second : Path
+    folders : pair of Path
         Outputs of `lepta.darumeru.runner.run` under the same settings.
-    names : pair of str
-        What the page calls the models.
+    sides : pair of dict
+        Their results (`lepta.darumeru.log.read_results`).
+    pair : mapping
+        What `side_by_side` makes of them.
     file : Path
         The page.
-    seed : int
-        Of the bootstrap.
 
     Raises
     ------
     LeptaError
-        If the runs cannot be compared, or the page cannot be written.
+        If a run has no summary, or the page cannot be written.
     """
-    sides = read_results(first), read_results(second)
-    pair = side_by_side(first, second, names, seed)
     known = tasks(pair["definition"])
     both = [task for task in known if all(task in side for side in sides)]
     write_page(
         COMPARISON,
-        pair
-        | {
-            "chart": score_chart(pair["rows"], names) if any(any(row["scores"]) for row in pair["rows"]) else None,
-            "conditions": [_conditions(read_summary(folder)) for folder in (first, second)],
+        {
+            **pair,
+            "chart": score_chart(pair["rows"], pair["names"])
+            if any(any(row["scores"]) for row in pair["rows"])
+            else None,
+            "conditions": [_conditions(read_summary(folder)) for folder in folders],
             "drills": [_changed(known[task], sides[0][task][1], sides[1][task][1]) for task in both],
         },
         file,
     )
 
 
-def side_by_side(first: Path, second: Path, names: tuple[str, str], seed: int = 1) -> dict[str, Any]:
+def side_by_side(
+    sides: Sequence[Results],
+    names: Sequence[str],
+    seed: int = 1,
+    differences: Mapping[str, Difference] | None = None,
+) -> dict[str, Any]:
     """Scores of two runs and their paired differences, as JSON.
+
+    Parameters
+    ----------
+    sides : pair of dict
+        Results of both (`lepta.darumeru.log.read_results`).
+    names : pair of str
+        What to call the models.
+    seed : int
+        Of the bootstrap.
+    differences : mapping, optional
+        What `lepta.darumeru.aggregate.compare` gives for them, if that is known already.
 
     Returns
     -------
@@ -100,9 +118,9 @@ def side_by_side(first: Path, second: Path, names: tuple[str, str], seed: int = 
         both with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each
         task that is not whole).
     """
-    sides = read_results(first), read_results(second)
     summaries = [summarise([result for result, _ in side.values()], seed=seed, partial=True) for side in sides]
-    differences = _differences(sides, summaries, seed)
+    if differences is None:
+        differences = _differences(sides, summaries, seed)
     known = tasks(summaries[0].definition)
     rows = _rows(known, [_estimates(asdict(summary)) for summary in summaries])
     return {
@@ -224,6 +242,8 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
     answer, log_probs = record["answer"], record["answer"].get("log_probs", [])
     names = task.labels or tuple(str(number) for number in range(len(log_probs)))  # of sentences, from 0 as in the data
     text = answer.get("text", answer.get("label"))
+    if answer.get("label") == NO_LABEL:
+        text, names = "(none of the labels)", ()
     if text is None:
         text = f"sentence {max(range(len(log_probs)), key=log_probs.__getitem__)}"
     return {
