@@ -16,6 +16,7 @@ from lepta.errors import LeptaError
 from lepta.locate import read_json
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
+UNFORESEEN = "unforeseen"  # of a failed sample: what may not happen when it is asked again
 HEADER = ("task", "definition", "expected", "conditions", "run")
 
 Record = dict[str, Any]

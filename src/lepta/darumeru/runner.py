@@ -13,7 +13,7 @@ from typing import Any
 from lepta.darumeru.aggregate import Summary, summarise, task_result
 from lepta.darumeru.backend import Backend, Order, Question, Written
 from lepta.darumeru.data import Dataset, load_dataset
-from lepta.darumeru.log import SUMMARY, Record, TaskLog, check_output, read_results
+from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, TaskLog, check_output, read_results
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.errors import LeptaError
@@ -255,8 +255,9 @@ def _question(task: Task, sample: Sample) -> str:
 
 
 def _failed(one: Asked, error: Exception) -> Record:
-    reason = str(error) if isinstance(error, LeptaError) else f"{type(error).__name__}: {error}"
-    return {"id": one.sample.id, "error": reason}
+    if isinstance(error, LeptaError):
+        return {"id": one.sample.id, "error": str(error)}
+    return {"id": one.sample.id, "error": f"{type(error).__name__}: {error}", UNFORESEEN: True}
 
 
 def _ask(task: Task, backend: Backend, batch: Sequence[Asked]) -> Sequence[Any]:

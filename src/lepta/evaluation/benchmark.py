@@ -1,13 +1,12 @@
 """Darumeru inside a recipe: of finished models, and of a model while it trains."""
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lepta.darumeru.log import read_results
+from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
 from lepta.errors import LeptaError
@@ -17,8 +16,6 @@ from lepta.recipe import Benchmark
 from lepta.report.darumeru import write_run_page
 
 ASKED = "darumeru"  # the runner's output, until it is whole
-# How the runner logs what is no LeptaError. Those say what will not pass, such as a question that does not fit.
-UNFORESEEN = re.compile(r"\w+(Error|Exception): ")
 
 
 def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) ->
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():
-        if failed := [record["error"] for record in records if UNFORESEEN.match(record.get("error", ""))]:
+        if failed := [record["error"] for record in records if UNFORESEEN in record]:
             raise LeptaError(
                 f"darumeru of {contestant.name}: {len(failed)} samples of {name} failed, the first with {failed[0]}; "
                 "run again to ask these only, or leave the task out of evaluate.darumeru.tasks"
