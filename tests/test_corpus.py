@@ -1,6 +1,7 @@
 """Text in."""
 
 import gzip
+import importlib.util
 import json
 
 import pytest
@@ -215,6 +216,14 @@ def test_word_frequencies_are_shares_in_falling_order():
     assert shares[0][0] in {"в", "и"}
     assert [share for _, share in shares] == sorted((share for _, share in shares), reverse=True)
     assert 0.9 < sum(share for _, share in shares) <= 1.05
+
+
+def test_a_language_that_wordfreq_needs_another_package_for_is_one_line():
+    pytest.importorskip("wordfreq")
+    if importlib.util.find_spec("jieba"):
+        pytest.skip("jieba is here")
+    with pytest.raises(LeptaError, match=r"wordfreq:zh: wordfreq needs the package jieba.*pip install jieba"):
+        word_frequencies("wordfreq:zh")
 
 
 @pytest.mark.parametrize("language", ["zzz", "russian", "not a language"])

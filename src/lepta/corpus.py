@@ -251,7 +251,12 @@ def word_frequencies(source: str) -> dict[str, float]:
     if language not in known:  # wordfreq itself would give the nearest language it has, Russian for Belarusian
         raise LeptaError(f"{source}: wordfreq has no language {language!r}; it has {', '.join(known)}")
     words = wordfreq.top_n_list(language, FREQUENT_WORDS, wordlist="best")
-    return {word: wordfreq.word_frequency(word, language) for word in words}
+    try:
+        return {word: wordfreq.word_frequency(word, language) for word in words}
+    except ModuleNotFoundError as error:  # it splits Chinese, Japanese and Korean with packages of their own
+        raise LeptaError(
+            f"{source}: wordfreq needs the package {error.name} for it; pip install {error.name}"
+        ) from error
 
 
 def dialogue_file(source: str) -> Path:
