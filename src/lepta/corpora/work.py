@@ -11,6 +11,7 @@ from lepta.locate import read_json
 from lepta.pipeline import write_json
 
 SECONDS_BETWEEN_PULSES = 1.0
+REMOVALS = 50  # attempts, a tenth of a second apart
 
 
 @dataclass
@@ -41,8 +42,12 @@ class Work:
         shutil.rmtree(self.folder / "progress", ignore_errors=True)
 
     def remove(self) -> None:
-        """Take the folder away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Take the folder away; a worker that is being stopped may still write into it."""
+        for _ in range(REMOVALS):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self.folder.exists():
+                return
+            time.sleep(0.1)
 
     @property
     def divided(self) -> Path:
