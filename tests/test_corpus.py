@@ -221,7 +221,7 @@ def test_word_frequencies_are_shares_in_falling_order():
 def test_a_language_that_wordfreq_needs_another_package_for_is_one_line():
     pytest.importorskip("wordfreq")
     if importlib.util.find_spec("jieba"):
-        pytest.skip("jieba is here")
+        pytest.skip("jieba is installed here, so nothing is missing")
     with pytest.raises(LeptaError, match=r"wordfreq:zh: wordfreq needs the package jieba.*pip install jieba"):
         word_frequencies("wordfreq:zh")
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from lepta.errors import LeptaError
 
@@ -125,7 +125,7 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     with file.open("rb") as raw:
         if file.suffix == ".gz":
             with gzip.open(raw) as lines:
-                yield raw, lines  # type: ignore[misc]
+                yield raw, cast(BinaryIO, lines)
         elif file.suffix == ".zst":
             yield raw, io.BufferedReader(_Chunks(_zstd_chunks(raw, file)), 1 << 17)
         else:

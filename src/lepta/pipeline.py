@@ -234,7 +234,7 @@ def in_progress(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except (NotImplementedError, OSError):
+    except (NotImplementedError, OSError):  # where nothing can be locked, nobody can tell
         return False
 
 

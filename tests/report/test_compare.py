@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.corpus import Document, read_labelled
 from lepta.errors import LeptaError
-from lepta.report.compare import choose_examples, excerpt, parts_of, pieces, short_names, write_comparison
+from lepta.report.compare import choose_examples, excerpt, short_names, write_comparison
+from lepta.vocabulary.pieces import parts_of, pieces
 
 EXAMPLES = 3
 TEXTS = {

@@ -254,11 +254,8 @@ def patch_export(
     check_places([original, adapted], [output], force)
     with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
         facts = export_patch(before, after, folder)
-        inputs, sources = (
-            {"original": before.folder, "adapted": after.folder},
-            {"original": original, "adapted": adapted},
-        )
-        write_manifest("patch export", folder, inputs, {}, facts, sources)
+        inputs = {"original": before.folder, "adapted": after.folder}
+        write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
     result({"output": str(output), **facts}, as_json)
 
 

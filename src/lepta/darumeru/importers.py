@@ -332,7 +332,7 @@ def _numbers(right: Sequence[int], options: Sequence[str], where: str) -> str:
     """Numbers of the right ones of numbered options."""
     if any(not 0 <= place < len(options) for place in right):
         raise LeptaError(f"{where}: correct: {list(right)} for {len(options)} options; indices count from 0")
-    return ",".join(NUMBER.match(options[place])[1] for place in right)  # type: ignore[index]
+    return ",".join(number for place in right for number in NUMBER.findall(options[place]))
 
 
 def _from_summaries(record: Record, dataset: str) -> Fields:

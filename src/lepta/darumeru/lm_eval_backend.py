@@ -83,7 +83,8 @@ class LmEvalBackend(Turns):
         empty = [n for n, order in enumerate(orders) if order.stops and not found[n].strip()]
         if empty:  # a stop with nothing before it ends an answer there, but not here
             again = self._generated([(orders[n].prompt, []) for n in empty], max_tokens)
-            found = [again[empty.index(n)] if n in empty else text for n, text in enumerate(found)]
+            for n, text in zip(empty, again, strict=True):
+                found[n] = text
         texts = [order.cut(text).strip() for order, text in zip(orders, found, strict=True)]
         return [Written(text, min(len(self.tokens(text)), max_tokens)) for text in texts]
 

@@ -72,9 +72,8 @@ def accuracy(matrix: Counts) -> Counts:
 def macro_f1(matrix: Counts) -> Counts:
     """Mean F1 of the labels that occur as gold or as answer, from confusion matrices (see `confusion`)."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    found = (
-        matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
-    )  # twice the right ones, and both kinds of wrong ones
+    # Twice the right ones, and both kinds of wrong ones.
+    found = matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
     occurs = found > 0
     return _divide(_divide(2 * right, found).sum(-1), occurs.sum(-1))
 

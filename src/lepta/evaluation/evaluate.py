@@ -17,8 +17,8 @@ from lepta.evaluation.bits import score_text, windows
 from lepta.evaluation.generation import behaviour_kept, chat_prompt, generate
 from lepta.evaluation.speed import characters_per_second, read, write
 from lepta.recipe import Behaviour, EvaluateSettings, Text
-from lepta.report.compare import pieces
 from lepta.training.conversations import Message, read_conversations
+from lepta.vocabulary.pieces import pieces
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 

@@ -92,10 +92,10 @@ def _density(
     table = original_estimate(before.tokenizer, side.language)
     original = measured(old, side.valid) or table
     new = measured(made, side.valid) or new_estimate(before.tokenizer, recipe.vocabulary, wanted.size, side.language)
-    known = original.characters_per_token, table.characters_per_token, new.characters_per_token
-    if new.how.startswith("estimate") and original is not table and all(known):
-        ratio = known[0] / known[1]  # type: ignore[operator]
-        new = Density(known[2] * ratio, f"{new.how}, times {ratio:.2f}: original here / there")  # type: ignore[operator]
+    here, there, then = (density.characters_per_token for density in (original, table, new))
+    if new.how.startswith("estimate") and original is not table and here and there and then:
+        ratio = here / there
+        new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
     return original, new
 
 
@@ -123,10 +123,8 @@ def vocabulary_facts(
             tokens = original.characters_per_token / new.characters_per_token
             facts["tokens_ratio"] = tokens
             facts["inference_flops_ratio"] = tokens * _read_flops(after) / _read_flops(before)
-            facts["context_characters"] = [
-                round(density.characters_per_token * before.context)  # type: ignore[operator]
-                for density in densities[side]
-            ]
+            reached = original.characters_per_token, new.characters_per_token
+            facts["context_characters"] = [round(characters * before.context) for characters in reached]
         return facts
 
     return {

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ from lepta.corpus import Document, read_labelled
 from lepta.pipeline import refuse_existing
 from lepta.report.page import write_page
 from lepta.vocabulary.measure import Measure, measure_sources
+from lepta.vocabulary.pieces import pieces
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
+from lepta.vocabulary.tokens import Vocabulary
 
 TEMPLATE = "compare.html.j2"
 EXAMPLE_CHARACTERS = 320
 SHOWN_SOURCES = 40
-LOOKS = {" ": "space", "\n": "newline", "\t": "tab"}
 
 
 def write_comparison(
@@ -162,44 +162,3 @@ def excerpt(text: str) -> str:
     start = text.rfind("\n", 0, (len(text) - EXAMPLE_CHARACTERS) // 2 + 1) + 1
     cut = text[start : start + EXAMPLE_CHARACTERS]
     return (cut.rsplit(maxsplit=1) or [""])[0].strip()
-
-
-def pieces(vocabulary: Vocabulary, text: str) -> list[dict[str, Any]]:
-    """Cut a text where a tokenizer does.
-
-    Returns
-    -------
-    list of dict
-        One for each token: `id`, `special` (an added token, also that for unknown characters) and `parts`, a list of
-        (look, characters) with the looks of `parts_of`.
-    """
-    return [
-        {
-            "id": token_id,
-            "special": bool(vocabulary.kinds[token_id] == Kind.SPECIAL),
-            "parts": parts_of(vocabulary.data(token_id)),
-        }
-        for token_id in vocabulary.encode([text])[0]
-    ]
-
-
-def parts_of(data: bytes) -> list[tuple[str, str]]:
-    """Cut the bytes of a token by how they can be shown.
-
-    Returns
-    -------
-    list of (look, characters)
-        `text`; one `space`, `newline` or `tab`; `code`: other invisible characters as U+00A0; `hex`: bytes that are
-        part of a character, as D0.
-    """
-    parts = []
-    for run in runs_of_text(data):
-        if isinstance(run, bytes):
-            parts.append(("hex", run.hex(" ").upper()))
-            continue
-        for look, group in groupby(run, lambda c: LOOKS.get(c) or ("text" if c.isprintable() else "code")):
-            if look == "text":
-                parts.append((look, "".join(group)))
-            else:
-                parts += [(look, f"U+{ord(c):04X}" if look == "code" else c) for c in group]
-    return parts

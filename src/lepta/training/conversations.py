@@ -163,13 +163,13 @@ def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_lengt
         for messages in conversations:
             counts["conversations"] += 1
             digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
-            example = None
+            example, calls = None, calls_tools(messages)
             try:
-                if digest not in seen and not calls_tools(messages):
+                if digest not in seen and not calls:
                     example = conversation_example(tokenizer, messages)
             except LeptaError as error:
                 example, reason = {}, str(error)
-            fault = "tool_calls" if calls_tools(messages) else _fault(example, max_length)
+            fault = "tool_calls" if calls else _fault(example, max_length)
             seen.add(digest)
             if fault:
                 counts[fault] += 1
