@@ -22,7 +22,7 @@ from lepta.darumeru.aggregate import compare
 from lepta.darumeru.data import write_dataset
 from lepta.darumeru.importers import import_dataset
 from lepta.darumeru.log import read_results
-from lepta.pipeline import publishing
+from lepta.output import publishing
 from lepta.settings import validated
 
 

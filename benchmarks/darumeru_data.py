@@ -18,7 +18,7 @@ from rich.table import Table
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.importers import import_dataset
 from lepta.darumeru.rows import DATASETS
-from lepta.pipeline import publishing
+from lepta.output import publishing
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from benchmarks.miniature.results import RESULTS, collect
 from benchmarks.miniature.settings import FILE, ScaleSettings, Side, Texts, read
 from benchmarks.miniature.stages import SCENARIOS, shared_pipeline, vocabulary_pipeline
 from lepta.errors import LeptaError
-from lepta.pipeline import write_json
+from lepta.output import write_json
 
 console = Console()
 

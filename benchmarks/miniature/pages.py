@@ -11,7 +11,7 @@ from benchmarks.miniature.results import Estimate, Table
 from benchmarks.miniature.stages import LEP, SCENARIOS
 from benchmarks.miniature.tasks import TASKS
 from lepta.errors import LeptaError
-from lepta.pipeline import write_json
+from lepta.output import write_json
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "miniature.md"

@@ -14,7 +14,8 @@ from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
 from lepta.adapt import CURVE
 from lepta.locate import read_json
-from lepta.pipeline import MANIFEST, environment
+from lepta.output import MANIFEST
+from lepta.pipeline import environment
 
 RESULTS = "results.json"
 CONFIDENCE = 0.95

@@ -26,7 +26,8 @@ from lepta.embeddings.propagate import METHODS
 from lepta.embeddings.variant import propagate
 from lepta.evaluation.bits import windows
 from lepta.evaluation.generation import chat_prompt, generate
-from lepta.pipeline import CHECKPOINTS, Pipeline, Stage, write_json
+from lepta.output import write_json
+from lepta.pipeline import CHECKPOINTS, Pipeline, Stage
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations

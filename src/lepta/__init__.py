@@ -30,7 +30,7 @@ _VERBS = {
     "open_tokenizer": "lepta.vocabulary.source",
     "pretrain_folder": "lepta.training.pretrain",
     "propagate": "lepta.embeddings.variant",
-    "publishing": "lepta.pipeline",
+    "publishing": "lepta.output",
     "read_recipe": "lepta.recipe",
     "transfer_matrix": "lepta.embeddings.transfer",
     "tune_folder": "lepta.training.tune",

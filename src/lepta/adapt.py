@@ -22,7 +22,8 @@ from lepta.evaluation.benchmark import ask
 from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.locate import locate, read_json
-from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of, write_json
+from lepta.output import MANIFEST, partial_of, write_json
+from lepta.pipeline import Pipeline, Stage
 from lepta.recipe import PretrainSettings, Recipe, Text, Tune, rows_apart
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report

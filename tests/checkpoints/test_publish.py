@@ -11,7 +11,7 @@ from lepta.checkpoints.folder import INDEX, SINGLE, Checkpoint
 from lepta.checkpoints.publish import config_with_rows, config_with_token_ids, write_model
 from lepta.checkpoints.rows import ComputedRows
 from lepta.errors import LeptaError
-from lepta.pipeline import publishing
+from lepta.output import publishing
 
 ROWS, NEW_ROWS = 4000, 4100
 KINDS = ["single", "sharded"]

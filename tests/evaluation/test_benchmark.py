@@ -10,7 +10,8 @@ from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Contestant
-from lepta.pipeline import MANIFEST, Pipeline, Stage
+from lepta.output import MANIFEST
+from lepta.pipeline import Pipeline, Stage
 from lepta.recipe import Benchmark
 
 SETTINGS = Benchmark(tasks=["rucola"], limit=4)

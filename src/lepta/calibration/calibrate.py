@@ -25,7 +25,8 @@ from lepta.checkpoints.folder import MODEL_FILES
 from lepta.checkpoints.load import load_model, load_tokenizer, opened
 from lepta.errors import LeptaError
 from lepta.locate import locate, read_json
-from lepta.pipeline import CHECKPOINTS, MANIFEST, Stage, write_json
+from lepta.output import MANIFEST, write_json
+from lepta.pipeline import CHECKPOINTS, Stage
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import processes
 from lepta.training.tune import CURVE, tune_folder

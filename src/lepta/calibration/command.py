@@ -12,7 +12,8 @@ from lepta.calibration.rows import stored_rows
 from lepta.calibration.settings import CalibrateSettings
 from lepta.checkpoints.folder import Checkpoint
 from lepta.errors import LeptaError
-from lepta.pipeline import MANIFEST, Stage
+from lepta.output import MANIFEST
+from lepta.pipeline import Stage
 from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import this_machine
 from lepta.plan.plan import MFU

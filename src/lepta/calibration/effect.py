@@ -16,7 +16,7 @@ from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.errors import LeptaError
 from lepta.evaluation.bits import WINDOW, score_text, windows
 from lepta.evaluation.generation import chat_prompt, generate
-from lepta.pipeline import write_json
+from lepta.output import write_json
 from lepta.report.page import render
 from lepta.settings import Section
 from lepta.training.conversations import Message

@@ -48,7 +48,7 @@ def check_places(models: list[str], outputs: list[Path], force: bool) -> None:
     """Find all models and refuse outputs that exist, before anything that takes time."""
     from lepta.checkpoints.folder import MODEL_FILES
     from lepta.locate import locate
-    from lepta.pipeline import refuse_existing
+    from lepta.output import refuse_existing
 
     for model in models:
         locate(model, hub_files=MODEL_FILES)

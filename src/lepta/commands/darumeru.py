@@ -45,7 +45,8 @@ def import_command(
     """
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
-    from lepta.pipeline import publishing, refuse_existing, write_manifest
+    from lepta.output import publishing, refuse_existing
+    from lepta.pipeline import write_manifest
 
     place = output / task
     refuse_existing(place, force)

@@ -44,7 +44,8 @@ def init(
     """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
     from lepta.embeddings.initialise import initialise
     from lepta.locate import locate
-    from lepta.pipeline import publishing, write_manifest
+    from lepta.output import publishing
+    from lepta.pipeline import write_manifest
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
     check_places([model], [output], force)
@@ -110,7 +111,7 @@ def pretrain(
     same command is given again.
     """
     from lepta.adapt import pretrain_stage
-    from lepta.pipeline import refuse_existing
+    from lepta.output import refuse_existing
     from lepta.recipe import CommandPretrainSettings, Language, Text
     from lepta.settings import validated
 
@@ -195,7 +196,8 @@ def propagate(
     from lepta.embeddings.propagate import METHODS
     from lepta.embeddings.variant import count_tokens
     from lepta.embeddings.variant import propagate as propagate_variants
-    from lepta.pipeline import publishing, write_manifest
+    from lepta.output import publishing
+    from lepta.pipeline import write_manifest
     from lepta.vocabulary.source import open_tokenizer
 
     if method not in (*METHODS, "auto"):
@@ -249,7 +251,8 @@ def patch_export(
 ) -> None:
     """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
     from lepta.embeddings.patch import export_patch
-    from lepta.pipeline import publishing, write_manifest
+    from lepta.output import publishing
+    from lepta.pipeline import write_manifest
 
     check_places([original, adapted], [output], force)
     with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
@@ -271,7 +274,8 @@ def patch_apply(
     """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
     from lepta.embeddings.patch import PATCH_FILES, apply_patch
     from lepta.locate import locate
-    from lepta.pipeline import publishing, write_manifest
+    from lepta.output import publishing
+    from lepta.pipeline import write_manifest
 
     check_places([model], [output], force)
     place = locate(patch, hub_files=PATCH_FILES)

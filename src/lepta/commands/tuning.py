@@ -74,7 +74,7 @@ def tune(
     """
     from lepta.calibration.settings import CopySettings
     from lepta.corpus import BENCHMARK
-    from lepta.pipeline import refuse_existing
+    from lepta.output import refuse_existing
     from lepta.settings import validated
     from lepta.training.settings import PreferenceSettings, TuneSettings
     from lepta.training.tune import tune_stage

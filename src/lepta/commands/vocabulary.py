@@ -58,7 +58,8 @@ def vocab_build(
 ) -> None:
     """Build a new vocabulary from a tokenizer and text."""
     from lepta.locate import locate
-    from lepta.pipeline import publishing, write_manifest
+    from lepta.output import publishing
+    from lepta.pipeline import write_manifest
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 

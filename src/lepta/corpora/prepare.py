@@ -20,7 +20,8 @@ from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
 from lepta.errors import LeptaError
 from lepta.locate import read_json
-from lepta.pipeline import publishing, refuse_existing, write_json, write_manifest
+from lepta.output import publishing, refuse_existing, write_json
+from lepta.pipeline import write_manifest
 from lepta.version import __version__
 
 REPORT = "report.json"

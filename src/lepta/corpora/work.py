@@ -8,7 +8,7 @@ from typing import Any
 
 from lepta.errors import LeptaError
 from lepta.locate import read_json
-from lepta.pipeline import write_json
+from lepta.output import write_json
 
 SECONDS_BETWEEN_PULSES = 1.0
 REMOVALS = 50  # attempts, a tenth of a second apart

@@ -17,7 +17,8 @@ from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, named_tasks
 from lepta.errors import LeptaError
-from lepta.pipeline import publishing, write_manifest
+from lepta.output import publishing
+from lepta.pipeline import write_manifest
 
 DATA, TOKENIZER = "data", "tokenizer"
 PREFIX = "darumeru"

@@ -17,7 +17,7 @@ from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, TaskLog, check_outpu
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.errors import LeptaError
-from lepta.pipeline import write_json
+from lepta.output import write_json
 from lepta.progress import progress
 from lepta.version import __version__
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lepta.errors import LeptaError
 from lepta.locate import read_json
-from lepta.pipeline import MANIFEST
+from lepta.output import MANIFEST
 from lepta.plan.shapes import Shape
 from lepta.plan.text import Density, measured, new_estimate, original_estimate, vocabulary_at
 from lepta.recipe import Language, Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.corpus import Document, read_labelled
-from lepta.pipeline import refuse_existing
+from lepta.output import refuse_existing
 from lepta.report.page import write_page
 from lepta.vocabulary.measure import Measure, measure_sources
 from lepta.vocabulary.pieces import pieces

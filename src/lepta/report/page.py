@@ -12,7 +12,7 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from lepta.errors import LeptaError
-from lepta.pipeline import partial_of
+from lepta.output import partial_of
 from lepta.report.chart import Point, curve_chart, score_chart, smoothed, with_dots
 
 REPORT = "report.html"

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lepta.locate import read_json
-from lepta.pipeline import MANIFEST, Pipeline, Stage, partial_of
+from lepta.output import MANIFEST, partial_of
+from lepta.pipeline import Pipeline, Stage
 from lepta.training.distributed import announce, announced, processes
 
 

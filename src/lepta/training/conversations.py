@@ -13,7 +13,7 @@ import numpy as np
 from lepta.corpus import text_files
 from lepta.errors import LeptaError
 from lepta.formats import ROW_SUFFIXES, read_rows
-from lepta.pipeline import write_json
+from lepta.output import write_json
 from lepta.progress import progress
 from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
 from lepta.training.loss import IGNORED

@@ -18,7 +18,8 @@ from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import scores_of
 from lepta.evaluation.bits import score_text
 from lepta.evaluation.generation import generate
-from lepta.pipeline import CHECKPOINTS, write_json
+from lepta.output import write_json
+from lepta.pipeline import CHECKPOINTS
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
