@@ -288,7 +288,7 @@ def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder:
     original, adapted = next(one for one in reversed(contestants) if not one.adapted), contestants[-1]
     result = evaluate(contestants, base, original.name, adapted.name, recipe.text, recipe.evaluate)
     write_json(folder / EVALUATION, result)
-    return {}
+    return {"dtype": result["dtype"]}
 
 
 def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -165,8 +165,9 @@ class PretrainSettings(Section):
     lora: Lora = Field(default_factory=Lora, description="Used by embeddings+lora")
     body_dtype: BodyDtype = Field(
         "auto",
-        description="Precision of the frozen body; auto: bfloat16 on a GPU that has it, float32 on a CPU. "
-        "What trains is float32 in any case",
+        description="Precision of the frozen body and of products; auto: bfloat16 on a GPU that has it, and on a CPU "
+        "that is faster in it than in float32, which a product of the model's shape tells. What trains is float32 in "
+        "any case",
     )
     gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
     source_share: float = Field(0.0, ge=0, lt=1, description="Share of tokens in the source language")

@@ -1,5 +1,6 @@
 """Bits per byte, the windows it is measured on, and the style that answers keep."""
 
+import copy
 import math
 
 import pytest
@@ -34,6 +35,44 @@ def test_score_equals_a_direct_computation_from_all_logits(loaded, russian):
     assert len(loaded[1](texts[2])["input_ids"]) > 300
     score = score_text(*loaded, texts)
     assert score.bits == pytest.approx(sum(direct_bits(*loaded, text) for text in texts), rel=1e-5)
+
+
+def test_texts_that_are_read_together_score_as_each_alone(loaded, russian, english, monkeypatch):
+    texts = [*windows(russian[:2], 300, 3000), "a", *windows(english[:2], 700, 3000), "Привет"]
+    alone = [score_text(*loaded, [text]) for text in texts]
+    at_once, forward = [], loaded[0].forward
+
+    def counted(input_ids, labels):
+        at_once.append(input_ids.shape)
+        return forward(input_ids=input_ids, labels=labels)
+
+    monkeypatch.setattr(loaded[0], "forward", counted)
+    together = score_text(*loaded, texts)
+    assert together.bits == pytest.approx(sum(score.bits for score in alone), rel=1e-6)
+    assert together.tokens == sum(score.tokens for score in alone)
+    assert len(at_once) < len(texts) and max(rows * width for rows, width in at_once) <= 1024
+
+
+def test_bfloat16_scores_as_float32_does(loaded, russian):
+    model, tokenizer = loaded
+    exact = score_text(model, tokenizer, windows(russian[:3], 800, 3000)).bits
+    folder_model = copy.deepcopy(model).to(torch.bfloat16)
+    assert score_text(folder_model, tokenizer, windows(russian[:3], 800, 3000)).bits == pytest.approx(exact, rel=0.01)
+
+
+def test_a_model_that_caps_its_logits_reads_one_text_at_a_time(tiny_tokenizer, tmp_path, russian):
+    """It keeps its own loss, which needs all logits of a pass."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 4000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "final_logit_softcapping": 0.05}
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(Gemma2Config(**sizes, **heads)).save_pretrained(tmp_path)
+    tiny_tokenizer.save(tmp_path)
+    model, tokenizer = load_model(tmp_path, torch.float32), load_tokenizer(tmp_path)
+    texts = ["Привет", "abc", russian[0][:200]]
+    score = score_text(model, tokenizer, texts)
+    assert score.bits == pytest.approx(sum(direct_bits(model, tokenizer, text) for text in texts), rel=1e-5)
 
 
 def test_score_counts_bytes_characters_and_tokens(loaded):

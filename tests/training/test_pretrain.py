@@ -14,7 +14,8 @@ from lepta.errors import LeptaError
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors
-from lepta.training.pretrain import HeldOut, load_for_training, pretrain, pretrain_folder, products_dtype, warmup
+from lepta.training.precision import load_for_training, products_dtype
+from lepta.training.pretrain import HeldOut, pretrain, pretrain_folder, warmup
 from lepta.training.split import SplitEmbedding, split_rows
 from lepta.training.trainable import make_trainable
 
@@ -291,9 +292,39 @@ def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path):
 
 def test_automatic_precision_on_a_gpu_that_only_emulates_bfloat16(monkeypatch):
     """As a T4, whose capability is 7.5."""
-    monkeypatch.setattr("lepta.training.pretrain.device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr("lepta.training.precision.device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert products_dtype(settings()) == torch.float16
+    assert products_dtype(settings(), None) == torch.float16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_run_that_goes_on_keeps_its_precision(folder, russian, tmp_path, monkeypatch):
+    """Though the machine, or what else runs on it, would now have it take another."""
+    from lepta.training import precision
+    from lepta.training.trainer import _Callback
+
+    def run(place, fastest):
+        place.mkdir(exist_ok=True)
+        monkeypatch.setattr(precision, "fastest_on_cpu", lambda config: fastest)
+        chosen = PretrainSettings(tokens=1000, block=64, batch=4, learning_rate=1e-3, save_every=1)
+        texts = [TrainingText(lambda: russian, 1.0)]
+        return pretrain_folder(folder, FIRST_NEW, texts, HeldOut(), chosen, 1, place)
+
+    def stop(callback, arguments, state, control, **_):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    facts, curve = run(tmp_path / "whole", torch.bfloat16)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Callback, "on_step_begin", stop)
+        patch.setattr(_Callback, "on_step_end", stop)
+        run(tmp_path / "stopped", torch.bfloat16)
+    assert list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*"))
+    assert run(tmp_path / "stopped", torch.float32) == (facts, curve)
+    assert facts["body_dtype"] == "bfloat16"
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert written[0] == written[1]
+    assert run(tmp_path / "exact", torch.float32)[0]["body_dtype"] == "float32"
 
 
 def test_what_could_not_be_written_is_refused_before_training(on_russian, experts, monkeypatch):

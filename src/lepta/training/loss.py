@@ -23,10 +23,10 @@ def give_loss(model: Any) -> None:
     The model's own `forward` is replaced on the instance, so whatever wraps the model (DDP, FSDP2) has its weights
     where they are needed. Models that cap or scale their logits (Gemma 2, Cohere, Granite) keep their own loss.
     """
-    if getattr(model, "has_chunked_loss", False):
+    if hasattr(model, "keeps_own_loss"):
         return
-    model.has_chunked_loss = True
-    if not has_plain_head(model):
+    model.keeps_own_loss = not has_plain_head(model)
+    if model.keeps_own_loss:
         return
     forward = model.forward
 
@@ -81,6 +81,8 @@ def linear_cross_entropy(
         Scalar, nats per token.
     """
     parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
+    if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
+        hidden, bias, parts = hidden.detach(), None if bias is None else bias.detach(), tuple(p.detach() for p in parts)
     return _LinearCrossEntropy.apply(hidden, labels, bias, divisor, *parts)
 
 
@@ -127,7 +129,7 @@ def _sum_up(
     """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in its own.
 
     One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
-    as a fourth matrix product (the system hands it out page by page).
+    as a fourth matrix product (the system hands it out page by page). Those of 16 bits have one of 32 bits beside it.
     """
     kept = labels != IGNORED
     states, targets = hidden[kept].to(products), labels[kept]
@@ -143,10 +145,13 @@ def _sum_up(
     )
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
     buffer = torch.empty(rows, head.size, dtype=products, device=hidden.device)
+    wide = buffer if products == sums else torch.empty_like(buffer, dtype=sums)
     loss = torch.zeros((), dtype=sums, device=hidden.device)
     for start in range(0, len(states), rows):
         part, target = states[start : start + rows], targets[start : start + rows, None]
-        logits = head.logits(part, buffer[: len(part)]).to(sums)  # no copy where products have this dtype already
+        logits = head.logits(part, buffer[: len(part)])
+        if products != sums:
+            logits = wide[: len(part)].copy_(logits)
         of_target = logits.gather(1, target)
         highest = logits.amax(dim=1, keepdim=True)
         exponentials = logits.sub_(highest).exp_()
@@ -158,7 +163,7 @@ def _sum_up(
         # 16 bits, where totals overflow.
         change, narrow = exponentials.scatter_add_(1, target, -total), factor / total
         if products != sums:
-            change, narrow = change.div_(total).to(products), factor
+            change, narrow = buffer[: len(part)].copy_(change.div_(total)), factor
         gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))
     of_hidden = None
     if gradients.of_states is not None:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import device, load_model, load_tokenizer
+from lepta.checkpoints.load import load_tokenizer
 from lepta.checkpoints.publish import write_model
 from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import scores_of
@@ -24,12 +24,11 @@ from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors, check_mergeable
-from lepta.training.settings import TuneSettings
+from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.source import open_tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SWEEP = "sweep.json"
 OPENINGS, OPENING, CONTINUATION = (
     4,
@@ -115,7 +114,7 @@ def pretrain(
         adam_epsilon=settings.adam_epsilon,
         seed=seed,
         save_every=settings.save_every,
-        dtype=products_dtype(settings),
+        dtype=products_dtype(settings, model.config),
         gradient_checkpointing=settings.gradient_checkpointing,
         report_to=tuple(settings.report_to),
     )
@@ -145,30 +144,6 @@ def warmup(settings: PretrainSettings, steps: int) -> int:
             f"never reach its peak; expected fewer than {steps}, or more tokens"
         )
     return steps // 10
-
-
-def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
-    """Precision of the body's products: bfloat16 on a GPU that has it, float32 on a CPU, or as the settings say.
-
-    Without bfloat16 instructions, products in bfloat16 are about 200 times slower than in float32.
-    """
-    if settings.body_dtype in DTYPES:
-        return DTYPES[settings.body_dtype]
-    if device().type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -> Any:
-    """Load a model with its body in the precision of the settings; weights that train become float32 later."""
-    dtype = products_dtype(settings)
-    if settings.trains == "full":
-        return load_model(folder, torch.float32)
-    if settings.body_dtype != "4bit":
-        return load_model(folder, dtype)
-    if device().type == "cpu":
-        raise LeptaError("body_dtype: 4bit needs a GPU: bitsandbytes has no gradients through such layers on CPUs")
-    return load_model(folder, dtype, four_bits=True)
 
 
 def pretrain_folder(
@@ -218,7 +193,8 @@ def pretrain_folder(
             settings.batch,
             settings.documents_apart,
         )
-    facts = blocks.facts(settings.block)
+    settings = settled(settings, initialised, work)
+    facts = blocks.facts(settings.block) | {"body_dtype": settings.body_dtype}
     rate = settings.learning_rate[0]
     if len(settings.learning_rate) > 1:
         rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
