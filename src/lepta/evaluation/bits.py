@@ -75,7 +75,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     with progress(description, len(rows)) as bar:
         for batch in in_batches(rows, _tokens_at_once(model)):
             ids, labels = (_padded(batch, fill, model.device) for fill in (start, IGNORED))
-            nats += float(model(input_ids=ids, labels=labels).loss) * _predicted(batch)
+            nats += _loss(model, ids, labels) * _predicted(batch)
             done += len(batch)
             bar.set(done)
     return TextScore(
@@ -91,6 +91,17 @@ def _tokens_at_once(model: Any) -> int:
     if model.keeps_own_loss:
         return 1
     return GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS
+
+
+def _loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean loss of a batch; LeptaError if a text is longer than a model with learned positions can be."""
+    try:
+        return float(model(input_ids=ids, labels=labels).loss)
+    except IndexError as error:
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or "fewer"
+        raise LeptaError(
+            f"a text of {ids.shape[1]} tokens, and the model has positions for {longest}; give a smaller window"
+        ) from error
 
 
 def _predicted(rows: Sequence[Sequence[int]]) -> int:
