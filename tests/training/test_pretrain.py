@@ -159,7 +159,7 @@ def test_loss_curve_is_that_of_the_stock_trainer(folder, tmp_path, monkeypatch):
 
     examples, chosen = blocks()[:1] * 9 + blocks()[3:4] + blocks()[:1] * 2, settings(weight_decay=0.1)
     ours, mine = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "ours", chosen, examples=examples)
-    monkeypatch.setattr(loss, "has_plain_head", lambda model: False)
+    monkeypatch.setattr(loss, "logit_rule", lambda model: None)
     stock, theirs = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "stock", chosen, examples=examples)
     assert len(ours) == 6
     assert ours[-1]["loss"] < ours[0]["loss"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lepta.training.loss import has_plain_head
+from lepta.training.loss import LogitRule, logit_rule
 
 TOKENS = 8192  # of one forward pass, padding included
 PASS = 64  # tokens whose reading takes about as long as a forward pass takes by itself
@@ -48,7 +48,7 @@ class Scorer:
         self._model = model
         # Models with a recurrent state (Mamba) cannot go back to the end of a prefix.
         self._reuse = reuse and not getattr(model, "_is_stateful", False)
-        self._plain = has_plain_head(model)
+        self._plain = logit_rule(model) == LogitRule()
         self._shared: Ids = ()
         self._layers: Layers | None = None
 

@@ -88,7 +88,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
 
 def _tokens_at_once(model: Any) -> int:
     """Tokens of one pass: a GPU is faster with many; a model that keeps its own loss has all logits of them."""
-    if model.keeps_own_loss:
+    if getattr(model, "keeps_own_loss", False):
         return 1
     return GPU_TOKENS if model.device.type == "cuda" else CPU_TOKENS
 

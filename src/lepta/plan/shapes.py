@@ -281,7 +281,12 @@ def _from_gguf(source: str, file: Path) -> Shape:
     fields, counted = read_gguf_fields(file), count_weights(file)
     kind = str(fields.get("general.architecture"))
     config = {ours: fields[f"{kind}.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"{kind}.{theirs}" in fields}
-    config |= {"model_type": kind, "vocab_size": counted.rows, "tie_word_embeddings": counted.matrices == 1}
+    # Of a model that sees images too, GGUF has the part for text alone.
+    config |= {
+        "model_type": {"gemma3": "gemma3_text"}.get(kind, kind),
+        "vocab_size": counted.rows,
+        "tie_word_embeddings": counted.matrices == 1,
+    }
     shape = _from_config(source, config, str(file))
     # It is worked on as float32: lepta.checkpoints.gguf.
     return replace(shape, source="headers of its file", body=counted.body, dtype="float32")

@@ -17,16 +17,39 @@ IGNORED = -100  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
 
 
+@dataclass(frozen=True)
+class LogitRule:
+    """What a family does to the products of last hidden states and head.
+
+    Attributes
+    ----------
+    scale : float
+        Factor of the products (Cohere; Granite divides).
+    cap : float or None
+        Soft cap c: logits become c tanh(logit / c) (Gemma 2).
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, products: torch.Tensor) -> torch.Tensor:
+        """Logits of the products of hidden states and head."""
+        logits = products * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
 def give_loss(model: Any) -> None:
     """Have a causal LM compute its loss without all logits whenever it is called with `labels`.
 
     The model's own `forward` is replaced on the instance, so whatever wraps the model (DDP, FSDP2) has its weights
-    where they are needed. Models that cap or scale their logits (Gemma 2, Cohere, Granite) keep their own loss.
+    where they are needed. Models whose logits are no `LogitRule` of their head keep their own loss.
     """
-    if hasattr(model, "keeps_own_loss"):
+    if getattr(model, "has_chunked_loss", False):
         return
-    model.keeps_own_loss = not has_plain_head(model)
-    if model.keeps_own_loss:
+    model.has_chunked_loss = True
+    rule = logit_rule(model)
+    model.keeps_own_loss = rule is None
+    if rule is None:
         return
     forward = model.forward
 
@@ -36,7 +59,7 @@ def give_loss(model: Any) -> None:
         hidden = model.base_model(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
         head = model.get_output_embeddings()
         loss = linear_cross_entropy(
-            hidden.flatten(0, 1), parts_of(head), labels[:, 1:].flatten(), head.bias, num_items_in_batch
+            hidden.flatten(0, 1), parts_of(head), labels[:, 1:].flatten(), head.bias, num_items_in_batch, rule
         )
         return CausalLMOutput(loss=loss)
 
@@ -45,14 +68,24 @@ def give_loss(model: Any) -> None:
 
 
 @torch.no_grad()
-def has_plain_head(model: Any) -> bool:
-    """Tell whether a model's logits are its head applied to its last hidden states, and nothing more."""
+def logit_rule(model: Any) -> LogitRule | None:
+    """How a model's logits follow from its head and its last hidden states, compared on a few tokens.
+
+    Returns
+    -------
+    LogitRule or None
+        None if they follow in another way.
+    """
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    rule = LogitRule(scale, getattr(config, "final_logit_softcapping", None))
     inputs = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
     with torch.autocast(model.device.type, low, enabled=low is not None):
         expected = model(input_ids=inputs).logits
-        found = model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state)
-    return found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
+        found = rule.apply(model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state))
+    same = found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
+    return rule if same else None
 
 
 def linear_cross_entropy(
@@ -61,6 +94,7 @@ def linear_cross_entropy(
     labels: torch.Tensor,
     bias: torch.Tensor | None = None,
     divisor: torch.Tensor | int | None = None,
+    rule: LogitRule | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of `hidden @ weight.T + bias`, with gradients computed along with it.
 
@@ -74,6 +108,8 @@ def linear_cross_entropy(
     bias : tensor, shape (V,), optional
     divisor : int or scalar tensor, optional
         What the sum is divided by; default: the number of labels that are predicted.
+    rule : LogitRule, optional
+        What becomes of the products; default: they are the logits. A scale is not for heads with a bias.
 
     Returns
     -------
@@ -83,7 +119,9 @@ def linear_cross_entropy(
     parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
     if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
         hidden, bias, parts = hidden.detach(), None if bias is None else bias.detach(), tuple(p.detach() for p in parts)
-    return _LinearCrossEntropy.apply(hidden, labels, bias, divisor, *parts)
+    rule = rule or LogitRule()
+    scaled = hidden if rule.scale == 1.0 else hidden * rule.scale
+    return _LinearCrossEntropy.apply(scaled, labels, bias, divisor, rule.cap, *parts)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -96,12 +134,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         bias: torch.Tensor | None,
         divisor: torch.Tensor | int | None,
+        cap: float | None,
         *parts: torch.Tensor,
     ) -> torch.Tensor:
         device = hidden.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
-            return _sum_up(ctx, hidden, labels, bias, divisor, parts, products)
+            return _sum_up(ctx, hidden, labels, bias, divisor, cap, parts, products)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -114,7 +153,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient.copy_(gradient.float().mul_(scale))  # the scale alone may be beyond float16
             elif gradient is not None:
                 gradient.mul_(scale.to(gradient.dtype))
-        return of_hidden, None, of_bias, None, *of_parts
+        return of_hidden, None, of_bias, None, None, *of_parts
 
 
 def _sum_up(
@@ -123,6 +162,7 @@ def _sum_up(
     labels: torch.Tensor,
     bias: torch.Tensor | None,
     divisor: torch.Tensor | int | None,
+    cap: float | None,
     parts: tuple[torch.Tensor, ...],
     products: torch.dtype,
 ) -> torch.Tensor:
@@ -140,7 +180,7 @@ def _sum_up(
     ctx.left, factor = (scale, torch.ones_like(scale)) if products == torch.float16 else (1.0, scale)
     gradients = _Gradients(
         torch.empty_like(states) if ctx.needs_input_grad[0] else None,
-        [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[4:], strict=True)],
+        [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[5:], strict=True)],
         torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None,
     )
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
@@ -152,6 +192,11 @@ def _sum_up(
         logits = head.logits(part, buffer[: len(part)])
         if products != sums:
             logits = wide[: len(part)].copy_(logits)
+        slope = None
+        if cap is not None:
+            logits = logits.div_(cap).tanh_()
+            slope = 1 - logits.square()  # of the logits in the products
+            logits = logits.mul_(cap)
         of_target = logits.gather(1, target)
         highest = logits.amax(dim=1, keepdim=True)
         exponentials = logits.sub_(highest).exp_()
@@ -162,6 +207,8 @@ def _sum_up(
         # Probabilities, less 1 at the target, are `change / total`. The division is done on the narrow side, except in
         # 16 bits, where totals overflow.
         change, narrow = exponentials.scatter_add_(1, target, -total), factor / total
+        if slope is not None:
+            change = change.mul_(slope)
         if products != sums:
             change, narrow = buffer[: len(part)].copy_(change.div_(total)), factor
         gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))

@@ -1,8 +1,8 @@
 """Which precision a run multiplies in: decided once, for all its processes and for whoever goes on with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -18,15 +18,27 @@ from lepta.training.settings import TuneSettings
 
 PRECISION = "precision.json"  # among a run's checkpoints
 
-Settings = TypeVar("Settings", PretrainSettings, TuneSettings)
+
+class Precise(Protocol):
+    """Settings of a kind of training."""
+
+    @property
+    def body_dtype(self) -> str:
+        """As a user says it."""
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """The same with other values."""
 
 
-def products_dtype(settings: PretrainSettings | TuneSettings, config: Any) -> torch.dtype:
+Settings = TypeVar("Settings", bound=Precise)
+
+
+def products_dtype(settings: Precise, config: Any) -> torch.dtype:
     """Precision of the body's products: as the settings say, else bfloat16 on a GPU that has it, or a CPU's fastest.
 
     Parameters
     ----------
-    settings : PretrainSettings or TuneSettings
+    settings : Precise
     config : transformers config
         Of the model.
     """
@@ -73,7 +85,7 @@ def settled(settings: Settings, source: Path, work: Path) -> Settings:
 
     Parameters
     ----------
-    settings : PretrainSettings or TuneSettings
+    settings : Precise
     source : Path
         Model folder that is trained.
     work : Path

@@ -279,6 +279,7 @@ def train(
     description: str,
     run: Run,
     watch: Watch | None = None,
+    collator: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
 ) -> Trained:
     """Train on the examples once, in the order given, on all processes that were launched.
 
@@ -297,6 +298,8 @@ def train(
         What the progress bar says.
     run : Run
     watch : Watch, optional
+    collator : callable, optional
+        Makes a batch of examples; default: `collate`.
 
     Raises
     ------
@@ -348,7 +351,7 @@ def train(
             model=model,
             args=arguments,
             train_dataset=examples,
-            data_collator=lambda rows: collate(rows, pad_id),
+            data_collator=collator or (lambda rows: collate(rows, pad_id)),
             callbacks=[callback],
         )
         callback.log = trainer.log

@@ -28,14 +28,22 @@ def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def starts_with(token: str, token_id: int) -> dict[str, Any]:
     """A post-processor that puts a special token before each text."""
+    return around({token: token_id}, {})
 
-    def part(kind: str, name: str, type_id: int) -> dict[str, Any]:
-        return {kind: {"id": name, "type_id": type_id}}
 
-    first = [part("SpecialToken", token, 0), part("Sequence", "A", 0)]
+def around(first: dict[str, int], last: dict[str, int]) -> dict[str, Any]:
+    """A post-processor that puts special tokens before and after each text; both are token -> id, in order."""
+
+    def parts(type_id: int) -> list[dict[str, Any]]:
+        before = [{"SpecialToken": {"id": token, "type_id": type_id}} for token in first]
+        after = [{"SpecialToken": {"id": token, "type_id": type_id}} for token in last]
+        return [*before, {"Sequence": {"id": "AB"[type_id], "type_id": type_id}}, *after]
+
     return {
         "type": "TemplateProcessing",
-        "single": first,
-        "pair": [*first, part("SpecialToken", token, 1), part("Sequence", "B", 1)],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+        "single": parts(0),
+        "pair": [*parts(0), *parts(1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [token_id], "tokens": [token]} for token, token_id in (first | last).items()
+        },
     }

@@ -1,4 +1,4 @@
-"""SentencePiece `.model` files as a `tokenizer.json`."""
+"""SentencePiece models as a `tokenizer.json`: `.model` files, and those that GGUF files were made of."""
 
 import base64
 from pathlib import Path
@@ -46,14 +46,34 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise LeptaError(f"{path}: not a whole SentencePiece model, its end is missing; copy or download it again")
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         raise LeptaError(f"{path}: a SentencePiece model of type WORD or CHAR; expected BPE or UNIGRAM")
-    pieces = proto.pieces
-    added = [
-        added_token(i, piece.piece, special=piece.type != USER_DEFINED)
-        for i, piece in enumerate(pieces)
-        if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
-    ]
-    trainer = proto.trainer_spec
-    roles = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id}
+    return spec_and_config(proto)
+
+
+def spec_and_config(proto: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write a SentencePiece model of type BPE or Unigram as `tokenizer.json` and `tokenizer_config.json`.
+
+    Parameters
+    ----------
+    proto : ModelProto
+    """
+    pieces, trainer, normalizer = proto.pieces, proto.trainer_spec, proto.normalizer_spec
+    # User-defined pieces are found in text that has "▁" for its spaces: a run of spaces may be such a piece. Where more
+    # is done to text, they are found before it: `tokenizers` would do the same to the pieces themselves.
+    only_spaces = not (
+        normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces or normalizer.precompiled_charsmap
+    )
+    added = []
+    for i, piece in enumerate(pieces):
+        if piece.type in (UNKNOWN, CONTROL):
+            added.append(added_token(i, piece.piece))
+        elif piece.type == USER_DEFINED:
+            added.append(added_token(i, piece.piece, special=False) | {"normalized": only_spaces})
+    roles = {
+        "bos_token": trainer.bos_id,
+        "eos_token": trainer.eos_id,
+        "unk_token": trainer.unk_id,
+        "pad_token": trainer.pad_id,
+    }
     config = {role: pieces[i].piece for role, i in roles.items() if i >= 0} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -64,10 +84,10 @@ def read_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": _normalizer(proto.normalizer_spec),
+        "normalizer": _normalizer(normalizer),
         "pre_tokenizer": None,
         "post_processor": starts_with(start, trainer.bos_id) if start else None,
-        "decoder": decoder(proto.normalizer_spec.add_dummy_prefix),
+        "decoder": decoder(normalizer.add_dummy_prefix),
         "model": _bpe(proto) if trainer.model_type == BPE else _unigram(proto),
     }
     return spec, config
@@ -100,7 +120,11 @@ def decoder(strips: bool) -> dict[str, Any]:
 
 
 def _bpe(proto: Any) -> dict[str, Any]:
-    """SentencePiece merges the neighbours that together make the piece of the best score, as tiktoken does by rank."""
+    """SentencePiece merges the neighbours that together make the piece of the best score, as tiktoken does by rank.
+
+    User-defined pieces come first: whatever stands beside them, they are whole.
+    """
+    user_defined = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     ordinary = [(-piece.score, i, piece.piece) for i, piece in enumerate(proto.pieces) if piece.type == NORMAL]
     unknown = next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None)
     return {
@@ -113,7 +137,7 @@ def _bpe(proto: Any) -> dict[str, Any]:
         "byte_fallback": proto.trainer_spec.byte_fallback,
         "ignore_merges": False,
         "vocab": {piece.piece: i for i, piece in enumerate(proto.pieces)},
-        "merges": pairs_of([piece for _, _, piece in sorted(ordinary)]),
+        "merges": pairs_of([*user_defined, *(piece for _, _, piece in sorted(ordinary))]),
     }
 
 

@@ -1,0 +1,85 @@
+"""Two tokenisations of the same text, and the places where both have a token end.
+
+At such a place the original model, which has read the old tokens, and the adapted one, which has read the new ones, know
+exactly the same text. So hidden states may be compared there, and likelihoods of what lies between two such places.
+Ends inside a character do not count: no text is known there that could be written down.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lepta.vocabulary.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A passage in old and in new tokens, each beginning with the token that starts a text.
+
+    Attributes
+    ----------
+    old_ids, new_ids : int64 arrays
+    old_ends, new_ends : int64 arrays of equal length
+        Positions in `old_ids` and `new_ids` of tokens that end at the same byte of the text; the first is 0 in both, the
+        start of the text.
+    size : int
+        Bytes of the text.
+    """
+
+    old_ids: np.ndarray
+    new_ids: np.ndarray
+    old_ends: np.ndarray
+    new_ends: np.ndarray
+    size: int
+
+
+class Aligner:
+    """Aligns passages between two vocabularies.
+
+    Parameters
+    ----------
+    old, new : Vocabulary
+    old_start, new_start : int
+        Ids of the tokens that start a text.
+    """
+
+    def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int, new_start: int) -> None:
+        self._sides = ((old, old_start), (new, new_start))
+        self._lengths = [_byte_lengths(vocabulary) for vocabulary, _ in self._sides]
+
+    def align(self, passages: Sequence[str]) -> list[Alignment | None]:
+        """Tokenise passages both ways; None for one whose bytes a tokenizer changes (by normalising them, say)."""
+        old_ids, new_ids = (vocabulary.encode(passages) for vocabulary, _ in self._sides)
+        return [self._one(*sides) for sides in zip(passages, old_ids, new_ids, strict=True)]
+
+    def _one(self, passage: str, old_ids: list[int], new_ids: list[int]) -> Alignment | None:
+        written = [_written(side[0], ids) for side, ids in zip(self._sides, (old_ids, new_ids), strict=True)]
+        if written[0] != written[1] or not written[0].endswith(passage.encode()):
+            return None
+        old_bytes = np.cumsum(self._lengths[0][old_ids])
+        new_bytes = np.cumsum(self._lengths[1][new_ids])
+        common = np.intersect1d(old_bytes, new_bytes)
+        common = common[_between_characters(written[0], common)]
+        old_start, new_start = (start for _, start in self._sides)
+        return Alignment(
+            np.asarray([old_start, *old_ids], dtype=np.int64),
+            np.asarray([new_start, *new_ids], dtype=np.int64),
+            np.concatenate([[0], 1 + np.searchsorted(old_bytes, common)]),
+            np.concatenate([[0], 1 + np.searchsorted(new_bytes, common)]),
+            len(passage.encode()),
+        )
+
+
+def _byte_lengths(vocabulary: Vocabulary) -> np.ndarray:
+    return np.asarray([len(data or b"") for data in vocabulary.bytes_of], dtype=np.int64)
+
+
+def _written(vocabulary: Vocabulary, ids: Sequence[int]) -> bytes:
+    return b"".join(map(vocabulary.data, ids))
+
+
+def _between_characters(text: bytes, ends: np.ndarray) -> np.ndarray:
+    """Tell which byte offsets lie between characters of UTF-8, whose later bytes are 10xxxxxx."""
+    padded = np.frombuffer(text + b"\0", dtype=np.uint8)
+    return (padded[ends] & 0xC0) != 0x80

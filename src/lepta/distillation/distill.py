@@ -1,0 +1,325 @@
+"""Token distillation of a model folder: passages, rows that learn, two phases, and the folder that is written.
+
+The first phase compares hidden states of a lower layer, which costs a third of the body and no head: input rows learn.
+Then counting puts the head's rows where they are right on average, and the second phase trains them on the next token,
+together with the hidden states. Try it:
+
+    lepta distill --original ORIGINAL --model INITIALISED --text starter:ru/train --tokens 20000 --output OUT
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.publish import write_model
+from lepta.checkpoints.rows import ComputedRows, Rows, same_values
+from lepta.distillation.alignment import Aligner, Alignment
+from lepta.distillation.counting import begun_shares, counted_head
+from lepta.distillation.passages import Examples, Passages, choose_passages
+from lepta.distillation.settings import DistillSettings
+from lepta.distillation.student import Distiller
+from lepta.distillation.targets import target_rows
+from lepta.embeddings.transfer import transfer_matrix
+from lepta.errors import LeptaError
+from lepta.pipeline import CHECKPOINTS
+from lepta.progress import track
+from lepta.training.distributed import processes
+from lepta.training.loss import IGNORED
+from lepta.training.precision import products_dtype, settled
+from lepta.training.trainable import load_trained
+from lepta.training.trainer import Run, Trained, Watch, train
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import Vocabulary
+
+HELD_OUT = 64  # passages put aside to measure on
+BITS = "bits_per_byte"
+LISTED = 50  # tokens without a passage that the manifest names
+STATES = 4096  # last hidden states that the constant direction is found from
+# AdamW divides by the root of its second moment, so rows of tokens that a batch does not hold would move as far as the
+# others, by gradients of nearly nothing. With this epsilon (of gradients whose norm is at most 1) they nearly stay.
+EPSILON = 1e-3
+HEAD = "lm_head.weight"
+
+
+def distill_folder(
+    original: Path,
+    initialised: Path,
+    documents: Callable[[], Iterable[str]],
+    settings: DistillSettings,
+    seed: int,
+    folder: Path,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Learn the rows of new tokens from the original model and write the result.
+
+    Parameters
+    ----------
+    original : Path
+        Model folder before its vocabulary changed: the teacher.
+    initialised : Path
+        The same model with the new vocabulary.
+    documents : callable
+        Streams text.
+    settings : DistillSettings
+    seed : int
+    folder : Path
+        Existing folder for the result; checkpoints found in it are resumed from.
+
+    Returns
+    -------
+    facts : dict
+    curve : list of dict
+
+    Raises
+    ------
+    LeptaError
+        If the models do not belong together, or the text has none of the tokens.
+    """
+    teacher, student = Checkpoint(original), Checkpoint(initialised)
+    check_same_body(teacher, student)
+    old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
+    transfer = transfer_matrix(old, new, teacher.rows, student.rows)
+    fresh = np.flatnonzero((transfer.exact[: new.size] < 0) & (np.diff(transfer.matrix.indptr)[: new.size] > 0))
+    if not len(fresh):
+        raise LeptaError(f"{initialised}: has no token that {original} lacks, so there is nothing to learn")
+    targets = target_rows(new, fresh)
+    learned = np.sort(np.concatenate([fresh, targets])) if settings.rows == "target-rows" else fresh
+    passages = choose_passages(
+        documents(),
+        Aligner(old, new, start_of(original), start_of(initialised)),
+        (old.size, new.size),
+        fresh,
+        settings.tokens,
+        settings.passage,
+        settings.occurrences,
+        HELD_OUT,
+        seed,
+    )
+    work = folder / CHECKPOINTS
+    settings = settled(settings, initialised, work)
+    dtype = products_dtype(settings, student.config)
+    model = load_model(initialised, dtype)
+    layer = settings.layer or math.ceil(model.config.get_text_config().num_hidden_layers / 3)
+    ids = torch.from_numpy(learned).to(model.device)
+    old_rows = teacher.rows_of(teacher.input_name)[:].to(model.device)
+    untie = settings.untie and student.output_name is None
+    distiller = Distiller(model, old_rows, ids, untie, layer)
+    unit = float(distiller.embedding.rows.detach().square().mean().sqrt())
+    run = partial(_run, distiller, settings, seed, work, learned, new.size)
+
+    facts: dict[str, Any] = {
+        "learned_rows": len(learned),
+        "new_rows": len(fresh),
+        "layer": layer,
+        "body_dtype": str(dtype).removeprefix("torch."),
+        "rows_rms": unit,
+        **_coverage(passages, fresh, new, settings.occurrences),
+    }
+    curve = []
+    start = _measure(distiller, passages.held_out, learned, new.size)
+    share = round(len(passages.chosen) * settings.hidden_share)
+    if share >= settings.batch:
+        trained = run("input", passages.chosen[:share], settings.hidden_rate * unit, None)
+        curve += trained.curve
+    distiller.enter("output")
+    if not distiller.tied:
+        _count(distiller, passages, old, new, fresh, targets, transfer.same)
+    measure = partial(_measure, distiller, passages.held_out, learned, new.size)
+    facts["counted"] = measure()
+    share = round(len(passages.chosen) * settings.output_share)
+    if share >= settings.batch:
+        watch = Watch(measure, settings.measure_every, keep_best=BITS)
+        trained = run("output", passages.chosen[:share], settings.output_rate * unit, watch)
+        load_trained(distiller, trained.weights, str(work))
+        tokens = curve[-1]["tokens"] if curve else 0
+        curve += [entry | {"tokens": entry["tokens"] + tokens} for entry in trained.curve]
+        facts["kept_step"] = trained.kept_step
+    end = measure()
+    facts |= {"tokens": int(sum(len(p.new_ids) - 1 for p in passages.chosen)), "before": start, "after": end}
+    if processes().is_main_process:
+        write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
+    processes().wait_for_everyone()
+    return facts, curve
+
+
+def start_of(folder: Path) -> int:
+    """Id of the token that starts a text.
+
+    Raises
+    ------
+    LeptaError
+        If the tokenizer has none.
+    """
+    tokenizer = load_tokenizer(folder)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise LeptaError(f"{folder}: neither bos_token nor eos_token; expected one in tokenizer_config.json")
+    return int(start)
+
+
+def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
+    """Refuse two models that differ in more than their vocabulary.
+
+    Raises
+    ------
+    LeptaError
+        Naming the tensor that differs.
+    """
+    if teacher.width != student.width:
+        raise LeptaError(
+            f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
+            "model that this one was initialised from"
+        )
+    ends = {teacher.input_name, teacher.stored_output, student.input_name, student.stored_output}
+    ends |= {teacher.bias_name, student.bias_name}
+    names = [name for name in student.entries if name not in ends]
+    for name in track(names, "comparing bodies", len(names)):
+        same = name in teacher.entries and teacher.is_floating(name) == student.is_floating(name)
+        read = Checkpoint.rows_of if same and student.is_floating(name) else Checkpoint.raw
+        if not same or not same_values(read(teacher, name), read(student, name)):
+            raise LeptaError(
+                f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
+                "what `lepta init` made of it, before its body was trained"
+            )
+
+
+def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrences: int) -> dict[str, Any]:
+    """How often the tokens occur in the passages, and which do not at all."""
+    counts = passages.counts[fresh]
+    absent = fresh[counts == 0]
+    texts = [new.data(int(i)).decode("utf-8", errors="replace") for i in absent[:LISTED]]
+    return {
+        "passages": len(passages.chosen),
+        "tokens_below_occurrences": int((counts < occurrences).sum()),
+        "tokens_absent": len(absent),
+        "absent": texts,
+    }
+
+
+def _run(
+    distiller: Distiller,
+    settings: DistillSettings,
+    seed: int,
+    work: Path,
+    learned: np.ndarray,
+    size: int,
+    phase: Any,
+    passages: list[Alignment],
+    rate: float,
+    watch: Watch | None,
+) -> Trained:
+    """One phase as a resumable run."""
+    distiller.enter(phase)
+    passages = passages[: len(passages) // settings.batch * settings.batch] or passages
+    examples = Examples(passages, learned, size, settings.batch, seed)
+    parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    run = Run(
+        batch=min(settings.batch, len(passages)),
+        micro_batch=settings.micro_batch,
+        groups=[{"name": "rows", "params": parameters, "lr": rate, "weight_decay": 0.0}],
+        warmup_steps=min(10, len(passages) // settings.batch // 10),
+        adam_epsilon=EPSILON,
+        seed=seed,
+        save_every=settings.save_every,
+        dtype=next(distiller.body.parameters()).dtype,
+    )
+    title = {"input": "hidden states", "output": "head"}[phase]
+    return train(distiller, examples, examples.sizes, 0, work / phase, title, run, watch, collate_passages)
+
+
+def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad passages on the right; what is padding has weight 0 and label -100. See `Distiller.forward`."""
+
+    def padded(arrays: list[np.ndarray], fill: float) -> torch.Tensor:
+        width = max(map(len, arrays))
+        rows = [np.pad(array, (0, width - len(array)), constant_values=fill) for array in arrays]
+        return torch.from_numpy(np.stack(rows))
+
+    fills = {"old_ids": 0, "new_ids": 0, "old_ends": 0, "new_ends": 0, "weights": 0.0}
+    batch = {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
+    following = [np.append(passage["new_ids"][1:], IGNORED) for passage in passages]
+    return batch | {"labels": padded(following, IGNORED)}
+
+
+@torch.no_grad()
+def _measure(distiller: Distiller, passages: list[Alignment], learned: np.ndarray, size: int) -> dict[str, float]:
+    """Bits per byte of passages, and the distance of hidden states in them."""
+    phase = distiller.phase
+    distiller.enter("output")
+    examples = Examples(passages, learned, size, 8, 0)
+    nats, distance, tokens = 0.0, 0.0, 0
+    low = next(distiller.body.parameters()).dtype
+    device = next(distiller.body.parameters()).device
+    for start in range(0, len(examples), 8):
+        batch = collate_passages([examples[n] for n in range(start, min(start + 8, len(examples)))])
+        predicted = int((batch["labels"] != IGNORED).sum())
+        with torch.autocast(device.type, low, enabled=low != torch.float32):
+            found = distiller(**{name: value.to(device) for name, value in batch.items()})
+        nats += float(found["cross_entropy"]) * predicted
+        distance += float(found["distance"]) * predicted
+        tokens += predicted
+    distiller.enter(phase)
+    return {BITS: nats / math.log(2) / sum(passage.size for passage in passages), "distance": distance / tokens}
+
+
+def _count(
+    distiller: Distiller,
+    passages: Passages,
+    old: Vocabulary,
+    new: Vocabulary,
+    fresh: np.ndarray,
+    targets: np.ndarray,
+    same: np.ndarray,
+) -> None:
+    """Put the head's rows of new tokens where counting wants them.
+
+    Only of tokens whose first old piece is of the target script alone: another piece is likely in text of other
+    languages, and so would its tokens be.
+    """
+    first = np.asarray([pieces[0] for pieces in old.split([new.data(int(i)) for i in fresh])])
+    shares = begun_shares(passages.pool_counts, passages.first_counts, fresh, first)
+    new_of_old = np.full(old.size, -1)
+    new_of_old[same[same >= 0]] = np.flatnonzero(same >= 0)
+    counted = np.isin(new_of_old[first], targets)
+    states = _states(distiller, passages.chosen)
+    lower = bool(len(targets)) and bool((distiller.embedding.slot[torch.from_numpy(targets)] >= 0).all())
+    counted_head(distiller.head, states, fresh[counted], new_of_old[first[counted]], shares[counted], lower)
+
+
+@torch.no_grad()
+def _states(distiller: Distiller, passages: list[Alignment]) -> torch.Tensor:
+    """Some last hidden states, shape (n, d), float32."""
+    found, number = [], 0
+    for passage in passages:
+        ids = torch.from_numpy(passage.new_ids)[None].to(distiller.embedding.table.device)
+        found.append(distiller.last_states(ids)[0].float())
+        number += len(passage.new_ids)
+        if number >= STATES:
+            break
+    return torch.cat(found)
+
+
+def _matrices(distiller: Distiller, source: Checkpoint, learned: np.ndarray) -> dict[str, ComputedRows]:
+    """The matrices of the result: those of the source with the rows that learned in their places."""
+    names = {source.input_name: distiller.embedding.rows}
+    if not distiller.tied:
+        names[source.output_name or HEAD] = distiller.head.rows
+    stored = {name: source.rows_of(name if name in source.entries else source.input_name) for name in names}
+    return {
+        name: ComputedRows(tuple(rows.shape), partial(_replaced, rows, learned, names[name].detach().cpu()))
+        for name, rows in stored.items()
+    }
+
+
+def _replaced(stored: Rows, learned: np.ndarray, rows: torch.Tensor, block: slice) -> torch.Tensor:
+    """Rows of a file with those that learned in their places."""
+    result = stored[block].float()
+    first, last = np.searchsorted(learned, [block.start, block.stop])
+    result[torch.from_numpy(learned[first:last] - block.start)] = rows[first:last]
+    return result

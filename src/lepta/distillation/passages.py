@@ -1,0 +1,160 @@
+"""Which passages of a text rows are learned from: so that each new token occurs often enough, as far as the text can."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import regex
+
+from lepta.distillation.alignment import Aligner, Alignment
+from lepta.errors import LeptaError
+from lepta.progress import track
+
+POOL = 6  # times the tokens that are wanted: what passages are chosen from
+SHORTEST = 8  # new tokens of a passage that is worth a row in a batch
+AT_ONCE = 512  # passages that are tokenised together
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Aligned passages, and how often each token occurs.
+
+    Attributes
+    ----------
+    chosen : list of Alignment
+        To learn from, in random order.
+    held_out : list of Alignment
+        To measure on.
+    pool_counts : int64 array, shape (V,)
+        Occurrences of each new-vocabulary token in all passages that were looked at: unbiased by the choice.
+    first_counts : int64 array, shape (old V,)
+        How often each old token begins a token of the new tokenisation there.
+    counts : int64 array, shape (V,)
+        Occurrences in what was chosen.
+    """
+
+    chosen: list[Alignment]
+    held_out: list[Alignment]
+    pool_counts: np.ndarray
+    first_counts: np.ndarray
+    counts: np.ndarray
+
+
+def cut(document: str, length: int) -> list[str]:
+    """Cut a document into passages of about `length` characters, at white space where there is some."""
+    pieces = regex.findall(rf"(?s).{{1,{length}}}(?=\s|$)|.{{{length}}}", document.strip())
+    return [piece.strip() for piece in pieces]
+
+
+def choose_passages(
+    documents: Iterable[str],
+    aligner: Aligner,
+    size: tuple[int, int],
+    learned: np.ndarray,
+    tokens: int,
+    length: int,
+    occurrences: int,
+    held_out: int,
+    seed: int,
+) -> Passages:
+    """Choose passages with `tokens` tokens of the new vocabulary in all.
+
+    First those in which some learned token has occurred less than `occurrences` times so far, then any.
+
+    Parameters
+    ----------
+    documents : iterable of str
+        Read to its end; of a text much longer than what is wanted, passages are drawn from all of it.
+    aligner : Aligner
+    size : (int, int)
+        Rows of the old and of the new vocabulary.
+    learned : int64 array
+        Ids of the tokens that learn.
+    tokens : int
+    length : int
+        Characters of a passage.
+    occurrences : int
+    held_out : int
+        Passages that are put aside.
+    seed : int
+
+    Raises
+    ------
+    LeptaError
+        If no learned token occurs in the text.
+    """
+    draw = random.Random(seed)
+    pieces = [piece for document in documents for piece in cut(document, length)]
+    draw.shuffle(pieces)
+    counts, pool_counts = np.zeros(size[1], dtype=np.int64), np.zeros(size[1], dtype=np.int64)
+    first_counts = np.zeros(size[0], dtype=np.int64)
+    learns = np.zeros(size[1], dtype=bool)
+    learns[learned] = True
+    chosen: list[Alignment] = []
+    others: list[Alignment] = []
+    aside: list[Alignment] = []
+    seen = taken = 0
+    batches = [pieces[start : start + AT_ONCE] for start in range(0, len(pieces), AT_ONCE)]
+    for batch in track(batches, "aligning passages", len(batches)):
+        for passage in aligner.align(batch):
+            if passage is None or len(passage.new_ids) < SHORTEST:
+                continue
+            if len(aside) < held_out:
+                aside.append(passage)
+                continue
+            ids = passage.new_ids[1:]
+            seen += len(ids)
+            np.add.at(pool_counts, ids, 1)
+            np.add.at(first_counts, _beginnings(passage), 1)
+            lacking = learns[ids] & (counts[ids] < occurrences)
+            if taken < tokens and lacking.any():
+                chosen.append(passage)
+                taken += len(ids)
+                np.add.at(counts, ids, 1)
+            else:
+                others.append(passage)
+        if seen >= POOL * tokens:
+            break
+    for passage in others:
+        if taken >= tokens:
+            break
+        chosen.append(passage)
+        taken += len(passage.new_ids) - 1
+        np.add.at(counts, passage.new_ids[1:], 1)
+    if not counts[learned].any():
+        raise LeptaError(
+            f"distill.text: of {len(learned):,} tokens that are to learn none occurs in it; expected text that the "
+            "vocabulary was made for"
+        )
+    draw.shuffle(chosen)
+    return Passages(chosen, aside, pool_counts, first_counts, counts)
+
+
+def _beginnings(passage: Alignment) -> np.ndarray:
+    """Old tokens that stand where a token of the new tokenisation begins, where both begin one."""
+    follows = passage.old_ends[:-1] + 1
+    return passage.old_ids[follows]
+
+
+class Examples(Sequence[dict[str, Any]]):
+    """Aligned passages as examples of a run, in batches of similar length so that little is padding."""
+
+    def __init__(self, passages: list[Alignment], learned: np.ndarray, size: int, batch: int, seed: int) -> None:
+        self._learns = np.zeros(size, dtype=bool)
+        self._learns[learned] = True
+        order = sorted(range(len(passages)), key=lambda number: len(passages[number].old_ids))
+        batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+        random.Random(seed).shuffle(batches)
+        self._passages = [passages[number] for numbers in batches for number in numbers]
+        self.sizes = np.asarray([len(passage.new_ids) - 1 for passage in self._passages])
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def __getitem__(self, number: Any) -> dict[str, Any]:
+        passage = self._passages[number]
+        learns = self._learns[passage.new_ids[passage.new_ends]]
+        weights = np.cumsum(learns) > 0  # the first learned token, and all that read it
+        return {**vars(passage), "weights": weights.astype(np.float32)}

@@ -1,0 +1,257 @@
+"""One frozen body, read by teacher and student: the original's rows for old tokens, learned rows for new ones.
+
+Initialisation changes rows alone, so both models share their body: it is loaded once, and the teacher costs one more
+matrix of embeddings. Learned rows are one compact float32 parameter; nothing else has a gradient.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lepta.errors import LeptaError
+from lepta.training.loss import IGNORED, LogitRule, linear_cross_entropy, logit_rule
+
+
+class LearnedEmbedding(nn.Module):
+    """A frozen table of which some rows are replaced by a compact parameter.
+
+    Attributes
+    ----------
+    table : tensor, shape (V, d)
+        In the precision of the body.
+    rows : parameter, shape (n, d), float32
+    slot : int64 tensor, shape (V,)
+        Place of each token in `rows`; -1 for tokens that do not learn.
+    scale : float
+        Factor of every row, as Gemma has it.
+    """
+
+    def __init__(self, weight: torch.Tensor, learned: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("table", weight.detach(), persistent=False)
+        slot = torch.full((len(weight),), -1, dtype=torch.int64, device=weight.device)
+        slot[learned] = torch.arange(len(learned), device=weight.device)
+        self.register_buffer("slot", slot, persistent=False)
+        self.rows = nn.Parameter(weight.detach()[learned].float())
+        self.scale = scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the tokens, shape (*ids.shape, d), in the dtype of the table."""
+        frozen, slot = F.embedding(ids, self.table), self.slot[ids]
+        learned = F.embedding(slot.clamp(min=0), self.rows).to(frozen.dtype)
+        rows = torch.where((slot >= 0)[..., None], learned, frozen)
+        return rows if self.scale == 1.0 else rows * self.scale
+
+
+class LearnedHead(nn.Module):
+    """A head of which some rows learn: frozen rows first, learned rows after them.
+
+    Attributes
+    ----------
+    frozen : tensor, shape (V - n, d)
+    rows : parameter, shape (n, d), float32
+        The embedding's own where both are tied.
+    place : int64 tensor, shape (V,)
+        Where the logit of each token stands.
+    bias : tensor, shape (V,), or None
+        In the order of the logits.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, learned: torch.Tensor, rows: nn.Parameter, bias: torch.Tensor | None
+    ) -> None:
+        super().__init__()
+        keeps = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        keeps[learned] = False
+        order = torch.cat([keeps.nonzero()[:, 0], learned.to(weight.device)])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        self.register_buffer("frozen", weight.detach()[keeps].contiguous(), persistent=False)
+        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach()[order], persistent=False)
+        self.rows = rows
+
+    def row(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of some tokens, shape (n, d), float32."""
+        places, frozen = self.place[ids], len(self.frozen)
+        old = self.frozen[places.clamp(max=frozen - 1)].float()
+        return torch.where((places < frozen)[:, None], old, self.rows[(places - frozen).clamp(min=0)])
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor, rule: LogitRule) -> torch.Tensor:
+        """Mean cross-entropy, nats per token.
+
+        Parameters
+        ----------
+        hidden : tensor, shape (n, d)
+            Last hidden states, after the last norm.
+        labels : int64 tensor, shape (n,)
+            Ids of tokens; -100 where nothing is predicted.
+        rule : LogitRule
+        """
+        places = torch.where(labels >= 0, self.place[labels.clamp(min=0)], IGNORED)
+        return linear_cross_entropy(hidden, [self.frozen, self.rows], places, self.bias, rule=rule)
+
+
+Phase = Literal["input", "output"]
+OUTLIER = 10.0  # times the median of squared lengths
+
+
+class _Reached(Exception):  # noqa: N818  # not an error: the layer that was asked for has its states
+    """Ends a forward pass early."""
+
+
+class Distiller(nn.Module):
+    """Teacher and student over one frozen body, and the losses between them.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        With the new vocabulary.
+    old_rows : tensor, shape (old rows, d)
+        Input embeddings of the original model.
+    learned : int64 tensor
+        Ids of the tokens whose rows learn.
+    untie : bool
+        Learn a head of its own for a model whose head is its embeddings.
+    layer : int
+        Layers that hidden states are compared after.
+    """
+
+    has_chunked_loss = True  # as `give_loss` leaves a model: the loss is computed here
+
+    def __init__(self, model: Any, old_rows: torch.Tensor, learned: torch.Tensor, untie: bool, layer: int) -> None:
+        super().__init__()
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        model.requires_grad_(False)
+        rule = logit_rule(model)
+        if rule is None:
+            raise LeptaError(f"{type(model).__name__}: its logits are more than its head, a scale and a cap; expected no more")
+        self.rule = rule
+        self.tied = head.weight is embedding.weight and not untie
+        weight, scale = embedding.weight.detach(), float(getattr(embedding, "embed_scale", 1.0))
+        self._check_embedding(embedding, weight, scale)
+        self.embedding = LearnedEmbedding(weight, learned, scale)
+        rows = self.embedding.rows if self.tied else nn.Parameter(head.weight.detach()[learned].float())
+        self.head = LearnedHead(head.weight, learned, rows, head.bias)
+        self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
+        self.body = model.base_model
+        self.phase: Phase = "input"
+        self._states: list[torch.Tensor] = []
+        _layers_of(model)[layer - 1].register_forward_hook(self._keep)
+
+    @staticmethod
+    def _check_embedding(embedding: Any, weight: torch.Tensor, scale: float) -> None:
+        ids = torch.arange(min(4, len(weight)), device=weight.device)
+        if not torch.allclose(embedding(ids).float(), weight[ids].float() * scale, rtol=1e-2):
+            raise LeptaError(f"{type(embedding).__name__}: does more than look rows up and scale them; train it instead")
+
+    def enter(self, phase: Phase) -> None:
+        """Say what learns from now on: input rows alone, or the head's with them."""
+        self.phase = phase
+        self.head.rows.requires_grad_(self.tied or phase == "output")
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """Keep the states after the layer; what follows it gets them without gradient, or is left out."""
+        states = output[0] if isinstance(output, tuple) else output
+        self._states.append(states)
+        if self.phase == "input":
+            raise _Reached
+        return (states.detach(), *output[1:]) if isinstance(output, tuple) else states.detach()
+
+    def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the body on rows of embeddings: states after the layer, and last ones (None where it ended there)."""
+        self._states.clear()
+        try:
+            last = self.body(inputs_embeds=rows, use_cache=False).last_hidden_state
+        except _Reached:
+            last = None
+        return self._states.pop(), last
+
+    @torch.no_grad()
+    def teacher_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """States after the layer on old tokens, shape (B, N_old, d)."""
+        phase, self.phase = self.phase, "input"
+        rows = F.embedding(ids, self.old_rows)
+        states, _ = self._read(rows if self.embedding.scale == 1.0 else rows * self.embedding.scale)
+        self.phase = phase
+        return states
+
+    @torch.no_grad()
+    def last_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states on new tokens, shape (B, N_new, d)."""
+        phase, self.phase = self.phase, "output"
+        _, last = self._read(self.embedding(ids))
+        self.phase = phase
+        assert last is not None
+        return last
+
+    def forward(
+        self,
+        old_ids: torch.Tensor,
+        new_ids: torch.Tensor,
+        old_ends: torch.Tensor,
+        new_ends: torch.Tensor,
+        weights: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Losses of a batch of aligned passages, padded on the right.
+
+        Parameters
+        ----------
+        old_ids, new_ids : int64 tensors, shapes (B, N_old) and (B, N_new)
+        old_ends, new_ends : int64 tensors, shape (B, E)
+            Positions where tokens of both end at the same byte.
+        weights : float32 tensor, shape (B, E)
+            Of hidden states at those places; 0 for padding, and before the first learned token.
+        labels : int64 tensor, shape (B, N_new)
+            The next token at each position, -100 for padding.
+
+        Returns
+        -------
+        dict
+            `loss`, `distance` of hidden states, and in the output phase `cross_entropy` in nats per token.
+        """
+        target = at(self.teacher_states(old_ids), old_ends)
+        states, last = self._read(self.embedding(new_ids))
+        distance = hidden_distance(target, at(states, new_ends), weights)
+        if last is None:
+            return {"loss": distance, "distance": distance.detach()}
+        cross_entropy = self.head.loss(last.flatten(0, 1), labels.flatten(), self.rule)
+        # Either alone spoils the other's role where both share their rows: equal parts of the whole, whatever their units.
+        balance = cross_entropy.detach() / distance.detach().clamp(min=1e-6)
+        loss = cross_entropy + balance * distance
+        return {"loss": loss, "distance": distance.detach(), "cross_entropy": cross_entropy.detach()}
+
+
+def at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """States at some positions of each row, shape (B, E, d), float32."""
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1])).float()
+
+
+def hidden_distance(target: torch.Tensor, found: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of hidden states in units of the median squared length.
+
+    Positions whose state is ten medians long (attention sinks) would be most of a squared error and say nothing about
+    rows; they do not count.
+
+    Parameters
+    ----------
+    target, found : tensors, shape (B, E, d)
+    weights : tensor, shape (B, E)
+    """
+    lengths = target.square().sum(-1)
+    median = lengths[weights > 0].median()
+    weights = weights * (lengths < OUTLIER * median)
+    distances = (found - target).square().sum(-1)
+    return (distances * weights).sum() / (median * weights.sum().clamp(min=1.0))
+
+
+def _layers_of(model: Any) -> nn.ModuleList:
+    """The decoder layers of a model."""
+    number = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return module
+    raise LeptaError(f"{type(model).__name__}: no list of its {number} layers; hidden states cannot be compared")
