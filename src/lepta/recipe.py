@@ -175,7 +175,11 @@ class PretrainSettings(Section):
     measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
     darumeru: Benchmark | None = Field(None, description="Tasks of the benchmark to ask at each measurement too")
-    keep: Literal["last", "best"] = Field("last", description="best: the weights with the best score on held-out text")
+    keep: Literal["last", "best"] | None = Field(
+        None,
+        description="Which weights: last, or best on held-out text, those before the first step among them; default: "
+        "best where there is held-out text of the target language",
+    )
     forget_limit: float | None = Field(
         None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
     )

@@ -23,7 +23,7 @@ from lepta.pipeline import CHECKPOINTS
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
-from lepta.training.merge import changed_tensors, check_mergeable
+from lepta.training.merge import changed_tensors, check_mergeable, give_exact_rows
 from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
@@ -106,6 +106,7 @@ def pretrain(
     groups = make_trainable(model, settings, first_new, rate)
     if source is not None:
         check_mergeable(model, source)
+        give_exact_rows(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch,
@@ -176,6 +177,7 @@ def pretrain_folder(
     facts : dict
     curve : list of dict
     """
+    settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
     if settings.darumeru and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise LeptaError(
@@ -209,6 +211,8 @@ def pretrain_folder(
         facts["unreached"] = missed
     if trained.stopped:
         facts["stopped"] = trained.stopped
+    if warning := no_gain(trained, f"{held_out.target_language}_bits_per_byte"):
+        facts["warnings"] = [warning]
     if processes().is_main_process:
         checkpoint = Checkpoint(initialised)
         write_model(
@@ -218,11 +222,37 @@ def pretrain_folder(
     return facts, trained.curve
 
 
+def no_gain(trained: Trained, measure: str) -> str:
+    """What there is to say of a run after which held-out text is no better than before it; empty if it is better.
+
+    Parameters
+    ----------
+    trained : Trained
+    measure : str
+        Name of the bits per byte of the target language in the curve.
+    """
+    measured = [entry[measure] for entry in trained.curve if measure in entry]
+    if not measured or (trained.kept_step is None and measured[-1] <= measured[0]) or trained.kept_step:
+        return ""
+    made = "made held-out text worse" if not measured[-1] <= measured[0] else "made held-out text no better"
+    change = f"training {made} ({measured[0]:.4f} -> {measured[-1]:.4f} bits per byte)"
+    if trained.kept_step is None:
+        return f"{change}; these weights are written all the same, since keep is last"
+    if trained.stopped and measured[-1] < measured[0]:
+        change = f"training was stopped before any weights could be kept ({trained.stopped})"
+    return f"{change}; the weights before training are kept"
+
+
 def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
     """LeptaError if the settings ask for a choice that there is no text to make by."""
     if not held_out.target and (settings.keep == "best" or len(settings.learning_rate) > 1):
         asks = "keep: best" if settings.keep == "best" else "several learning rates"
         raise LeptaError(f"pretrain: {asks} need held-out text of the target language to choose by; name it as valid")
+    if settings.forget_limit is not None and settings.keep == "last":
+        raise LeptaError(
+            "pretrain.forget_limit: needs keep: best, and held-out text of the target language to choose by; "
+            "name it as valid"
+        )
     if settings.forget_limit is not None and not held_out.source:
         raise LeptaError("pretrain.forget_limit: needs held-out text of the source language; name it as valid")
 
@@ -269,7 +299,7 @@ def _sweep(
     A rate with which training diverges, or passes the limit to forgetting, has None.
     """
     file, part = work / SWEEP, blocks.first(settings.sweep_share)
-    settings = settings.model_copy(update={"darumeru": None})  # bits per byte choose
+    settings = settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
     scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
     for rate in settings.learning_rate:
         name = f"{rate:g}"

@@ -17,7 +17,7 @@ from lepta.pipeline import CHECKPOINTS, Stage
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import processes
-from lepta.training.merge import check_mergeable, write_merged
+from lepta.training.merge import check_mergeable, give_exact_rows, write_merged
 from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.settings import PreferenceSettings, TuneSettings
@@ -79,6 +79,7 @@ def tune(
     groups = make_tunable(model, settings)
     if source is not None:
         check_mergeable(model, source)
+        give_exact_rows(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
