@@ -99,7 +99,7 @@ def pretrain(
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Which weights: last, or best on --valid, those before training among them (default: best with --valid)."
+            help="Which weights: last, or best on --valid, those before training too (default: best with --valid)."
         ),
     ] = None,
     forget_limit: Annotated[
