@@ -59,7 +59,7 @@ def test_values_and_defaults(write):
     assert recipe.vocabulary.scenario == "extended"
     assert recipe.propagate.method == "anchored"
     (stage,) = recipe.pretrain
-    assert (stage.batch, stage.learning_rate) == (256, [1e-4])  # the paper's
+    assert (stage.batch, stage.learning_rate) == (256, ["auto"])
     assert recipe.variants["terse"].tune.batch == 128
     assert recipe.variants["chat"].tune is None
 
@@ -219,7 +219,7 @@ def test_stages_of_training(write):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("learning_rate", [1e-4, 0], "pretrain.learning_rate.1: Input should be greater than 0"),
+        ("learning_rate", [1e-4, 0], "pretrain.learning_rate.1: expected a number above 0, or auto; found 0"),
         ("keep", "first", "pretrain.keep: Input should be 'last' or 'best'"),
         ("lora", {"ranks": 4}, "pretrain.lora.ranks: unknown key; did you mean 'rank'?"),
         ("body_dtype", "int3", "pretrain.body_dtype: Input should be 'auto'"),

@@ -7,7 +7,7 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.darumeru.data import BUILTIN, HUB
@@ -18,12 +18,29 @@ from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.training.settings import BodyDtype, Lora, TuneSettings
 from lepta.vocabulary.scenarios import KeepBy, Scenario
 
+AUTO: Literal["auto"] = "auto"
 Trains = Literal["new-rows", "embeddings", "embeddings+lora", "full"]
 
 
 def _as_list(value: Any) -> Any:
     """One value stands for a list of one."""
     return value if isinstance(value, list) else [value]
+
+
+def _rate(value: Any) -> float | str:
+    """A learning rate, or `auto`."""
+    if value == AUTO:
+        return AUTO
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"expected a number above 0, or {AUTO}; found {value}")
+    return number
+
+
+Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 
 
 class Tune(TuneSettings):
@@ -143,12 +160,16 @@ class PretrainSettings(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="Blocks that one process holds at once; default: its whole share of the batch"
     )
-    learning_rate: Annotated[list[Annotated[float, Field(gt=0)]], BeforeValidator(_as_list), Field(min_length=1)] = (
-        Field([1e-4], description="Peak rate; of several, each is tried on `sweep_share` of the tokens")
+    learning_rate: Annotated[list[Rate], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        [AUTO],
+        description="Peak rate, or auto: by the size of the rows and the tokens of a step; of several, each is tried "
+        "on `sweep_share` of the tokens",
     )
     sweep_share: float = Field(0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on")
     old_rows_learning_rate: float | None = Field(None, gt=0, description="For rows of old tokens; default: the same")
-    body_learning_rate: float | None = Field(None, gt=0, description="For LoRA or the whole body; default: the same")
+    body_learning_rate: float | None = Field(
+        None, gt=0, description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto"
+    )
     warmup_steps: int = Field(
         100,
         ge=0,

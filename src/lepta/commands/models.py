@@ -78,11 +78,15 @@ def pretrain(
     batch: Annotated[int, typer.Option(help="Blocks per step, over all processes.")] = 2,
     micro_batch: Annotated[int | None, typer.Option(help="Blocks that one process holds at once.")] = None,
     learning_rate: Annotated[
-        list[float] | None,
-        typer.Option(help="Peak rate (default: 0.002); repeat to try several on a fifth of the tokens."),
+        list[str] | None,
+        typer.Option(
+            help="Peak rate (default: auto, by the size of the rows); repeat to try several on a fifth of the tokens."
+        ),
     ] = None,
     old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
-    body_learning_rate: Annotated[float | None, typer.Option(help="For LoRA or the whole body.")] = None,
+    body_learning_rate: Annotated[
+        float | None, typer.Option(help="For LoRA or the whole body (default: the same, or 0.0001 beside auto).")
+    ] = None,
     warmup_steps: Annotated[
         int | None,
         typer.Option(help="Steps in which the rate rises to its peak (default: 5, or none in so short a run)."),
@@ -137,7 +141,7 @@ def pretrain(
             "documents_apart": documents_apart,
             "batch": batch,
             "micro_batch": micro_batch,
-            "learning_rate": learning_rate or [2e-3],
+            "learning_rate": learning_rate or ["auto"],
             "old_rows_learning_rate": old_rows_learning_rate,
             "body_learning_rate": body_learning_rate,
             "weight_decay": weight_decay,

@@ -20,11 +20,13 @@ from lepta.evaluation.bits import score_text
 from lepta.evaluation.generation import generate
 from lepta.output import write_json
 from lepta.pipeline import CHECKPOINTS
+from lepta.progress import console
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors, check_mergeable, give_exact_rows
 from lepta.training.precision import load_for_training, products_dtype, settled
+from lepta.training.rate import BODY, described, settled_rates
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.source import open_tokenizer
@@ -197,9 +199,14 @@ def pretrain_folder(
         )
     settings = settled(settings, initialised, work)
     facts = blocks.facts(settings.block) | {"body_dtype": settings.body_dtype}
-    rate = settings.learning_rate[0]
-    if len(settings.learning_rate) > 1:
-        rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
+    rates, chosen = settled_rates(settings, Checkpoint(initialised))
+    if chosen:
+        facts |= chosen
+        console.print(f"  {described(chosen, settings.batch * settings.block)}", highlight=False)
+        settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
+    rate = rates[0]
+    if len(rates) > 1:
+        rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, rates, seed, work)
     model, trained = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
     facts["learning_rate"] = rate
     warmup_steps = warmup(settings, -(-len(blocks) // settings.batch))
@@ -291,6 +298,7 @@ def _sweep(
     blocks: Blocks,
     held_out: HeldOut,
     settings: PretrainSettings,
+    rates: Sequence[float],
     seed: int,
     work: Path,
 ) -> tuple[float, dict[str, float | None]]:
@@ -301,7 +309,7 @@ def _sweep(
     file, part = work / SWEEP, blocks.first(settings.sweep_share)
     settings = settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
     scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
-    for rate in settings.learning_rate:
+    for rate in rates:
         name = f"{rate:g}"
         if name in scores:
             continue
@@ -315,7 +323,7 @@ def _sweep(
             scores[name] = last if math.isfinite(last) and not trained.stopped else None
         if processes().is_main_process:
             write_json(file, scores)
-    usable = {rate: score for rate in settings.learning_rate if (score := scores[f"{rate:g}"]) is not None}
+    usable = {rate: score for rate in rates if (score := scores[f"{rate:g}"]) is not None}
     if not usable:
         raise LeptaError(
             f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed forget_limit "
