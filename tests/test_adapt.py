@@ -65,6 +65,7 @@ def recipe(tiny_base):
             "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
+            "keep": "last",  # so little text makes a random model worse
             "darumeru": {"tasks": ["rucola"], "limit": 3, "shots": 1},
         },
         "calibrate": {
@@ -127,6 +128,12 @@ def test_new_rows_learn_and_old_rows_keep_every_bit(finished, tiny_base):
     assert torch.equal(rows[0], rows[1][:49152]) and torch.equal(rows[0], rows[2][:49152])
     assert not torch.equal(rows[1][49152:], rows[2][49152:])
     assert all(torch.equal(p, dict(base.named_parameters())[n]) for n, p in after.named_parameters() if "layers" in n)
+
+
+def test_training_that_made_it_worse_is_told_first(finished):
+    said = "warning: pretrained: training made held-out text worse ("
+    assert lepta("report", "out", cwd=finished).stdout.startswith(said)
+    assert said.removeprefix("warning: ") in (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_second_run_skips_everything(finished):

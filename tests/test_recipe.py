@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from lepta.errors import LeptaError
-from lepta.recipe import read_recipe
+from lepta.recipe import PretrainSettings, read_recipe
 
 GOOD = {
     "name": "small",
@@ -219,13 +220,19 @@ def test_stages_of_training(write):
     ("field", "value", "says"),
     [
         ("learning_rate", [1e-4, 0], "pretrain.learning_rate.1: Input should be greater than 0"),
-        ("forget_limit", 0.02, "pretrain: forget_limit: needs keep: best"),
+        ("keep", "first", "pretrain.keep: Input should be 'last' or 'best'"),
         ("lora", {"ranks": 4}, "pretrain.lora.ranks: unknown key; did you mean 'rank'?"),
         ("body_dtype", "int3", "pretrain.body_dtype: Input should be 'auto'"),
     ],
 )
 def test_wrong_settings_of_training(write, field, value, says):
     assert says in message(write(f"pretrain.{field}", value))
+
+
+def test_a_limit_to_forgetting_needs_the_weights_from_before_it():
+    assert PretrainSettings(tokens=1, forget_limit=0.02).keep is None
+    with pytest.raises(ValidationError, match="forget_limit: needs keep: best"):
+        PretrainSettings(tokens=1, forget_limit=0.02, keep="last")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _VERBS = {
     "export_patch": "lepta.embeddings.patch",
     "initialise": "lepta.embeddings.initialise",
     "measure": "lepta.vocabulary.measure",
+    "measure_model": "lepta.evaluation.measure",
     "open_tokenizer": "lepta.vocabulary.source",
     "pretrain_folder": "lepta.training.pretrain",
     "propagate": "lepta.embeddings.variant",

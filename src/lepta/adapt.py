@@ -342,7 +342,7 @@ def _evaluate(recipe: Recipe, contestants: list[Contestant], base: Path, folder:
     original, adapted = next(one for one in reversed(contestants) if not one.adapted), contestants[-1]
     result = evaluate(contestants, base, original.name, adapted.name, recipe.text, recipe.evaluate)
     write_json(folder / EVALUATION, result)
-    return {}
+    return {"dtype": result["dtype"]}
 
 
 def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "curve": _joined([read_json(out / name / CURVE)["curve"] for name in pretraining]),
         "vocabulary": manifests["vocabulary"]["facts"],
         "initialised": manifests["initialised"]["facts"],
-        "pretrained": {key: sum(manifests[name]["facts"][key] for name in pretraining) for key in ("tokens", "blocks")},
+        "pretrained": _of_all_stages({name: manifests[name]["facts"] for name in pretraining}),
         "propagated": {name: manifests[f"propagated/{name}"]["facts"] for name in recipe.variants},
         "darumeru": _benchmarks(recipe, manifests),
         "environment": manifests["evaluation"]["environment"],
@@ -374,6 +374,13 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
     write_json(folder / REPORT, data)
     return data
+
+
+def _of_all_stages(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What pre-training took in all its stages, and what there is to say of each."""
+    warnings = [f"{name}: {warning}" for name, of_stage in facts.items() for warning in of_stage.get("warnings", ())]
+    sums = {key: sum(of_stage[key] for of_stage in facts.values()) for key in ("tokens", "blocks")}
+    return {**sums, "warnings": warnings}
 
 
 def _benchmarks(recipe: Recipe, manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from lepta.commands import models, tuning
 from lepta.commands.common import AsJson, console, print_json, result
 from lepta.commands.corpus import corpus
 from lepta.commands.darumeru import darumeru
+from lepta.commands.measure import measure
 from lepta.commands.plan import HELP as PLAN_HELP
 from lepta.commands.plan import plan as plan_command
 from lepta.commands.vocabulary import vocab
@@ -118,7 +119,15 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
 app.add_typer(corpus, name="corpus")
 app.add_typer(vocab, name="vocab")
 app.command("plan", help=PLAN_HELP)(plan_command)
-for command in (models.init, models.distill, models.pretrain, models.propagate, tuning.calibrate, tuning.tune):
+for command in (
+    models.init,
+    models.distill,
+    models.pretrain,
+    models.propagate,
+    tuning.calibrate,
+    tuning.tune,
+    measure,
+):
     app.command()(command)
 app.add_typer(models.patch, name="patch")
 app.add_typer(darumeru, name="darumeru")

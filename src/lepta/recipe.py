@@ -166,8 +166,9 @@ class PretrainSettings(Section):
     lora: Lora = Field(default_factory=Lora, description="Used by embeddings+lora")
     body_dtype: BodyDtype = Field(
         "auto",
-        description="Precision of the frozen body; auto: bfloat16 on a GPU that has it, float32 on a CPU. "
-        "What trains is float32 in any case",
+        description="Precision of the frozen body and of products; auto: bfloat16 on a GPU that has it, and on a CPU "
+        "that is faster in it than in float32, which a product of the model's shape tells. What trains is float32 in "
+        "any case",
     )
     gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
     source_share: float = Field(0.0, ge=0, lt=1, description="Share of tokens in the source language")
@@ -175,7 +176,11 @@ class PretrainSettings(Section):
     measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
     darumeru: Benchmark | None = Field(None, description="Tasks of the benchmark to ask at each measurement too")
-    keep: Literal["last", "best"] = Field("last", description="best: the weights with the best score on held-out text")
+    keep: Literal["last", "best"] | None = Field(
+        None,
+        description="Which weights: last, or best on held-out text, those before the first step among them; default: "
+        "best where there is held-out text of the target language",
+    )
     forget_limit: float | None = Field(
         None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
     )

@@ -7,7 +7,7 @@ import torch
 
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.scoring import PASS, TOKENS, _batches, common
+from lepta.darumeru.scoring import PASS, TOKENS, common, in_batches
 from lepta.darumeru.tasks import tasks
 from lepta.errors import LeptaError
 
@@ -107,7 +107,7 @@ def test_sentences_behind_one_document(backend_of, family):
 def test_batches_have_little_padding(sizes):
     """Each row is in one batch; none of all ways to cut a few rows is read sooner."""
     rows = [(0,) * size for size in sizes]
-    batches = _batches(rows)
+    batches = in_batches(rows, TOKENS)
     assert [row for batch in batches for row in batch] == rows
     assert all(len(batch) == 1 or len(batch) * len(batch[-1]) <= TOKENS for batch in batches)
 

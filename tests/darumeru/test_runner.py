@@ -15,6 +15,7 @@ from lepta.darumeru.data import load_dataset
 from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
 from lepta.darumeru.tasks import tasks
+from lepta.darumeru.transformers_backend import opened_backend
 from lepta.errors import LeptaError
 from lepta.report.darumeru import write_run_page
 
@@ -331,6 +332,19 @@ def test_a_limit_counts_rows_of_the_task(tmp_path):
     counts = {name: task.samples for name, task in summary.tasks.items()}
     assert counts == {name: 4 if name == "parus" else 2 for name in tasks() if not name.startswith("mmlu")}
     assert "all four" in summary.refused["mmlu_ru"] and summary.micro_avg is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_run_goes_on_in_the_precision_it_began_with(tiny_model_folder, tmp_path, monkeypatch):
+    folder, output = tiny_model_folder(), tmp_path / "run"
+    given = {"source": "builtin", "limit": 2}
+    for fastest, name in ((torch.bfloat16, "rucola"), (torch.float32, "parus")):
+        monkeypatch.setattr("lepta.checkpoints.load.fastest_on_cpu", lambda config, dtype=fastest: dtype)
+        with opened_backend(folder, chat=False, output=output) as backend:
+            assert backend.identity["dtype"] == "bfloat16"
+            run(backend, output=output, names=[name], **given)
+    with opened_backend(folder, chat=False, output=tmp_path / "another") as backend:
+        assert backend.identity["dtype"] == "float32"
 
 
 def test_every_task_of_a_real_model_killed_and_resumed(backend_of, tmp_path, monkeypatch):

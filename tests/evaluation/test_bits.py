@@ -1,5 +1,6 @@
 """Bits per byte, the windows it is measured on, and the style that answers keep."""
 
+import copy
 import math
 
 import pytest
@@ -34,6 +35,41 @@ def test_score_equals_a_direct_computation_from_all_logits(loaded, russian):
     assert len(loaded[1](texts[2])["input_ids"]) > 300
     score = score_text(*loaded, texts)
     assert score.bits == pytest.approx(sum(direct_bits(*loaded, text) for text in texts), rel=1e-5)
+
+
+def test_texts_that_are_read_together_score_as_each_alone(loaded, russian, english, monkeypatch):
+    texts = [*windows(russian[:2], 300, 3000), "a", *windows(english[:2], 700, 3000), "Привет"]
+    alone = [score_text(*loaded, [text]) for text in texts]
+    at_once, forward = [], loaded[0].forward
+
+    def counted(input_ids, labels):
+        at_once.append(input_ids.shape)
+        return forward(input_ids=input_ids, labels=labels)
+
+    monkeypatch.setattr(loaded[0], "forward", counted)
+    together = score_text(*loaded, texts)
+    assert together.bits == pytest.approx(sum(score.bits for score in alone), rel=1e-6)
+    assert together.tokens == sum(score.tokens for score in alone)
+    assert len(at_once) < len(texts) and max(rows * width for rows, width in at_once) <= 1024
+
+
+def test_bfloat16_scores_as_float32_does(loaded, russian):
+    model, tokenizer = loaded
+    exact = score_text(model, tokenizer, windows(russian[:3], 800, 3000)).bits
+    folder_model = copy.deepcopy(model).to(torch.bfloat16)
+    assert score_text(folder_model, tokenizer, windows(russian[:3], 800, 3000)).bits == pytest.approx(exact, rel=0.01)
+
+
+def test_a_model_with_a_loss_of_its_own_reads_one_text_at_a_time(loaded, russian, monkeypatch):
+    """It has all logits of a pass."""
+    monkeypatch.setattr("lepta.training.loss.logit_rule", lambda model: None)
+    model, tokenizer = copy.deepcopy(loaded[0]), loaded[1]
+    model.__dict__.pop("has_chunked_loss", None)
+    model.__dict__.pop("forward", None)
+    texts = ["Привет", "abc", russian[0][:200]]
+    score = score_text(model, tokenizer, texts)
+    assert model.keeps_own_loss
+    assert score.bits == pytest.approx(sum(direct_bits(model, tokenizer, text) for text in texts), rel=1e-5)
 
 
 def test_score_counts_bytes_characters_and_tokens(loaded):

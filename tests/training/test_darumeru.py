@@ -15,7 +15,8 @@ from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import scores_of
 from lepta.recipe import Benchmark, PretrainSettings
 from lepta.training.merge import changed_tensors
-from lepta.training.pretrain import HeldOut, _watch, load_for_training, pretrain, pretrain_folder
+from lepta.training.precision import load_for_training
+from lepta.training.pretrain import HeldOut, _watch, pretrain, pretrain_folder
 
 ROWS, FIRST_NEW = 4000, 3600
 ASKED = {"tasks": ["rucola", "copy_sentence_ru"], "limit": 3, "shots": 1}

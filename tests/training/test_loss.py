@@ -105,25 +105,48 @@ def test_autocast_multiplies_in_16_bits_and_sums_in_32():
     assert weight.grad.dtype == torch.float32
 
 
-def test_heads_that_cap_or_scale_keep_their_own_loss():
+def test_heads_that_cap_or_scale_have_the_same_loss():
     import transformers
 
-    from lepta.training.loss import give_loss, has_plain_head
+    from lepta.training.loss import LogitRule, give_loss, logit_rule
 
     sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": None}
-    plain = {"Llama": True, "Qwen2": True, "Gemma2": False, "Cohere": False}
-    for name, expected in plain.items():
+    rules = {"Llama": LogitRule(), "Qwen2": LogitRule(), "Gemma2": LogitRule(cap=0.05), "Cohere": LogitRule(0.0625)}
+    for name, rule in rules.items():
         options = {"final_logit_softcapping": 0.05} if name == "Gemma2" else {}
         config = getattr(transformers, f"{name}Config")(**sizes, **heads, **options)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
-        assert has_plain_head(model) == expected, name
+        assert logit_rule(model) == rule, name
         ids = torch.arange(20)[None]
         before = model(input_ids=ids, labels=ids).loss
         give_loss(model)
         after = model(input_ids=ids, labels=ids)
         torch.testing.assert_close(after.loss, before)
-        assert ("logits" not in after) == expected
+        assert "logits" not in after and not model.keeps_own_loss
+
+
+def test_other_heads_keep_their_own_loss(monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(module, "logit_rule", lambda model: None)
+    sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=2)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(20)[None]
+    before = model(input_ids=ids, labels=ids)
+    module.give_loss(model)
+    assert model.keeps_own_loss and torch.equal(model(input_ids=ids, labels=ids).loss, before.loss)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch, grad):
+    added = []
+    monkeypatch.setattr(module._Gradients, "add", lambda *arguments: added.append(arguments))
+    hidden, weight, labels, bias = problem()
+    with torch.set_grad_enabled(grad):
+        linear_cross_entropy(hidden, weight, labels, bias)
+    assert bool(added) == grad
 
 
 def test_float16_keeps_small_gradients_and_takes_a_large_scale():

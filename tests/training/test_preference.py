@@ -42,6 +42,17 @@ def test_good_answers_become_likelier_than_bad_ones(folder, pairs, tmp_path, met
     assert not torch.equal(before(ids).logits, after(ids).logits)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize("method", ["kto", "dpo", "simpo"])
+def test_preferences_are_trained_in_what_is_fast(folder, pairs, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("lepta.checkpoints.load.fastest_on_cpu", lambda config: torch.bfloat16)
+    settings = PreferenceSettings(method=method, batch=8, learning_rate=1e-2, lora={"rank": 4, "alpha": 4})
+    (tmp_path / "out").mkdir()
+    facts, curve = prefer_folder(folder, read_preferences([str(pairs)], method), settings, 1, tmp_path / "out")
+    assert facts["body_dtype"] == "bfloat16"
+    assert curve[-1]["rewards/margins"] > curve[0]["rewards/margins"]
+
+
 def test_rows_that_are_no_preferences(write_lines):
     single = write_lines("single.jsonl", [json.dumps({"prompt": "Раз", "answer": "Два", "label": True})])
     (example,) = read_preferences([str(single)], "kto")

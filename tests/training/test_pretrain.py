@@ -14,9 +14,11 @@ from lepta.errors import LeptaError
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors
-from lepta.training.pretrain import HeldOut, load_for_training, pretrain, pretrain_folder, products_dtype, warmup
+from lepta.training.precision import load_for_training, products_dtype
+from lepta.training.pretrain import HeldOut, no_gain, pretrain, pretrain_folder, warmup
 from lepta.training.split import SplitEmbedding, split_rows
 from lepta.training.trainable import make_trainable
+from lepta.training.trainer import Trained
 
 ROWS, FIRST_NEW = 4000, 3600
 EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight"}
@@ -158,7 +160,7 @@ def test_loss_curve_is_that_of_the_stock_trainer(folder, tmp_path, monkeypatch):
 
     examples, chosen = blocks()[:1] * 9 + blocks()[3:4] + blocks()[:1] * 2, settings(weight_decay=0.1)
     ours, mine = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "ours", chosen, examples=examples)
-    monkeypatch.setattr(loss, "has_plain_head", lambda model: False)
+    monkeypatch.setattr(loss, "logit_rule", lambda model: None)
     stock, theirs = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "stock", chosen, examples=examples)
     assert len(ours) == 6
     assert ours[-1]["loss"] < ours[0]["loss"]
@@ -291,9 +293,39 @@ def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path):
 
 def test_automatic_precision_on_a_gpu_that_only_emulates_bfloat16(monkeypatch):
     """As a T4, whose capability is 7.5."""
-    monkeypatch.setattr("lepta.training.pretrain.device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr("lepta.training.precision.device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert products_dtype(settings()) == torch.float16
+    assert products_dtype(settings(), None) == torch.float16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_run_that_goes_on_keeps_its_precision(folder, russian, tmp_path, monkeypatch):
+    """Though the machine, or what else runs on it, would now have it take another."""
+    from lepta.training import precision
+    from lepta.training.trainer import _Callback
+
+    def run(place, fastest):
+        place.mkdir(exist_ok=True)
+        monkeypatch.setattr(precision, "fastest_on_cpu", lambda config: fastest)
+        chosen = PretrainSettings(tokens=1000, block=64, batch=4, learning_rate=1e-3, save_every=1)
+        texts = [TrainingText(lambda: russian, 1.0)]
+        return pretrain_folder(folder, FIRST_NEW, texts, HeldOut(), chosen, 1, place)
+
+    def stop(callback, arguments, state, control, **_):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    facts, curve = run(tmp_path / "whole", torch.bfloat16)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Callback, "on_step_begin", stop)
+        patch.setattr(_Callback, "on_step_end", stop)
+        run(tmp_path / "stopped", torch.bfloat16)
+    assert list((tmp_path / "stopped" / "checkpoints").glob("checkpoint-*"))
+    assert run(tmp_path / "stopped", torch.float32) == (facts, curve)
+    assert facts["body_dtype"] == "bfloat16"
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert written[0] == written[1]
+    assert run(tmp_path / "exact", torch.float32)[0]["body_dtype"] == "float32"
 
 
 def test_what_could_not_be_written_is_refused_before_training(on_russian, experts, monkeypatch):
@@ -305,3 +337,80 @@ def test_what_could_not_be_written_is_refused_before_training(on_russian, expert
 def test_matrices_that_low_rank_changes_do_not_reach_are_named(on_russian, experts):
     facts, _, _ = on_russian(experts, trains="embeddings+lora", tokens=300)
     assert "model.layers.*.mlp.experts.down_proj" in facts["unreached"]
+
+
+@pytest.fixture
+def on_held_out(folder, russian, tmp_path):
+    """Pre-train on English and measure on Russian, or the other way round; at a rate that makes it better or worse."""
+    numbers = itertools.count()
+
+    def run(text, held_out, **values):
+        place = tmp_path / str(next(numbers))
+        place.mkdir()
+        chosen = {"tokens": 2000, "block": 64, "batch": 4, "measure_every": 3} | values
+        facts, curve = pretrain_folder(
+            folder,
+            FIRST_NEW,
+            [TrainingText(lambda: text, 1.0)],
+            HeldOut(held_out),
+            PretrainSettings.model_validate(chosen),
+            1,
+            place,
+        )
+        scores = [entry["target_bits_per_byte"] for entry in curve if "target_bits_per_byte" in entry]
+        return facts, scores, load_file(place / "model.safetensors")
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_makes_held_out_text_worse_keeps_the_start_and_says_so(on_held_out, folder, russian, english, dtype):
+    facts, scores, after = on_held_out(english, [russian[0][:300]], learning_rate=1.0, body_dtype=dtype)
+    assert facts["kept_step"] == 0 and scores[-1] > scores[0]
+    assert facts["warnings"] == [
+        f"training made held-out text worse ({scores[0]:.4f} -> {scores[-1]:.4f} bits per byte); "
+        "the weights before training are kept"
+    ]
+    before = load_file(folder / "model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)  # to the last bit, whatever it was loaded in
+
+
+def test_last_weights_that_are_worse_are_written_with_a_warning(on_held_out, folder, russian, english):
+    facts, scores, after = on_held_out(english, [russian[0][:300]], learning_rate=1.0, keep="last")
+    assert "kept_step" not in facts
+    assert facts["warnings"] == [
+        f"training made held-out text worse ({scores[0]:.4f} -> {scores[-1]:.4f} bits per byte); "
+        "these weights are written all the same, since keep is last"
+    ]
+    before, name = load_file(folder / "model.safetensors"), "model.embed_tokens.weight"
+    assert not torch.equal(after[name], before[name])
+
+
+def test_a_run_that_gains_keeps_its_best_without_a_word(on_held_out, russian):
+    facts, scores, _ = on_held_out(russian, [russian[0][:300]], learning_rate=1e-2)
+    assert facts["kept_step"] > 0 and min(scores) < scores[0] and "warnings" not in facts
+
+
+def test_without_held_out_text_the_last_weights_are_written(on_held_out, russian):
+    facts, scores, _ = on_held_out(russian, [], learning_rate=1e-2)
+    assert not scores and "kept_step" not in facts and "warnings" not in facts
+    with pytest.raises(LeptaError, match=r"forget_limit: needs keep: best, and held-out text of the target language"):
+        on_held_out(russian, [], forget_limit=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "stopped", "says"),
+    [
+        ([2.0, 1.5], 4, "", ""),
+        ([2.0, 1.5], None, "", ""),
+        ([2.0, 2.0], None, "", ""),
+        ([], None, "", ""),
+        ([2.0, 2.0], 0, "", "training made held-out text no better (2.0000 -> 2.0000 bits per byte); the "),
+        ([2.0, float("nan")], None, "", "training made held-out text worse (2.0000 -> nan bits per byte); these "),
+        ([2.0, 1.9], 0, "en rose", "training was stopped before any weights could be kept (en rose); the weights"),
+    ],
+)
+def test_what_is_said_of_a_run_without_gain(scores, kept, stopped, says):
+    curve = [{"step": n, "tokens": n, "bits": score} for n, score in enumerate(scores)]
+    found = no_gain(Trained(curve, {}, stopped, kept), "bits")
+    assert found.startswith(says) and bool(found) == bool(says)

@@ -80,6 +80,15 @@ def test_rates_are_swept_on_a_part_of_the_text(place):
     assert facts["full"] > 0.8
 
 
+def test_a_run_that_made_it_worse_says_so_first(place):
+    options = ["--learning-rate", "1.0", "--tokens", "600", "--valid", "starter:ru/valid"]
+    first = " ".join(run(place, "worse", *options).stdout.split("output:")[0].split())
+    assert first.startswith("warning: training made held-out text worse (")
+    assert first.endswith("bits per byte); the weights before training are kept")
+    facts = json.loads((place / "worse" / "manifest.json").read_text())["facts"]
+    assert facts["kept_step"] == 0 and first == f"warning: {facts['warnings'][0]}"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -22,13 +22,14 @@ from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import AnswerSettings, CalibrateSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.checkpoints.folder import MODEL_FILES
-from lepta.checkpoints.load import load_model, load_tokenizer, opened
+from lepta.checkpoints.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.errors import LeptaError
 from lepta.locate import locate, read_json
 from lepta.output import MANIFEST, write_json
 from lepta.pipeline import CHECKPOINTS, Stage
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import processes
+from lepta.training.precision import begun_with, noted
 from lepta.training.tune import CURVE, tune_folder
 
 ANSWERS, GRADES, EXAMPLES, SHOWN = "answers.jsonl", "grades.jsonl", "examples.jsonl", "shown.jsonl"
@@ -64,13 +65,23 @@ class Place:
 
 
 @contextmanager
-def opened_writer(place: Place, settings: AnswerSettings) -> Iterator[Writer]:
-    """A model that answers, wherever it is."""
+def opened_writer(place: Place, settings: AnswerSettings, work: Path | None = None) -> Iterator[Writer]:
+    """A model that answers, wherever it is.
+
+    Parameters
+    ----------
+    place : Place
+    settings : AnswerSettings
+    work : Path, optional
+        Folder of the run's checkpoints: a model here goes on in the precision that the run began with.
+    """
     if place.server:
         yield ServerWriter(place.server, str(place.model))
         return
     with opened(place.model) as checkpoint:
-        model, tokenizer = load_model(checkpoint.folder), load_tokenizer(checkpoint.folder)
+        choose = partial(fast_dtype, checkpoint.folder)
+        dtype = begun_with(work, choose) if work else choose()
+        model, tokenizer = load_model(checkpoint.folder, dtype), load_tokenizer(checkpoint.folder)
         yield LocalWriter(model, tokenizer, settings.context, settings.batch)
 
 
@@ -154,7 +165,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     Returns
     -------
     dict
-        How many prompts were read and why some were left out, and how many were answered.
+        How many prompts were read and why some were left out, how many were answered, and in which precision.
 
     Raises
     ------
@@ -169,12 +180,13 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     asked = settings.answers
     sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed)
     if settings.prompts:
-        with opened_writer(original, asked) as writer:
+        with opened_writer(original, asked, folder / CHECKPOINTS) as writer:
             write_answers(itertools.chain(first, prompts), writer, sampling, rows)
     _write_rows(folder / SHOWN, shown)
     rows.file.replace(folder / ANSWERS)
     read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}
-    return {**read, "shown": len(shown), "answers": count_answers(stored_rows(folder / ANSWERS))}
+    facts = {**read, "shown": len(shown), "answers": count_answers(stored_rows(folder / ANSWERS))}
+    return facts | noted(folder / CHECKPOINTS)
 
 
 def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
@@ -187,12 +199,13 @@ def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: 
     """
     assert settings.judge is not None
     rows = Rows(folder / CHECKPOINTS / GRADES)
-    with opened_writer(judge, settings.answers) as writer:
+    with opened_writer(judge, settings.answers, folder / CHECKPOINTS) as writer:
         grade_answers(stored_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
         form = FORM_KEPT[writer.keeps_form]
     rows.file.replace(folder / GRADES)
     counts = count_grades(stored_rows(folder / GRADES), settings.judge.keep)
-    return {"judge": str(judge.model), "rubric": load_rubric().version, "form": form, **counts}
+    facts = {"judge": str(judge.model), "rubric": load_rubric().version, "form": form, **counts}
+    return facts | noted(folder / CHECKPOINTS)
 
 
 def make_examples(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.load import exact_dtype, load_model, load_tokenizer
 from lepta.corpus import read_documents
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import named_tasks
@@ -85,7 +85,7 @@ def measure_effect(
     }
     found = {}
     for name, place in models.items():
-        model, tokenizer = load_model(place), load_tokenizer(place)
+        model, tokenizer = load_model(place, exact_dtype()), load_tokenizer(place)
         new = None
         if original is not None:
             ids = new_ids(open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary())

@@ -11,6 +11,7 @@ import torch
 
 from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
 from lepta.checkpoints.gguf import import_gguf
+from lepta.checkpoints.precision import config_of, fastest_on_cpu
 from lepta.errors import LeptaError
 from lepta.locate import locate
 from lepta.vocabulary.source import open_tokenizer
@@ -23,6 +24,16 @@ def device() -> torch.device:
     )
 
 
+def fast_dtype(folder: Path) -> torch.dtype:
+    """What a model is loaded in where nobody says otherwise: bfloat16 on a GPU, what is faster on a CPU."""
+    return torch.bfloat16 if device().type == "cuda" else fastest_on_cpu(config_of(folder))
+
+
+def exact_dtype() -> torch.dtype:
+    """What models are loaded in whose small differences count: float32 on a CPU, bfloat16 on a GPU."""
+    return torch.bfloat16 if device().type == "cuda" else torch.float32
+
+
 def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool = False) -> Any:
     """Load a causal LM, in evaluation mode.
 
@@ -30,8 +41,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
     ----------
     folder : Path
     dtype : torch.dtype, optional
-        Default: bfloat16 on a GPU; float32 on a CPU, whatever the file holds: without bfloat16 instructions, matrix
-        products in bfloat16 are about 200 times slower than in float32.
+        Whatever the file holds; default: `fast_dtype`.
     four_bits : bool
         Keep the linear layers of the body in 4 bits (NF4, by bitsandbytes).
 
@@ -43,7 +53,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
     from transformers import AutoModelForCausalLM
 
     Checkpoint(folder)  # names what is missing, and refuses pickle
-    dtype = dtype or (torch.bfloat16 if device().type == "cuda" else torch.float32)
+    dtype = dtype or fast_dtype(folder)
     try:
         if four_bits:
             model: Any = AutoModelForCausalLM.from_pretrained(

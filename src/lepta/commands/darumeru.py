@@ -113,7 +113,7 @@ def run(
     if force:
         forget(output)
     say = Console(stderr=True)
-    with _backend(model, chat, context, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
+    with _backend(model, chat, context, output, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
         number = shots if shots is not None else (0 if backend.chat else 5)
         summary = ask(
             backend, chosen, datasets, output, number, limit, seed,
@@ -133,7 +133,12 @@ def _names(tasks: str) -> list[str]:
 
 
 def _backend(
-    model: str, chat: bool | None, context: int, server: tuple[str, str, str], lm_eval: tuple[str, str]
+    model: str,
+    chat: bool | None,
+    context: int,
+    output: Path,
+    server: tuple[str, str, str],
+    lm_eval: tuple[str, str],
 ) -> "AbstractContextManager[Backend]":
     """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
     from lepta.darumeru.lm_eval_backend import opened_lm_eval
@@ -154,7 +159,7 @@ def _backend(
         if not lm_eval[0]:
             raise LeptaError("--lm-eval-args: needs --lm-eval")
         return opened_lm_eval(model, *lm_eval, chat, context)
-    return opened_backend(model, chat, context)
+    return opened_backend(model, chat, context, output)
 
 
 @darumeru.command()

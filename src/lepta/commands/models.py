@@ -156,7 +156,12 @@ def pretrain(
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     measure_every: Annotated[int, typer.Option(help="Steps between measurements on held-out text.")] = 100,
-    keep: Annotated[str, typer.Option(help="Which weights: last, or best on --valid.")] = "last",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which weights: last, or best on --valid, those before training too (default: best with --valid)."
+        ),
+    ] = None,
     forget_limit: Annotated[
         float | None, typer.Option(help="Stop when --source-valid is so many bits per byte worse than at the start.")
     ] = None,
@@ -215,6 +220,9 @@ def pretrain(
     )
     facts, curve = pretrain_stage(model, original, sides, settings, seed, output, force)
     measured = [entry for entry in curve if "loss" not in entry]
+    if not as_json:
+        for warning in facts.pop("warnings", []):
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     result({"output": str(output), **facts, "held_out": measured}, as_json)
 
 

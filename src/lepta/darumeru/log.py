@@ -115,6 +115,12 @@ def read_header(path: Path) -> dict[str, Any]:
         return _parsed(path, 1, file.readline())
 
 
+def logged_dtype(folder: Path) -> str | None:
+    """The precision that a run in this folder was begun with; None if there is none, or its backend knew of none."""
+    logs = _logs(folder)
+    return read_header(logs[0])["run"].get("dtype") if logs else None
+
+
 def read_log(path: Path) -> tuple[dict[str, Any], list[Record]]:
     """Header and samples of a log; a last line that was cut off is left out.
 

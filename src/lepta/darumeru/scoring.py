@@ -79,7 +79,7 @@ class Scorer:
             targets = {(place - skipped, branch.ids[place]) for place in places}
             asked.setdefault(branch.ids[len(prefix) : -1], set()).update(targets)
         found: dict[tuple[Ids, int, int], float] = {}
-        for batch in _batches(sorted(asked, key=lambda row: (len(row), row))):
+        for batch in in_batches(sorted(asked, key=lambda row: (len(row), row)), TOKENS):
             outputs = self._outputs(layers, batch)
             wanted = [(n, *pair) for n, row in enumerate(batch) for pair in sorted(asked[row])]
             for (n, place, target), value in zip(wanted, self._values(outputs, wanted), strict=True):
@@ -152,14 +152,14 @@ def _cache(layers: Layers, rows: int) -> Any:
     return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers])
 
 
-def _batches(rows: Sequence[Ids]) -> list[list[Ids]]:
+def in_batches(rows: Sequence[Ids], tokens: int) -> list[list[Ids]]:
     """Cut rows, shortest first, into the batches that are read soonest: padding is read too, and passes cost something.
 
-    A batch has at most `TOKENS` with padding, and at least one row.
+    A batch has at most so many tokens with padding, and at least one row.
     """
     costs, starts = [0], [0]  # of the first rows: least cost, and where their last batch starts
     for end, row in enumerate(rows, 1):
-        fitting = range(max(0, min(end - 1, end - TOKENS // max(1, len(row)))), end)
+        fitting = range(max(0, min(end - 1, end - tokens // max(1, len(row)))), end)
         start = min(fitting, key=lambda start: costs[start] + (end - start) * len(row))
         costs.append(costs[start] + (end - start) * len(row) + PASS)
         starts.append(start)

@@ -157,7 +157,7 @@ def _allows_gaps(model: Any, context: int) -> bool:
 
 @contextmanager
 def opened_backend(
-    source: str | Path, chat: bool | None = None, context: int = CONTEXT
+    source: str | Path, chat: bool | None = None, context: int = CONTEXT, output: Path | None = None
 ) -> Iterator[TransformersBackend]:
     """Load any model source as a backend; a folder that had to be made for it is gone when the block ends.
 
@@ -169,13 +169,18 @@ def opened_backend(
         See `TransformersBackend`.
     context : int
         Most tokens of prompt and answer.
+    output : Path, optional
+        Of the run: one that was begun there goes on in its precision.
     """
     from lepta.checkpoints.folder import MODEL_FILES
     from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
+    from lepta.checkpoints.precision import DTYPES
+    from lepta.darumeru.log import logged_dtype
     from lepta.locate import locate
     from lepta.pipeline import Hashes
 
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))
-        yield TransformersBackend(load_model(folder), load_tokenizer(folder), content, chat, context)
+        begun = DTYPES.get((logged_dtype(output) if output else None) or "")
+        yield TransformersBackend(load_model(folder, begun), load_tokenizer(folder), content, chat, context)

@@ -18,6 +18,7 @@ import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.precision import config_of
 from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows, Rows, same_values
 from lepta.distillation.alignment import Aligner, Alignment
@@ -31,7 +32,7 @@ from lepta.errors import LeptaError
 from lepta.pipeline import CHECKPOINTS
 from lepta.progress import track
 from lepta.training.distributed import processes
-from lepta.training.pretrain import products_dtype
+from lepta.training.precision import products_dtype, settled
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
 from lepta.vocabulary.source import open_tokenizer
@@ -98,7 +99,9 @@ def distill_folder(
         HELD_OUT,
         seed,
     )
-    work, dtype = folder / CHECKPOINTS, products_dtype(settings)
+    work = folder / CHECKPOINTS
+    settings = settled(settings, initialised, work)
+    dtype = products_dtype(settings, config_of(initialised))
     model = load_model(initialised, dtype)
     layer = settings.layer or math.ceil(model.config.get_text_config().num_hidden_layers / 3)
     ids = torch.from_numpy(learned).to(model.device)

@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field
 
 from lepta.settings import Section
-from lepta.training.settings import BodyDtype
 
 
 class DistillSettings(Section):
@@ -30,5 +29,7 @@ class DistillSettings(Section):
     hidden_rate: float = Field(0.1, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
     head_rate: float = Field(0.1, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
     head_epochs: float = Field(8.0, ge=0, description="Times that the head goes through the passages' hidden states")
-    body_dtype: BodyDtype = Field("auto", description="Precision of the frozen body")
+    body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the frozen body"
+    )
     save_every: int = Field(200, ge=1, description="Steps between checkpoints")

@@ -42,7 +42,7 @@ def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) ->
         If samples failed for a reason that may pass, such as memory; what was answered is not asked for again.
     """
     work = folder / CHECKPOINTS / ASKED
-    with opened_backend(contestant.folder, None if contestant.chat else False) as backend:
+    with opened_backend(contestant.folder, None if contestant.chat else False, output=work) as backend:
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.precision import name_of
 from lepta.corpus import read_documents
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.errors import LeptaError
@@ -71,7 +72,7 @@ def evaluate(
     -------
     dict
         `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
-        (share of prompts and answers of each model), `speed`, `pieces` (a passage of each
+        (share of prompts and answers of each model), `dtype` (of each model), `speed`, `pieces` (a passage of each
         language in both vocabularies).
     """
     languages = {side.language: side.valid for side in (text.target, text.source)}
@@ -79,12 +80,13 @@ def evaluate(
         language: windows(list(read_documents(valid)), settings.window, settings.characters)
         for language, valid in languages.items()
     }
-    result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}}
+    result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}, "dtype": {}}
     kept_for_speed: dict[str, tuple[Any, Any]] = {}
     old = open_tokenizer(base).vocabulary()
     for contestant in contestants:
         new_ids = _new_ids(old, open_tokenizer(contestant.folder).vocabulary()) if contestant.adapted else None
         model, tokenizer = load_model(contestant.folder), load_tokenizer(contestant.folder)
+        result["dtype"][contestant.name] = name_of(model.dtype)
         result["text"][contestant.name] = {
             language: _text_scores(model, tokenizer, texts, f"{contestant.name}, {language}")
             for language, texts in held_out.items()

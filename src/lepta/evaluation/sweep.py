@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.load import exact_dtype, load_model, load_tokenizer
 from lepta.embeddings.propagate import AnyMethod
 from lepta.embeddings.variant import propagate
 from lepta.evaluation.bits import score_text
@@ -38,7 +38,7 @@ def sweep_body_delta(
         with tempfile.TemporaryDirectory(dir=place, prefix=".scale-") as folder:
             trial = Path(folder)
             propagate(base, adapted, [(instruct, trial)], method, body_deltas=[scale])
-            model, tokenizer = load_model(trial), load_tokenizer(trial)
+            model, tokenizer = load_model(trial, exact_dtype()), load_tokenizer(trial)
             scores[scale] = score_text(model, tokenizer, texts, f"body delta {scale:g}").bits_per_byte
             del model
     return scores

@@ -40,6 +40,7 @@ BLOCK_TOKEN_BYTES = 4
 TOKENISED, CHARACTERS_PER_TOKEN = 8, 4
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
 CHECKPOINTS_AT_ONCE = 2  # the last one goes when the next is whole
+BEST_BYTES = 4  # of a trained weight, beside the checkpoints, where the best ones are kept
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,8 @@ def _disk(
         parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
     parts["blocks of tokens"] = max(_block_bytes(stage, text, densities) for stage in stages)
     largest = max(stage.weights.trained for stage in stages)
-    parts["checkpoints"] = CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES * largest
+    best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0
+    parts["checkpoints"] = (CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES + best) * largest
     for name, variant in recipe.variants.items():
         if variant.tune or (variant.model or "").endswith(".gguf"):
             parts[f"variants/{name}"] = original

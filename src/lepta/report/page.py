@@ -89,6 +89,8 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
     console : rich.console.Console
     """
     evaluation, languages = data["evaluation"], _languages(data)
+    for warning in (data.get("pretrained") or {}).get("warnings", ()):
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     console.print(plain(_headline(data)), highlight=False)
     columns = [f"{measure}, {language}" for language in languages for measure in ("bits/byte", "characters/token")]
     console.print(_table("Held-out text", ["model", *columns], _text_rows(evaluation["text"], languages)))

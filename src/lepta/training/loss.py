@@ -48,6 +48,7 @@ def give_loss(model: Any) -> None:
         return
     model.has_chunked_loss = True
     rule = logit_rule(model)
+    model.keeps_own_loss = rule is None
     if rule is None:
         return
     forward = model.forward
@@ -116,6 +117,8 @@ def linear_cross_entropy(
         Scalar, nats per token.
     """
     parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
+    if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
+        hidden, bias, parts = hidden.detach(), None if bias is None else bias.detach(), tuple(p.detach() for p in parts)
     rule = rule or LogitRule()
     scaled = hidden if rule.scale == 1.0 else hidden * rule.scale
     return _LinearCrossEntropy.apply(scaled, labels, bias, divisor, rule.cap, *parts)
@@ -166,7 +169,7 @@ def _sum_up(
     """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in its own.
 
     One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
-    as a fourth matrix product (the system hands it out page by page).
+    as a fourth matrix product (the system hands it out page by page). Those of 16 bits have one of 32 bits beside it.
     """
     kept = labels != IGNORED
     states, targets = hidden[kept].to(products), labels[kept]
@@ -182,10 +185,13 @@ def _sum_up(
     )
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
     buffer = torch.empty(rows, head.size, dtype=products, device=hidden.device)
+    wide = buffer if products == sums else torch.empty_like(buffer, dtype=sums)
     loss = torch.zeros((), dtype=sums, device=hidden.device)
     for start in range(0, len(states), rows):
         part, target = states[start : start + rows], targets[start : start + rows, None]
-        logits = head.logits(part, buffer[: len(part)]).to(sums)  # no copy where products have this dtype already
+        logits = head.logits(part, buffer[: len(part)])
+        if products != sums:
+            logits = wide[: len(part)].copy_(logits)
         slope = None
         if cap is not None:
             logits = logits.div_(cap).tanh_()
@@ -204,7 +210,7 @@ def _sum_up(
         if slope is not None:
             change = change.mul_(slope)
         if products != sums:
-            change, narrow = change.div_(total).to(products), factor
+            change, narrow = buffer[: len(part)].copy_(change.div_(total)), factor
         gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))
     of_hidden = None
     if gradients.of_states is not None:

@@ -48,10 +48,7 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     """
     left, result = dict(weights), {}
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    ends = [(source.input_name, model.get_input_embeddings())]
-    if source.output_name:
-        ends.append((source.output_name, model.get_output_embeddings()))
-    for stored, module in ends:
+    for stored, module in _ends(model, source):
         names = [name_of[id(part)] for part in parts_of(module)]
         trained = [left.pop(name, None) for name in names]
         if any(part is not None for part in trained):
@@ -73,6 +70,35 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     for name, tensor in left.items():
         result[_known(name, source)] = ComputedRows.of(tensor)
     return result
+
+
+@torch.no_grad()
+def give_exact_rows(model: Any, source: Checkpoint) -> None:
+    """Take the rows that train from the files again: beside a body in 16 bits they were rounded to as many.
+
+    Parameters
+    ----------
+    model : transformers causal LM
+        As `lepta.training.trainable.make_trainable` left it.
+    source : Checkpoint
+        The folder that it was loaded from.
+    """
+    if _low_dtype(model) is None:
+        return
+    for stored, module in _ends(model, source):
+        rows, start = source.rows_of(stored), 0
+        for part in parts_of(module):
+            if part.requires_grad:
+                part.copy_(rows[start : start + len(part)])
+            start += len(part)
+
+
+def _ends(model: Any, source: Checkpoint) -> list[tuple[str, Any]]:
+    """Names of the matrices with a row for each token, and the modules that hold them: one if they are tied."""
+    ends = [(source.input_name, model.get_input_embeddings())]
+    if source.output_name:
+        ends.append((source.output_name, model.get_output_embeddings()))
+    return ends
 
 
 def check_mergeable(model: Any, source: Checkpoint) -> None:

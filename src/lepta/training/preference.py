@@ -12,7 +12,8 @@ import torch
 from transformers import PrinterCallback
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.load import fast_dtype, load_model, load_tokenizer
+from lepta.checkpoints.precision import name_of
 from lepta.corpus import text_files
 from lepta.errors import LeptaError
 from lepta.formats import read_rows
@@ -20,6 +21,7 @@ from lepta.pipeline import CHECKPOINTS
 from lepta.training.conversations import calls_tools, messages_of
 from lepta.training.distributed import processes
 from lepta.training.merge import check_mergeable, write_merged
+from lepta.training.precision import agreed
 from lepta.training.settings import PreferenceMethod, PreferenceSettings, split_batch
 from lepta.training.trainable import lora_config, trained_weights
 from lepta.training.trainer import last_checkpoint
@@ -93,7 +95,8 @@ def prefer_folder(
     LeptaError
         If TRL is missing, or no example is left.
     """
-    model, tokenizer, checkpoint = load_model(source), load_tokenizer(source), Checkpoint(source)
+    dtype = agreed(folder / CHECKPOINTS, lambda: fast_dtype(source))
+    model, tokenizer, checkpoint = load_model(source, dtype), load_tokenizer(source), Checkpoint(source)
     counts: Counter[str] = Counter()
     fitting = [example for example in examples if _fits(example, tokenizer, settings.max_length, counts)]
     if len(fitting) < settings.micro_batch:
@@ -112,6 +115,7 @@ def prefer_folder(
     ]
     model.eval()
     facts: dict[str, Any] = {"examples": len(fitting), "too_long": counts["too_long"], "refused": counts["refused"]}
+    facts["body_dtype"] = name_of(dtype)
     if processes().is_main_process:
         facts["merged_error"] = write_merged(model, trained_weights(model), source, folder)
     processes().wait_for_everyone()
@@ -186,7 +190,7 @@ def _trainer(
         save_steps=settings.save_every,
         save_total_limit=1,
         seed=seed,
-        bf16=next(model.parameters()).dtype == torch.bfloat16,
+        bf16=model.dtype == torch.bfloat16,
         use_cpu=processes().device.type == "cpu",
         gradient_checkpointing=False,
         report_to="none",

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import device, load_model, load_tokenizer
+from lepta.checkpoints.load import load_tokenizer
 from lepta.checkpoints.publish import write_model
 from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import scores_of
@@ -23,13 +23,12 @@ from lepta.pipeline import CHECKPOINTS
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
-from lepta.training.merge import changed_tensors, check_mergeable
-from lepta.training.settings import TuneSettings
+from lepta.training.merge import changed_tensors, check_mergeable, give_exact_rows
+from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.source import open_tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SWEEP = "sweep.json"
 OPENINGS, OPENING, CONTINUATION = (
     4,
@@ -107,6 +106,7 @@ def pretrain(
     groups = make_trainable(model, settings, first_new, rate)
     if source is not None:
         check_mergeable(model, source)
+        give_exact_rows(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch,
@@ -115,7 +115,7 @@ def pretrain(
         adam_epsilon=settings.adam_epsilon,
         seed=seed,
         save_every=settings.save_every,
-        dtype=products_dtype(settings),
+        dtype=products_dtype(settings, model.config),
         gradient_checkpointing=settings.gradient_checkpointing,
         report_to=tuple(settings.report_to),
     )
@@ -145,30 +145,6 @@ def warmup(settings: PretrainSettings, steps: int) -> int:
             f"never reach its peak; expected fewer than {steps}, or more tokens"
         )
     return steps // 10
-
-
-def products_dtype(settings: PretrainSettings | TuneSettings) -> torch.dtype:
-    """Precision of the body's products: bfloat16 on a GPU that has it, float32 on a CPU, or as the settings say.
-
-    Without bfloat16 instructions, products in bfloat16 are about 200 times slower than in float32.
-    """
-    if settings.body_dtype in DTYPES:
-        return DTYPES[settings.body_dtype]
-    if device().type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -> Any:
-    """Load a model with its body in the precision of the settings; weights that train become float32 later."""
-    dtype = products_dtype(settings)
-    if settings.trains == "full":
-        return load_model(folder, torch.float32)
-    if settings.body_dtype != "4bit":
-        return load_model(folder, dtype)
-    if device().type == "cpu":
-        raise LeptaError("body_dtype: 4bit needs a GPU: bitsandbytes has no gradients through such layers on CPUs")
-    return load_model(folder, dtype, four_bits=True)
 
 
 def pretrain_folder(
@@ -201,6 +177,7 @@ def pretrain_folder(
     facts : dict
     curve : list of dict
     """
+    settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
     if settings.darumeru and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise LeptaError(
@@ -218,7 +195,8 @@ def pretrain_folder(
             settings.batch,
             settings.documents_apart,
         )
-    facts = blocks.facts(settings.block)
+    settings = settled(settings, initialised, work)
+    facts = blocks.facts(settings.block) | {"body_dtype": settings.body_dtype}
     rate = settings.learning_rate[0]
     if len(settings.learning_rate) > 1:
         rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, seed, work)
@@ -233,6 +211,8 @@ def pretrain_folder(
         facts["unreached"] = missed
     if trained.stopped:
         facts["stopped"] = trained.stopped
+    if warning := no_gain(trained, f"{held_out.target_language}_bits_per_byte"):
+        facts["warnings"] = [warning]
     if processes().is_main_process:
         checkpoint = Checkpoint(initialised)
         write_model(
@@ -242,11 +222,37 @@ def pretrain_folder(
     return facts, trained.curve
 
 
+def no_gain(trained: Trained, measure: str) -> str:
+    """What there is to say of a run after which held-out text is no better than before it; empty if it is better.
+
+    Parameters
+    ----------
+    trained : Trained
+    measure : str
+        Name of the bits per byte of the target language in the curve.
+    """
+    measured = [entry[measure] for entry in trained.curve if measure in entry]
+    if not measured or (trained.kept_step is None and measured[-1] <= measured[0]) or trained.kept_step:
+        return ""
+    made = "made held-out text worse" if not measured[-1] <= measured[0] else "made held-out text no better"
+    change = f"training {made} ({measured[0]:.4f} -> {measured[-1]:.4f} bits per byte)"
+    if trained.kept_step is None:
+        return f"{change}; these weights are written all the same, since keep is last"
+    if trained.stopped and measured[-1] < measured[0]:
+        change = f"training was stopped before any weights could be kept ({trained.stopped})"
+    return f"{change}; the weights before training are kept"
+
+
 def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
     """LeptaError if the settings ask for a choice that there is no text to make by."""
     if not held_out.target and (settings.keep == "best" or len(settings.learning_rate) > 1):
         asks = "keep: best" if settings.keep == "best" else "several learning rates"
         raise LeptaError(f"pretrain: {asks} need held-out text of the target language to choose by; name it as valid")
+    if settings.forget_limit is not None and settings.keep == "last":
+        raise LeptaError(
+            "pretrain.forget_limit: needs keep: best, and held-out text of the target language to choose by; "
+            "name it as valid"
+        )
     if settings.forget_limit is not None and not held_out.source:
         raise LeptaError("pretrain.forget_limit: needs held-out text of the source language; name it as valid")
 
@@ -293,7 +299,7 @@ def _sweep(
     A rate with which training diverges, or passes the limit to forgetting, has None.
     """
     file, part = work / SWEEP, blocks.first(settings.sweep_share)
-    settings = settings.model_copy(update={"darumeru": None})  # bits per byte choose
+    settings = settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
     scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
     for rate in settings.learning_rate:
         name = f"{rate:g}"

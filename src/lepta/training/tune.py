@@ -17,9 +17,9 @@ from lepta.pipeline import CHECKPOINTS, Stage
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import processes
-from lepta.training.merge import check_mergeable, write_merged
+from lepta.training.merge import check_mergeable, give_exact_rows, write_merged
+from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.preference import prefer_folder, read_preferences
-from lepta.training.pretrain import load_for_training, products_dtype
 from lepta.training.settings import PreferenceSettings, TuneSettings
 from lepta.training.trainable import make_tunable, unreached
 from lepta.training.trainer import Run, Trained, check_apart, train
@@ -79,6 +79,7 @@ def tune(
     groups = make_tunable(model, settings)
     if source is not None:
         check_mergeable(model, source)
+        give_exact_rows(model, source)
     run = Run(
         batch=settings.batch,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
@@ -86,7 +87,7 @@ def tune(
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
         seed=seed,
         save_every=settings.save_every,
-        dtype=products_dtype(settings),
+        dtype=products_dtype(settings, model.config),
         gradient_checkpointing=settings.gradient_checkpointing,
         report_to=tuple(settings.report_to),
     )
@@ -118,12 +119,14 @@ def tune_folder(
     Returns
     -------
     facts : dict
-        Counts, and how far the written model's logits are from those of the one that was trained.
+        Counts, `body_dtype`, and how far the written model's logits are from those of the one that was trained.
     curve : list of dict
     """
-    model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
     work = folder / CHECKPOINTS
+    settings = settled(settings, source, work)
+    model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
     trained, facts = tune(model, tokenizer, conversations, work, settings, seed, source=Checkpoint(source))
+    facts["body_dtype"] = settings.body_dtype
     if processes().is_main_process:
         facts["merged_error"] = write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
