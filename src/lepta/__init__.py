@@ -24,6 +24,7 @@ _VERBS = {
     "build_vocabulary": "lepta.vocabulary.build",
     "calibrate_folder": "lepta.calibration.command",
     "check_vocabulary": "lepta.vocabulary.check",
+    "distill_folder": "lepta.distillation.distill",
     "export_patch": "lepta.embeddings.patch",
     "initialise": "lepta.embeddings.initialise",
     "measure": "lepta.vocabulary.measure",

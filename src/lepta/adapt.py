@@ -15,6 +15,8 @@ from lepta.checkpoints.load import model_folder
 from lepta.checkpoints.weights import count_weights
 from lepta.corpus import BENCHMARK, dialogue_file, read_documents
 from lepta.darumeru.log import read_results
+from lepta.distillation.distill import distill_folder
+from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
 from lepta.errors import LeptaError
@@ -74,6 +76,16 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         settings=settings.model_dump(include={"pad_to"}),
     )
     pretrained, pretraining = initialised, []
+    if recipe.distill:
+        pretrained = add(
+            "distilled",
+            partial(_distill, base, initialised, text.target.train, recipe.distill, recipe.seed),
+            {"base": base, "initialised": initialised},
+            settings=recipe.distill.model_dump(),
+            texts={"train": text.target.train},
+            together=True,
+        )
+        pretraining.append(pretrained)
     for number, stage in enumerate(recipe.pretrain, 1):
         name = "pretrained" if number == len(recipe.pretrain) else f"pretrained-{number}"
         pretrained = add(
@@ -222,6 +234,48 @@ def _pretrain(
     if processes().is_main_process:
         write_json(folder / CURVE, {"curve": curve})
     return facts
+
+
+def _distill(
+    original: Path, start: Path, sources: list[str], settings: DistillSettings, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Token distillation from one model folder to another; all processes come here."""
+    facts, curve = distill_folder(original, start, partial(read_documents, sources), settings, seed, folder)
+    if processes().is_main_process:
+        write_json(folder / CURVE, {"curve": curve})
+    return facts
+
+
+def distill_stage(
+    original: Path, start: Path, sources: list[str], settings: DistillSettings, seed: int, output: Path, force: bool
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Run token distillation alone, as a pipeline of one stage: it resumes, and all processes take part.
+
+    Parameters
+    ----------
+    original : Path
+        Model folder before its vocabulary changed.
+    start : Path
+        The same model with the new vocabulary.
+    sources : list of str
+        Text sources.
+    settings : DistillSettings
+    seed : int
+    output : Path
+        Folder for the result.
+    force : bool
+        Start over where another run was interrupted.
+
+    Returns
+    -------
+    facts : dict
+    curve : list of dict
+    """
+    run = partial(_distill, original, start, sources, settings, seed)
+    key = settings.model_dump() | {"seed": seed}
+    stage = Stage(output.name, {"model": start, "original": original}, key, run, {"text": sources}, together=True)
+    run_stages(output.parent, [stage], force)
+    return facts_of(output), read_json(output / CURVE)["curve"]
 
 
 def _check_order(ids: np.ndarray, vocabulary: Vocabulary, apart: str, start: Path) -> None:

@@ -119,7 +119,15 @@ def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | No
 app.add_typer(corpus, name="corpus")
 app.add_typer(vocab, name="vocab")
 app.command("plan", help=PLAN_HELP)(plan_command)
-for command in (models.init, models.pretrain, models.propagate, tuning.calibrate, tuning.tune, measure):
+for command in (
+    models.init,
+    models.distill,
+    models.pretrain,
+    models.propagate,
+    tuning.calibrate,
+    tuning.tune,
+    measure,
+):
     app.command()(command)
 app.add_typer(models.patch, name="patch")
 app.add_typer(darumeru, name="darumeru")

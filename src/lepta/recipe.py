@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, field_validator, mo
 from lepta.calibration.settings import CalibrateSettings
 from lepta.darumeru.data import BUILTIN, HUB
 from lepta.darumeru.tasks import named_tasks
+from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.propagate import Method
 from lepta.errors import LeptaError
 from lepta.settings import NAME, Section, Sources, read_settings
@@ -269,6 +270,7 @@ class Recipe(Section):
     variants: dict[Annotated[str, Field(pattern=NAME)], Variant] = Field(default_factory=dict)
     text: Text
     vocabulary: VocabularySettings
+    distill: DistillSettings | None = Field(None, description="Rows of new tokens learned from the original model")
     pretrain: Annotated[list[PretrainSettings], BeforeValidator(_as_list), Field(min_length=1)]
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
     calibrate: CalibrateSettings | None = Field(None, description="Self-calibration of each propagated variant")

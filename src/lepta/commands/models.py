@@ -57,6 +57,66 @@ def init(
     result({"output": str(output), **facts}, as_json)
 
 
+def distill(
+    original: Annotated[
+        str, typer.Option(help="The model before its vocabulary changed: HF folder, GGUF file, package: or hub id.")
+    ],
+    model: Annotated[Path, typer.Option(help="The same model with the new vocabulary, as lepta init writes it.")],
+    text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text to learn from, in the new vocabulary.")],
+    output: Output,
+    rows: Annotated[
+        str,
+        typer.Option(help="target-rows: new tokens, and old ones that only their script uses; new-rows: new ones."),
+    ] = "target-rows",
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Give a model whose head is its embeddings a head of its own.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option(help="Compare hidden states after it (default: a third).")] = None,
+    passage: Annotated[int, typer.Option(help="Longest passage in characters.")] = 400,
+    occurrences: Annotated[int, typer.Option(help="Choose passages so that a token occurs so often.")] = 8,
+    batch: Annotated[int, typer.Option(help="Passages per step, over all processes.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Passages that one process holds at once.")] = None,
+    hidden_rate: Annotated[float, typer.Option(help="Peak rate for hidden states, in RMS of rows.")] = 0.1,
+    head_rate: Annotated[float, typer.Option(help="Peak rate for rows of the head, in RMS of rows.")] = 0.1,
+    head_epochs: Annotated[float, typer.Option(help="Times that the head goes through hidden states.")] = 8.0,
+    body_dtype: Annotated[str, typer.Option(help="Of the frozen body: auto, float32, bfloat16 or float16.")] = "auto",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    seed: Seed = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn the rows of new tokens from the original model, which reads the same text in its old tokens.
+
+    Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
+    interrupted goes on when the same command is given again.
+    """
+    from lepta.adapt import distill_stage
+    from lepta.distillation.settings import DistillSettings
+    from lepta.settings import validated
+
+    check_places([original, str(model)], [output], force)
+    values = {
+        "tokens": tokens,
+        "rows": rows,
+        "untie": untie,
+        "layer": layer,
+        "passage": passage,
+        "occurrences": occurrences,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "hidden_rate": hidden_rate,
+        "head_rate": head_rate,
+        "head_epochs": head_epochs,
+        "body_dtype": body_dtype,
+        "save_every": save_every,
+    }
+    settings = validated(DistillSettings, values, "lepta distill")
+    with opened(original) as teacher:
+        facts, _ = distill_stage(teacher.folder, model, text, settings, seed, output, force)
+    result({"output": str(output), **facts}, as_json)
+
+
 def pretrain(
     model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
     text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],

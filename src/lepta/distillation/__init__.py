@@ -1,1 +1,1 @@
-"""Token distillation: rows of new tokens learned from the original model, which reads the same text in its old tokens."""
+"""Token distillation: rows of new tokens learned from the original model, which reads the same text in old tokens."""

@@ -1,7 +1,7 @@
 """Two tokenisations of the same text, and the places where both have a token end.
 
-At such a place the original model, which has read the old tokens, and the adapted one, which has read the new ones, know
-exactly the same text. So hidden states may be compared there, and likelihoods of what lies between two such places.
+At such a place the original model, which reads the old tokens, and the adapted one, which reads the new ones, know the
+same text. So hidden states may be compared there, and likelihoods of what lies between two such places.
 Ends inside a character do not count: no text is known there that could be written down.
 """
 
@@ -21,8 +21,8 @@ class Alignment:
     ----------
     old_ids, new_ids : int64 arrays
     old_ends, new_ends : int64 arrays of equal length
-        Positions in `old_ids` and `new_ids` of tokens that end at the same byte of the text; the first is 0 in both, the
-        start of the text.
+        Positions in `old_ids` and `new_ids` of tokens that end at the same byte; the first is 0 in both, the start of
+        the text.
     size : int
         Bytes of the text.
     """

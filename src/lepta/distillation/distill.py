@@ -18,10 +18,11 @@ import torch
 
 from lepta.checkpoints.folder import Checkpoint
 from lepta.checkpoints.load import load_model, load_tokenizer
+from lepta.checkpoints.precision import config_of
 from lepta.checkpoints.publish import write_model
 from lepta.checkpoints.rows import ComputedRows, Rows, same_values
 from lepta.distillation.alignment import Aligner, Alignment
-from lepta.distillation.counting import begun_shares, counted_head
+from lepta.distillation.head import calibrate, collect_states, cross_entropy, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
@@ -31,17 +32,14 @@ from lepta.errors import LeptaError
 from lepta.pipeline import CHECKPOINTS
 from lepta.progress import track
 from lepta.training.distributed import processes
-from lepta.training.loss import IGNORED
 from lepta.training.precision import products_dtype, settled
 from lepta.training.trainable import load_trained
-from lepta.training.trainer import Run, Trained, Watch, train
+from lepta.training.trainer import Run, train
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 HELD_OUT = 64  # passages put aside to measure on
-BITS = "bits_per_byte"
 LISTED = 50  # tokens without a passage that the manifest names
-STATES = 4096  # last hidden states that the constant direction is found from
 # AdamW divides by the root of its second moment, so rows of tokens that a batch does not hold would move as far as the
 # others, by gradients of nearly nothing. With this epsilon (of gradients whose norm is at most 1) they nearly stay.
 EPSILON = 1e-3
@@ -93,7 +91,7 @@ def distill_folder(
     passages = choose_passages(
         documents(),
         Aligner(old, new, start_of(original), start_of(initialised)),
-        (old.size, new.size),
+        new.size,
         fresh,
         settings.tokens,
         settings.passage,
@@ -103,7 +101,7 @@ def distill_folder(
     )
     work = folder / CHECKPOINTS
     settings = settled(settings, initialised, work)
-    dtype = products_dtype(settings, student.config)
+    dtype = products_dtype(settings, config_of(initialised))
     model = load_model(initialised, dtype)
     layer = settings.layer or math.ceil(model.config.get_text_config().num_hidden_layers / 3)
     ids = torch.from_numpy(learned).to(model.device)
@@ -111,8 +109,6 @@ def distill_folder(
     untie = settings.untie and student.output_name is None
     distiller = Distiller(model, old_rows, ids, untie, layer)
     unit = float(distiller.embedding.rows.detach().square().mean().sqrt())
-    run = partial(_run, distiller, settings, seed, work, learned, new.size)
-
     facts: dict[str, Any] = {
         "learned_rows": len(learned),
         "new_rows": len(fresh),
@@ -121,28 +117,10 @@ def distill_folder(
         "rows_rms": unit,
         **_coverage(passages, fresh, new, settings.occurrences),
     }
-    curve = []
-    start = _measure(distiller, passages.held_out, learned, new.size)
-    share = round(len(passages.chosen) * settings.hidden_share)
-    if share >= settings.batch:
-        trained = run("input", passages.chosen[:share], settings.hidden_rate * unit, None)
-        curve += trained.curve
-    distiller.enter("output")
-    if not distiller.tied:
-        _count(distiller, passages, old, new, fresh, targets, transfer.same)
-    measure = partial(_measure, distiller, passages.held_out, learned, new.size)
-    facts["counted"] = measure()
-    share = round(len(passages.chosen) * settings.output_share)
-    if share >= settings.batch:
-        watch = Watch(measure, settings.measure_every, keep_best=BITS)
-        trained = run("output", passages.chosen[:share], settings.output_rate * unit, watch)
-        load_trained(distiller, trained.weights, str(work))
-        tokens = curve[-1]["tokens"] if curve else 0
-        curve += [entry | {"tokens": entry["tokens"] + tokens} for entry in trained.curve]
-        facts["kept_step"] = trained.kept_step
-    end = measure()
-    facts |= {"tokens": int(sum(len(p.new_ids) - 1 for p in passages.chosen)), "before": start, "after": end}
+    curve = _learn_inputs(distiller, passages, settings, seed, unit, work, learned, new.size)
     if processes().is_main_process:
+        first = _first_pieces(old, new, fresh, targets, transfer.same)
+        facts |= _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first)
         write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
     processes().wait_for_everyone()
     return facts, curve
@@ -202,39 +180,80 @@ def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrence
     }
 
 
-def _run(
+def _learn_inputs(
     distiller: Distiller,
+    passages: Passages,
     settings: DistillSettings,
     seed: int,
+    unit: float,
     work: Path,
     learned: np.ndarray,
     size: int,
-    phase: Any,
-    passages: list[Alignment],
-    rate: float,
-    watch: Watch | None,
-) -> Trained:
-    """One phase as a resumable run."""
-    distiller.enter(phase)
-    passages = passages[: len(passages) // settings.batch * settings.batch] or passages
-    examples = Examples(passages, learned, size, settings.batch, seed)
-    parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+) -> list[dict[str, float]]:
+    """Bring hidden states near the teacher's, as a resumable run on all processes; returns its curve."""
+    whole = len(passages.chosen) // settings.batch * settings.batch
+    examples = Examples(passages.chosen[:whole], learned, size, settings.batch, seed)
     run = Run(
-        batch=min(settings.batch, len(passages)),
+        batch=settings.batch,
         micro_batch=settings.micro_batch,
-        groups=[{"name": "rows", "params": parameters, "lr": rate, "weight_decay": 0.0}],
-        warmup_steps=min(10, len(passages) // settings.batch // 10),
+        groups=[{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
+        warmup_steps=min(10, whole // settings.batch // 10),
         adam_epsilon=EPSILON,
         seed=seed,
         save_every=settings.save_every,
-        dtype=next(distiller.body.parameters()).dtype,
+        dtype=distiller.embedding.table.dtype,
     )
-    title = {"input": "hidden states", "output": "head"}[phase]
-    return train(distiller, examples, examples.sizes, 0, work / phase, title, run, watch, collate_passages)
+    distiller.head.rows.requires_grad_(distiller.tied)
+    trained = train(
+        distiller, examples, examples.sizes, 0, work / "inputs", "hidden states", run, None, collate_passages
+    )
+    load_trained(distiller, trained.weights, str(work))
+    return trained.curve
+
+
+def _learn_head(
+    distiller: Distiller,
+    passages: Passages,
+    settings: DistillSettings,
+    seed: int,
+    unit: float,
+    learned: np.ndarray,
+    fresh: np.ndarray,
+    first: np.ndarray,
+) -> dict[str, Any]:
+    """Calibrate the head and fit it; returns bits per byte of passages put aside after each step."""
+    head, rule = distiller.head, distiller.rule
+    bias = None if head.bias is None else head.bias[len(head.frozen) :]
+    bits = {"initialised": _bits(distiller, passages.held_out)}
+    found = collect_states(distiller, passages.chosen, settings.batch)
+    with torch.no_grad():
+        rows = head.rows.detach().clone()
+        slots = torch.from_numpy(np.searchsorted(learned, fresh[first >= 0])).to(rows.device)
+        rows[slots] = (rows[slots] + head.row(torch.from_numpy(first[first >= 0]).to(rows.device))) / 2
+        head.rows.copy_(calibrate(rows, found, rule, bias))
+    bits["calibrated"] = _bits(distiller, passages.held_out)
+    head.rows.requires_grad_(True)
+    fit(head.rows, found, rule, bias, settings.head_rate * unit, settings.head_epochs, seed)
+    bits["fitted"] = _bits(distiller, passages.held_out)
+    return {"held_out_bits_per_byte": bits}
+
+
+def _first_pieces(
+    old: Vocabulary, new: Vocabulary, fresh: np.ndarray, targets: np.ndarray, same: np.ndarray
+) -> np.ndarray:
+    """Id in the new vocabulary of the first old piece of each token; -1 where text of another script uses it too.
+
+    Such a piece is likely in text of other languages, and so would be tokens whose rows begin as its row.
+    """
+    first = np.asarray([pieces[0] for pieces in old.split([new.data(int(i)) for i in fresh])])
+    new_of_old = np.full(old.size, -1)
+    new_of_old[same[same >= 0]] = np.flatnonzero(same >= 0)
+    ids = new_of_old[first]
+    return np.where(np.isin(ids, targets), ids, -1)
 
 
 def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad passages on the right; what is padding has weight 0 and label -100. See `Distiller.forward`."""
+    """Pad passages on the right; what is padding has weight 0. See `Distiller.forward`."""
 
     def padded(arrays: list[np.ndarray], fill: float) -> torch.Tensor:
         width = max(map(len, arrays))
@@ -242,67 +261,16 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
         return torch.from_numpy(np.stack(rows))
 
     fills = {"old_ids": 0, "new_ids": 0, "old_ends": 0, "new_ends": 0, "weights": 0.0}
-    batch = {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
-    following = [np.append(passage["new_ids"][1:], IGNORED) for passage in passages]
-    return batch | {"labels": padded(following, IGNORED)}
+    return {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
 
 
-@torch.no_grad()
-def _measure(distiller: Distiller, passages: list[Alignment], learned: np.ndarray, size: int) -> dict[str, float]:
-    """Bits per byte of passages, and the distance of hidden states in them."""
-    phase = distiller.phase
-    distiller.enter("output")
-    examples = Examples(passages, learned, size, 8, 0)
-    nats, distance, tokens = 0.0, 0.0, 0
-    low = next(distiller.body.parameters()).dtype
-    device = next(distiller.body.parameters()).device
-    for start in range(0, len(examples), 8):
-        batch = collate_passages([examples[n] for n in range(start, min(start + 8, len(examples)))])
-        predicted = int((batch["labels"] != IGNORED).sum())
-        with torch.autocast(device.type, low, enabled=low != torch.float32):
-            found = distiller(**{name: value.to(device) for name, value in batch.items()})
-        nats += float(found["cross_entropy"]) * predicted
-        distance += float(found["distance"]) * predicted
-        tokens += predicted
-    distiller.enter(phase)
-    return {BITS: nats / math.log(2) / sum(passage.size for passage in passages), "distance": distance / tokens}
-
-
-def _count(
-    distiller: Distiller,
-    passages: Passages,
-    old: Vocabulary,
-    new: Vocabulary,
-    fresh: np.ndarray,
-    targets: np.ndarray,
-    same: np.ndarray,
-) -> None:
-    """Put the head's rows of new tokens where counting wants them.
-
-    Only of tokens whose first old piece is of the target script alone: another piece is likely in text of other
-    languages, and so would its tokens be.
-    """
-    first = np.asarray([pieces[0] for pieces in old.split([new.data(int(i)) for i in fresh])])
-    shares = begun_shares(passages.pool_counts, passages.first_counts, fresh, first)
-    new_of_old = np.full(old.size, -1)
-    new_of_old[same[same >= 0]] = np.flatnonzero(same >= 0)
-    counted = np.isin(new_of_old[first], targets)
-    states = _states(distiller, passages.chosen)
-    lower = bool(len(targets)) and bool((distiller.embedding.slot[torch.from_numpy(targets)] >= 0).all())
-    counted_head(distiller.head, states, fresh[counted], new_of_old[first[counted]], shares[counted], lower)
-
-
-@torch.no_grad()
-def _states(distiller: Distiller, passages: list[Alignment]) -> torch.Tensor:
-    """Some last hidden states, shape (n, d), float32."""
-    found, number = [], 0
-    for passage in passages:
-        ids = torch.from_numpy(passage.new_ids)[None].to(distiller.embedding.table.device)
-        found.append(distiller.last_states(ids)[0].float())
-        number += len(passage.new_ids)
-        if number >= STATES:
-            break
-    return torch.cat(found)
+def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
+    """Bits per byte of passages."""
+    found = collect_states(distiller, passages, len(passages))
+    bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
+    with torch.no_grad():
+        nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())
+    return nats / math.log(2) / sum(passage.size for passage in passages)
 
 
 def _matrices(distiller: Distiller, source: Checkpoint, learned: np.ndarray) -> dict[str, ComputedRows]:

@@ -1,7 +1,7 @@
-"""Which passages of a text rows are learned from: so that each new token occurs often enough, as far as the text can."""
+"""Which passages of a text rows are learned from: each new token occurs often enough, as far as the text can."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,18 +27,12 @@ class Passages:
         To learn from, in random order.
     held_out : list of Alignment
         To measure on.
-    pool_counts : int64 array, shape (V,)
-        Occurrences of each new-vocabulary token in all passages that were looked at: unbiased by the choice.
-    first_counts : int64 array, shape (old V,)
-        How often each old token begins a token of the new tokenisation there.
     counts : int64 array, shape (V,)
         Occurrences in what was chosen.
     """
 
     chosen: list[Alignment]
     held_out: list[Alignment]
-    pool_counts: np.ndarray
-    first_counts: np.ndarray
     counts: np.ndarray
 
 
@@ -51,7 +45,7 @@ def cut(document: str, length: int) -> list[str]:
 def choose_passages(
     documents: Iterable[str],
     aligner: Aligner,
-    size: tuple[int, int],
+    size: int,
     learned: np.ndarray,
     tokens: int,
     length: int,
@@ -68,8 +62,8 @@ def choose_passages(
     documents : iterable of str
         Read to its end; of a text much longer than what is wanted, passages are drawn from all of it.
     aligner : Aligner
-    size : (int, int)
-        Rows of the old and of the new vocabulary.
+    size : int
+        Tokens of the new vocabulary.
     learned : int64 array
         Ids of the tokens that learn.
     tokens : int
@@ -88,9 +82,7 @@ def choose_passages(
     draw = random.Random(seed)
     pieces = [piece for document in documents for piece in cut(document, length)]
     draw.shuffle(pieces)
-    counts, pool_counts = np.zeros(size[1], dtype=np.int64), np.zeros(size[1], dtype=np.int64)
-    first_counts = np.zeros(size[0], dtype=np.int64)
-    learns = np.zeros(size[1], dtype=bool)
+    counts, learns = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
     learns[learned] = True
     chosen: list[Alignment] = []
     others: list[Alignment] = []
@@ -106,8 +98,6 @@ def choose_passages(
                 continue
             ids = passage.new_ids[1:]
             seen += len(ids)
-            np.add.at(pool_counts, ids, 1)
-            np.add.at(first_counts, _beginnings(passage), 1)
             lacking = learns[ids] & (counts[ids] < occurrences)
             if taken < tokens and lacking.any():
                 chosen.append(passage)
@@ -129,16 +119,10 @@ def choose_passages(
             "vocabulary was made for"
         )
     draw.shuffle(chosen)
-    return Passages(chosen, aside, pool_counts, first_counts, counts)
+    return Passages(chosen, aside, counts)
 
 
-def _beginnings(passage: Alignment) -> np.ndarray:
-    """Old tokens that stand where a token of the new tokenisation begins, where both begin one."""
-    follows = passage.old_ends[:-1] + 1
-    return passage.old_ids[follows]
-
-
-class Examples(Sequence[dict[str, Any]]):
+class Examples:
     """Aligned passages as examples of a run, in batches of similar length so that little is padding."""
 
     def __init__(self, passages: list[Alignment], learned: np.ndarray, size: int, batch: int, seed: int) -> None:

@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field
 
 from lepta.settings import Section
-from lepta.training.settings import BodyDtype
 
 
 class DistillSettings(Section):
@@ -21,18 +20,16 @@ class DistillSettings(Section):
     layer: int | None = Field(
         None, ge=1, description="Hidden states are compared after this layer; default: a third of all layers"
     )
-    hidden_share: float = Field(
-        1.0, ge=0, le=1, description="Share of the passages that hidden states are compared on, before the head learns"
-    )
-    output_share: float = Field(
-        1.0, ge=0, le=1, description="Share of the passages that the head learns on; 0: rows stay where counting put them"
-    )
     passage: int = Field(400, ge=40, description="Longest passage in characters")
     occurrences: int = Field(8, ge=0, description="Passages are chosen so that each new token occurs so often")
-    batch: int = Field(16, ge=1, description="Passages per step, over all processes")
-    micro_batch: int | None = Field(None, ge=1, description="Passages that one process holds at once; default: its share")
+    batch: int = Field(8, ge=1, description="Passages per step, over all processes")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Passages that one process holds at once; default: its share"
+    )
     hidden_rate: float = Field(0.1, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
-    output_rate: float = Field(0.05, gt=0, description="Peak rate for the head, in units of the rows' RMS")
-    body_dtype: BodyDtype = Field("auto", description="Precision of the frozen body")
+    head_rate: float = Field(0.1, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
+    head_epochs: float = Field(8.0, ge=0, description="Times that the head goes through the passages' hidden states")
+    body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the frozen body"
+    )
     save_every: int = Field(200, ge=1, description="Steps between checkpoints")
-    measure_every: int = Field(200, ge=1, description="Steps between measurements on passages that are put aside")

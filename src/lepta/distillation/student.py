@@ -4,14 +4,15 @@ Initialisation changes rows alone, so both models share their body: it is loaded
 matrix of embeddings. Learned rows are one compact float32 parameter; nothing else has a gradient.
 """
 
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lepta.errors import LeptaError
-from lepta.training.loss import IGNORED, LogitRule, linear_cross_entropy, logit_rule
+from lepta.training.loss import logit_rule
 
 
 class LearnedEmbedding(nn.Module):
@@ -27,6 +28,9 @@ class LearnedEmbedding(nn.Module):
     scale : float
         Factor of every row, as Gemma has it.
     """
+
+    table: torch.Tensor
+    slot: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, learned: torch.Tensor, scale: float) -> None:
         super().__init__()
@@ -59,6 +63,10 @@ class LearnedHead(nn.Module):
         In the order of the logits.
     """
 
+    frozen: torch.Tensor
+    place: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(
         self, weight: torch.Tensor, learned: torch.Tensor, rows: nn.Parameter, bias: torch.Tensor | None
     ) -> None:
@@ -79,31 +87,16 @@ class LearnedHead(nn.Module):
         old = self.frozen[places.clamp(max=frozen - 1)].float()
         return torch.where((places < frozen)[:, None], old, self.rows[(places - frozen).clamp(min=0)])
 
-    def loss(self, hidden: torch.Tensor, labels: torch.Tensor, rule: LogitRule) -> torch.Tensor:
-        """Mean cross-entropy, nats per token.
 
-        Parameters
-        ----------
-        hidden : tensor, shape (n, d)
-            Last hidden states, after the last norm.
-        labels : int64 tensor, shape (n,)
-            Ids of tokens; -100 where nothing is predicted.
-        rule : LogitRule
-        """
-        places = torch.where(labels >= 0, self.place[labels.clamp(min=0)], IGNORED)
-        return linear_cross_entropy(hidden, [self.frozen, self.rows], places, self.bias, rule=rule)
-
-
-Phase = Literal["input", "output"]
 OUTLIER = 10.0  # times the median of squared lengths
 
 
-class _Reached(Exception):  # noqa: N818  # not an error: the layer that was asked for has its states
+class _Reached(Exception):  # not an error: the layer that was asked for has its states
     """Ends a forward pass early."""
 
 
 class Distiller(nn.Module):
-    """Teacher and student over one frozen body, and the losses between them.
+    """Teacher and student over one frozen body, and the distance of their hidden states.
 
     Parameters
     ----------
@@ -121,13 +114,17 @@ class Distiller(nn.Module):
 
     has_chunked_loss = True  # as `give_loss` leaves a model: the loss is computed here
 
+    old_rows: torch.Tensor
+
     def __init__(self, model: Any, old_rows: torch.Tensor, learned: torch.Tensor, untie: bool, layer: int) -> None:
         super().__init__()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         model.requires_grad_(False)
         rule = logit_rule(model)
         if rule is None:
-            raise LeptaError(f"{type(model).__name__}: its logits are more than its head, a scale and a cap; expected no more")
+            raise LeptaError(
+                f"{type(model).__name__}: its logits are more than its head, a scale and a cap; expected no more"
+            )
         self.rule = rule
         self.tied = head.weight is embedding.weight and not untie
         weight, scale = embedding.weight.detach(), float(getattr(embedding, "embed_scale", 1.0))
@@ -137,7 +134,7 @@ class Distiller(nn.Module):
         self.head = LearnedHead(head.weight, learned, rows, head.bias)
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
         self.body = model.base_model
-        self.phase: Phase = "input"
+        self._ends_at_layer = True
         self._states: list[torch.Tensor] = []
         _layers_of(model)[layer - 1].register_forward_hook(self._keep)
 
@@ -145,46 +142,28 @@ class Distiller(nn.Module):
     def _check_embedding(embedding: Any, weight: torch.Tensor, scale: float) -> None:
         ids = torch.arange(min(4, len(weight)), device=weight.device)
         if not torch.allclose(embedding(ids).float(), weight[ids].float() * scale, rtol=1e-2):
-            raise LeptaError(f"{type(embedding).__name__}: does more than look rows up and scale them; train it instead")
+            raise LeptaError(
+                f"{type(embedding).__name__}: does more than look rows up and scale them; train it instead"
+            )
 
-    def enter(self, phase: Phase) -> None:
-        """Say what learns from now on: input rows alone, or the head's with them."""
-        self.phase = phase
-        self.head.rows.requires_grad_(self.tied or phase == "output")
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """Keep the states after the layer; what follows it gets them without gradient, or is left out."""
-        states = output[0] if isinstance(output, tuple) else output
-        self._states.append(states)
-        if self.phase == "input":
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._states.append(output[0] if isinstance(output, tuple) else output)
+        if self._ends_at_layer:
             raise _Reached
-        return (states.detach(), *output[1:]) if isinstance(output, tuple) else states.detach()
 
-    def _read(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Run the body on rows of embeddings: states after the layer, and last ones (None where it ended there)."""
-        self._states.clear()
-        try:
-            last = self.body(inputs_embeds=rows, use_cache=False).last_hidden_state
-        except _Reached:
-            last = None
-        return self._states.pop(), last
-
-    @torch.no_grad()
-    def teacher_states(self, ids: torch.Tensor) -> torch.Tensor:
-        """States after the layer on old tokens, shape (B, N_old, d)."""
-        phase, self.phase = self.phase, "input"
-        rows = F.embedding(ids, self.old_rows)
-        states, _ = self._read(rows if self.embedding.scale == 1.0 else rows * self.embedding.scale)
-        self.phase = phase
-        return states
+    def _states_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """States after the layer, of rows of embeddings; what follows the layer is not computed."""
+        self._ends_at_layer = True
+        with suppress(_Reached):
+            self.body(inputs_embeds=rows, use_cache=False)
+        return self._states.pop()
 
     @torch.no_grad()
     def last_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states on new tokens, shape (B, N_new, d)."""
-        phase, self.phase = self.phase, "output"
-        _, last = self._read(self.embedding(ids))
-        self.phase = phase
-        assert last is not None
+        self._ends_at_layer = False
+        last: torch.Tensor = self.body(inputs_embeds=self.embedding(ids), use_cache=False).last_hidden_state
+        self._states.clear()
         return last
 
     def forward(
@@ -194,9 +173,8 @@ class Distiller(nn.Module):
         old_ends: torch.Tensor,
         new_ends: torch.Tensor,
         weights: torch.Tensor,
-        labels: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Losses of a batch of aligned passages, padded on the right.
+        """Distance of hidden states in aligned passages, padded on the right.
 
         Parameters
         ----------
@@ -205,24 +183,18 @@ class Distiller(nn.Module):
             Positions where tokens of both end at the same byte.
         weights : float32 tensor, shape (B, E)
             Of hidden states at those places; 0 for padding, and before the first learned token.
-        labels : int64 tensor, shape (B, N_new)
-            The next token at each position, -100 for padding.
 
         Returns
         -------
         dict
-            `loss`, `distance` of hidden states, and in the output phase `cross_entropy` in nats per token.
+            `loss`: see `hidden_distance`.
         """
-        target = at(self.teacher_states(old_ids), old_ends)
-        states, last = self._read(self.embedding(new_ids))
-        distance = hidden_distance(target, at(states, new_ends), weights)
-        if last is None:
-            return {"loss": distance, "distance": distance.detach()}
-        cross_entropy = self.head.loss(last.flatten(0, 1), labels.flatten(), self.rule)
-        # Either alone spoils the other's role where both share their rows: equal parts of the whole, whatever their units.
-        balance = cross_entropy.detach() / distance.detach().clamp(min=1e-6)
-        loss = cross_entropy + balance * distance
-        return {"loss": loss, "distance": distance.detach(), "cross_entropy": cross_entropy.detach()}
+        with torch.no_grad():
+            old_rows = F.embedding(old_ids, self.old_rows)
+            scaled = old_rows if self.embedding.scale == 1.0 else old_rows * self.embedding.scale
+            target = at(self._states_of(scaled), old_ends)
+        found = at(self._states_of(self.embedding(new_ids)), new_ends)
+        return {"loss": hidden_distance(target, found, weights)}
 
 
 def at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

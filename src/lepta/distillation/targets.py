@@ -1,6 +1,6 @@
 """Which rows learn: those of new tokens, and old ones that only text in the script of the new tokens uses.
 
-The first old piece of a new token keeps all its probability where its row is frozen, so greedy decoding goes on spelling.
+The first old piece of a new token keeps its probability where its row is frozen, so greedy decoding goes on spelling.
 Rows of such pieces may move where text of other scripts never meets them.
 """
 
@@ -17,8 +17,8 @@ LETTER_BYTES = 0x80  # ASCII is below it
 def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
     """Ids of old tokens that only text in the script of the new tokens uses.
 
-    A token counts if it has a letter that new tokens are written in, or the first byte of one, and no other letter. A new
-    vocabulary in Latin has none: text of every language uses those.
+    A token counts if it has a letter that new tokens are written in, or the first byte of one, and no other letter. New
+    tokens in Latin have none: text of every language uses those.
 
     Parameters
     ----------
