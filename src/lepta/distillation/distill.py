@@ -103,7 +103,8 @@ def distill_folder(
     settings = settled(settings, initialised, work)
     dtype = products_dtype(settings, config_of(initialised))
     model = load_model(initialised, dtype)
-    layer = settings.layer or math.ceil(model.config.get_text_config().num_hidden_layers / 3)
+    layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
+    _check_context(passages.chosen, model.config.get_text_config())
     ids = torch.from_numpy(learned).to(model.device)
     old_rows = teacher.rows_of(teacher.input_name)[:].to(model.device)
     untie = settings.untie and student.output_name is None
@@ -112,6 +113,7 @@ def distill_folder(
     facts: dict[str, Any] = {
         "learned_rows": len(learned),
         "new_rows": len(fresh),
+        "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
         "layer": layer,
         "body_dtype": str(dtype).removeprefix("torch."),
         "rows_rms": unit,
@@ -141,6 +143,23 @@ def start_of(folder: Path) -> int:
     return int(start)
 
 
+def _layer(number: int, settings: DistillSettings) -> int:
+    layer = settings.layer or math.ceil(number / 3)
+    if layer > number:
+        raise LeptaError(f"distill.layer: {layer}, but the model has {number} layers; expected one of them, from 1 on")
+    return layer
+
+
+def _check_context(passages: list[Alignment], config: Any) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(len(passage.old_ids) for passage in passages)
+    if context is not None and longest > context:
+        raise LeptaError(
+            f"distill.passage: one has {longest} old tokens, more than the model's context of {context}; expected "
+            "fewer characters"
+        )
+
+
 def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
     """Refuse two models that differ in more than their vocabulary.
 
@@ -158,9 +177,10 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
     ends |= {teacher.bias_name, student.bias_name}
     names = [name for name in student.entries if name not in ends]
     for name in track(names, "comparing bodies", len(names)):
-        same = name in teacher.entries and teacher.is_floating(name) == student.is_floating(name)
-        read = Checkpoint.rows_of if same and student.is_floating(name) else Checkpoint.raw
-        if not same or not same_values(read(teacher, name), read(student, name)):
+        known = teacher.entries.get(name)
+        same_type = known is not None and known.dtype == student.entries[name].dtype
+        read = Checkpoint.raw if same_type else Checkpoint.rows_of
+        if known is None or not same_values(read(teacher, name), read(student, name)):
             raise LeptaError(
                 f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
                 "what `lepta init` made of it, before its body was trained"
@@ -208,7 +228,8 @@ def _learn_inputs(
         distiller, examples, examples.sizes, 0, work / "inputs", "hidden states", run, None, collate_passages
     )
     load_trained(distiller, trained.weights, str(work))
-    return trained.curve
+    losses = [entry for entry in trained.curve if "loss" in entry]
+    return [{"step": e["step"], "tokens": e["tokens"], "hidden_distance": e["loss"]} for e in losses]
 
 
 def _learn_head(
@@ -264,9 +285,11 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
     return {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
 
 
-def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
-    """Bits per byte of passages."""
-    found = collect_states(distiller, passages, len(passages))
+def _bits(distiller: Distiller, passages: list[Alignment]) -> float | None:
+    """Bits per byte of passages; None of none."""
+    if not passages:
+        return None
+    found = collect_states(distiller, passages, 16)
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
         nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())
