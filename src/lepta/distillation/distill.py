@@ -40,9 +40,6 @@ from lepta.vocabulary.tokens import Vocabulary
 
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
-# AdamW divides by the root of its second moment, so rows of tokens that a batch does not hold would move as far as the
-# others, by gradients of nearly nothing. With this epsilon (of gradients whose norm is at most 1) they nearly stay.
-EPSILON = 1e-3
 HEAD = "lm_head.weight"
 
 
@@ -218,7 +215,6 @@ def _learn_inputs(
         micro_batch=settings.micro_batch,
         groups=[{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
         warmup_steps=min(10, whole // settings.batch // 10),
-        adam_epsilon=EPSILON,
         seed=seed,
         save_every=settings.save_every,
         dtype=distiller.embedding.table.dtype,
