@@ -63,7 +63,9 @@ def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
         assert changed <= moves
         assert len(changed & set(fresh.tolist())) > 100
     bits = facts["held_out_bits_per_byte"]
-    assert bits["fitted"] < bits["calibrated"] < bits["initialised"]
+    assert bits["calibrated"] < bits["initialised"]
+    assert facts["kept"] == min(bits, key=bits.get)
+    assert "warnings" not in facts
     assert curve[-1]["hidden_distance"] < curve[0]["hidden_distance"]
     assert facts["tokens"] >= 3000
     assert facts["learned_rows"] == len(moves)
@@ -99,6 +101,18 @@ def stop_at(step):
             raise KeyboardInterrupt
 
     return stop
+
+
+def test_rows_that_got_worse_are_not_kept(pair, tmp_path, monkeypatch):
+    def spoil(rows, *_):
+        return torch.full_like(rows, 3.0)
+
+    monkeypatch.setattr(module, "calibrate", spoil)
+    facts, _ = run(pair, tmp_path / "out", hidden_rate=30.0, head_epochs=0)
+    assert facts["kept"] == "initialised"
+    assert "made the text worse" in facts["warnings"][0]
+    before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
+    assert torch.equal(before[INPUT], after[INPUT])
 
 
 def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):

@@ -41,6 +41,7 @@ from lepta.vocabulary.tokens import Vocabulary
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
+FITTED = 800_000  # positions that the head goes through, where no setting says how often
 
 
 def distill_folder(
@@ -116,10 +117,15 @@ def distill_folder(
         "rows_rms": unit,
         **_coverage(passages, fresh, new, settings.occurrences),
     }
+    best = BestRows(distiller, passages.held_out)
+    best.measure("initialised")
     curve = _learn_inputs(distiller, passages, settings, seed, unit, work, learned, new.size)
     if processes().is_main_process:
+        best.measure("inputs learned")
         first = _first_pieces(old, new, fresh, targets, transfer.same)
-        facts |= _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first)
+        _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first, best)
+        best.restore()
+        facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
     processes().wait_for_everyone()
     return facts, curve
@@ -184,6 +190,15 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
             )
 
 
+def _warnings(best: "BestRows") -> dict[str, list[str]]:
+    """What a user must know of a run that did not end as it should; nothing of one that did."""
+    if best.kept != "initialised":
+        return {}
+    reached = min(bits for step, bits in best.bits.items() if step != "initialised")
+    worse = f"{best.bits['initialised']:.3f} -> {reached:.3f} bits per byte of passages put aside"
+    return {"warnings": [f"distillation made the text worse ({worse}); the rows it began with are kept"]}
+
+
 def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrences: int) -> dict[str, Any]:
     """How often the tokens occur in the passages, and which do not at all."""
     counts = passages.counts[fresh]
@@ -237,22 +252,64 @@ def _learn_head(
     learned: np.ndarray,
     fresh: np.ndarray,
     first: np.ndarray,
-) -> dict[str, Any]:
-    """Calibrate the head and fit it; returns bits per byte of passages put aside after each step."""
+    best: "BestRows",
+) -> None:
+    """Calibrate the head and fit it."""
     head, rule = distiller.head, distiller.rule
     bias = None if head.bias is None else head.bias[len(head.frozen) :]
-    bits = {"initialised": _bits(distiller, passages.held_out)}
     found = collect_states(distiller, passages.chosen, settings.batch)
     with torch.no_grad():
         rows = head.rows.detach().clone()
         slots = torch.from_numpy(np.searchsorted(learned, fresh[first >= 0])).to(rows.device)
         rows[slots] = (rows[slots] + head.row(torch.from_numpy(first[first >= 0]).to(rows.device))) / 2
         head.rows.copy_(calibrate(rows, found, rule, bias))
-    bits["calibrated"] = _bits(distiller, passages.held_out)
+    best.measure("calibrated")
     head.rows.requires_grad_(True)
-    fit(head.rows, found, rule, bias, settings.head_rate * unit, settings.head_epochs, seed)
-    bits["fitted"] = _bits(distiller, passages.held_out)
-    return {"held_out_bits_per_byte": bits}
+    epochs = settings.head_epochs
+    if epochs is None:
+        epochs = min(8.0, max(2.0, FITTED / len(found)))
+    fit(head.rows, found, rule, bias, settings.head_rate * unit, epochs, seed)
+    best.measure("fitted")
+
+
+class BestRows:
+    """Bits per byte of passages put aside after each step, and the rows with the fewest.
+
+    Attributes
+    ----------
+    bits : dict
+        Step -> bits per byte.
+    kept : str
+        The step whose rows are best; the last one where no passages are put aside.
+    """
+
+    def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
+        self._distiller, self._passages = distiller, passages
+        self._rows: list[torch.Tensor] = []
+        self.bits: dict[str, float] = {}
+        self.kept = ""
+
+    def measure(self, step: str) -> None:
+        """Measure the rows as they are now, and keep a copy of them if they are the best so far."""
+        if not self._passages:
+            self.kept, self._rows = step, self._now()
+            return
+        bits = _bits(self._distiller, self._passages)
+        if bits < min(self.bits.values(), default=math.inf):
+            self.kept, self._rows = step, self._now()
+        self.bits[step] = bits
+
+    def restore(self) -> None:
+        """Put the best rows back."""
+        with torch.no_grad():
+            for parameter, rows in zip(self._parameters(), self._rows, strict=True):
+                parameter.copy_(rows)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [self._distiller.embedding.rows, self._distiller.head.rows]
+
+    def _now(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters()]
 
 
 def _first_pieces(
@@ -281,10 +338,8 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
     return {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
 
 
-def _bits(distiller: Distiller, passages: list[Alignment]) -> float | None:
-    """Bits per byte of passages; None of none."""
-    if not passages:
-        return None
+def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
+    """Bits per byte of passages."""
     found = collect_states(distiller, passages, 16)
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
