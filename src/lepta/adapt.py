@@ -364,7 +364,9 @@ def _report(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Gather the numbers of all stages, and keep them as `report.json` beside the page."""
     out = recipe.output
-    pretraining = [name for name in pipeline_of(recipe).names() if name.startswith("pretrained")]
+    names = pipeline_of(recipe).names()
+    pretraining = [name for name in names if name.startswith("pretrained")]
+    learning = [name for name in names if name == "distilled"] + pretraining
     manifests = {stage.name: read_json(out / stage.name / MANIFEST) for stage in pipeline_of(recipe).stages[:-1]}
     data = {
         "name": recipe.name,
@@ -373,7 +375,7 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "curve": _joined([read_json(out / name / CURVE)["curve"] for name in pretraining]),
         "vocabulary": manifests["vocabulary"]["facts"],
         "initialised": manifests["initialised"]["facts"],
-        "pretrained": _of_all_stages({name: manifests[name]["facts"] for name in pretraining}),
+        "pretrained": _of_all_stages({name: manifests[name]["facts"] for name in learning}),
         "propagated": {name: manifests[f"propagated/{name}"]["facts"] for name in recipe.variants},
         "darumeru": _benchmarks(recipe, manifests),
         "environment": manifests["evaluation"]["environment"],
@@ -384,9 +386,9 @@ def collect(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _of_all_stages(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What pre-training took in all its stages, and what there is to say of each."""
+    """What distillation and pre-training took in all their stages, and what there is to say of each."""
     warnings = [f"{name}: {warning}" for name, of_stage in facts.items() for warning in of_stage.get("warnings", ())]
-    sums = {key: sum(of_stage[key] for of_stage in facts.values()) for key in ("tokens", "blocks")}
+    sums = {key: sum(of_stage.get(key, 0) for of_stage in facts.values()) for key in ("tokens", "blocks")}
     return {**sums, "warnings": warnings}
 
 

@@ -271,7 +271,9 @@ class Recipe(Section):
     text: Text
     vocabulary: VocabularySettings
     distill: DistillSettings | None = Field(None, description="Rows of new tokens learned from the original model")
-    pretrain: Annotated[list[PretrainSettings], BeforeValidator(_as_list), Field(min_length=1)]
+    pretrain: Annotated[list[PretrainSettings], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="Stages of continued pre-training; none only where rows are distilled"
+    )
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
     calibrate: CalibrateSettings | None = Field(None, description="Self-calibration of each propagated variant")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
@@ -280,6 +282,8 @@ class Recipe(Section):
     def _parts_fit(self) -> "Recipe":
         if not self.text.target.train:
             raise ValueError("text.target.train: at least one text source is needed")
+        if not self.pretrain and not self.distill:
+            raise ValueError("pretrain: missing; expected it, or distill, or both")
         replaced = self.vocabulary.scenario in ("bpe", "unigram")
         for stage in self.pretrain:
             if replaced and (apart := rows_apart(stage)):

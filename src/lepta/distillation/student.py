@@ -123,7 +123,8 @@ class Distiller(nn.Module):
         rule = logit_rule(model)
         if rule is None:
             raise LeptaError(
-                f"{type(model).__name__}: its logits are more than its head, a scale and a cap; expected no more"
+                f"{type(model).__name__}: its logits are not products of its head, scaled and capped, or hold NaN; "
+                "expected weights that are numbers, and no further layer"
             )
         self.rule = rule
         self.tied = head.weight is embedding.weight and not untie

@@ -273,7 +273,7 @@ def _devices(
                 "memory_gib": device.memory,
                 "hours": _hours(operations, device, number, mfu),
                 "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in stages},
-                "needs_gib": max(part.needs for part in fits.values()),
+                "needs_gib": max((part.needs for part in fits.values()), default=0.0),
                 "fits": all(part.fits for part in fits.values()),
                 "changes": {name: part.change for name, part in fits.items() if not part.fits},
                 "needs_then_gib": {name: part.needs_then for name, part in fits.items() if not part.fits},
@@ -285,7 +285,7 @@ def _devices(
 def _machine_row(stages: list[StagePlan], after: Shape, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
-    needs = max(memory(after, stage.settings, stage.weights, cpu=cpu).total for stage in stages) / GIB
+    needs = max((memory(after, stage.settings, stage.weights, cpu=cpu).total for stage in stages), default=0) / GIB
     return {
         "name": machine.name,
         "number": 1,
@@ -342,8 +342,8 @@ def _disk(
     parts["initialised"] = adapted
     for stage in stages:
         parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
-    parts["blocks of tokens"] = max(_block_bytes(stage, text, densities) for stage in stages)
-    largest = max(stage.weights.trained for stage in stages)
+    parts["blocks of tokens"] = max((_block_bytes(stage, text, densities) for stage in stages), default=0)
+    largest = max((stage.weights.trained for stage in stages), default=0)
     best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0
     parts["checkpoints"] = (CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES + best) * largest
     for name, variant in recipe.variants.items():
