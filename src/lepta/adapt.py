@@ -75,28 +75,8 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         {"base": base, "vocabulary": vocabulary},
         settings=settings.model_dump(include={"pad_to"}),
     )
-    pretrained, pretraining = initialised, []
-    if recipe.distill:
-        pretrained = add(
-            "distilled",
-            partial(_distill, base, initialised, text.target.train, recipe.distill, recipe.seed),
-            {"base": base, "initialised": initialised},
-            settings=recipe.distill.model_dump(),
-            texts={"train": text.target.train},
-            together=True,
-        )
-        pretraining.append(pretrained)
-    for number, stage in enumerate(recipe.pretrain, 1):
-        name = "pretrained" if number == len(recipe.pretrain) else f"pretrained-{number}"
-        pretrained = add(
-            name,
-            partial(_pretrain, base, pretrained, text, stage, recipe.seed),
-            {"base": base, "initialised": pretrained} | (stage.darumeru.files if stage.darumeru else {}),
-            settings=stage.model_dump(),
-            texts=_texts(text, "train") | _texts(text, "valid"),
-            together=True,
-        )
-        pretraining.append(pretrained)
+    pretraining = _learning_stages(recipe, base, initialised, add)
+    pretrained = pretraining[-1]
     contestants = [
         Contestant("original base", base, adapted=False, chat=False),
         Contestant("initialised base", initialised, adapted=True, chat=False),
@@ -164,6 +144,33 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         settings={"name": recipe.name},
     )
     return Pipeline(out, stages, announce)
+
+
+def _learning_stages(recipe: Recipe, base: Path, initialised: Path, add: Callable[..., Path]) -> list[Path]:
+    """Lay out the stages in which the base model learns its new rows, and what else trains; returns their folders."""
+    text, folders = recipe.text, [initialised]
+    if recipe.distill:
+        distilled = add(
+            "distilled",
+            partial(_distill, base, initialised, text.target.train, recipe.distill, recipe.seed),
+            {"base": base, "initialised": initialised},
+            settings=recipe.distill.model_dump(),
+            texts={"train": text.target.train},
+            together=True,
+        )
+        folders.append(distilled)
+    for number, stage in enumerate(recipe.pretrain, 1):
+        name = "pretrained" if number == len(recipe.pretrain) else f"pretrained-{number}"
+        pretrained = add(
+            name,
+            partial(_pretrain, base, folders[-1], text, stage, recipe.seed),
+            {"base": base, "initialised": folders[-1]} | (stage.darumeru.files if stage.darumeru else {}),
+            settings=stage.model_dump(),
+            texts=_texts(text, "train") | _texts(text, "valid"),
+            together=True,
+        )
+        folders.append(pretrained)
+    return folders[1:]
 
 
 def _calibration_name(variant: str, part: str) -> str:

@@ -77,9 +77,11 @@ def distill(
     occurrences: Annotated[int, typer.Option(help="Choose passages so that a token occurs so often.")] = 8,
     batch: Annotated[int, typer.Option(help="Passages per step, over all processes.")] = 8,
     micro_batch: Annotated[int | None, typer.Option(help="Passages that one process holds at once.")] = None,
-    hidden_rate: Annotated[float, typer.Option(help="Peak rate for hidden states, in RMS of rows.")] = 0.1,
+    hidden_rate: Annotated[float, typer.Option(help="Peak rate for hidden states, in RMS of rows.")] = 0.02,
     head_rate: Annotated[float, typer.Option(help="Peak rate for rows of the head, in RMS of rows.")] = 0.1,
-    head_epochs: Annotated[float, typer.Option(help="Times that the head goes through hidden states.")] = 8.0,
+    head_epochs: Annotated[
+        float | None, typer.Option(help="Times that the head goes through hidden states (default: 8, for long text 2).")
+    ] = None,
     body_dtype: Annotated[str, typer.Option(help="Of the frozen body: auto, float32, bfloat16 or float16.")] = "auto",
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
     seed: Seed = 1,

@@ -40,10 +40,8 @@ from lepta.vocabulary.tokens import Vocabulary
 
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
-# AdamW divides by the root of its second moment, so rows of tokens that a batch does not hold would move as far as the
-# others, by gradients of nearly nothing. With this epsilon (of gradients whose norm is at most 1) they nearly stay.
-EPSILON = 1e-3
 HEAD = "lm_head.weight"
+FITTED = 800_000  # positions that the head goes through, where no setting says how often
 
 
 def distill_folder(
@@ -103,7 +101,8 @@ def distill_folder(
     settings = settled(settings, initialised, work)
     dtype = products_dtype(settings, config_of(initialised))
     model = load_model(initialised, dtype)
-    layer = settings.layer or math.ceil(model.config.get_text_config().num_hidden_layers / 3)
+    layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
+    _check_context(passages.chosen, model.config.get_text_config())
     ids = torch.from_numpy(learned).to(model.device)
     old_rows = teacher.rows_of(teacher.input_name)[:].to(model.device)
     untie = settings.untie and student.output_name is None
@@ -112,15 +111,21 @@ def distill_folder(
     facts: dict[str, Any] = {
         "learned_rows": len(learned),
         "new_rows": len(fresh),
+        "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
         "layer": layer,
         "body_dtype": str(dtype).removeprefix("torch."),
         "rows_rms": unit,
         **_coverage(passages, fresh, new, settings.occurrences),
     }
+    best = BestRows(distiller, passages.held_out)
+    best.measure("initialised")
     curve = _learn_inputs(distiller, passages, settings, seed, unit, work, learned, new.size)
     if processes().is_main_process:
+        best.measure("inputs learned")
         first = _first_pieces(old, new, fresh, targets, transfer.same)
-        facts |= _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first)
+        _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first, best)
+        best.restore()
+        facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
     processes().wait_for_everyone()
     return facts, curve
@@ -141,6 +146,23 @@ def start_of(folder: Path) -> int:
     return int(start)
 
 
+def _layer(number: int, settings: DistillSettings) -> int:
+    layer = settings.layer or math.ceil(number / 3)
+    if layer > number:
+        raise LeptaError(f"distill.layer: {layer}, but the model has {number} layers; expected one of them, from 1 on")
+    return layer
+
+
+def _check_context(passages: list[Alignment], config: Any) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(len(passage.old_ids) for passage in passages)
+    if context is not None and longest > context:
+        raise LeptaError(
+            f"distill.passage: one has {longest} old tokens, more than the model's context of {context}; expected "
+            "fewer characters"
+        )
+
+
 def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
     """Refuse two models that differ in more than their vocabulary.
 
@@ -158,13 +180,23 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
     ends |= {teacher.bias_name, student.bias_name}
     names = [name for name in student.entries if name not in ends]
     for name in track(names, "comparing bodies", len(names)):
-        same = name in teacher.entries and teacher.is_floating(name) == student.is_floating(name)
-        read = Checkpoint.rows_of if same and student.is_floating(name) else Checkpoint.raw
-        if not same or not same_values(read(teacher, name), read(student, name)):
+        known = teacher.entries.get(name)
+        same_type = known is not None and known.dtype == student.entries[name].dtype
+        read = Checkpoint.raw if same_type else Checkpoint.rows_of
+        if known is None or not same_values(read(teacher, name), read(student, name)):
             raise LeptaError(
                 f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
                 "what `lepta init` made of it, before its body was trained"
             )
+
+
+def _warnings(best: "BestRows") -> dict[str, list[str]]:
+    """What a user must know of a run that did not end as it should; nothing of one that did."""
+    if best.kept != "initialised":
+        return {}
+    reached = min(bits for step, bits in best.bits.items() if step != "initialised")
+    worse = f"{best.bits['initialised']:.3f} -> {reached:.3f} bits per byte of passages put aside"
+    return {"warnings": [f"distillation made the text worse ({worse}); the rows it began with are kept"]}
 
 
 def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrences: int) -> dict[str, Any]:
@@ -198,7 +230,6 @@ def _learn_inputs(
         micro_batch=settings.micro_batch,
         groups=[{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
         warmup_steps=min(10, whole // settings.batch // 10),
-        adam_epsilon=EPSILON,
         seed=seed,
         save_every=settings.save_every,
         dtype=distiller.embedding.table.dtype,
@@ -208,7 +239,8 @@ def _learn_inputs(
         distiller, examples, examples.sizes, 0, work / "inputs", "hidden states", run, None, collate_passages
     )
     load_trained(distiller, trained.weights, str(work))
-    return trained.curve
+    losses = [entry for entry in trained.curve if "loss" in entry]
+    return [{"step": e["step"], "tokens": e["tokens"], "hidden_distance": e["loss"]} for e in losses]
 
 
 def _learn_head(
@@ -220,22 +252,64 @@ def _learn_head(
     learned: np.ndarray,
     fresh: np.ndarray,
     first: np.ndarray,
-) -> dict[str, Any]:
-    """Calibrate the head and fit it; returns bits per byte of passages put aside after each step."""
+    best: "BestRows",
+) -> None:
+    """Calibrate the head and fit it."""
     head, rule = distiller.head, distiller.rule
     bias = None if head.bias is None else head.bias[len(head.frozen) :]
-    bits = {"initialised": _bits(distiller, passages.held_out)}
     found = collect_states(distiller, passages.chosen, settings.batch)
     with torch.no_grad():
         rows = head.rows.detach().clone()
         slots = torch.from_numpy(np.searchsorted(learned, fresh[first >= 0])).to(rows.device)
         rows[slots] = (rows[slots] + head.row(torch.from_numpy(first[first >= 0]).to(rows.device))) / 2
         head.rows.copy_(calibrate(rows, found, rule, bias))
-    bits["calibrated"] = _bits(distiller, passages.held_out)
+    best.measure("calibrated")
     head.rows.requires_grad_(True)
-    fit(head.rows, found, rule, bias, settings.head_rate * unit, settings.head_epochs, seed)
-    bits["fitted"] = _bits(distiller, passages.held_out)
-    return {"held_out_bits_per_byte": bits}
+    epochs = settings.head_epochs
+    if epochs is None:
+        epochs = min(8.0, max(2.0, FITTED / len(found)))
+    fit(head.rows, found, rule, bias, settings.head_rate * unit, epochs, seed)
+    best.measure("fitted")
+
+
+class BestRows:
+    """Bits per byte of passages put aside after each step, and the rows with the fewest.
+
+    Attributes
+    ----------
+    bits : dict
+        Step -> bits per byte.
+    kept : str
+        The step whose rows are best; the last one where no passages are put aside.
+    """
+
+    def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
+        self._distiller, self._passages = distiller, passages
+        self._rows: list[torch.Tensor] = []
+        self.bits: dict[str, float] = {}
+        self.kept = ""
+
+    def measure(self, step: str) -> None:
+        """Measure the rows as they are now, and keep a copy of them if they are the best so far."""
+        if not self._passages:
+            self.kept, self._rows = step, self._now()
+            return
+        bits = _bits(self._distiller, self._passages)
+        if bits < min(self.bits.values(), default=math.inf):
+            self.kept, self._rows = step, self._now()
+        self.bits[step] = bits
+
+    def restore(self) -> None:
+        """Put the best rows back."""
+        with torch.no_grad():
+            for parameter, rows in zip(self._parameters(), self._rows, strict=True):
+                parameter.copy_(rows)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [self._distiller.embedding.rows, self._distiller.head.rows]
+
+    def _now(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters()]
 
 
 def _first_pieces(
@@ -266,7 +340,7 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
 
 def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
     """Bits per byte of passages."""
-    found = collect_states(distiller, passages, len(passages))
+    found = collect_states(distiller, passages, 16)
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
         nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())

@@ -71,7 +71,7 @@ def choose_passages(
         Characters of a passage.
     occurrences : int
     held_out : int
-        Passages that are put aside.
+        Passages that are put aside, if those are at most a tenth of all.
     seed : int
 
     Raises
@@ -82,6 +82,7 @@ def choose_passages(
     draw = random.Random(seed)
     pieces = [piece for document in documents for piece in cut(document, length)]
     draw.shuffle(pieces)
+    held_out = min(held_out, len(pieces) // 10)
     counts, learns = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
     learns[learned] = True
     chosen: list[Alignment] = []

@@ -26,9 +26,14 @@ class DistillSettings(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="Passages that one process holds at once; default: its share"
     )
-    hidden_rate: float = Field(0.1, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
+    hidden_rate: float = Field(0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
     head_rate: float = Field(0.1, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
-    head_epochs: float = Field(8.0, ge=0, description="Times that the head goes through the passages' hidden states")
+    head_epochs: float | None = Field(
+        None,
+        ge=0,
+        description="Times that the head goes through the hidden states of the text; default: 8, and 2 for more than "
+        "400,000 tokens",
+    )
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the frozen body"
     )

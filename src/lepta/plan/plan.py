@@ -401,6 +401,8 @@ def _left_out(recipe: Recipe) -> list[str]:
     tuned = {name: variant.tune for name, variant in recipe.variants.items() if variant.tune}
     named |= {f"variants.{name}.tune.dialogues": [tune.dialogues] for name, tune in tuned.items()}
     notes = [f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan" for name in tuned]
+    if recipe.distill:
+        notes.append("distill: hours, memory and checkpoints of distillation are not in this plan")
     if (calibrate := recipe.calibrate) and recipe.variants:
         copies = calibrate.copies
         named |= {"calibrate.prompts": calibrate.prompts, "calibrate.copies.text": copies.text}

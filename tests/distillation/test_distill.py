@@ -1,0 +1,182 @@
+"""`lepta distill` on tiny models: what changes, what does not, resuming, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from lepta.checkpoints.folder import Checkpoint
+from lepta.cli import app
+from lepta.corpus import read_documents
+from lepta.distillation import distill as module
+from lepta.distillation.distill import distill_folder
+from lepta.distillation.settings import DistillSettings
+from lepta.distillation.targets import target_rows
+from lepta.embeddings.initialise import initialise
+from lepta.errors import LeptaError
+from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokens import new_ids
+
+HEAD, INPUT = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request, tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path_factory):
+    """A model and the same with 300 Russian tokens."""
+    original = tiny_model_folder(rows=4000, tied=request.param, tokenizer=tiny_tokenizer)
+    folder = tmp_path_factory.mktemp("initialised")
+    initialise(Checkpoint(original), tiny_extended, folder)
+    return original, folder
+
+
+def settings(**values):
+    return DistillSettings.model_validate(
+        {"tokens": 3000, "batch": 4, "head_epochs": 4, "save_every": 3, "passage": 200} | values
+    )
+
+
+def documents():
+    return read_documents(["starter:ru/valid"])
+
+
+def run(pair, folder, **values):
+    folder.mkdir(exist_ok=True)
+    facts, curve = distill_folder(*pair, documents, settings(**values), 1, folder)
+    return facts, curve
+
+
+def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
+    facts, curve = run(pair, tmp_path / "out")
+    old, new = (open_tokenizer(folder).vocabulary() for folder in pair)
+    fresh = new_ids(old, new)
+    moves = set(fresh.tolist()) | set(target_rows(new, fresh).tolist())
+    before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        if name not in (INPUT, HEAD):
+            assert torch.equal(tensor, before[name]), name
+            continue
+        changed = set((tensor != before[name]).any(1).nonzero()[:, 0].tolist())
+        assert changed <= moves
+        assert len(changed & set(fresh.tolist())) > 100
+    bits = facts["held_out_bits_per_byte"]
+    assert bits["calibrated"] < bits["initialised"]
+    assert facts["kept"] == min(bits, key=bits.get)
+    assert "warnings" not in facts
+    assert curve[-1]["hidden_distance"] < curve[0]["hidden_distance"]
+    assert facts["tokens"] >= 3000
+    assert facts["learned_rows"] == len(moves)
+    assert facts["tokens_absent"] + facts["tokens_below_occurrences"] > 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.tie_word_embeddings == (HEAD not in after)
+
+
+def test_new_rows_leaves_old_rows_as_they_are(pair, tmp_path):
+    run(pair, tmp_path / "out", rows="new-rows")
+    before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
+    assert torch.equal(before[INPUT][:4000], after[INPUT][:4000])
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bytes(pair, tmp_path, monkeypatch):
+    run(pair, tmp_path / "whole")
+    for place in ("inputs", "head"):
+        stopped = tmp_path / place
+        with monkeypatch.context() as patch:
+            if place == "inputs":
+                patch.setattr("lepta.training.trainer._Callback.on_step_end", stop_at(5))
+            else:
+                patch.setattr(module, "fit", stop_at(0))
+            with pytest.raises(KeyboardInterrupt):
+                run(pair, stopped)
+        run(pair, stopped)
+        assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def stop_at(step):
+    def stop(*arguments, **_):
+        if step == 0 or arguments[2].global_step == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_rows_that_got_worse_are_not_kept(pair, tmp_path, monkeypatch):
+    def spoil(rows, *_):
+        return torch.full_like(rows, 3.0)
+
+    monkeypatch.setattr(module, "calibrate", spoil)
+    facts, _ = run(pair, tmp_path / "out", hidden_rate=30.0, head_epochs=0)
+    assert facts["kept"] == "initialised"
+    assert "made the text worse" in facts["warnings"][0]
+    before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
+    assert torch.equal(before[INPUT], after[INPUT])
+
+
+def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):
+    original, folder = tiny_model_folder(rows=4000, tied=True, tokenizer=tiny_tokenizer), tmp_path / "initialised"
+    folder.mkdir()
+    initialise(Checkpoint(original), tiny_extended, folder)
+    run((original, folder), tmp_path / "out", untie=True)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert not torch.equal(tensors[HEAD], tensors[INPUT])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    result = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(result.lm_head.weight, tensors[HEAD])
+    before = AutoModelForCausalLM.from_pretrained(original)
+    ids = torch.tensor(open_tokenizer(original).vocabulary().encode(["The cat sat on the mat."]))
+    expected, found = before(input_ids=ids).logits, result(input_ids=ids).logits[..., :4000]
+    english = expected.isclose(found, atol=1e-5).all(1)[0]
+    assert english.sum() >= 3900, "rows of Cyrillic letters alone have moved"
+
+
+def test_another_model_is_refused(pair, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):
+    other = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, seed=7)
+    with pytest.raises(LeptaError, match=r"is not that of .*before its body was trained"):
+        run((other, pair[1]), tmp_path / "body")
+    wide = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, hidden=64)
+    with pytest.raises(LeptaError, match="rows have 64 numbers"):
+        run((wide, pair[1]), tmp_path / "width")
+    with pytest.raises(LeptaError, match="nothing to learn"):
+        run((pair[0], pair[0]), tmp_path / "same")
+    with pytest.raises(LeptaError, match=r"layer.* 3.*has 2"):
+        run(pair, tmp_path / "layer", layer=3)
+
+
+def test_passages_that_the_model_cannot_read_are_refused(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):
+    original = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, context=64)
+    folder = tmp_path / "initialised"
+    folder.mkdir()
+    initialise(Checkpoint(original), tiny_extended, folder)
+    with pytest.raises(LeptaError, match=r"passage: .* context of 64"):
+        run((original, folder), tmp_path / "out")
+    assert list((tmp_path / "out").glob("*.safetensors")) == []
+
+
+def test_weights_that_are_no_numbers_are_refused(pair, tmp_path):
+    original = tmp_path / "original"
+    initialised = tmp_path / "initialised"
+    for source, target in zip(pair, (original, initialised), strict=True):
+        target.mkdir()
+        for file in source.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        tensors = load_file(target / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+        save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LeptaError, match="nan"):
+        run((original, initialised), tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
+    arguments = ["distill", "--original", str(pair[0]), "--model", str(pair[1]), "--text", "starter:ru/valid"]
+    arguments += ["--tokens", "1500", "--passage", "200", "--output", str(tmp_path / "out"), "--json"]
+    found = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    facts = json.loads(found.stdout)
+    assert facts["tokens"] >= 1500
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["tokens"] == 1500
+    assert manifest["inputs"].keys() == {"model", "original", "text"}
+    assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
