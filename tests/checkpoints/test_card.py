@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepta.checkpoints.card import licence_of
+from lepta.checkpoints.card import licence_of, rates_in_words
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,8 @@ def test_licence_is_what_the_card_says_or_unknown(tmp_path, card, licence):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
     assert licence_of(tmp_path) == licence
+
+
+def test_rates_are_as_the_recipe_gives_them():
+    assert rates_in_words(["auto"]) == "auto"
+    assert rates_in_words([1e-4, 2e-4, "auto"]) == "0.0001 or 0.0002 or auto"

@@ -7,7 +7,7 @@ import torch
 
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.scoring import PASS, TOKENS, common, in_batches
+from lepta.darumeru.scoring import PASS, TOKENS, Branch, Scorer, common, in_batches
 from lepta.darumeru.tasks import tasks
 from lepta.errors import LeptaError
 
@@ -53,6 +53,28 @@ def test_labels_have_their_full_likelihood(backend_of, family):
     for question, found in zip(questions, backend.choose(questions), strict=True):
         assert found == pytest.approx(expected(backend, question), abs=1e-4)
         assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@torch.no_grad()
+def test_labels_are_told_apart_in_16_bits(tiny_model_folder, tiny_tokenizer, split):
+    """Logits of 16 bits have steps of 0.06 and more where they are large: many labels would be equally likely."""
+    from lepta.checkpoints.load import load_model
+    from lepta.training.split import split_rows
+
+    model = load_model(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), torch.bfloat16)
+    model.get_output_embeddings().weight *= 60
+    head = model.get_output_embeddings().weight.float()
+    if split:
+        split_rows(model, 3000)
+    ids, targets = (5, 6, 7, 8), range(2900, 3100)
+    found = [values[0] for values in Scorer(model).score([Branch((*ids, target), len(ids)) for target in targets])]
+    state = model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1].float()
+    logits = (head @ state)[list(targets)].cpu()
+    assert logits.abs().max() > 16 and len(set(logits.bfloat16().tolist())) < len(targets)
+    assert len(set(found)) == len(targets)
+    off = torch.tensor(found) - logits
+    assert (off - off.mean()).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["rucola", "rwsd", "mmlu_ru"])

@@ -1,5 +1,6 @@
 """The model card: every input, its licence, and what was done, so that a reader need not trust anybody."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def write_card(recipe: Recipe, variant: str, base: Path, facts: dict[str, Any], 
         f"the original, {transfer['mixed']:,} new. "
         + " ".join(
             f"Trained: {stage.trains}, {stage.tokens:,} tokens, learning rate "
-            f"{' or '.join(f'{rate:g}' for rate in stage.learning_rate)}, seed {recipe.seed}."
+            f"{rates_in_words(stage.learning_rate)}, seed {recipe.seed}."
             for stage in recipe.pretrain
         ),
         "",
@@ -88,6 +89,11 @@ def write_card(recipe: Recipe, variant: str, base: Path, facts: dict[str, Any], 
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def rates_in_words(rates: Sequence[float | str]) -> str:
+    """Learning rates as a recipe gives them: numbers, or `auto`."""
+    return " or ".join(rate if isinstance(rate, str) else f"{rate:g}" for rate in rates)
 
 
 def text_licence(source: str) -> str:

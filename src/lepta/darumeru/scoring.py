@@ -3,6 +3,7 @@
 Texts stand behind a prefix whose keys and values are kept; logits exist at the positions that are asked for only.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from lepta.training.loss import LogitRule, logit_rule
+from lepta.training.split import parts_of
 
 TOKENS = 8192  # of one forward pass, padding included
 PASS = 64  # tokens whose reading takes about as long as a forward pass takes by itself
@@ -133,14 +135,28 @@ class Scorer:
             part = {spot: n for n, spot in enumerate(places[start : start + POSITIONS])}
             row_indices, place_indices = self._tensor(list(part)).T
             states = outputs[row_indices, place_indices]
-            log_probs = torch.log_softmax((head(states) if self._plain else states).float(), -1)
+            logits = head(states) if self._plain else states
             here = [item for item in wanted if item[:2] in part]
             lines, targets = self._tensor([(part[item[:2]], item[2]) for item in here]).T
-            values |= zip(here, log_probs[lines, targets].tolist(), strict=True)
+            found = torch.log_softmax(logits.float(), -1)[lines, targets]
+            if self._plain and logits.dtype.itemsize == 2:
+                # 16 bits tell logits of about 16 apart by steps of 0.06 or more: labels would be equally likely.
+                found += _exact(head, states[lines], targets) - logits[lines, targets].float()
+            values |= zip(here, found.tolist(), strict=True)
         return [values[item] for item in wanted]
 
     def _tensor(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         return torch.tensor(rows, device=self._model.device)
+
+
+def _exact(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Logits of one target for each state, as sums in float32."""
+    parts = parts_of(head)
+    rows = parts[0][targets.clamp(max=len(parts[0]) - 1)].float()
+    for part, start in zip(parts[1:], itertools.accumulate(map(len, parts)), strict=False):
+        rows = torch.where((targets < start)[:, None], rows, part[(targets - start).clamp(min=0)].float())
+    logits = (states.float() * rows).sum(dim=-1)
+    return logits if head.bias is None else logits + head.bias[targets].float()
 
 
 def _cache(layers: Layers, rows: int) -> Any:
