@@ -177,6 +177,6 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     facts = json.loads(found.stdout)
     assert facts["tokens"] >= 1500
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["settings"]["tokens"] == 1500
-    assert manifest["inputs"].keys() == {"model", "original", "text"}
+    assert manifest["key"]["settings"]["tokens"] == 1500
+    assert manifest["key"]["inputs"].keys() == {"model", "original", "text"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
