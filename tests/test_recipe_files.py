@@ -91,7 +91,11 @@ def test_instruction_tuning_names_options_that_exist():
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_has_a_plan_and_fits_its_gpus(name):
     facts = plan_of(name)
-    assert facts["total"]["flops"] > 0 and facts["disk"]["total"] > 0
+    if read_recipe(ROOT / name).pretrain:
+        assert facts["total"]["flops"] > 0
+    else:
+        assert any("distill" in note for note in facts["notes"]), "what the plan does not count is said"
+    assert facts["disk"]["total"] > 0
     assert all(row["fits"] for row in facts["devices"])
     if name in TRAINED:
         assert facts["stages"][0]["weights"]["trained"] == TRAINED[name]
