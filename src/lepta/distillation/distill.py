@@ -335,7 +335,10 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
         return torch.from_numpy(np.stack(rows))
 
     fills = {"old_ids": 0, "new_ids": 0, "old_ends": 0, "new_ends": 0, "weights": 0.0}
-    return {name: padded([passage[name] for passage in passages], fill) for name, fill in fills.items()}
+    batch = {}
+    for name, fill in fills.items():
+        batch[name] = padded([passage[name] for passage in passages], fill)
+    return batch
 
 
 def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
