@@ -18,12 +18,12 @@ from lepta.calibration.calibrate import Place
 from lepta.calibration.command import calibrate_folder
 from lepta.calibration.effect import EffectSettings
 from lepta.calibration.settings import CalibrateSettings, calibration_tuning
+from lepta.core.output import publishing
+from lepta.core.settings import validated
 from lepta.darumeru.aggregate import compare
 from lepta.darumeru.data import write_dataset
 from lepta.darumeru.importers import import_dataset
 from lepta.darumeru.log import read_results
-from lepta.output import publishing
-from lepta.settings import validated
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from lepta.calibration.prompts import read_prompts
 from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Sampling
-from lepta.checkpoints.load import load_tokenizer
-from lepta.corpus import read_documents
+from lepta.models.load import load_tokenizer
+from lepta.text.sources import read_documents
 from lepta.training.conversations import lay_out_rows, write_examples
 from lepta.vocabulary.source import open_tokenizer
 

@@ -43,7 +43,7 @@ class Made(NamedTuple):
 
 def sentences_of(source: str) -> list[str]:
     """All different sentences of a text source that are of a usual length."""
-    from lepta.corpus import read_documents
+    from lepta.text.sources import read_documents
 
     parts = (part.strip() for text in read_documents([source]) for part in SENTENCE.split(text))
     return sorted({part for part in parts if 30 <= len(part) <= 300})

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
 from lepta.darumeru.backend import Question
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.lm_eval_export import export
@@ -31,6 +30,7 @@ from lepta.darumeru.log import read_log
 from lepta.darumeru.runner import fit, run
 from lepta.darumeru.tasks import Answer, Task, tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.models.load import load_model, load_tokenizer, model_folder
 
 BATCHES = (1, 4, 16)  # of lm-evaluation-harness; the fastest counts
 

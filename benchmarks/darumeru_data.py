@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lepta.core.output import publishing
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.importers import import_dataset
 from lepta.darumeru.rows import DATASETS
-from lepta.output import publishing
 
 
 @dataclass(frozen=True)

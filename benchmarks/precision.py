@@ -23,13 +23,13 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from lepta.checkpoints.load import load_model, load_tokenizer, opened
-from lepta.checkpoints.precision import DTYPES, config_of, fastest_on_cpu, name_of
-from lepta.corpus import read_documents
 from lepta.embeddings.initialise import initialise
-from lepta.evaluation.bits import WINDOW, score_text, windows
-from lepta.evaluation.speed import write
+from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.speed import write
+from lepta.models.load import load_model, load_tokenizer, opened
+from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
 from lepta.recipe import PretrainSettings
+from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText, training_blocks
 from lepta.training.precision import load_for_training
 from lepta.training.pretrain import pretrain

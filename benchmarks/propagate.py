@@ -198,9 +198,9 @@ def three_variants(work: Path) -> dict:
 
 def against_lstsq(work: Path) -> dict:
     """The map of one matrix, against `torch.linalg.lstsq(driver="gelsy")` in float64 on the same rows."""
-    from lepta.checkpoints.folder import Checkpoint
     from lepta.embeddings.propagate import MapFitter
     from lepta.embeddings.transfer import transfer_matrix
+    from lepta.models.folder import Checkpoint
     from lepta.vocabulary.source import open_tokenizer
 
     place = make_models(work, "mistral", 1)
@@ -222,9 +222,9 @@ def against_lstsq(work: Path) -> dict:
 
 def exactness(work: Path) -> dict:
     """Instruct = base gives the adapted rows back; instruct = base R gives R."""
-    from lepta.checkpoints.folder import Checkpoint
     from lepta.embeddings.propagate import METHODS, MapFitter
     from lepta.embeddings.transfer import transfer_matrix
+    from lepta.models.folder import Checkpoint
     from lepta.vocabulary.source import open_tokenizer
 
     place = make_models(work, "mistral", 1)

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
-from lepta.corpus import read_documents
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
-from lepta.evaluation.bits import WINDOW, score_text, windows
-from lepta.evaluation.generation import generate
+from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.generation import generate
+from lepta.models.folder import Checkpoint
+from lepta.models.load import load_model, load_tokenizer
 from lepta.recipe import PretrainSettings
+from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.vocabulary.source import open_tokenizer

@@ -49,8 +49,8 @@ ROWS = {
 
 def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
     """Build one vocabulary and measure it, in this process."""
-    from lepta.corpus import read_documents
     from lepta.embeddings.transfer import transfer_matrix
+    from lepta.text.sources import read_documents
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.check import check_vocabulary
     from lepta.vocabulary.source import open_tokenizer
@@ -95,7 +95,7 @@ def measure_bpe_continue(data: Path) -> dict[str, float | int | str]:
     import bpe_continue
     from tokenizers import Tokenizer
 
-    from lepta.corpus import read_documents
+    from lepta.text.sources import read_documents
     from lepta.vocabulary.source import open_tokenizer
 
     started = time.perf_counter()
@@ -126,7 +126,7 @@ def measure_stream(gigabytes: float, data: Path) -> dict[str, float | int | str]
     """
     from itertools import count, permutations
 
-    from lepta.corpus import Document, read_labelled
+    from lepta.text.sources import Document, read_labelled
     from lepta.vocabulary.words import WordCounter
 
     letters = "аеиорнтс"

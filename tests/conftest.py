@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary

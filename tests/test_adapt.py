@@ -16,8 +16,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.adapt import pretrain_stage
-from lepta.errors import LeptaError
-from lepta.pipeline import Hashes
+from lepta.core.errors import LeptaError
+from lepta.core.stages import Hashes
 from lepta.recipe import Language, PretrainSettings, Text
 
 ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]

@@ -10,11 +10,9 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from lepta.checkpoints.weights import count_weights
 from lepta.cli import app
-from lepta.corpus import read_documents
-from lepta.errors import LeptaError
-from lepta.locate import locate
+from lepta.core.errors import LeptaError
+from lepta.models.weights import count_weights
 from lepta.plan import plan as plan_module
 from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
@@ -22,6 +20,8 @@ from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
 from lepta.recipe import PretrainSettings, Recipe, VocabularySettings
+from lepta.text.locate import locate
+from lepta.text.sources import read_documents
 from lepta.training import blocks
 from lepta.training.settings import split_batch
 

@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from lepta.checkpoints.folder import INDEX, Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows
+from lepta.core.stages import Hashes
 from lepta.embeddings.initialise import initialise
-from lepta.pipeline import Hashes
+from lepta.models.folder import INDEX, Checkpoint
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_model
 from lepta.vocabulary.source import open_tokenizer
 
 ROWS = 4000

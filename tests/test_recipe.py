@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.recipe import PretrainSettings, read_recipe
 
 GOOD = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import regex
 
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 from lepta.vocabulary.check import check_vocabulary
 from lepta.vocabulary.measure import measure
 

@@ -23,8 +23,8 @@ from benchmarks.miniature.pages import publish
 from benchmarks.miniature.results import RESULTS, collect
 from benchmarks.miniature.settings import FILE, ScaleSettings, Side, Texts, read
 from benchmarks.miniature.stages import SCENARIOS, shared_pipeline, vocabulary_pipeline
-from lepta.errors import LeptaError
-from lepta.output import write_json
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
 
 console = Console()
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.darumeru.metrics import copied_share
-from lepta.evaluation.bits import score_text
-from lepta.evaluation.generation import chat_prompt, generate
-from lepta.evaluation.speed import characters_per_second, read, write
+from lepta.inference.bits import score_text
+from lepta.inference.generation import chat_prompt, generate
+from lepta.inference.speed import characters_per_second, read, write
+from lepta.models.load import load_model, load_tokenizer
+from lepta.models.loss import IGNORED, give_loss
 from lepta.training.conversations import conversation_example
-from lepta.training.loss import IGNORED, give_loss
 from lepta.training.trainer import collate
 
 BATCH = 32

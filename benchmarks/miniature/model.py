@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.miniature.settings import Shape
-from lepta.checkpoints.publish import save_loaded_model
+from lepta.models.write import save_loaded_model
 from lepta.vocabulary.source import TokenizerSource
 
 TEXT_END, TURN_END, PAD = "<|text|>", "<|end|>", "<|pad|>"

@@ -10,8 +10,8 @@ from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.results import Estimate, Table
 from benchmarks.miniature.stages import LEP, SCENARIOS
 from benchmarks.miniature.tasks import TASKS
-from lepta.errors import LeptaError
-from lepta.output import write_json
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "miniature.md"

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from lepta.core.settings import Section, Sources, read_settings
 from lepta.recipe import PretrainSettings
-from lepta.settings import Section, Sources, read_settings
 from lepta.training.settings import TuneSettings
 
 Scale = Literal["smoke", "cpu", "gpu"]

@@ -16,19 +16,19 @@ from benchmarks.miniature.settings import Calibration, Measures, ScaleSettings, 
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, write_rows
 from lepta.adapt import CURVE
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows
-from lepta.corpus import read_documents
+from lepta.core.output import write_json
+from lepta.core.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import METHODS
 from lepta.embeddings.variant import propagate
-from lepta.evaluation.bits import windows
-from lepta.evaluation.generation import chat_prompt, generate
-from lepta.output import write_json
-from lepta.pipeline import CHECKPOINTS, Pipeline, Stage
+from lepta.inference.bits import windows
+from lepta.inference.generation import chat_prompt, generate
+from lepta.models.folder import Checkpoint
+from lepta.models.load import load_model, load_tokenizer
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_model
 from lepta.recipe import PretrainSettings
+from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
 from lepta.training.pretrain import HeldOut, pretrain_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import regex
 
 from benchmarks.miniature.settings import Sample, Texts
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 
 PASSAGE = 600  # characters, about; a model sees a few of them at once
 MOST_WORDS = 8  # of a passage, that are said again and again

@@ -13,12 +13,12 @@ gets its name only when all went well::
 from importlib import import_module
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.version import __version__
 
 # Name -> module. Loaded on first use: torch and transformers take seconds to import.
 _VERBS = {
-    "Checkpoint": "lepta.checkpoints.folder",
+    "Checkpoint": "lepta.models.folder",
     "adapt": "lepta.adapt",
     "apply_patch": "lepta.embeddings.patch",
     "build_vocabulary": "lepta.vocabulary.build",
@@ -32,7 +32,7 @@ _VERBS = {
     "open_tokenizer": "lepta.vocabulary.source",
     "pretrain_folder": "lepta.training.pretrain",
     "propagate": "lepta.embeddings.variant",
-    "publishing": "lepta.output",
+    "publishing": "lepta.core.output",
     "read_recipe": "lepta.recipe",
     "transfer_matrix": "lepta.embeddings.transfer",
     "tune_folder": "lepta.training.tune",

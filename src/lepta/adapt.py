@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 
 from lepta.calibration.calibrate import Place, calibration_stages
-from lepta.checkpoints.card import write_card
-from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
-from lepta.checkpoints.load import model_folder
-from lepta.checkpoints.weights import count_weights
-from lepta.corpus import BENCHMARK, dialogue_file, read_documents
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST, partial_of, write_json
+from lepta.core.stages import Pipeline, Stage
 from lepta.darumeru.log import read_results
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.variant import propagate
-from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import ask
-from lepta.evaluation.bits import WINDOW, windows
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
-from lepta.locate import locate, read_json
-from lepta.output import MANIFEST, partial_of, write_json
-from lepta.pipeline import Pipeline, Stage
+from lepta.inference.bits import WINDOW, windows
+from lepta.models.card import write_card
+from lepta.models.folder import MODEL_FILES, Checkpoint
+from lepta.models.load import model_folder
+from lepta.models.weights import count_weights
 from lepta.recipe import PretrainSettings, Recipe, Text, Tune, rows_apart
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report
+from lepta.text.locate import locate, read_json
+from lepta.text.sources import BENCHMARK, dialogue_file, read_documents
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
@@ -425,7 +425,7 @@ def report_data(output: Path) -> dict[str, Any]:
 
 
 def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report: Callable[[str], None] = print) -> Path:
-    """Run a recipe; returns the output folder. See `lepta.pipeline.Pipeline.run`.
+    """Run a recipe; returns the output folder. See `lepta.core.stages.Pipeline.run`.
 
     Of several processes (`accelerate launch`, `torchrun`) the first one runs all stages; the others take part where a
     model is trained.

@@ -1,7 +1,7 @@
 """What a user may write in a recipe: one YAML file from texts and models to adapted models and a report.
 
 Paths are relative to the folder that `lepta` is run in, as on the command line. Text sources are described in
-`lepta.corpus`, model sources in `lepta.locate`.
+`lepta.text.sources`, model sources in `lepta.text.locate`.
 """
 
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
+from lepta.core.errors import LeptaError
+from lepta.core.settings import NAME, Section, Sources, read_settings
 from lepta.darumeru.data import BUILTIN, HUB
 from lepta.darumeru.tasks import named_tasks
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.propagate import Method
-from lepta.errors import LeptaError
-from lepta.settings import NAME, Section, Sources, read_settings
 from lepta.training.settings import BodyDtype, Lora, TuneSettings
 from lepta.vocabulary.scenarios import KeepBy, Scenario
 

@@ -22,7 +22,7 @@ from lepta.calibration.prompts import Prompt, read_prompts
 from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 QUESTIONS = ["Почему небо голубое?", "Что такое вода?", "Name a colour.", "Сколько будет два плюс два?", "Кто ты?"]
 

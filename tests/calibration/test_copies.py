@@ -7,7 +7,7 @@ import pytest
 
 from lepta.calibration.copies import copy_examples, draw, known_elsewhere
 from lepta.calibration.settings import CopySettings
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 
 def test_passages_are_whole_paragraphs_of_many_lengths(russian):

@@ -9,7 +9,7 @@ import regex
 
 from lepta.corpora.prepare import prepare
 from lepta.corpora.settings import CorpusSettings
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 
 SENTENCE = regex.compile(r"(?<=[.!?…])\s+")
 
@@ -61,7 +61,7 @@ def written(tmp_path):
     """Read the rows of a prepared corpus, by source."""
 
     def written(name="out"):
-        from lepta.formats import read_rows
+        from lepta.text.formats import read_rows
 
         folders = sorted((Path(tmp_path) / name / "text").iterdir())
         return {

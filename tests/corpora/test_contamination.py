@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from lepta.core.errors import LeptaError
 from lepta.corpora.contamination import Contamination, build_index
 from lepta.corpora.settings import Clean, Decontaminate
-from lepta.errors import LeptaError
 
 QUESTION = "Какая река впадает в Каспийское море и считается самой длинной рекой во всей Европе"
 ANSWER = "самая длинная река Европы это конечно Волга которая течёт через многие области России"

@@ -7,7 +7,7 @@ from lepta.corpora.clean import Cleaned, Cleaner
 from lepta.corpora.judge import Judge, repeated_share
 from lepta.corpora.settings import Clean, Filters
 from lepta.corpora.words import ngram_hashes, split_words, word_hashes
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 
 GOOD = next(text for text in read_documents(["starter:ru/train"]) if len(text) > 1000)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lepta.core.errors import LeptaError
 from lepta.corpora.settings import read_corpus_settings
-from lepta.errors import LeptaError
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.aggregate import TaskResult, _weights, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.measures import Labels, Means, SampleScore, SubjectMeans, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, micro_average
 from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF, SUBJECTS
 from lepta.darumeru.tasks import Answer, tasks
-from lepta.errors import LeptaError
 
 
 def model(skill, definition="current", seed=0):

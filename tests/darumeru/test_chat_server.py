@@ -7,18 +7,18 @@ from serving import Proxy, stopped, transformers_serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-import lepta.server
-from lepta.checkpoints.load import model_folder
+import lepta.inference.client
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru.chat_backend import ChatBackend, _chosen
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.log import read_log
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
+from lepta.inference.client import Client
+from lepta.models.load import model_folder
 from lepta.report.darumeru import write_run_page
-from lepta.server import Client
 
 for package in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
@@ -81,7 +81,9 @@ def test_labels_are_written(remote, data, tmp_path):
 
 
 def test_failures_on_the_way_change_nothing(url, remote, smollm2_folder, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(lepta.server, "TRIES", 12)  # three of ten requests fail here: five in a row would happen
+    monkeypatch.setattr(
+        lepta.inference.client, "TRIES", 12
+    )  # three of ten requests fail here: five in a row would happen
     monkeypatch.setattr(Client, "name", "smollm2")  # the same model, whichever way it is reached
     proxy = Proxy(url, share=0.3)
     proxied = ChatBackend(Client(proxy.url, str(smollm2_folder), wait=0.01), remote._tokenizer)

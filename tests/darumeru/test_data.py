@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.data import SHOTS, TEST, builtin_folder, load_dataset, read_rows, set_aside, write_dataset
 from lepta.darumeru.rows import DATASETS, make_row
-from lepta.errors import LeptaError
 
 PARUS = {"id": "a", "premise": "Шёл дождь.", "question": "effect", "choices": ["Лужи.", "Снег."], "answer": "1"}
 RWSD = {"id": "a", "text": "Кошка спит, она сыта.", "span1": "Кошка", "span2": "она", "answer": "Да"}

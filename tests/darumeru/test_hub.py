@@ -2,8 +2,8 @@
 
 import pytest
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru import hub
-from lepta.errors import LeptaError
 
 OPTIONS = {"option_a": "раз", "option_b": "два", "option_c": "три", "option_d": "четыре"}
 MERA = {

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.importers import FORMATS, import_dataset, oracle_sentences, read_format
 from lepta.darumeru.rows import DATASETS
 from lepta.darumeru.sentences import sentences
-from lepta.errors import LeptaError
 
 EVAL = Path(os.environ.get("LEPTA_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "eval"
 

@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.lm_eval_backend import LmEvalBackend
@@ -14,7 +15,6 @@ from lepta.darumeru.rows import DATASETS
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
 
 pytest.importorskip("lm_eval", reason="needs lm_eval: pip install 'lepta[lm-eval]'")
 

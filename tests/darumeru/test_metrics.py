@@ -15,9 +15,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru import metrics
 from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF, RUSSIAN_NAMES, SUBJECTS
-from lepta.errors import LeptaError
 
 TABLES = Path(os.environ.get("LEPTA_SHARED", Path(__file__).parents[3] / "shared")) / "spec" / "paper_tables.json"
 LABELS = ("1", "2", "3")

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru import log
 from lepta.darumeru.log import read_log, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
 from lepta.report import darumeru
 from lepta.report.darumeru import side_by_side, worth, write_comparison_page, write_run_page
 

@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru import runner
 from lepta.darumeru.aggregate import compare, summarise
 from lepta.darumeru.backend import Written
@@ -16,7 +17,6 @@ from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
 from lepta.darumeru.tasks import tasks
 from lepta.darumeru.transformers_backend import opened_backend
-from lepta.errors import LeptaError
 from lepta.report.darumeru import write_run_page
 
 
@@ -339,7 +339,7 @@ def test_a_run_goes_on_in_the_precision_it_began_with(tiny_model_folder, tmp_pat
     folder, output = tiny_model_folder(), tmp_path / "run"
     given = {"source": "builtin", "limit": 2}
     for fastest, name in ((torch.bfloat16, "rucola"), (torch.float32, "parus")):
-        monkeypatch.setattr("lepta.checkpoints.load.fastest_on_cpu", lambda config, dtype=fastest: dtype)
+        monkeypatch.setattr("lepta.models.load.fastest_on_cpu", lambda config, dtype=fastest: dtype)
         with opened_backend(folder, chat=False, output=output) as backend:
             assert backend.identity["dtype"] == "bfloat16"
             run(backend, output=output, names=[name], **given)

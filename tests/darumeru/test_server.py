@@ -8,15 +8,15 @@ from serving import Proxy, Server, stopped
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-import lepta.server
+import lepta.inference.client
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.darumeru import server_backend
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
-from lepta.errors import LeptaError
-from lepta.server import Client
+from lepta.inference.client import Client
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_server_that_goes_away(small, data, tmp_path, monkeypatch):
     folder, server = small
     monkeypatch.setattr(server_backend, "TOP", 4300)
     monkeypatch.setattr(Client, "name", "tiny")
-    monkeypatch.setattr(lepta.server.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(lepta.inference.client.time, "sleep", lambda seconds: None)
 
     def asked(url, output):
         command = ["darumeru", "run", "--server", url, "--server-model", "tiny", "--model", str(folder), "--plain"]

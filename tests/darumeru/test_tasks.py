@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru import prompts
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.rows import DATASETS, make_row
 from lepta.darumeru.tasks import Answer, tasks
-from lepta.errors import LeptaError
 
 ALL = list(tasks())
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import lepta.darumeru
+from lepta.core.errors import LeptaError
 from lepta.darumeru.aggregate import TaskResult, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.metrics import COPIED, copied_share, pick
 from lepta.darumeru.rows import make_row
 from lepta.darumeru.tasks import Answer, tasks
-from lepta.errors import LeptaError
 
 
 def _copy_score(definition, copy):

@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from lepta.checkpoints.folder import Checkpoint
 from lepta.cli import app
-from lepta.corpus import read_documents
+from lepta.core.errors import LeptaError
 from lepta.distillation import distill as module
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.targets import target_rows
 from lepta.embeddings.initialise import initialise
-from lepta.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.text.sources import read_documents
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import new_ids
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from lepta.core.errors import LeptaError
 from lepta.distillation.alignment import Aligner
 from lepta.distillation.head import HeadStates, calibrate, constant_direction, cross_entropy, fit
 from lepta.distillation.passages import choose_passages, cut
 from lepta.distillation.student import LearnedHead, hidden_distance
 from lepta.distillation.targets import target_rows
-from lepta.errors import LeptaError
-from lepta.training.loss import LogitRule
+from lepta.models.loss import LogitRule
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.tokens import new_ids
 

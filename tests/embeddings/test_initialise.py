@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
+from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise, initialise_matrix, padded_rows
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.errors import LeptaError
+from lepta.models.folder import Checkpoint
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Kind

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows
+from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.patch import PATCH, ROWS, apply_patch, export_patch, tensor_hashes
-from lepta.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_model
 from lepta.vocabulary.source import open_tokenizer
 
 SIZE = 4000

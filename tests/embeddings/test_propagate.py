@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import sparse
 
+from lepta.core.errors import LeptaError
 from lepta.embeddings.least_squares import Anchors, Problem
 from lepta.embeddings.propagate import METHODS, MapFitter
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
-from lepta.errors import LeptaError
 
 WIDTH = 16
 FITTED = ["overlap", "conversion"]

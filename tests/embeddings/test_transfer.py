@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from lepta.core.errors import LeptaError
 from lepta.embeddings.transfer import rows_needed, transfer_matrix
-from lepta.errors import LeptaError
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.tokens import Kind
 

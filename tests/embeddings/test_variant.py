@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows
+from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import ANCHORED, METHODS, MapFitter
 from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.embeddings.variant import count_tokens, propagate
-from lepta.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_model
 from lepta.vocabulary.pre_tokenizers import starts_with
 from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import open_tokenizer

@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST
+from lepta.core.stages import Pipeline, Stage
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Contestant
-from lepta.output import MANIFEST
-from lepta.pipeline import Pipeline, Stage
 from lepta.recipe import Benchmark
 
 SETTINGS = Benchmark(tasks=["rucola"], limit=4)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.evaluation.evaluate import behaviour_dialogues
 from lepta.recipe import Behaviour
 

@@ -8,11 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 import lepta
-from lepta.checkpoints.load import load_model, load_tokenizer
 from lepta.cli import app
-from lepta.errors import LeptaError
-from lepta.evaluation.bits import WINDOW, score_text
+from lepta.core.errors import LeptaError
 from lepta.evaluation.measure import measure_model
+from lepta.inference.bits import WINDOW, score_text
+from lepta.models.load import load_model, load_tokenizer
 
 FIELDS = {
     "model",
@@ -85,7 +85,7 @@ def test_the_precision_is_the_one_asked_for(folder, monkeypatch):
     rounded = measure_model(folder, **given, dtype="bfloat16")
     assert (exact.dtype, rounded.dtype) == ("float32", "bfloat16")
     assert exact.bits_per_byte != rounded.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.01)
-    monkeypatch.setattr("lepta.checkpoints.load.fastest_on_cpu", lambda config: torch.bfloat16)
+    monkeypatch.setattr("lepta.models.load.fastest_on_cpu", lambda config: torch.bfloat16)
     assert measure_model(folder, **given).bits_per_byte == rounded.bits_per_byte
 
 

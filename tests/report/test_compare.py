@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.corpus import Document, read_labelled
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.report.compare import choose_examples, excerpt, short_names, write_comparison
+from lepta.text.sources import Document, read_labelled
 from lepta.vocabulary.pieces import parts_of, pieces
 
 EXAMPLES = 3

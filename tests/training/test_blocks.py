@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepta.checkpoints.load import load_tokenizer
-from lepta.corpus import read_documents
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.load import load_tokenizer
+from lepta.text.sources import read_documents
 from lepta.training.blocks import SECTIONS, TokenStore, TrainingText, cut, fit, lay_out, training_blocks, write_tokens
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
+from lepta.core.errors import LeptaError
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
 from lepta.evaluation.benchmark import scores_of
+from lepta.models.folder import Checkpoint
+from lepta.models.write import write_model
 from lepta.recipe import Benchmark, PretrainSettings
 from lepta.training.merge import changed_tensors
 from lepta.training.precision import load_for_training

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lepta.errors import LeptaError
-from lepta.settings import validated
+from lepta.core.errors import LeptaError
+from lepta.core.settings import validated
 from lepta.training.preference import prefer_folder, read_preferences, spread
 from lepta.training.settings import PreferenceSettings
 
@@ -45,7 +45,7 @@ def test_good_answers_become_likelier_than_bad_ones(folder, pairs, tmp_path, met
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize("method", ["kto", "dpo", "simpo"])
 def test_preferences_are_trained_in_what_is_fast(folder, pairs, tmp_path, monkeypatch, method):
-    monkeypatch.setattr("lepta.checkpoints.load.fastest_on_cpu", lambda config: torch.bfloat16)
+    monkeypatch.setattr("lepta.models.load.fastest_on_cpu", lambda config: torch.bfloat16)
     settings = PreferenceSettings(method=method, batch=8, learning_rate=1e-2, lora={"rank": 4, "alpha": 4})
     (tmp_path / "out").mkdir()
     facts, curve = prefer_folder(folder, read_preferences([str(pairs)], method), settings, 1, tmp_path / "out")

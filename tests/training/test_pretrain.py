@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.write import write_model
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
 LEPTA = [sys.executable, "-m", "lepta", "pretrain"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder

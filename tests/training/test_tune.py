@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
 from lepta.training import merge
 from lepta.training.conversations import (
     COUNTED,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from lepta.corpus import read_documents
+from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
 from lepta.vocabulary.rebuild import added_token

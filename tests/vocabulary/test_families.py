@@ -12,7 +12,7 @@ import tiktoken
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.llama_cpp import recognise

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.corpus import Document
+from lepta.text.sources import Document
 from lepta.vocabulary import measure as module
 from lepta.vocabulary.measure import measure, measure_sources
 from lepta.vocabulary.tokens import Kind

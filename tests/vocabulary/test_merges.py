@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.merges import Merge, learn_merges, whole_numbers
 from lepta.vocabulary.rebuild import merge_lines, merge_pairs
 

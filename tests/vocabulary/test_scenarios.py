@@ -12,8 +12,8 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepta.corpus import read_documents
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary, count_corpus, save_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
 from lepta.vocabulary.families import read_vocabulary
@@ -361,7 +361,7 @@ def test_words_of_a_list_are_cut_as_the_tokenizer_cuts_text(build, tiny_llama3):
     """A merge across "it" and "'s" would make tokens that text never gives."""
     pytest.importorskip("wordfreq")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lepta.corpus.FREQUENT_WORDS", 3_000)
+        patch.setattr("lepta.text.sources.FREQUENT_WORDS", 3_000)
         new = build(tiny_llama3, "bpe", corpus=["wordfreq:en"], size=2_000).vocabulary()
     ids = [i for i in range(new.size) if new.kinds[i] == Kind.TEXT]
     splits = new.split([new.data(i) for i in ids])

@@ -10,7 +10,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields
 from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.source import open_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.byte_level import from_byte_alphabet, to_byte_alphabet
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.tokens import Kind

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lepta.corpus import Document, read_labelled
+from lepta.text.sources import Document, read_labelled
 from lepta.vocabulary import words as module
 from lepta.vocabulary.build import WORD_LIST_ALONE, WORD_LIST_WEIGHT, count_corpus
 from lepta.vocabulary.pre_tokenizers import GPT2_REGEX, LLAMA3_REGEX, sequence, split
@@ -195,7 +195,7 @@ def test_words_of_a_list_share_out_the_count_over_four_forms():
 
 def test_a_word_list_is_a_source_beside_the_text(monkeypatch):
     pytest.importorskip("wordfreq")
-    monkeypatch.setattr("lepta.corpus.FREQUENT_WORDS", 20_000)
+    monkeypatch.setattr("lepta.text.sources.FREQUENT_WORDS", 20_000)
     table = count_corpus(RULES, ["starter:ru/valid", "wordfreq:ru"])
     assert table.names == ["ru/valid", "wordfreq:ru"]
     text, listed = (table.counts[:, table.sources == n].sum() for n in (0, 1))

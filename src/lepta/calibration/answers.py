@@ -10,7 +10,7 @@ from typing import Any
 from lepta.calibration.prompts import Prompt
 from lepta.calibration.rows import Rows
 from lepta.calibration.writers import Refusal, Sampling, Stopped, Writer
-from lepta.progress import progress
+from lepta.core.progress import progress
 
 
 def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, rows: Rows) -> None:

@@ -21,12 +21,12 @@ from lepta.calibration.prompts import check_asked, read_prompts
 from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import AnswerSettings, CalibrateSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
-from lepta.checkpoints.folder import MODEL_FILES
-from lepta.checkpoints.load import fast_dtype, load_model, load_tokenizer, opened
-from lepta.errors import LeptaError
-from lepta.locate import locate, read_json
-from lepta.output import MANIFEST, write_json
-from lepta.pipeline import CHECKPOINTS, Stage
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST, write_json
+from lepta.core.stages import CHECKPOINTS, Stage
+from lepta.models.folder import MODEL_FILES
+from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
+from lepta.text.locate import locate, read_json
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import processes
 from lepta.training.precision import begun_with, noted

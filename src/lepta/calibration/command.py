@@ -10,10 +10,10 @@ from lepta.calibration.calibrate import SHOWN, Place, calibration_stages, counts
 from lepta.calibration.effect import EffectSettings, measure_effect
 from lepta.calibration.rows import stored_rows
 from lepta.calibration.settings import CalibrateSettings
-from lepta.checkpoints.folder import Checkpoint
-from lepta.errors import LeptaError
-from lepta.output import MANIFEST
-from lepta.pipeline import Stage
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST
+from lepta.core.stages import Stage
+from lepta.models.folder import Checkpoint
 from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import this_machine
 from lepta.plan.plan import MFU

@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 
 from lepta.calibration.settings import CopySettings
-from lepta.corpus import read_documents
-from lepta.errors import LeptaError
-from lepta.progress import progress
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
+from lepta.text.sources import read_documents
 from lepta.training.blocks import PARAGRAPH
 from lepta.training.conversations import Message
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from lepta.checkpoints.load import exact_dtype, load_model, load_tokenizer
-from lepta.corpus import read_documents
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.core.settings import Section
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import named_tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.errors import LeptaError
-from lepta.evaluation.bits import WINDOW, score_text, windows
-from lepta.evaluation.generation import chat_prompt, generate
-from lepta.output import write_json
+from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.generation import chat_prompt, generate
+from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
-from lepta.settings import Section
+from lepta.text.sources import read_documents
 from lepta.training.conversations import Message
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import new_ids

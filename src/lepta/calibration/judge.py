@@ -15,7 +15,7 @@ from lepta.calibration.answers import fault
 from lepta.calibration.rows import Rows
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
-from lepta.progress import progress
+from lepta.core.progress import progress
 from lepta.training.conversations import Message
 
 SCALES = ("grammar", "relevance")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lepta.calibration.settings import CalibrateSettings
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.training.conversations import Message, read_conversations
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from lepta.settings import Section
+from lepta.core.settings import Section
 from lepta.training.settings import Lora, TuneSettings
 
 

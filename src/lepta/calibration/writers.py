@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import torch
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Question
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.darumeru.turns import render_chat
-from lepta.errors import LeptaError
-from lepta.evaluation.generation import greedy
-from lepta.server import AT_ONCE, SECONDS, Client, Refused, field
+from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused, field
+from lepta.inference.generation import greedy
 from lepta.training.conversations import Message
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from lepta.core.errors import LeptaError
 from lepta.corpora.clean import Cleaner
 from lepta.corpora.settings import Clean, Decontaminate
 from lepta.corpora.words import ngram_hashes, word_hashes
-from lepta.corpus import DATASET, read_documents, read_file, text_files
-from lepta.errors import LeptaError
-from lepta.formats import read_rows
+from lepta.text.formats import read_rows
+from lepta.text.sources import DATASET, read_documents, read_file, text_files
 
 
 def build_index(settings: Decontaminate, clean: Clean, place: Path) -> dict[str, int]:

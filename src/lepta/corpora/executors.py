@@ -22,10 +22,10 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
 from lepta.corpora.settings import Executor
 from lepta.corpora.work import Work
-from lepta.errors import LeptaError
-from lepta.progress import progress
 
 MEGABYTE = 1_000_000
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.corpora.settings import CorpusSettings, Source
-from lepta.corpus import DATASET, FIELD, text_field, text_files
+from lepta.text.sources import DATASET, FIELD, text_field, text_files
 
 TASK = 16_000_000  # bytes of files; a larger file is one task, as compressed files can be read from the start only
 

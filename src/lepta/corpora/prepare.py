@@ -10,6 +10,9 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupFilter
 
+from lepta.core.errors import LeptaError
+from lepta.core.output import publishing, refuse_existing, write_json
+from lepta.core.stages import write_manifest
 from lepta.corpora import plan as planning
 from lepta.corpora.contamination import build_index
 from lepta.corpora.duplicates import Clusters, Signatures, minhash_config
@@ -18,10 +21,7 @@ from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.steps import DUPLICATE, CleanTexts, Dropped, ReadShards, WriteTexts
 from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
-from lepta.errors import LeptaError
-from lepta.locate import read_json
-from lepta.output import publishing, refuse_existing, write_json
-from lepta.pipeline import write_manifest
+from lepta.text.locate import read_json
 from lepta.version import __version__
 
 REPORT = "report.json"

@@ -1,4 +1,4 @@
-"""What a user may write in a corpus file. Text sources are described in `lepta.corpus`."""
+"""What a user may write in a corpus file. Text sources are described in `lepta.text.sources`."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepta.corpus import is_word_list
-from lepta.settings import NAME, Section, Sources, read_settings
+from lepta.core.settings import NAME, Section, Sources, read_settings
+from lepta.text.sources import is_word_list
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

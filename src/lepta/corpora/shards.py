@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lepta.formats import read_rows
+from lepta.text.formats import read_rows
 
 SHARD = 32_000_000  # characters of text
 LEVEL = {"zst": 3, "gz": 6}

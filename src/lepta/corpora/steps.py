@@ -9,6 +9,7 @@ import xxhash
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from lepta.core.errors import LeptaError
 from lepta.corpora.clean import Cleaner
 from lepta.corpora.contamination import Contamination
 from lepta.corpora.judge import Judge
@@ -17,10 +18,9 @@ from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.shards import SHARD, ShardWriter, read_shard
 from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
-from lepta.corpus import DATASET, LONE_SURROGATE, read_dataset, read_file
-from lepta.corpus import Document as Text
-from lepta.errors import LeptaError
-from lepta.formats import stop
+from lepta.text.formats import stop
+from lepta.text.sources import DATASET, LONE_SURROGATE, read_dataset, read_file
+from lepta.text.sources import Document as Text
 
 DUPLICATE, WEIGHT, UNREADABLE, CONTAMINATED = "duplicate", "weight", "unreadable", "contaminated"
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 SAMPLES = 5  # dropped documents to look at, of each source and reason
 SHOWN = 300  # characters of each

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
-from lepta.locate import read_json
-from lepta.output import write_json
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.text.locate import read_json
 
 SECONDS_BETWEEN_PULSES = 1.0
 REMOVALS = 50  # attempts, a tenth of a second apart

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import SampleScore, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, Counts
 from lepta.darumeru.tasks import Definition, Task, tasks
-from lepta.errors import LeptaError
 
 DRAWS = 1000
 CONFIDENCE = 0.95

@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.tasks import Message
 from lepta.darumeru.turns import Turns
-from lepta.errors import LeptaError
-from lepta.server import Client, at_once, field
+from lepta.inference.client import Client, at_once, field
 
 LABEL_TOKENS = 32  # for a label, and the words that a model may write before it
 CHOSEN, LEFT = 0.0, -100.0  # log-probabilities that stand for the label that was written, and the others

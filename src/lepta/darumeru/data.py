@@ -19,10 +19,10 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
-from lepta.errors import LeptaError
-from lepta.formats import read_rows as rows_of
+from lepta.text.formats import read_rows as rows_of
 
 BUILTIN = "builtin"
 HUB = "hub"

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.data import set_aside
 from lepta.darumeru.metrics import most_exam_points
 from lepta.darumeru.rows import LETTERS, Row, make_row
 from lepta.darumeru.subjects import SUBJECTS
-from lepta.errors import LeptaError
 
 DARUMERU = "RefalMachine/darumeru"
 MMLU = "NLPCoreTeam/mmlu_ru"

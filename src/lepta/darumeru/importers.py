@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.data import Dataset, apart, checked, set_aside
 from lepta.darumeru.hub import MERA_FIELDS
 from lepta.darumeru.metrics import exam_numbers, lemmas, most_exam_points, ngrams, rouge_of_counts
@@ -21,7 +22,6 @@ from lepta.darumeru.records import Record, read_records
 from lepta.darumeru.rows import LETTERS, Row, make_row, row_type
 from lepta.darumeru.sentences import sentences
 from lepta.darumeru.subjects import SUBJECTS
-from lepta.errors import LeptaError
 
 SHOTS_DEFAULT = 5
 COPIES = 100

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.scoring import Branch
 from lepta.darumeru.turns import Turns
-from lepta.errors import LeptaError
 
 
 class LmEvalBackend(Turns):
@@ -138,10 +138,10 @@ def opened_lm_eval(
     LeptaError
         If lm-evaluation-harness is missing, has no such class, or the class cannot load the model.
     """
-    from lepta.checkpoints.folder import MODEL_FILES
-    from lepta.checkpoints.load import model_folder
-    from lepta.locate import locate
-    from lepta.pipeline import Hashes
+    from lepta.core.stages import Hashes
+    from lepta.models.folder import MODEL_FILES
+    from lepta.models.load import model_folder
+    from lepta.text.locate import locate
 
     try:
         from lm_eval.api.registry import get_model

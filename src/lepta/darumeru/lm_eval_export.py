@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
+from lepta.core.errors import LeptaError
+from lepta.core.output import publishing
+from lepta.core.stages import write_manifest
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, named_tasks
-from lepta.errors import LeptaError
-from lepta.output import publishing
-from lepta.pipeline import write_manifest
 
 DATA, TOKENIZER = "data", "tokenizer"
 PREFIX = "darumeru"

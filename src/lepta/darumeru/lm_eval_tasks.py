@@ -14,7 +14,6 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lepta.checkpoints.load import load_tokenizer
 from lepta.darumeru.backend import Order
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.lm_eval_export import DATA, TOKENIZER, check
@@ -22,6 +21,7 @@ from lepta.darumeru.measures import SampleScore
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import Answer, Message, Sample, tasks
 from lepta.darumeru.turns import render_plain
+from lepta.models.load import load_tokenizer
 
 METRIC = "score"
 

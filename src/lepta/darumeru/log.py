@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.aggregate import TaskResult
 from lepta.darumeru.measures import SampleScore
-from lepta.errors import LeptaError
-from lepta.locate import read_json
+from lepta.text.locate import read_json
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
 UNFORESEEN = "unforeseen"  # of a failed sample: what may not happen when it is asked again

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF
-from lepta.errors import LeptaError
 
 Counts = NDArray[np.float64]
 

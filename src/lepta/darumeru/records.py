@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.rows import LETTERS
-from lepta.errors import LeptaError
-from lepta.formats import read_rows, read_text
+from lepta.text.formats import read_rows, read_text
 
 Fields = dict[str, Any]
 

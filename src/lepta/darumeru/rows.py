@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.metrics import exam_points, most_exam_points
 from lepta.darumeru.subjects import SUBJECTS
-from lepta.errors import LeptaError
 
 LETTERS = ("A", "B", "C", "D")
 

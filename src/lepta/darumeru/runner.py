@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.core.progress import progress
 from lepta.darumeru.aggregate import Summary, summarise, task_result
 from lepta.darumeru.backend import Backend, Order, Question, Written
 from lepta.darumeru.data import Dataset, load_dataset
 from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, TaskLog, check_output, read_results
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
-from lepta.errors import LeptaError
-from lepta.output import write_json
-from lepta.progress import progress
 from lepta.version import __version__
 
 BATCH = {"choose": 32, "generate": 64, "loglikelihood": 1}  # samples, at most

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lepta.training.loss import LogitRule, logit_rule
+from lepta.models.loss import LogitRule, logit_rule
 from lepta.training.split import parts_of
 
 TOKENS = 8192  # of one forward pass, padding included

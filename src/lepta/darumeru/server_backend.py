@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.chat_backend import ChatBackend
 from lepta.darumeru.scoring import Branch
 from lepta.darumeru.turns import Turns
-from lepta.errors import LeptaError
-from lepta.server import Client, at_once, field
+from lepta.inference.client import Client, at_once, field
 
 TOP = 20  # tokens whose log-probabilities are asked for
 
@@ -145,7 +145,7 @@ def opened_server(
     LeptaError
         If plain text is to go through chat.
     """
-    from lepta.checkpoints.load import load_tokenizer
+    from lepta.models.load import load_tokenizer
     from lepta.vocabulary.source import open_tokenizer
 
     if api == "chat" and chat is False:

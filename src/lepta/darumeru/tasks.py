@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru import prompts
 from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import AllRight, Labels, Means, Measure, SampleScore, SubjectMeans, UnitShares
@@ -37,7 +38,6 @@ from lepta.darumeru.metrics import (
 from lepta.darumeru.prompts import Prompt
 from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
 from lepta.darumeru.sentences import sentences
-from lepta.errors import LeptaError
 
 # choose: the most likely of `Sample.continuations`; generate: greedy text; loglikelihood: mean log-probability per
 # token of each of `Sample.continuations`.

@@ -13,7 +13,7 @@ import torch
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.scoring import Scorer, common
 from lepta.darumeru.turns import Turns
-from lepta.evaluation.generation import greedy
+from lepta.inference.generation import greedy
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
@@ -172,12 +172,12 @@ def opened_backend(
     output : Path, optional
         Of the run: one that was begun there goes on in its precision.
     """
-    from lepta.checkpoints.folder import MODEL_FILES
-    from lepta.checkpoints.load import load_model, load_tokenizer, model_folder
-    from lepta.checkpoints.precision import DTYPES
+    from lepta.core.stages import Hashes
     from lepta.darumeru.log import logged_dtype
-    from lepta.locate import locate
-    from lepta.pipeline import Hashes
+    from lepta.models.folder import MODEL_FILES
+    from lepta.models.load import load_model, load_tokenizer, model_folder
+    from lepta.models.precision import DTYPES
+    from lepta.text.locate import locate
 
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:

@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Question
 from lepta.darumeru.scoring import Branch, common
 from lepta.darumeru.tasks import Message
-from lepta.errors import LeptaError
 
 
 class Turns:

@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model, load_tokenizer
-from lepta.checkpoints.precision import config_of
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows, Rows, same_values
+from lepta.core.errors import LeptaError
+from lepta.core.progress import track
+from lepta.core.stages import CHECKPOINTS
 from lepta.distillation.alignment import Aligner, Alignment
 from lepta.distillation.head import calibrate, collect_states, cross_entropy, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages
@@ -28,9 +26,11 @@ from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
 from lepta.distillation.targets import target_rows
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.errors import LeptaError
-from lepta.pipeline import CHECKPOINTS
-from lepta.progress import track
+from lepta.models.folder import Checkpoint
+from lepta.models.load import load_model, load_tokenizer
+from lepta.models.precision import config_of
+from lepta.models.rows import ComputedRows, Rows, same_values
+from lepta.models.write import write_model
 from lepta.training.distributed import processes
 from lepta.training.precision import products_dtype, settled
 from lepta.training.trainable import load_trained

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lepta.core.progress import progress, track
 from lepta.distillation.alignment import Alignment
 from lepta.distillation.student import Distiller, LearnedHead
-from lepta.progress import progress, track
-from lepta.training.loss import LogitRule
+from lepta.models.loss import LogitRule
 
 RIDGE = 1e-3  # of the mean diagonal
 ROUNDS = 4  # of iterative scaling; a fifth changes held-out text by less than 0.001 bits per byte

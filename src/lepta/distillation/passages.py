@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import regex
 
+from lepta.core.errors import LeptaError
+from lepta.core.progress import track
 from lepta.distillation.alignment import Aligner, Alignment
-from lepta.errors import LeptaError
-from lepta.progress import track
 
 POOL = 6  # times the tokens that are wanted: what passages are chosen from
 SHORTEST = 8  # new tokens of a passage that is worth a row in a batch

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lepta.settings import Section
+from lepta.core.settings import Section
 
 
 class DistillSettings(Section):

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lepta.errors import LeptaError
-from lepta.training.loss import logit_rule
+from lepta.core.errors import LeptaError
+from lepta.models.loss import logit_rule
 
 
 class LearnedEmbedding(nn.Module):

@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.rows import ComputedRows, Rows, same_values
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows, Rows, same_values
 
 SAMPLE_ROWS = 64  # of each tensor; training of a tensor changes all its rows
 SAMPLE_BYTES = 1 << 16  # of each quantised one; few of its numbers change

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows, Rows
 from lepta.embeddings.mix import mean_row, mix
 from lepta.embeddings.transfer import Transfer, transfer_matrix
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows, Rows
+from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 
 

@@ -19,9 +19,9 @@ from functools import cached_property
 import numpy as np
 from scipy import linalg, sparse
 
-from lepta.checkpoints.rows import Rows, blocks
+from lepta.core.progress import track
 from lepta.embeddings.mix import gather, mix
-from lepta.progress import track
+from lepta.models.rows import Rows, blocks
 
 RANK_TOLERANCE = 1e-10  # eigenvalues of the left side below this share of the largest count as zero
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lepta.checkpoints.rows import Rows, blocks
+from lepta.models.rows import Rows, blocks
 
 LENGTHS_FROM = 8192  # rows that a mean length is taken from
 

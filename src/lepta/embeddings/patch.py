@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from lepta.checkpoints.folder import DTYPES, Checkpoint, TensorEntry, read_header
-from lepta.checkpoints.publish import CONFIG, GENERATION, bytes_of, write_model, write_shard
-from lepta.checkpoints.rows import ComputedRows, Rows, StoredRows, blocks
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
+from lepta.core.stages import Hashes
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.errors import LeptaError
-from lepta.locate import locate, read_json
-from lepta.pipeline import Hashes
-from lepta.progress import progress
+from lepta.models.folder import DTYPES, Checkpoint, TensorEntry, read_header
+from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
+from lepta.models.write import CONFIG, GENERATION, bytes_of, write_model, write_shard
+from lepta.text.locate import locate, read_json
 from lepta.vocabulary.source import open_tokenizer
 
 PATCH, ROWS, SAME, CHANGED = "patch.json", "patch.safetensors", "same_rows", ".changed_rows"

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lepta.checkpoints.rows import ComputedRows, Rows, all_finite
+from lepta.core.errors import LeptaError
 from lepta.embeddings.least_squares import Anchors, LeftSide, Problem, RightSide
 from lepta.embeddings.mix import mix, precision
 from lepta.embeddings.transfer import Transfer
-from lepta.errors import LeptaError
+from lepta.models.rows import ComputedRows, Rows, all_finite
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
 AnyMethod = Method | Literal["auto"]

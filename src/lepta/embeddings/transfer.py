@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Kind, Vocabulary, same_tokens
 

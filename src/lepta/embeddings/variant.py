@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows, Rows, all_finite
+from lepta.core.errors import LeptaError
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.mix import mean_length, mean_row
 from lepta.embeddings.propagate import ANCHORED, AnyMethod, MapFitter, Propagation
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
-from lepta.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows, Rows, all_finite
+from lepta.models.write import write_model
 from lepta.vocabulary.rebuild import add_special_tokens, post_processor_with_ids
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary

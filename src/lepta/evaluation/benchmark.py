@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from lepta.core.errors import LeptaError
+from lepta.core.stages import CHECKPOINTS
 from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
-from lepta.errors import LeptaError
 from lepta.evaluation.evaluate import Contestant
-from lepta.pipeline import CHECKPOINTS
 from lepta.recipe import Benchmark
 from lepta.report.darumeru import write_run_page
 

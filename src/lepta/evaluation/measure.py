@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lepta.checkpoints.load import load_model, load_tokenizer, opened
-from lepta.checkpoints.precision import DTYPES, name_of
-from lepta.corpus import read_documents
-from lepta.errors import LeptaError
-from lepta.evaluation.bits import WINDOW, score_text, windows
+from lepta.core.errors import LeptaError
+from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.models.load import load_model, load_tokenizer, opened
+from lepta.models.precision import DTYPES, name_of
+from lepta.text.sources import read_documents
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -59,7 +59,7 @@ def measure_model(
     model : str or Path
         A folder, a GGUF file, `package:NAME/FILE` or a hub id.
     text : sequence of str
-        Text sources (see `lepta.corpus`).
+        Text sources (see `lepta.text.sources`).
     window : int
         Characters that the model sees at once.
     characters : int, optional

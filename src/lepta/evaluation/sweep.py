@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import exact_dtype, load_model, load_tokenizer
 from lepta.embeddings.propagate import AnyMethod
 from lepta.embeddings.variant import propagate
-from lepta.evaluation.bits import score_text
+from lepta.inference.bits import score_text
+from lepta.models.folder import Checkpoint
+from lepta.models.load import exact_dtype, load_model, load_tokenizer
 
 
 def sweep_body_delta(

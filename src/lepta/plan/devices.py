@@ -9,7 +9,7 @@ from importlib import resources
 
 import yaml
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 # Share of a large float32 product's speed that training reaches on a CPU. The demo's 22,900 GFLOP took 268 s on 2
 # cores, loading and held-out measurements included, where the product ran at 145 GFLOP/s.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import Device, devices_named, this_machine
 from lepta.plan.shapes import Shape, here, shape_of

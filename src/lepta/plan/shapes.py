@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from lepta.errors import LeptaError
-from lepta.locate import HUB_ID, PACKAGE, locate, read_json
+from lepta.core.errors import LeptaError
+from lepta.text.locate import HUB_ID, PACKAGE, locate, read_json
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -258,7 +258,7 @@ def _built(name: str, origin: str, row: dict[str, Any]) -> Shape:
 
 
 def _from_folder(source: str, folder: Path) -> Shape:
-    from lepta.checkpoints.weights import count_weights
+    from lepta.models.weights import count_weights
 
     shape = _from_config(source, read_json(folder / "config.json"), str(folder / "config.json"))
     if not any(folder.glob("*.safetensors")):
@@ -275,7 +275,7 @@ def _from_folder(source: str, folder: Path) -> Shape:
 
 
 def _from_gguf(source: str, file: Path) -> Shape:
-    from lepta.checkpoints.weights import count_weights
+    from lepta.models.weights import count_weights
     from lepta.vocabulary.gguf_tokenizer import read_gguf_fields
 
     fields, counted = read_gguf_fields(file), count_weights(file)
@@ -288,7 +288,7 @@ def _from_gguf(source: str, file: Path) -> Shape:
         "tie_word_embeddings": counted.matrices == 1,
     }
     shape = _from_config(source, config, str(file))
-    # It is worked on as float32: lepta.checkpoints.gguf.
+    # It is worked on as float32: lepta.models.gguf.
     return replace(shape, source="headers of its file", body=counted.body, dtype="float32")
 
 

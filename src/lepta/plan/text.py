@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, cast
 
 import yaml
 
-from lepta.corpus import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.recipe import VocabularySettings
+from lepta.text.sources import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.tokens import Vocabulary
 

@@ -10,7 +10,7 @@ from lepta.recipe import Lora, PretrainSettings
 Sharding = Literal["one process", "DDP", "FSDP2"]
 Change = dict[str, int | bool | str]  # settings that are to be others
 GIB = 2**30
-LOGITS = 1 << 26  # bytes of logits that exist at the same time: lepta.training.loss
+LOGITS = 1 << 26  # bytes of logits that exist at the same time: lepta.models.loss
 FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight: 4 bits, and a float32 scale for every 64
 MASTER, GRADIENT, ADAM = 4, 4, 8  # bytes of a trained weight, all float32
 GATHERED_LAYERS = 2  # FSDP2: the layer at work and the next one

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lepta.errors import LeptaError
-from lepta.locate import read_json
-from lepta.output import MANIFEST
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST
 from lepta.plan.shapes import Shape
 from lepta.plan.text import Density, measured, new_estimate, original_estimate, vocabulary_at
 from lepta.recipe import Language, Recipe
+from lepta.text.locate import read_json
 from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides

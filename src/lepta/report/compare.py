@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lepta.corpus import Document, read_labelled
-from lepta.output import refuse_existing
+from lepta.core.output import refuse_existing
 from lepta.report.page import write_page
+from lepta.text.sources import Document, read_labelled
 from lepta.vocabulary.measure import Measure, measure_sources
 from lepta.vocabulary.pieces import pieces
 from lepta.vocabulary.source import open_tokenizer

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape as plain
 from rich.table import Table
 
-from lepta.errors import LeptaError
-from lepta.output import partial_of
+from lepta.core.errors import LeptaError
+from lepta.core.output import partial_of
 from lepta.report.chart import Point, curve_chart, score_chart, smoothed, with_dots
 
 REPORT = "report.html"

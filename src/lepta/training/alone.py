@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from lepta.locate import read_json
-from lepta.output import MANIFEST, partial_of
-from lepta.pipeline import Pipeline, Stage
+from lepta.core.output import MANIFEST, partial_of
+from lepta.core.stages import Pipeline, Stage
+from lepta.text.locate import read_json
 from lepta.training.distributed import announce, announced, processes
 
 

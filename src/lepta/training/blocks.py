@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import regex
 
-from lepta.errors import LeptaError
-from lepta.progress import progress
-from lepta.training.loss import IGNORED
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
+from lepta.models.loss import IGNORED
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
 CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches

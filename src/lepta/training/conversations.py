@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lepta.corpus import text_files
-from lepta.errors import LeptaError
-from lepta.formats import ROW_SUFFIXES, read_rows
-from lepta.output import write_json
-from lepta.progress import progress
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.core.progress import progress
+from lepta.models.loss import IGNORED
+from lepta.text.formats import ROW_SUFFIXES, read_rows
+from lepta.text.sources import text_files
 from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
-from lepta.training.loss import IGNORED
 
 Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
 COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_model
-from lepta.checkpoints.publish import write_model
-from lepta.checkpoints.rows import ComputedRows, Rows
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.load import load_model
+from lepta.models.rows import ComputedRows, Rows
+from lepta.models.write import write_model
 from lepta.training.split import parts_of
 from lepta.training.trainable import ADAPTER
 from lepta.vocabulary.source import open_tokenizer

@@ -7,12 +7,12 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from accelerate.utils import broadcast_object_list
 
-from lepta.checkpoints.load import device, load_model
-from lepta.checkpoints.precision import DTYPES, config_of, fastest_on_cpu, name_of
-from lepta.errors import LeptaError
-from lepta.locate import read_json
-from lepta.output import write_json
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.models.load import device, load_model
+from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
 from lepta.recipe import PretrainSettings
+from lepta.text.locate import read_json
 from lepta.training.distributed import processes
 from lepta.training.settings import TuneSettings
 

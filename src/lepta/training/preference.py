@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import fast_dtype, load_model, load_tokenizer
-from lepta.checkpoints.precision import name_of
-from lepta.corpus import text_files
-from lepta.errors import LeptaError
-from lepta.formats import read_rows
-from lepta.pipeline import CHECKPOINTS
+from lepta.core.errors import LeptaError
+from lepta.core.stages import CHECKPOINTS
+from lepta.models.folder import Checkpoint
+from lepta.models.load import fast_dtype, load_model, load_tokenizer
+from lepta.models.precision import name_of
+from lepta.text.formats import read_rows
+from lepta.text.sources import text_files
 from lepta.training.conversations import calls_tools, messages_of
 from lepta.training.distributed import processes
 from lepta.training.merge import check_mergeable, write_merged

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.checkpoints.load import load_tokenizer
-from lepta.checkpoints.publish import write_model
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_json
+from lepta.core.progress import console
+from lepta.core.stages import CHECKPOINTS
 from lepta.evaluation.benchmark import scores_of
-from lepta.evaluation.bits import score_text
-from lepta.evaluation.generation import generate
-from lepta.output import write_json
-from lepta.pipeline import CHECKPOINTS
-from lepta.progress import console
+from lepta.inference.bits import score_text
+from lepta.inference.generation import generate
+from lepta.models.folder import Checkpoint
+from lepta.models.load import load_tokenizer
+from lepta.models.write import write_model
 from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes

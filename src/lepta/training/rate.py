@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from lepta.checkpoints.folder import Checkpoint
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
 from lepta.recipe import AUTO, PretrainSettings
 
 SHARE, TOKENS = 0.0075, 512  # of the rows' RMS, at so many tokens a step (measured: docs/training.md)

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from lepta.errors import LeptaError
-from lepta.settings import Section, Sources
+from lepta.core.errors import LeptaError
+from lepta.core.settings import Section, Sources
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 
 class SplitEmbedding(nn.Module):

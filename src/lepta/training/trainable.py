@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.recipe import PretrainSettings
 from lepta.training.settings import Lora, TuneSettings
 from lepta.training.split import parts_of, split_rows

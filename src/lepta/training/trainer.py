@@ -18,10 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lepta.errors import LeptaError
-from lepta.progress import progress
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
+from lepta.models.loss import IGNORED, give_loss
 from lepta.training.distributed import processes
-from lepta.training.loss import IGNORED, give_loss
 from lepta.training.settings import split_batch
 from lepta.training.trainable import load_trained, trained_weights
 

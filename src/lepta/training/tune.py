@@ -9,11 +9,11 @@ import torch
 
 from lepta.calibration.copies import copy_examples
 from lepta.calibration.settings import CopySettings
-from lepta.checkpoints.folder import MODEL_FILES, Checkpoint
-from lepta.checkpoints.load import load_tokenizer, opened
-from lepta.locate import locate, read_json
-from lepta.output import write_json
-from lepta.pipeline import CHECKPOINTS, Stage
+from lepta.core.output import write_json
+from lepta.core.stages import CHECKPOINTS, Stage
+from lepta.models.folder import MODEL_FILES, Checkpoint
+from lepta.models.load import load_tokenizer, opened
+from lepta.text.locate import locate, read_json
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import processes

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 
-from lepta.checkpoints.weights import Weights
+from lepta.models.weights import Weights
 from lepta.vocabulary.rebuild import merge_pairs
 from lepta.vocabulary.tokens import Vocabulary
 

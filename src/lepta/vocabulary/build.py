@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from lepta.checkpoints.weights import Weights
-from lepta.corpus import is_word_list, read_labelled, word_frequencies
-from lepta.errors import LeptaError
-from lepta.progress import progress
+from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
+from lepta.models.weights import Weights
+from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, cheapest, curve
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
@@ -39,7 +39,7 @@ def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
     rules : dict
         What a word is; see `Vocabulary.word_rules`.
     corpus : sequence of str
-        Text sources (see `lepta.corpus`).
+        Text sources (see `lepta.text.sources`).
     """
     counter = WordCounter(rules)
     texts = [source for source in corpus if not is_word_list(source)]

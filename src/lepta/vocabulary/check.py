@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from lepta.locate import read_json
+from lepta.text.locate import read_json
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise
 from lepta.vocabulary.scenarios import ID_MAP

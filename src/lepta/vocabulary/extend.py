@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.merges import Merge, learn_merges, occurrences
 from lepta.vocabulary.rebuild import merge_lines

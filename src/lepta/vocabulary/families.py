@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.sentencepiece import SPACE, SentencePieceBPE, SentencePieceUnigram
 from lepta.vocabulary.tokens import Vocabulary, components

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, around, byte_level, sequence, split
 from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.sentencepiece import SPACE

@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 import regex
 
-from lepta.corpus import Document
+from lepta.text.sources import Document
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 
 # Supplementary private-use planes: one code point for each symbol.
 FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD

@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.pre_tokenizers import starts_with
 from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.sentencepiece import NEVER, SPACE

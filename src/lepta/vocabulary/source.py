@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
-from lepta.locate import locate, read_json
+from lepta.core.errors import LeptaError
+from lepta.text.locate import locate, read_json
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.pre_tokenizers import starts_with

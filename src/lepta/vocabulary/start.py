@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.byte_level import ByteLevelBPE
 from lepta.vocabulary.rebuild import merge_lines, merge_pairs, rebuild, special_layout
 from lepta.vocabulary.scenarios import KeepBy

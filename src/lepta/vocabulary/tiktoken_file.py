@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepta.errors import LeptaError
-from lepta.locate import read_json
+from lepta.core.errors import LeptaError
+from lepta.text.locate import read_json
 from lepta.vocabulary.byte_level import to_byte_alphabet
 from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split, starts_with
 from lepta.vocabulary.rebuild import added_token

@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
-from lepta.errors import LeptaError
+from lepta.core.errors import LeptaError
 from lepta.vocabulary.merges import whole_numbers
 from lepta.vocabulary.pre_tokenizers import sequence, split
 from lepta.vocabulary.rebuild import added_token, rebuild, special_layout

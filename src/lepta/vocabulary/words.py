@@ -18,9 +18,9 @@ import regex
 from scipy import sparse
 from tokenizers import Tokenizer, models, trainers
 
-from lepta.corpus import Document
-from lepta.errors import LeptaError
-from lepta.progress import Meter
+from lepta.core.errors import LeptaError
+from lepta.core.progress import Meter
+from lepta.text.sources import Document
 
 PARTS = 8
 # Text of one part is counted when so many characters have come together.

@@ -1,0 +1,89 @@
+"""What all commands share: options, and how results are printed."""
+
+import json
+import os
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from lepta.models.folder import Checkpoint
+
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+TokenizerPath = Annotated[
+    str,
+    typer.Option(
+        help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn; the same seed gives the same result.")]
+HardLink = Annotated[
+    bool, typer.Option("--hard-link", help="Share unchanged files with the source: who edits one edits both.")
+]
+InputName = Annotated[
+    str | None, typer.Option(help="Name of the input embedding tensor, for an architecture not known here.")
+]
+OutputName = Annotated[str | None, typer.Option(help="Name of the head's tensor, likewise.")]
+ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
+
+
+def opened(
+    source: str, input_name: str | None = None, output_name: str | None = None
+) -> "AbstractContextManager[Checkpoint]":
+    """Open any model source; imports only when it is called, so that --help is quick."""
+    from lepta.models.load import opened
+
+    return opened(source, input_name, output_name)
+
+
+def check_places(models: list[str], outputs: list[Path], force: bool) -> None:
+    """Find all models and refuse outputs that exist, before anything that takes time."""
+    from lepta.core.output import refuse_existing
+    from lepta.models.folder import MODEL_FILES
+    from lepta.text.locate import locate
+
+    for model in models:
+        locate(model, hub_files=MODEL_FILES)
+    for output in outputs:
+        refuse_existing(output, force)
+
+
+def result(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts line by line, or as JSON."""
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        console.print(f"{_words(name)}: {_short(value)}", highlight=False, markup=False)
+
+
+def _words(name: str) -> str:
+    return name if "." in name else name.replace("_", " ")  # names of tensors stay as they are
+
+
+def _short(value: Any) -> str:
+    match value:
+        case dict():
+            return ", ".join(f"{_words(key)} {_short(part)}" for key, part in value.items())
+        case list():
+            return "; ".join(map(_short, value))
+        case float():
+            return f"{value:.4g}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON and nothing else on standard output."""
+    if not console.quiet:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")

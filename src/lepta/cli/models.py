@@ -1,0 +1,415 @@
+"""Commands that turn model folders into model folders: initialise, train, propagate, patch."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.cli.common import (
+    AsJson,
+    Force,
+    HardLink,
+    InputName,
+    ModelPath,
+    Output,
+    OutputName,
+    Seed,
+    TokenizerPath,
+    check_places,
+    console,
+    opened,
+    print_json,
+    result,
+)
+from lepta.core.errors import LeptaError
+
+SWEEP_CHARACTERS = 20_000  # of held-out text, to choose a scale by
+
+patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
+
+
+def init(
+    model: ModelPath,
+    tokenizer: TokenizerPath,
+    output: Output,
+    pad_to: Annotated[int | None, typer.Option(min=1, help="Pad the rows to this multiple.")] = None,
+    input_embeddings: InputName = None,
+    output_embeddings: OutputName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
+    from lepta.core.output import publishing
+    from lepta.core.stages import write_manifest
+    from lepta.embeddings.initialise import initialise
+    from lepta.text.locate import locate
+    from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+
+    check_places([model], [output], force)
+    with opened(model, input_embeddings, output_embeddings) as checkpoint, publishing(output, force) as folder:
+        facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
+        inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
+        sources = {"model": model, "tokenizer": tokenizer}
+        write_manifest("init", folder, inputs, {"pad_to": pad_to}, facts, sources)
+    result({"output": str(output), **facts}, as_json)
+
+
+def distill(
+    original: Annotated[
+        str, typer.Option(help="The model before its vocabulary changed: HF folder, GGUF file, package: or hub id.")
+    ],
+    model: Annotated[Path, typer.Option(help="The same model with the new vocabulary, as lepta init writes it.")],
+    text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of text to learn from, in the new vocabulary.")],
+    output: Output,
+    rows: Annotated[
+        str,
+        typer.Option(help="target-rows: new tokens, and old ones that only their script uses; new-rows: new ones."),
+    ] = "target-rows",
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Give a model whose head is its embeddings a head of its own.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option(help="Compare hidden states after it (default: a third).")] = None,
+    passage: Annotated[int, typer.Option(help="Longest passage in characters.")] = 400,
+    occurrences: Annotated[int, typer.Option(help="Choose passages so that a token occurs so often.")] = 8,
+    batch: Annotated[int, typer.Option(help="Passages per step, over all processes.")] = 8,
+    micro_batch: Annotated[int | None, typer.Option(help="Passages that one process holds at once.")] = None,
+    hidden_rate: Annotated[float, typer.Option(help="Peak rate for hidden states, in RMS of rows.")] = 0.02,
+    head_rate: Annotated[float, typer.Option(help="Peak rate for rows of the head, in RMS of rows.")] = 0.1,
+    head_epochs: Annotated[
+        float | None, typer.Option(help="Times that the head goes through hidden states (default: 8, for long text 2).")
+    ] = None,
+    body_dtype: Annotated[str, typer.Option(help="Of the frozen body: auto, float32, bfloat16 or float16.")] = "auto",
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 200,
+    seed: Seed = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn the rows of new tokens from the original model, which reads the same text in its old tokens.
+
+    Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
+    interrupted goes on when the same command is given again.
+    """
+    from lepta.adapt import distill_stage
+    from lepta.core.settings import validated
+    from lepta.distillation.settings import DistillSettings
+
+    check_places([original, str(model)], [output], force)
+    values = {
+        "tokens": tokens,
+        "rows": rows,
+        "untie": untie,
+        "layer": layer,
+        "passage": passage,
+        "occurrences": occurrences,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "hidden_rate": hidden_rate,
+        "head_rate": head_rate,
+        "head_epochs": head_epochs,
+        "body_dtype": body_dtype,
+        "save_every": save_every,
+    }
+    settings = validated(DistillSettings, values, "lepta distill")
+    with opened(original) as teacher:
+        facts, _ = distill_stage(teacher.folder, model, text, settings, seed, output, force)
+    result({"output": str(output), **facts}, as_json)
+
+
+def pretrain(
+    model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
+    text: Annotated[list[str], typer.Option(help="Text source of the target language; repeat.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to train on, in all.")],
+    output: Output,
+    original: Annotated[
+        str | None,
+        typer.Option(help="Model or tokenizer before the vocabulary changed: tells which rows are new."),
+    ] = None,
+    trains: Annotated[str, typer.Option(help="embeddings (paper), new-rows, embeddings+lora, or full.")] = "embeddings",
+    source_text: Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat.")] = None,
+    source_share: Annotated[float, typer.Option(help="Share of tokens from --source-text.")] = 0.0,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out target text for bits per byte; repeat.")] = None,
+    source_valid: Annotated[
+        list[str] | None, typer.Option(help="Held-out text of the language the model knows; repeat.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="Block length in tokens.")] = 256,
+    documents_apart: Annotated[bool, typer.Option(help="Tokens see their own document only.")] = False,
+    batch: Annotated[int, typer.Option(help="Blocks per step, over all processes.")] = 2,
+    micro_batch: Annotated[int | None, typer.Option(help="Blocks that one process holds at once.")] = None,
+    learning_rate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Peak rate (default: auto, by the size of the rows); repeat to try several on a fifth of the tokens."
+        ),
+    ] = None,
+    old_rows_learning_rate: Annotated[float | None, typer.Option(help="For rows of old tokens.")] = None,
+    body_learning_rate: Annotated[
+        float | None, typer.Option(help="For LoRA or the whole body (default: the same, or 0.0001 beside auto).")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps in which the rate rises to its peak (default: 5, or none in so short a run)."),
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(help="Shrinks rows, too, by rate x decay x steps / 2.")] = 0.0,
+    lora_rank: Annotated[int, typer.Option(help="Of embeddings+lora.")] = 32,
+    lora_alpha: Annotated[int, typer.Option(help="Likewise.")] = 32,
+    body_dtype: Annotated[
+        str, typer.Option(help="Of the frozen body: auto, float32, bfloat16, float16 or 4bit.")
+    ] = "auto",
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    measure_every: Annotated[int, typer.Option(help="Steps between measurements on held-out text.")] = 100,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which weights: last, or best on --valid, those before training too (default: best with --valid)."
+        ),
+    ] = None,
+    forget_limit: Annotated[
+        float | None, typer.Option(help="Stop when --source-valid is so many bits per byte worse than at the start.")
+    ] = None,
+    report_to: Annotated[list[str] | None, typer.Option(help="Tracker such as tensorboard or wandb; repeat.")] = None,
+    seed: Seed = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train embeddings and head on text, the body frozen or not.
+
+    Several GPUs: accelerate launch --num_processes 8 -m lepta pretrain ... A run that was interrupted goes on when the
+    same command is given again.
+    """
+    from lepta.adapt import pretrain_stage
+    from lepta.core.output import refuse_existing
+    from lepta.core.settings import validated
+    from lepta.recipe import CommandPretrainSettings, Language, Text
+
+    refuse_existing(output, force)
+    if source_share and not source_text:
+        raise LeptaError(f"--source-share {source_share:g}: needs --source-text, text of the language the model knows")
+    if original is None and (trains == "new-rows" or old_rows_learning_rate is not None):
+        option = "--trains new-rows" if trains == "new-rows" else "--old-rows-learning-rate"
+        raise LeptaError(
+            f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
+        )
+    settings = validated(
+        CommandPretrainSettings,
+        {
+            "trains": trains,
+            "tokens": tokens,
+            "block": block,
+            "documents_apart": documents_apart,
+            "batch": batch,
+            "micro_batch": micro_batch,
+            "learning_rate": learning_rate or ["auto"],
+            "old_rows_learning_rate": old_rows_learning_rate,
+            "body_learning_rate": body_learning_rate,
+            "weight_decay": weight_decay,
+            "lora": {"rank": lora_rank, "alpha": lora_alpha},
+            "body_dtype": body_dtype,
+            "gradient_checkpointing": gradient_checkpointing,
+            "source_share": source_share,
+            "save_every": save_every,
+            "measure_every": measure_every,
+            "keep": keep,
+            "forget_limit": forget_limit,
+            "report_to": report_to or [],
+        }
+        | ({} if warmup_steps is None else {"warmup_steps": warmup_steps}),
+        "lepta pretrain",
+    )
+    sides = Text.model_construct(
+        target=Language.model_construct(language="target", train=text, valid=valid or []),
+        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
+    )
+    facts, curve = pretrain_stage(model, original, sides, settings, seed, output, force)
+    measured = [entry for entry in curve if "loss" not in entry]
+    if not as_json:
+        for warning in facts.pop("warnings", []):
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+def propagate(
+    base: ModelPath,
+    adapted: ModelPath,
+    instruct: Annotated[
+        list[str], typer.Option(help="A variant of the base: folder, GGUF or hub id; repeat for more.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that "
+            "predicts held-out tokens best."
+        ),
+    ] = "anchored",
+    body_delta: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="If training changed the body too: add that change so many times to the variant's body. Repeat to try "
+            "several and take the best on --valid."
+        ),
+    ] = None,
+    valid: Annotated[list[str] | None, typer.Option(help="Held-out text to choose --body-delta by; repeat.")] = None,
+    weigh_by: Annotated[
+        list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
+    ] = None,
+    hard_link: HardLink = False,
+    force: Force = False,
+    input_embeddings: InputName = None,
+    output_embeddings: OutputName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
+    from lepta.core.output import publishing
+    from lepta.core.stages import write_manifest
+    from lepta.embeddings.propagate import METHODS
+    from lepta.embeddings.variant import count_tokens
+    from lepta.embeddings.variant import propagate as propagate_variants
+    from lepta.text.sources import read_documents
+    from lepta.vocabulary.source import open_tokenizer
+
+    if method not in (*METHODS, "auto"):
+        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
+    targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
+    if len(body_delta or []) > 1 and not valid:
+        raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
+    if len(set(targets)) < len(targets):
+        raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
+    check_places([base, adapted, *instruct], targets, force)
+    with ExitStack() as stack:
+        base_model, adapted_model, *variants = (
+            stack.enter_context(opened(source, input_embeddings, output_embeddings))
+            for source in (base, adapted, *instruct)
+        )
+        folders = [stack.enter_context(publishing(target, force)) for target in targets]
+        counts = None
+        if weigh_by:
+            counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
+        scales, scores = _scales(base_model, adapted_model, variants, cast(Any, method), body_delta, valid, folders)
+        facts = propagate_variants(
+            base_model,
+            adapted_model,
+            list(zip(variants, folders, strict=True)),
+            cast(Any, method),
+            body_deltas=scales,
+            token_counts=counts,
+            hard_link=hard_link,
+        )
+        facts = [fact | score for fact, score in zip(facts, scores, strict=True)]
+        for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
+            inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
+            settings = {"method": method, "body_delta": body_delta}
+            texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
+            sources = {"base": base, "adapted": adapted, "instruct": name, **texts}
+            write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
+    results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
+    if as_json:
+        print_json(results[0] if len(results) == 1 else results)
+    else:
+        _print_maps(results)
+
+
+@patch.command("export")
+def patch_export(
+    original: ModelPath,
+    adapted: ModelPath,
+    output: Output,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
+    from lepta.core.output import publishing
+    from lepta.core.stages import write_manifest
+    from lepta.embeddings.patch import export_patch
+
+    check_places([original, adapted], [output], force)
+    with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
+        facts = export_patch(before, after, folder)
+        inputs = {"original": before.folder, "adapted": after.folder}
+        write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
+    result({"output": str(output), **facts}, as_json)
+
+
+@patch.command("apply")
+def patch_apply(
+    patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
+    model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
+    output: Output,
+    hard_link: HardLink = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
+    from lepta.core.output import publishing
+    from lepta.core.stages import write_manifest
+    from lepta.embeddings.patch import PATCH_FILES, apply_patch
+    from lepta.text.locate import locate
+
+    check_places([model], [output], force)
+    place = locate(patch, hub_files=PATCH_FILES)
+    with opened(model) as checkpoint, publishing(output, force) as folder:
+        facts = apply_patch(place, checkpoint, folder, hard_link)
+        inputs = {"patch": place, "model": checkpoint.folder}
+        write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
+    result({"output": str(output), **facts}, as_json)
+
+
+def _scales(
+    base: Any,
+    adapted: Any,
+    variants: list[Any],
+    method: Any,
+    body_delta: list[float] | None,
+    valid: list[str] | None,
+    folders: list[Path],
+) -> tuple[list[float | None], list[dict[str, Any]]]:
+    """The scale of the body's change for each variant, and what it scored where there were several to choose from."""
+    if body_delta is None or len(body_delta) == 1:
+        return [body_delta[0] if body_delta else None] * len(variants), [{} for _ in variants]
+    from lepta.evaluation.sweep import sweep_body_delta
+    from lepta.inference.bits import WINDOW, windows
+    from lepta.text.sources import read_documents
+
+    texts = windows(list(read_documents(valid or [])), WINDOW, SWEEP_CHARACTERS)
+    scores = [
+        sweep_body_delta(base, adapted, variant, method, body_delta, texts, folder.parent)
+        for variant, folder in zip(variants, folders, strict=True)
+    ]
+    best: list[float | None] = [min(score, key=lambda scale: score[scale]) for score in scores]
+    chosen = [{"body_delta": b, "body_delta_bits_per_byte": s} for b, s in zip(best, scores, strict=True)]
+    return best, chosen
+
+
+def _name_of(source: str) -> str:
+    return source.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+
+
+def _print_maps(results: list[dict[str, Any]]) -> None:
+    """What was written, and how well each map predicts tokens it has not seen."""
+    for written in results:
+        console.print(f"output: {written['output']}", highlight=False, markup=False)
+        table = Table(Column("matrix", overflow="fold"), "map")
+        for heading in ("residual", "held-out\nerror", "held-out\nR2", "error\nof swap"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, fit in written["maps"].items():
+            held_out, cells = fit["held_out"], ["", "", ""]
+            if held_out:
+                cells = [f"{held_out['error']:.3g}", f"{held_out['r2']:.6g}", f"{held_out['errors']['swap']:.3g}"]
+            table.add_row(escape(name), fit["method"], f"{fit['residual']:.3g}", *cells)
+        console.print(table)
+        for name, fit in written["maps"].items():
+            errors = fit["held_out"].get("errors", {})
+            if errors.get("swap") == 0:
+                console.print(f"{name}: the variant's rows are the base's own, so no map is needed", markup=False)
+            elif len(errors) > 2:
+                ranked = sorted(errors.items(), key=lambda item: item[1])
+                listed = ", ".join(f"{method} {error:.3g}" for method, error in ranked)
+                console.print(f"{name}, held-out error by method: {listed}", highlight=False, markup=False)
+        for warning in written["warnings"]:
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)

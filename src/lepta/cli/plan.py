@@ -1,0 +1,274 @@
+"""`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.cli.common import AsJson, console, print_json
+from lepta.core.errors import LeptaError
+
+HELP = (  # the terminal wraps it, so a paragraph is one line
+    "Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.\n\n"
+    "Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a "
+    "table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers "
+    "that are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.\n\n"
+    "If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller "
+    "micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or "
+    "body_dtype: 4bit.\n\n"
+    "Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100"
+)
+UNKNOWN = "–"
+View = tuple[Table, list[str]]  # a table, and lines to print below it
+PARTS = {
+    "new_rows": "new rows, input",
+    "new_head": "new rows, head",
+    "old_rows": "old rows, input",
+    "old_head": "old rows, head",
+    "lora": "low-rank changes",
+    "body": "body",
+    "trained": "[bold]trained[/]",
+    "frozen": "frozen",
+}
+MEMORY = {
+    "frozen": "frozen weights",
+    "masters": "trained weights, float32",
+    "gradients": "gradients",
+    "optimizer": "AdamW",
+    "activations": "activations",
+    "loss": "loss and 16-bit copies",
+    "overhead": "overhead",
+    "total": "[bold]needed[/]",
+}
+CALIBRATION = {
+    "prompts": "different prompts",
+    "shown": "  put aside to be shown",
+    "answers": "answers",
+    "answer_tokens_at_most": "  tokens, at most",
+    "grades": "grades",
+    "copies": "copies",
+    "training_tokens_at_most": "tokens to train on, at most",
+    "steps_at_most": "steps, at most",
+    "answer_flops": "FLOP of answers",
+    "training_flops": "FLOP of training",
+}
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/mistral-7b/extended.yaml.")],
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="RTX-3090, RTX-4090, L4, A10, A100-40, A100-80, H100, H200, B200 or MI300X; repeat. Default: all."
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them work together.")] = 1,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that training reaches, 0 to 1.")
+    ] = 0.4,
+    models: Annotated[
+        Path | None, typer.Option(help="YAML file with shapes of models that are not known here (see docs/plan.md).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a recipe costs; see `HELP`."""
+    from lepta.plan.plan import make_plan
+    from lepta.recipe import read_recipe
+
+    if models is not None and not models.is_file():
+        raise LeptaError(f"--models {models}: no such file; expected YAML rows as docs/plan.md shows")
+    facts = make_plan(read_recipe(recipe), gpu, gpus, mfu, models)
+    if as_json:
+        print_json(facts)
+        return
+    base = facts["base"]
+    console.print(
+        f"[bold]{escape(facts['recipe'])}[/]: {escape(base['name'])}, {_count(base['weights'])} weights "
+        f"({base['layers']} layers of width {base['width']:,}; {base['shape_from']})",
+        highlight=False,
+    )
+    calibration = [_calibration] if "calibration" in facts else []
+    for view in (_vocabulary, _training, _flops, *calibration, _memory, _devices, _disk):
+        table, notes = view(facts)
+        console.print()
+        console.print(table)
+        for note in notes:
+            console.print(f"[dim]{escape(note)}[/]", highlight=False)
+    for note in facts["notes"]:
+        console.print(f"\nNote: {escape(note)}", highlight=False)
+
+
+def _count(number: float | None) -> str:
+    """A number with three digits and a unit."""
+    if number is None:
+        return UNKNOWN
+    for size, unit in ((1e21, " Z"), (1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            value = number / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"
+    return f"{number:.0f}"
+
+
+def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
+    return UNKNOWN if number is None else f"{number:,.{digits}f}{unit}"
+
+
+def _hours(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.1f} s"
+    if hours < 72:
+        return f"{hours:,.1f} h"
+    days = hours / 24
+    return f"{days:,.1f} days" if days < 730 else f"{days / 365:,.0f} years"
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    numbers = [Column(name, justify="right") for name in rest]
+    return Table(Column(first, overflow="fold"), *numbers, title=title, title_justify="left", title_style="bold")
+
+
+def _vocabulary(facts: dict[str, Any]) -> View:
+    part = facts["vocabulary"]
+    table = _table(f"Vocabulary: {part['scenario']}", "", "original", "new", "ratio")
+    table.add_row("tokens", f"{part['original_tokens']:,}", f"{part['new_tokens']:,}", "")
+    sizes = part["original_embedding_weights"], part["new_embedding_weights"]
+    table.add_row("embedding weights", *map(_count, sizes), _decimal(sizes[1] / sizes[0]))
+    shares = part["original_embedding_share"], part["new_embedding_share"]
+    table.add_row("their share of the model", *(f"{share:.1%}" for share in shares), "")
+    table.add_row(
+        "weights in all",
+        _count(part["original_weights"]),
+        _count(part["new_weights"]),
+        f"{1 + part['added_share']:.3f}",
+    )
+    for side in _sides(part):
+        densities = side["original_characters_per_token"], side["new_characters_per_token"]
+        ratio = densities[1] / densities[0] if all(densities) else None
+        table.add_row(f"characters per token, {escape(side['language'])}", *map(_decimal, densities), _decimal(ratio))
+        table.add_row("  operations to read the same text", "1", _decimal(side["inference_flops_ratio"]), "")
+        context = side["context_characters"] or (None, None)
+        table.add_row("  characters in the context", *map(_count, context), "")
+    how = [f"{side['language']}: original {side['original_from']}; new {side['new_from']}" for side in _sides(part)]
+    return table, how
+
+
+def _sides(part: dict[str, Any]) -> list[dict[str, Any]]:
+    return [part["target"], part["source"]]
+
+
+def _training(facts: dict[str, Any]) -> View:
+    stages = facts["stages"]
+    notes = [f"{side['language']}: {_text_note(side)}" for side in _sides(facts["text"]) if side["sources"]]
+    table = _table("Training", "", *(stage["name"] for stage in stages))
+    table.add_row("trains", *(stage["trains"] for stage in stages))
+    for field, label in (
+        ("tokens", "tokens"),
+        ("swept_tokens", "  to choose the learning rate"),
+        ("tokens_under_original", "  the same text, original vocabulary"),
+        ("blocks", "blocks"),
+        ("steps", "steps"),
+        ("tokens_per_step", "tokens per step"),
+    ):
+        if any(stage[field] for stage in stages):
+            table.add_row(label, *(_count(stage[field]) for stage in stages))
+    table.add_section()
+    for field, label in PARTS.items():
+        if any(stage["weights"][field] for stage in stages):
+            table.add_row(label, *(_count(stage["weights"][field]) for stage in stages))
+    return table, notes
+
+
+def _text_note(side: dict[str, Any]) -> str:
+    if side["characters"] is None:
+        return f"amount of text not known ({side['how']})"
+    size = f"{_count(side['characters'])} characters ({side['how']})"
+    if side["passes"] is None:
+        return size
+    return f"{size}, {_count(side['tokens'])} tokens; the budget goes {side['passes']:.2f} times through them"
+
+
+def _flops(facts: dict[str, Any]) -> View:
+    stages = facts["stages"]
+    caption = "Body 2 per weight and pass; attention 6 x layers x block x width of heads; head 2 per weight and pass."
+    table = _table("Operations", "FLOP per token", *(stage["name"] for stage in stages))
+    for field, label in {
+        "forward": "body, forward",
+        "backward": "body, backward",
+        "gradients": "body, gradients of its weights",
+        "attention": "attention",
+        "head": "head",
+        "recomputed": "gradient checkpointing",
+        "total": "in all",
+    }.items():
+        if any(stage["flops_per_token"][field] for stage in stages):
+            table.add_row(label, *(_count(stage["flops_per_token"][field]) for stage in stages))
+    table.add_row("[bold]FLOP of the stage[/]", *(_count(stage["flops"]) for stage in stages))
+    return table, [caption]
+
+
+def _calibration(facts: dict[str, Any]) -> View:
+    table = _table("Self-calibration", "", "each variant")
+    for field, label in CALIBRATION.items():
+        table.add_row(label, _count(facts["calibration"][field]))
+    return table, []
+
+
+def _memory(facts: dict[str, Any]) -> View:
+    columns = [(stage, way) for stage in facts["stages"] for way in stage["memory_gib"]]
+    headings = [stage["name"] + ("" if way == "one process" else f", {way}") for stage, way in columns]
+    table = _table("Memory of one GPU, GiB", "", *headings)
+    blocks = [
+        f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}" for stage, _ in columns
+    ]
+    table.add_row("blocks at once", *blocks)
+    for field, label in MEMORY.items():
+        table.add_row(label, *(_decimal(stage["memory_gib"][way][field], 1) for stage, way in columns))
+    return table, ["An estimate; leave a tenth to spare."]
+
+
+def _devices(facts: dict[str, Any]) -> View:
+    gpus = [row for row in facts["devices"] if row["share_of_peak"] == facts["devices"][0]["share_of_peak"]]
+    caption = f"GPUs at {gpus[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
+    calibrated = "calibration" in facts
+    if calibrated:
+        caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
+    table = _table("Time", "device", "time", *(["calibration"] if calibrated else []), "needs, GiB", "has", "fits")
+    table.columns[-1].justify = "left"
+    table.columns[-1].overflow = "fold"
+    for row in facts["devices"]:
+        name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
+        sizes = (f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}")
+        times = [_hours(row[kind]) for kind in ("hours", "calibration_hours") if kind in row]
+        table.add_row(escape(name), *times, *sizes, _verdict(row))
+    return table, [caption]
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["fits"]:
+        return "[green]yes[/]"
+    said = []
+    for stage, change in row["changes"].items():
+        needs = row["needs_then_gib"][stage]
+        which = f"{stage}: " if len(row["changes"]) > 1 else ""
+        said.append(which + (f"with {_change(change)} ({needs:.1f})" if change else "no"))
+    return "[yellow]" + escape("; ".join(said) or "no") + "[/]"
+
+
+def _change(change: dict[str, Any]) -> str:
+    settings = dict(change)
+    sharding, number = settings.pop("sharding", None), settings.pop("gpus", None)
+    words = [f"{name}: {str(value).lower()}" for name, value in settings.items()]
+    if sharding:
+        words.insert(0, f"{sharding} on {number} GPUs")
+    return ", ".join(words)
+
+
+def _disk(facts: dict[str, Any]) -> View:
+    disk = facts["disk"]
+    table = _table("Disk", "", "GB")
+    for name, size in disk["parts"].items():
+        table.add_row(escape(name), f"{size / 1e9:,.2f}")
+    table.add_row("[bold]in all[/]", f"{disk['total'] / 1e9:,.2f}")
+    return table, ["Blocks and checkpoints go when their stage is done."]

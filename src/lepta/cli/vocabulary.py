@@ -1,0 +1,212 @@
+"""`lepta vocab`: build, check and measure vocabularies."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result
+from lepta.core.errors import LeptaError
+from lepta.vocabulary.scenarios import KeepBy, Scenario
+
+vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
+
+
+@vocab.command("build")
+def vocab_build(
+    tokenizer: TokenizerPath,
+    corpus: Annotated[
+        list[str], typer.Option(help="Text file, folder, starter:ru/train or wordfreq:LANGUAGE; repeat.")
+    ],
+    output: Output,
+    scenario: Annotated[
+        Scenario,
+        typer.Option(
+            help="extended: keep the vocabulary, add tokens. optimized: keep its most useful part, add tokens. "
+            "bpe, unigram: a new vocabulary."
+        ),
+    ] = "extended",
+    add: Annotated[int | None, typer.Option(min=1, help="Number of new tokens.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the whole new vocabulary, instead of --add; auto (extended): as many new tokens as make text "
+            "cheapest for the model, with the curve."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="--size auto: the model that pays for a larger head (default: that of --tokenizer)."),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="optimized: tokens to keep, special ones not counted (default: half).")
+    ] = None,
+    keep_by: Annotated[
+        KeepBy, typer.Option(help="optimized: keep the tokens most used in the corpus, or those of lowest rank.")
+    ] = "frequency",
+    script: Annotated[
+        str,
+        typer.Option(
+            help="Unicode script of tokens added to old ones, such as Cyrillic (default: the one other than Latin that "
+            "most letters of the corpus are in, if a tenth of them are; else Latin)."
+        ),
+    ] = "auto",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a new vocabulary from a tokenizer and text."""
+    from lepta.core.output import publishing
+    from lepta.core.stages import write_manifest
+    from lepta.text.locate import locate
+    from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+    from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+
+    if (add is None) == (size is None):
+        raise LeptaError("give either --add (number of new tokens) or --size (of the whole vocabulary)")
+    original = open_tokenizer(tokenizer)
+    with publishing(output, force) as folder:
+        if size == "auto":
+            built, facts = _cheapest_size(original, corpus, scenario, script, model or tokenizer, as_json)
+        else:
+            built = build_vocabulary(
+                original, corpus, scenario, add=add, size=_number(size), keep=keep, keep_by=keep_by, script=script
+            )
+            facts = {}
+        facts |= save_vocabulary(built, original, scenario, folder)
+        settings = {"scenario": scenario, "add": add, "size": size, "keep": keep, "keep_by": keep_by, "script": script}
+        inputs = {"tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
+        sources = {"tokenizer": tokenizer, "corpus": corpus, "model": model}
+        write_manifest("vocab build", folder, inputs, settings, facts, sources, {"corpus": corpus})
+    result({"output": str(output), **facts}, as_json)
+
+
+def _number(size: str | None) -> int | None:
+    if size is not None and not (size.isdigit() and int(size)):
+        raise LeptaError(f"--size {size}: expected a number of tokens, or auto")
+    return int(size) if size else None
+
+
+def _cheapest_size(
+    original: Any, corpus: list[str], scenario: str, script: str, model: str, as_json: bool
+) -> tuple[Any, dict[str, Any]]:
+    from lepta.models.folder import MODEL_FILES
+    from lepta.models.weights import count_weights
+    from lepta.text.locate import locate
+    from lepta.vocabulary.build import choose_size
+
+    if scenario != "extended":
+        raise LeptaError("--size auto: needs --scenario extended")
+    built, points, chosen = choose_size(original, corpus, script, count_weights(locate(model, hub_files=MODEL_FILES)))
+    if not as_json:
+        table = Table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
+        shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]
+        for before, point in zip([shown[0], *shown], shown, strict=False):
+            step = (before.tokens - point.tokens) / max(point.added - before.added, 1) * 1000
+            mark = "[bold]" if point == chosen else ""
+            row = (f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}")
+            table.add_row(*(mark + cell for cell in row), f"{mark}{point.embedding_weights / 1e6:,.1f} M")
+        console.print(table)
+    facts = {"added": chosen.added, "cost_of_text": chosen.compute}
+    return built, facts | ({"curve": [vars(point) for point in points]} if as_json else {})
+
+
+@vocab.command("check")
+def vocab_check(
+    tokenizer: TokenizerPath,
+    original: Annotated[str | None, typer.Option(help="The tokenizer that it was made from.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Text of the target language; repeat.")] = None,
+    other: Annotated[list[str] | None, typer.Option(help="Text whose ids must not change; repeat.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a tokenizer is safe to use: a table of passes and failures, exit code 1 if any fails."""
+    from lepta.text.sources import read_documents
+    from lepta.vocabulary.check import check_vocabulary
+    from lepta.vocabulary.source import open_tokenizer
+
+    checks = check_vocabulary(
+        open_tokenizer(tokenizer),
+        open_tokenizer(original) if original else None,
+        list(read_documents(target)) if target else [],
+        list(read_documents(other)) if other else [],
+    )
+    if as_json:
+        print_json([vars(check) for check in checks])
+    else:
+        table = Table("check", "result", Column("evidence", overflow="fold"))
+        for check in checks:
+            table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", check.evidence)
+        console.print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@vocab.command("measure")
+def vocab_measure(
+    tokenizer: Annotated[list[str], typer.Option(help="Tokenizer to measure; repeat to compare.")],
+    text: Annotated[list[str], typer.Option(help="Text source; repeat.")],
+    by_source: Annotated[bool, typer.Option("--by-source", help="For each source of text too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much text a token holds, how many words it takes whole, and what of it a text never uses."""
+    from lepta.report.compare import summaries
+    from lepta.text.sources import read_labelled
+    from lepta.vocabulary.measure import measure_sources
+    from lepta.vocabulary.source import open_tokenizer
+
+    documents = list(read_labelled(text))
+    rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
+    if as_json:
+        print_json(rows if by_source else {name: _total(row) for name, row in rows.items()})
+    else:
+        _print_measures(rows, by_source)
+
+
+@vocab.command("compare")
+def vocab_compare(
+    tokenizer: Annotated[list[str], typer.Option(help="Tokenizer; repeat to compare.")],
+    text: Annotated[list[str], typer.Option(help="Text source; repeat.")],
+    output: Annotated[Path, typer.Option(help="HTML page to write; it must not exist yet.")],
+    examples: Annotated[int, typer.Option(min=0, help="Number of texts to show in pieces.")] = 6,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page that shows tokenizers side by side: numbers for each source of text, and examples in pieces."""
+    from lepta.report.compare import write_comparison
+
+    facts = write_comparison(tokenizer, text, output, examples, force)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_measures(facts["tokenizers"], by_source=False)
+        console.print(f"\nPage: {output}", highlight=False, markup=False)
+
+
+def _total(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "sources"}
+
+
+def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
+    """Print a table of measures: a row for each tokenizer, or for each source and tokenizer."""
+    from lepta.report.compare import short_names
+
+    named = list(zip(short_names(list(rows)), rows.values(), strict=True))
+    parts = [("all text", name, row) for name, row in named]
+    if by_source:
+        sources = next(iter(rows.values()))["sources"]
+        parts = [(source, name, row["sources"][source]) for source in sources for name, row in named] + parts
+    table = Table(*([Column("source", overflow="fold")] if by_source else []), Column("tokenizer", overflow="fold"))
+    for heading in ("tokens", "chars/\ntoken", "bytes/\ntoken", "words/\ntoken", "1-token\nwords", "unused\ntokens"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for source, name, row in parts:
+        ratios = (f"{row[unit]:.3f}" for unit in ("characters_per_token", "bytes_per_token", "words_per_token"))
+        table.add_row(
+            *([escape(source)] if by_source else []),
+            escape(name),
+            f"{row['tokens']:,}",
+            *ratios,
+            f"{row['single_token_words']:.1%}",
+            f"{row['unused_tokens']:,} ({row['unused_share']:.1%})",
+        )
+    console.print(table)

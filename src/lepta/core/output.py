@@ -1,0 +1,135 @@
+"""Output that gets its name only when it is whole: written beside its place, by one run at a time, then renamed in."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lepta.core.errors import LeptaError
+
+MANIFEST = "manifest.json"  # in every folder that is whole
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside its place and rename it in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@contextmanager
+def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write to, and rename it to its name only if the block succeeds.
+
+    Raises
+    ------
+    LeptaError
+        If the folder exists and `replace` is not set, or the disk cannot be written.
+    """
+    refuse_existing(folder, replace)
+    folder = folder if folder.name else folder.resolve()
+    partial = partial_of(folder)
+    with claimed(folder):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            move_into_place(partial, folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise LeptaError(
+                f"{folder}: cannot be written ({error.strerror or error}); nothing was left there"
+            ) from error
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Be the only one that writes a folder: two runs at once would take each other's files away.
+
+    Raises
+    ------
+    LeptaError
+        If another run is writing it, or nothing can be written there.
+    """
+    lock: FileLock | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_of(folder)
+        lock.acquire()
+    except Timeout as error:
+        raise LeptaError(f"{folder}: another run is writing it now; wait for it, or name another output") from error
+    except NotImplementedError:  # a file system without locks, as some clusters have
+        lock = None
+    except OSError as error:
+        raise LeptaError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left there") from error
+    try:
+        yield
+    finally:
+        if lock:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def _lock_of(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+
+
+def in_progress(folder: Path) -> bool:
+    """Whether a run is writing a folder now, as far as this machine can see."""
+    lock = _lock_of(folder)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):  # where nothing can be locked, nobody can tell
+        return False
+
+
+def refuse_existing(folder: Path, replace: bool) -> None:
+    """LeptaError if a place is taken and not to be replaced, or is a folder that no command of LEPTA wrote."""
+    if folder.exists() and not replace:
+        raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise LeptaError(
+            f"{folder}: holds files but no {MANIFEST}, so LEPTA did not write it, and --force does not replace it; "
+            "give another --output, or remove it yourself"
+        )
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def move_into_place(partial: Path, folder: Path) -> None:
+    """Give a finished folder its name; what had the name before goes."""
+    _flush(partial)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk take all bytes before the name says that they are there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

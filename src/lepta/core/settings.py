@@ -1,0 +1,103 @@
+"""YAML files, validated: what is wrong is named with its place, and for an unknown key the nearest right one."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lepta.core.errors import LeptaError
+
+# A name becomes a folder: it may not be "." or "..".
+NAME = r"^[\w-][\w.-]*$"
+Sources = Annotated[list[str], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of a settings file; unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def read_settings(path: str | Path, model: type[Settings], kind: str, example: str) -> Settings:
+    """Read and validate a YAML file.
+
+    Parameters
+    ----------
+    path : str or Path
+    model : type
+        What the file must hold.
+    kind, example : str
+        What such a file is called, and one to start from, for messages.
+
+    Raises
+    ------
+    LeptaError
+        Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LeptaError(f"{path}: no such {kind}; {example} is one to start from")
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(content, dict):
+        raise LeptaError(f"{path}: expected keys and values at the top level, as in {example}")
+    return validated(model, content, str(path))
+
+
+def validated(model: type[Settings], content: dict[str, Any], where: str) -> Settings:
+    """Check values as `read_settings` does; messages begin with `where`."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        reasons = "; ".join(_explain(reason, content, model) for reason in error.errors()[:3])
+        raise LeptaError(f"{where}: {reasons}") from error
+
+
+def _explain(error: Any, content: Any, model: type[Section]) -> str:
+    field = ".".join(_as_written(error["loc"], content))
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(error["loc"][:-1], model).model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{field}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{field}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:
+    """Parts of a location, without the index of a value that was written alone instead of in a list."""
+    for part in location:
+        if isinstance(part, int) and not isinstance(content, list):
+            continue
+        yield str(part)
+        within = isinstance(content, dict) or (isinstance(content, list) and isinstance(part, int))
+        content = content[part] if within and (isinstance(part, int) or part in content) else None
+
+
+def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type[Section]:
+    """Follow field names down to the section they lie in; other parts of a location are keys of a dict or list."""
+    parts = iter(location)
+    for name in parts:
+        annotation = section.model_fields[str(name)].annotation
+        section = next(part for part in _types_in(annotation) if issubclass(part, Section))
+        if get_origin(annotation) in (dict, list):
+            next(parts, None)  # the key in the dict, a name of the user's, or the index in the list
+    return section
+
+
+def _types_in(annotation: Any) -> list[type]:
+    """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
+    inner = [part for argument in get_args(annotation) for part in _types_in(argument)]
+    return inner or ([annotation] if isinstance(annotation, type) else [])

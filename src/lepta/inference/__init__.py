@@ -1,0 +1,1 @@
+"""Running a model: generation, scoring, bits per byte, speed, servers."""

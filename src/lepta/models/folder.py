@@ -1,0 +1,299 @@
+"""A model as a plain Hugging Face folder: which tensor lies where, and which ones are the embeddings."""
+
+import difflib
+import json
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lepta.core.errors import LeptaError
+from lepta.models.rows import StoredRows, same_values
+from lepta.text.locate import read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# Ends of tensor names, as the families write them: LLaMA, Mistral, Qwen, Gemma, Phi, OPT / GPT-2, MPT / Falcon, BLOOM,
+# ChatGLM / GPT-NeoX / InternLM2 / Mamba, RWKV.
+INPUT_NAMES = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+    "backbone.embeddings.weight",
+    "rwkv.embeddings.weight",
+)
+OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
+LAST_NAMES = ("output.weight", "head.weight")  # only as the whole name: in the middle of a model they are layers
+# Further matrices with a row for each token: of layers (Gemma 3n and 4), of multi-token prediction (DeepSeek, GLM).
+PER_LAYER = "embed_tokens_per_layer.weight"  # Gemma 3n's has fewer rows than its vocabulary
+OTHER_TABLE = re.compile(r"(?!.*pos).*(embed|head)")  # a model may have as many positions as tokens
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "*.md"]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: its bytes are [start, end) of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+
+class Checkpoint:
+    """A model folder, opened without loading it.
+
+    Attributes
+    ----------
+    folder : Path
+    config : dict
+        Contents of `config.json`.
+    entries : dict
+        Tensor name -> `TensorEntry`, in the order of the files.
+    input_name : str
+        Name of the input embedding matrix.
+    output_name : str or None
+        Name of the output matrix (LM head); None if it is tied to the input.
+    stored_output : str or None
+        The same whether tied or not: some folders store a tied head too.
+
+    Parameters
+    ----------
+    folder : str or Path
+    input_name, output_name : str, optional
+        Names of the two matrices, for architectures whose names are not known here.
+    """
+
+    def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise LeptaError(f"{folder}: no such folder; expected a Hugging Face model folder")
+        self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        self.entries = {entry.name: entry for file in self._shards() for entry in read_header(file)}
+        self._check_index()
+        self.input_name = self._named(input_name) or self._input()
+        self.stored_output = self._named(output_name) or self._output()
+        self.output_name = None if self.tied else self.stored_output
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether one matrix serves as input and output embeddings.
+
+        A head that is stored and differs is a head of its own, whatever the config says; so transformers takes it.
+        """
+        if says_tied(self.config) is False:
+            return False
+        head = self.stored_output
+        return head is None or same_values(self.rows_of(self.input_name), self.rows_of(head))
+
+    @property
+    def embedding_names(self) -> list[str]:
+        """Names of the matrices with a row for each token: one if tied, else two."""
+        return [self.input_name] if self.output_name is None else [self.input_name, self.output_name]
+
+    @property
+    def bias_name(self) -> str | None:
+        """Name of the vector that is added to the logits, where a family has one (Phi-1, GPT-J)."""
+        name = (self.stored_output or "").removesuffix("weight") + "bias"
+        return name if name in self.entries else None
+
+    @property
+    def vocabulary_names(self) -> list[str]:
+        """Names of all tensors with a row for each token: the matrices, and the bias where there is one."""
+        return [*self.embedding_names, *filter(None, [self.bias_name])]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding matrices, padding included."""
+        return self.entries[self.input_name].shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the embedding matrices."""
+        return self.entries[self.input_name].shape[1]
+
+    def rows_of(self, name: str) -> StoredRows:
+        """One tensor, read a few rows at a time."""
+        entry = self.entries[name]
+        if not self.is_floating(name):
+            raise LeptaError(
+                f"{entry.file}: {name} is {entry.dtype}; expected a floating-point type of 16 bits or more, nothing "
+                "quantised"
+            )
+        return StoredRows(entry.file, entry.start, entry.shape or (1,), DTYPES[entry.dtype])
+
+    def raw(self, name: str) -> StoredRows:
+        """The bytes of one tensor of any type, read some at a time."""
+        entry = self.entries[name]
+        return StoredRows(entry.file, entry.start, (entry.end - entry.start,), torch.uint8)
+
+    def is_floating(self, name: str) -> bool:
+        """Tell whether a tensor holds plain floating-point numbers; those of 8 bits mean nothing without a scale."""
+        dtype = DTYPES.get(self.entries[name].dtype)
+        return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
+
+    def check_replaceable(self) -> None:
+        """Refuse a model that takes more than new embeddings and a new head to get another vocabulary.
+
+        Raises
+        ------
+        LeptaError
+            If other tensors have a row for each token too, or the model runs by Python code in its folder.
+        """
+        for name, entry in self.entries.items():
+            if name in (self.input_name, self.stored_output) or len(entry.shape) != 2:
+                continue
+            if name.endswith(PER_LAYER) or (entry.shape[0] == self.rows and OTHER_TABLE.match(name)):
+                raise LeptaError(
+                    f"{entry.file}: {name} has a row for each token too, and would keep those of the old vocabulary; "
+                    "expected input embeddings and one head only. Save the model without such tensors (of multi-token "
+                    "prediction, say) if it works without them, or take another model"
+                )
+        if "auto_map" in self.config:
+            from transformers import CONFIG_MAPPING
+
+            if (kind := self.config.get("model_type")) not in CONFIG_MAPPING:
+                raise LeptaError(
+                    f"{self.folder / 'config.json'}: model_type {kind} is not one that transformers has, and auto_map "
+                    "asks to run Python code from the folder, which LEPTA never does; take a model of an architecture "
+                    "in transformers"
+                )
+
+    def load(self, name: str) -> torch.Tensor:
+        """Load one tensor."""
+        with safe_open(self.entries[name].file, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def shards(self) -> list[Path]:
+        """The weight files, in order."""
+        return list(dict.fromkeys(entry.file for entry in self.entries.values()))
+
+    def names_in(self, shard: Path) -> list[str]:
+        """Names of the tensors in one of the files."""
+        return [name for name, entry in self.entries.items() if entry.file == shard]
+
+    def _shards(self) -> list[Path]:
+        index = self.folder / INDEX
+        if index.is_file():
+            files = [self.folder / name for name in sorted(set(self._weight_map().values()))]
+            for file in files:
+                if file.parent.resolve() != self.folder.resolve():
+                    raise LeptaError(f"{index}: names {file}, which is outside the folder")
+                if not file.is_file():
+                    raise LeptaError(f"{index}: names {file.name}, which is missing; download it again")
+            return files
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if pickles := [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]:
+            raise LeptaError(
+                f"{self.folder}: weights only as pickle ({pickles[0]}), which can run any code when read; "
+                "convert them to safetensors with save_pretrained() where you trust them"
+            )
+        raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")
+
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor name -> file name, as the index says; empty if there is none."""
+        index = self.folder / INDEX
+        if not index.is_file():
+            return {}
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not named:
+            raise LeptaError(f"{index}: no weight_map in it; expected the file of each tensor; download it again")
+        return named
+
+    def _check_index(self) -> None:
+        """Refuse an index that names tensors that are not in its files: the rest of the model would be left random."""
+        for name, file in self._weight_map().items():
+            if name not in self.entries or self.entries[name].file.name != file:
+                raise LeptaError(
+                    f"{self.folder / INDEX}: names {name} in {file}, which does not hold it; download the folder again"
+                )
+
+    def _named(self, name: str | None) -> str | None:
+        if name is not None and name not in self.entries:
+            near = difflib.get_close_matches(name, self.entries, n=1)
+            raise LeptaError(f"{self.folder}: no tensor {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return name
+
+    def _input(self) -> str:
+        names = [name for name in self.entries if name.endswith(INPUT_NAMES)]
+        if len(names) != 1:
+            matrices = {name: entry for name, entry in self.entries.items() if len(entry.shape) == 2}
+            tallest = sorted(matrices, key=lambda name: -matrices[name].shape[0])[:3]
+            raise LeptaError(
+                f"{self.folder}: input embeddings: expected one tensor named ...{' or ...'.join(INPUT_NAMES)}, found "
+                f"{', '.join(names) or 'none'}; name it with --input-embeddings (matrices with most rows: "
+                f"{', '.join(tallest)})"
+            )
+        return names[0]
+
+    def _output(self) -> str | None:
+        names = [name for name in self.entries if name.endswith(OUTPUT_NAMES) or name in LAST_NAMES]
+        if len(names) > 1:
+            raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
+        return names[0] if names else None
+
+
+def says_tied(config: dict[str, Any]) -> bool | None:
+    """Whether a config says that one matrix serves as input and output embeddings; None if it says nothing."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return None
+
+
+def read_header(file: Path) -> list[TensorEntry]:
+    """Read where the tensors of a safetensors file lie.
+
+    Raises
+    ------
+    LeptaError
+        If the file is not whole.
+    """
+    try:
+        with safe_open(file, framework="pt"):
+            pass  # the library's own check of the whole header against the file's length
+        with file.open("rb") as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            header = json.loads(data.read(length))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise LeptaError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+    offset = 8 + length
+    tensors = [(name, value) for name, value in header.items() if name != "__metadata__"]
+    return [
+        TensorEntry(
+            name,
+            value["dtype"],
+            tuple(value["shape"]),
+            file,
+            offset + value["data_offsets"][0],
+            offset + value["data_offsets"][1],
+        )
+        for name, value in sorted(tensors, key=lambda item: item[1]["data_offsets"])
+    ]

@@ -1,0 +1,141 @@
+"""Load a model folder into memory, on the device and in the precision that this machine computes fast in."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.core.errors import LeptaError
+from lepta.models.folder import MODEL_FILES, Checkpoint
+from lepta.models.gguf import import_gguf
+from lepta.models.precision import config_of, fastest_on_cpu
+from lepta.text.locate import locate
+from lepta.vocabulary.source import open_tokenizer
+
+
+def device() -> torch.device:
+    """The device that models run on: this process's GPU, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+
+
+def fast_dtype(folder: Path) -> torch.dtype:
+    """What a model is loaded in where nobody says otherwise: bfloat16 on a GPU, what is faster on a CPU."""
+    return torch.bfloat16 if device().type == "cuda" else fastest_on_cpu(config_of(folder))
+
+
+def exact_dtype() -> torch.dtype:
+    """What models are loaded in whose small differences count: float32 on a CPU, bfloat16 on a GPU."""
+    return torch.bfloat16 if device().type == "cuda" else torch.float32
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool = False) -> Any:
+    """Load a causal LM, in evaluation mode.
+
+    Parameters
+    ----------
+    folder : Path
+    dtype : torch.dtype, optional
+        Whatever the file holds; default: `fast_dtype`.
+    four_bits : bool
+        Keep the linear layers of the body in 4 bits (NF4, by bitsandbytes).
+
+    Raises
+    ------
+    LeptaError
+        If transformers cannot load it, or bitsandbytes is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    Checkpoint(folder)  # names what is missing, and refuses pickle
+    dtype = dtype or fast_dtype(folder)
+    try:
+        if four_bits:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, quantization_config=_in_four_bits(dtype), device_map={"": device()}
+            )
+            model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+            model.to(device())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
+    return model.eval()
+
+
+def _in_four_bits(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    try:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    except ImportError as error:
+        raise LeptaError("4 bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a model folder through transformers, chat template included.
+
+    Raises
+    ------
+    LeptaError
+        Naming the file that is missing or broken.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except ImportError:
+            # For a Mistral transformers imports mistral_common, where that is installed, even if tokenizer.json is all
+            # it then reads.
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except ImportError as error:
+        raise LeptaError(
+            f"{folder}: transformers needs another package to load this tokenizer ({error}); install it, or give a "
+            "folder with tokenizer.json"
+        ) from error
+    except Exception as error:  # whatever a tokenizer class raises
+        open_tokenizer(folder)  # has the better message where a file is missing or broken
+        raise LeptaError(f"{folder}: transformers cannot load this tokenizer ({error})") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where a class is named and no file is there
+        open_tokenizer(folder)
+        raise LeptaError(f"{folder}: the tokenizer has special tokens only; expected a tokenizer.json with all")
+    return tokenizer
+
+
+def model_folder(source: str | Path, import_to: Path) -> Path:
+    """Make any model source a Hugging Face folder.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
+    import_to : Path
+        Empty folder to write to if the model has to be converted.
+
+    Returns
+    -------
+    Path
+        The folder itself if it is one, else `import_to`.
+    """
+    path = locate(source, hub_files=MODEL_FILES)
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        import_gguf(path, import_to)
+        return import_to
+    raise LeptaError(f"{path}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")
+
+
+@contextmanager
+def opened(source: str | Path, input_name: str | None = None, output_name: str | None = None) -> Iterator[Checkpoint]:
+    """Open any model source as a checkpoint; one that had to be converted is gone when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="lepta-") as folder:
+        yield Checkpoint(model_folder(source, Path(folder)), input_name, output_name)

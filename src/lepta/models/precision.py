@@ -1,0 +1,88 @@
+"""Which precision this machine multiplies matrices fastest in.
+
+CPUs with instructions for bfloat16 (AVX512-BF16, AMX, some ARM) are two to four times as fast in it as in float32; on
+others it is emulated, up to 200 times slower. Nothing but a product tells which.
+"""
+
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.core.errors import LeptaError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL = 1 << 18  # weights of a matrix; with less, a call costs about as much as its product, whatever the precision
+SIDE = 2048  # larger matrices are as fast as a part of this size
+FEW, MANY = 2, 256  # tokens: to see whether bfloat16 is emulated, and to choose
+ROUNDS = 4
+HOPELESS = 4.0  # times the seconds of float32 for a few tokens: no bfloat16 here, and many tokens would take long
+GAIN = 1.2  # times the speed of float32, or the digits are worth more
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A precision as settings and manifests call it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def fastest_on_cpu(config: Any) -> torch.dtype:
+    """float32, or bfloat16 where this CPU is faster in it; matrices of the model's own shape are multiplied to know.
+
+    Parameters
+    ----------
+    config : transformers config
+        Of the model.
+    """
+    text = config.get_text_config()
+    width = getattr(text, "hidden_size", None) or SIDE
+    inner = getattr(text, "intermediate_size", None)
+    return _faster(width, inner if isinstance(inner, int) else 4 * width)
+
+
+def config_of(folder: Path) -> Any:
+    """The config of a model folder, as transformers reads it; LeptaError if it cannot."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
+
+
+@cache
+def _faster(width: int, inner: int) -> torch.dtype:
+    """The same for one shape, once in a process: what is compared is then in one precision."""
+    if width * inner < SMALL:
+        return torch.float32
+    shape = min(width, SIDE), min(inner, SIDE)
+    exact, fast = _seconds(FEW, *shape)
+    if fast > HOPELESS * exact:
+        return torch.float32
+    exact, fast = _seconds(MANY, *shape)
+    return torch.bfloat16 if fast * GAIN < exact else torch.float32
+
+
+@torch.inference_mode()
+def _seconds(tokens: int, width: int, inner: int) -> tuple[float, float]:
+    """Least time of a product in float32 and in bfloat16 on one core; they take turns, and the first is not counted.
+
+    Whatever else runs on the machine makes a product slower, never faster; threads that wait for each other would show
+    that and little else.
+    """
+    states, weight = torch.ones(tokens, width), torch.ones(inner, width)
+    pairs = [(states.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    times: list[list[float]] = [[], []]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(ROUNDS + 1):
+            for (left, right), of_dtype in zip(pairs, times, strict=True):
+                started = time.perf_counter()
+                torch.nn.functional.linear(left, right)
+                of_dtype.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
+    exact, fast = (min(of_dtype[1:]) for of_dtype in times)
+    return exact, fast

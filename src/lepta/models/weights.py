@@ -1,0 +1,45 @@
+"""How many weights a model has and where, from the headers of its files alone."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepta.models.folder import Checkpoint
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Size of a model.
+
+    Attributes
+    ----------
+    body : int
+        Weights outside the embedding matrices.
+    width : int
+        Columns of the embedding matrices.
+    rows : int
+        Rows of them.
+    matrices : int
+        1 if input and output embeddings are one matrix, else 2.
+    """
+
+    body: int
+    width: int
+    rows: int
+    matrices: int
+
+
+def count_weights(model: Path) -> Weights:
+    """Count the weights of a Hugging Face folder or a GGUF file."""
+    if model.suffix == ".gguf":
+        from gguf import GGUFReader
+
+        shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in GGUFReader(model).tensors}
+        width, rows = shapes["token_embd.weight"]
+        body = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(("token_embd", "output.")))
+        return Weights(body, width, rows, 2 if "output.weight" in shapes else 1)
+    checkpoint = Checkpoint(model)
+    rows, width = checkpoint.entries[checkpoint.input_name].shape
+    names = checkpoint.embedding_names
+    body = sum(math.prod(entry.shape) for name, entry in checkpoint.entries.items() if name not in names)
+    return Weights(body, width, rows, len(names))

@@ -1,0 +1,240 @@
+"""Write a model folder: the source's weights with other embedding matrices, a tokenizer and a model card.
+
+Tensors that do not change are copied as bytes, file to file; no model is loaded.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lepta.core.errors import LeptaError
+from lepta.core.progress import track
+from lepta.models.folder import DTYPES, INDEX, Checkpoint, TensorEntry, says_tied
+from lepta.models.rows import ComputedRows, blocks, finite
+from lepta.text.locate import read_json
+from lepta.vocabulary.source import TokenizerSource
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json")  # of images too: preprocessor_config.json
+COPY_BLOCK = 1 << 24
+TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index")  # eos_token_id; image_token_index of vision-language models
+SUPPRESSED, WORDS = ("suppress_tokens", "begin_suppress_tokens"), "bad_words_ids"
+
+
+def write_model(
+    source: Checkpoint,
+    matrices: Mapping[str, ComputedRows],
+    tokenizer: TokenizerSource,
+    folder: Path,
+    new_ids: Mapping[int, int] | None = None,
+    *,
+    untie: bool = False,
+    hard_link: bool = False,
+) -> None:
+    """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
+
+    The config's vocabulary size follows the new matrices; settings of generation and of processors and licence files
+    come along. Files whose tensors do not change are copied whole, without taking space where the file system can share
+    blocks.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    matrices : mapping
+        Tensor name -> rows of the new tensor, computed as they are written, in the dtype of the tensor they replace. A
+        head that the source does not store is written beside the input embeddings.
+    tokenizer : TokenizerSource
+    folder : Path
+    new_ids : mapping, optional
+        Old id -> new id of the tokens that the new vocabulary has too, if ids changed; configs then name the new ones.
+    untie : bool
+        The source ties input and output embeddings, the result does not.
+    hard_link : bool
+        Share files that do not change with the source: they take no space, but who edits one edits both.
+
+    Raises
+    ------
+    LeptaError
+        If a replaced tensor is not in the source, the matrices do not agree in rows, or values are not finite.
+    """
+    new = [name for name in matrices if name not in source.entries]
+    if unknown := [name for name in new if not untie]:
+        raise LeptaError(f"{source.folder}: no tensor {unknown[0]} to replace")
+    rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
+    if len(rows) > 1:
+        raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
+    dropped = {source.stored_output} - {source.output_name, *matrices}  # a tied head that is stored all the same
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard in source.shards():
+        entries = [entry for entry in source.entries.values() if entry.file == shard and entry.name not in dropped]
+        if source.input_name in {entry.name for entry in entries}:
+            entries += [replace(source.entries[source.input_name], name=name) for name in new]
+        weight_map |= {entry.name: shard.name for entry in entries}
+        replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
+        if replaced or len(entries) < len(source.names_in(shard)):
+            total += write_shard(folder / shard.name, entries, replaced)
+        else:
+            total += sum(entry.end - entry.start for entry in entries)
+            copy_file(shard, folder / shard.name, hard_link)
+    if (source.folder / INDEX).is_file():
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
+    for pattern in CARRIED_FILES:
+        for file in source.folder.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    tokenizer.save(folder)
+
+
+def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
+    """Copy a file; the kernel shares its blocks with the copy where the file system can (btrfs, XFS)."""
+    if hard_link:
+        target.hardlink_to(source.resolve())
+        return
+    with source.open("rb") as data, target.open("wb") as out:
+        if not hasattr(os, "copy_file_range"):
+            shutil.copyfileobj(data, out, COPY_BLOCK)
+            return
+        try:
+            while os.copy_file_range(data.fileno(), out.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            shutil.copyfileobj(data, out, COPY_BLOCK)  # between file systems that cannot
+
+
+def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, untie: bool, folder: Path) -> None:
+    configs = {CONFIG: config_with_rows(source.config, source.rows, rows)}
+    configs[CONFIG].pop("auto_map", None)  # it names Python files, and none come along
+    if untie or (source.output_name and says_tied(source.config)):
+        configs[CONFIG] = config_untied(configs[CONFIG])
+    if (source.folder / GENERATION).is_file():
+        configs[GENERATION] = read_json(source.folder / GENERATION)
+    for name, config in configs.items():
+        if new_ids is not None:
+            config = config_with_token_ids(config, new_ids, str(source.folder / name))
+        (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def config_with_rows(config: Mapping[str, Any], old_rows: int, rows: int) -> dict[str, Any]:
+    """A copy of a model config with another number of embedding rows; all other fields keep value and type.
+
+    A config inside it follows if it says the old number: vision-language models name their text model in many ways.
+    """
+
+    def resized(part: Mapping[str, Any]) -> dict[str, Any]:
+        changed = {name: resized(value) if isinstance(value, dict) else value for name, value in part.items()}
+        return changed | ({"vocab_size": rows} if part.get("vocab_size") == old_rows else {})
+
+    changed = resized(config)
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"]["vocab_size"] = rows
+    if "vocab_size" in config or (rows != old_rows and changed == config):
+        changed["vocab_size"] = rows
+    return changed
+
+
+def config_untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model config whose input and output embeddings are two matrices."""
+    changed = dict(config) | {"tie_word_embeddings": False}
+    if "tie_word_embeddings" in (config.get("text_config") or {}):
+        changed["text_config"] = dict(config["text_config"]) | {"tie_word_embeddings": False}
+    return changed
+
+
+def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:
+    """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
+
+    Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
+    not be written (`suppress_tokens`, `bad_words_ids`) is left out where the new vocabulary cannot write it.
+
+    Raises
+    ------
+    LeptaError
+        If a field names a token that the new vocabulary does not have.
+    """
+
+    def renamed(field: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: renamed(name, part) for name, part in value.items()}
+        if value is None:
+            return None
+        if field in SUPPRESSED:
+            return [new_ids[token] for token in value if token in new_ids] or None
+        if field == WORDS:
+            return [[new_ids[token] for token in word] for word in value if new_ids.keys() >= set(word)] or None
+        if not field.endswith(TOKEN_FIELDS):
+            return value
+        if isinstance(value, list):
+            return [renamed(field, part) for part in value]
+        if isinstance(value, int) and value < 0:
+            return value
+        if value not in new_ids:
+            raise LeptaError(f"{where}: {field} is {value}, a token that the new vocabulary does not have")
+        return new_ids[value]
+
+    return {name: renamed(name, value) for name, value in config.items()}
+
+
+def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, ComputedRows]) -> int:
+    """Write one safetensors file: `entries` copied byte for byte, except the tensors in `replaced`.
+
+    Returns
+    -------
+    int
+        Bytes of tensors.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for entry in entries:
+        shape, length = entry.shape, entry.end - entry.start
+        if entry.name in replaced:
+            shape = replaced[entry.name].shape
+            length = math.prod(shape) * DTYPES[entry.dtype].itemsize
+        header[entry.name] = {"dtype": entry.dtype, "shape": shape, "data_offsets": [position, position + length]}
+        position += length
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # tensors start at a multiple of 8
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(encoded)) + encoded)
+        for entry in entries:
+            if entry.name not in replaced:
+                out.writelines(bytes_of(entry))
+                continue
+            new = replaced[entry.name]
+            for rows in track(new.blocks(), f"writing {entry.name}, blocks of rows", len(list(blocks(new.shape)))):
+                block = rows.to("cpu", DTYPES[entry.dtype]).contiguous()
+                if not finite(block):
+                    raise LeptaError(f"{entry.name}: NaN or infinite values would be written; nothing is kept")
+                out.write(block.view(torch.uint8).numpy().data)
+    return position
+
+
+def bytes_of(entry: TensorEntry) -> Iterator[bytes]:
+    """The bytes of a tensor, in blocks."""
+    with entry.file.open("rb") as data:
+        data.seek(entry.start)
+        left = entry.end - entry.start
+        while left:
+            block = data.read(min(COPY_BLOCK, left))
+            if not block:
+                raise LeptaError(f"{entry.file}: shorter than its header says; copy or download it again")
+            left -= len(block)
+            yield block
+
+
+def save_loaded_model(model: Any, tokenizer: TokenizerSource, folder: Path) -> None:
+    """Write a model that is in memory (transformers) with its tokenizer into an existing folder."""
+    model.save_pretrained(folder)
+    tokenizer.save(folder)

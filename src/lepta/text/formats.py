@@ -1,0 +1,218 @@
+"""Rows of files, streamed: JSONL (plain, gzip, Zstandard) and Parquet. What is damaged is named with its place."""
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
+
+from lepta.core.errors import LeptaError
+
+PARQUET = ".parquet"
+ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
+BATCH = 64  # rows of Parquet that are Python objects at once
+CHUNK = 1 << 15  # compressed bytes at once
+
+
+class Row(NamedTuple):
+    """One row of a file.
+
+    Attributes
+    ----------
+    where : str
+        File and line, or file, row group and row.
+    number : int
+        From 1; of a JSONL file the line.
+    value : dict
+    position : int
+        Bytes of the file that were read so far.
+    """
+
+    where: str
+    number: int
+    value: dict[str, Any]
+    position: int
+
+
+def stop(error: LeptaError) -> NoReturn:
+    """Take what is damaged as the end of all: the default of what to do with it."""
+    raise error
+
+
+def read_rows(file: Path, field: str | None = None, bad: Callable[[LeptaError], None] = stop) -> Iterator[Row]:
+    """Stream the rows of a file.
+
+    Parameters
+    ----------
+    file : Path
+        Its name ends in one of `ROW_SUFFIXES`.
+    field : str, optional
+        The text field; of a Parquet file, only it and `source` and `doc` are read.
+    bad : callable
+        Told of each damaged row or row group (which is then skipped) or file (which then ends). By default it raises.
+
+    Raises
+    ------
+    LeptaError
+        From `bad`: naming the file and the line or row group, what was expected and what to do.
+    """
+    return (_parquet_rows if file.name.endswith(PARQUET) else _json_rows)(file, field, bad)
+
+
+def read_text(file: Path) -> str:
+    """Read a whole UTF-8 text file, plain or packed like those of `read_rows`; LeptaError if it is damaged."""
+    with _opened(file) as (_, lines):
+        try:
+            data = lines.read()
+        except DAMAGE as error:
+            raise LeptaError(f"{file}: not a whole {_kind(file)} file ({error}); copy it again") from error
+    return decode(data, str(file)).removeprefix("\ufeff")
+
+
+def decode(data: bytes, where: str, start: int = 0) -> str:
+    """Decode UTF-8; LeptaError naming the byte, counted from `start`."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LeptaError(
+            f"{where}: byte {start + error.start} is not UTF-8; convert the text first, for example "
+            "iconv -f WINDOWS-1251 -t UTF-8"
+        ) from error
+
+
+def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None]) -> Iterator[Row]:
+    number = 0
+    try:
+        with _opened(file) as (raw, lines):
+            for number, line in enumerate(lines, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    value = _object(line, where, field)
+                except LeptaError as error:
+                    bad(error)
+                    continue
+                yield Row(where, number, value, raw.tell())
+    except DAMAGE as error:
+        bad(LeptaError(f"{file}: not a whole {_kind(file)} file, it ends after line {number} ({error}); copy it again"))
+
+
+def _kind(file: Path) -> str:
+    return "gzip" if file.suffix == ".gz" else "Zstandard"
+
+
+def _object(line: bytes, where: str, field: str | None) -> dict[str, Any]:
+    expected = "expected one object a line" + (f", with its text in the field {field!r}" if field else "")
+    try:
+        value = json.loads(decode(line, where))
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise LeptaError(f"{where}: not JSON ({reason}); {expected}") from error
+    if not isinstance(value, dict):
+        raise LeptaError(f"{where}: not an object ({type(value).__name__}); {expected}")
+    return value
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A file, and the bytes in it once they are unpacked."""
+    with file.open("rb") as raw:
+        if file.suffix == ".gz":
+            with gzip.open(raw) as lines:
+                yield raw, cast(BinaryIO, lines)
+        elif file.suffix == ".zst":
+            yield raw, io.BufferedReader(_Chunks(_zstd_chunks(raw, file)), 1 << 17)
+        else:
+            yield raw, raw
+
+
+class ZstdDamage(Exception):
+    """A Zstandard stream that cannot be decompressed."""
+
+
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, ZstdDamage)
+
+
+def _zstd_chunks(raw: BinaryIO, file: Path) -> Iterator[bytes]:
+    """All frames of a stream. `zstandard.stream_reader` would take a cut frame for a whole one."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise LeptaError(f"{file}: the package zstandard is missing; pip install 'lepta[corpus]'") from error
+    frame = None
+    try:
+        while chunk := raw.read(CHUNK):
+            while chunk:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(chunk)
+                chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise ZstdDamage(str(error)) from error
+    if frame is not None:
+        raise ZstdDamage("the last frame is cut")
+
+
+class _Chunks(io.RawIOBase):
+    """A stream of bytes out of chunks, for `io.BufferedReader` to find the lines in."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def _parquet_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None]) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise LeptaError(f"{file}: the package pyarrow is missing; pip install 'lepta[corpus]'") from error
+    damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
+    try:
+        table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
+    except damage as error:
+        bad(LeptaError(f"{file}: not a whole Parquet file ({_first_line(error)}); copy it again"))
+        return
+    with table:
+        names, number, size = table.schema_arrow.names, 0, file.stat().st_size
+        columns = names if field is None else [name for name in names if name in {field, "source", "doc"}]
+        if field is not None and field not in names:
+            raise no_field(str(file), field, names)
+        for group in range(table.num_row_groups):
+            where, position = f"{file}, row group {group}", size * (group + 1) // table.num_row_groups
+            try:
+                for batch in table.iter_batches(BATCH, row_groups=[group], columns=columns, use_threads=False):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{where}, row {number}", number, value, position)
+            except damage as error:
+                bad(LeptaError(f"{where}: damaged ({_first_line(error)}); copy the file again"))
+
+
+def no_field(where: str, field: str, names: list[str]) -> LeptaError:
+    """The error of a row without text, which names the fields that there are."""
+    there = (
+        f"it has {', '.join(names)}; name one of these, as in FILE?field={names[0]}" if names else "it has no fields"
+    )
+    return LeptaError(f"{where}: no text field; expected a string in the field {field!r}, {there}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

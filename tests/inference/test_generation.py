@@ -1,0 +1,39 @@
+"""Greedy texts, whatever a model's files say of generation."""
+
+import pytest
+import torch
+
+from lepta.inference.generation import generate
+from lepta.models.load import load_model, load_tokenizer
+
+PROMPTS = ["Раз, два, три", "Once upon a time there was a time"]
+DRAWING = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 0.9, "num_beams": 3, "num_return_sequences": 2}
+PUNISHING = {"repetition_penalty": 9.0, "encoder_repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model_folder, tiny_tokenizer):
+    folder = tiny_model_folder(rows=4000, tied=True, tokenizer=tiny_tokenizer)
+    return load_model(folder, torch.float32), load_tokenizer(folder)
+
+
+@torch.inference_mode()
+def most_probable(model, tokenizer, prompt, number):
+    """Token after token, without `generate` of transformers."""
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+    width = ids.shape[1]
+    for _ in range(number):
+        ids = torch.cat([ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return ids[0, width:].tolist()
+
+
+@pytest.mark.parametrize("files", [{}, DRAWING, PUNISHING, {"min_length": 30}], ids=str)
+def test_the_most_probable_token_is_always_next(loaded, monkeypatch, files):
+    model, tokenizer = loaded
+    expected = [most_probable(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", expected[0][9])  # an end that is come to
+    for name, value in files.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    ends = [next((n for n, token in enumerate(row) if token == expected[0][9]), 12) for row in expected]
+    found = generate(model, tokenizer, PROMPTS, 12, "texts")
+    assert found.ids == [row[:end] for row, end in zip(expected, ends, strict=True)]

@@ -1,0 +1,172 @@
+"""Models in GGUF files become folders that compute the same."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+
+from lepta.core.errors import LeptaError
+from lepta.models.gguf import import_gguf
+from lepta.plan.shapes import shape_of
+
+TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcd", "ab", "▁a"]
+KINDS = [3, 3, 3, 2, *[6] * 256, *[1] * 7]
+IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "unk_token_id": 3}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 7,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "sliding_window": 4,
+    "max_position_embeddings": 128,
+}
+TEXT = torch.tensor([[2, *range(200, 232)]])
+
+
+def rope(base=1_000_000.0, near=10_000.0, **scaling):
+    everywhere = {"rope_type": "default", "rope_theta": base} | scaling
+    return {"full_attention": everywhere, "sliding_attention": {"rope_type": "default", "rope_theta": near}}
+
+
+def gemma3(**settings):
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(TOKENS), **(SIZES | settings))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms as well, which start at zero
+            parameter.copy_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+def write_gguf(model, file, left_out=(), extra=(), extra_tensors=(), **fields):
+    """Write a Gemma 3 as llama.cpp's converter does; fields by the names of `GGUFWriter`, None to leave one out."""
+    config = model.config
+    given = {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "key_length": config.head_dim,
+        "value_length": config.head_dim,
+        "rope_freq_base": config.rope_parameters["full_attention"]["rope_theta"],
+        "sliding_window": config.sliding_window,
+        "tokenizer_model": "llama",
+        "token_list": TOKENS,
+        "token_scores": [-float(i) for i in range(len(TOKENS))],
+        "token_types": KINDS,
+        "add_space_prefix": False,
+    }
+    writer = gguf.GGUFWriter(file, "gemma3")
+    for name, value in (given | IDS | fields).items():
+        if value is not None:
+            getattr(writer, f"add_{name}")(value)
+    for key, value in dict(extra).items():
+        writer.add_float32(key, value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, config.num_hidden_layers)
+    for name, parameter in model.named_parameters():
+        written = names.get_name(name, try_suffixes=(".weight",))
+        if written not in left_out:
+            writer.add_tensor(written, parameter.detach().numpy() + np.float32(name.endswith("norm.weight")))
+    for name in extra_tensors:
+        writer.add_tensor(name, np.ones(8, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """Import a GGUF file: the loaded model, and its folder."""
+
+    def run(file):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        import_gguf(file, folder)
+        return AutoModelForCausalLM.from_pretrained(folder).eval(), folder
+
+    return run
+
+
+CASES = {
+    "as it is": ({}, {}),
+    "near base": ({"rope_parameters": rope(near=500.0)}, {"rope_freq_base_swa": 500.0}),
+    "far base": ({"rope_parameters": rope(base=3000.0)}, {}),
+    "scaled": (
+        {"rope_parameters": rope(rope_type="linear", factor=8.0)},
+        {"rope_scaling_type": gguf.RopeScalingType.LINEAR, "rope_scaling_factor": 8.0},
+    ),
+    "every third": (
+        {"layer_types": ["full_attention" if n % 3 == 2 else "sliding_attention" for n in range(7)]},
+        {"sliding_window_pattern": 3},
+    ),
+    "listed": (
+        {"layer_types": ["full_attention" if n < 2 else "sliding_attention" for n in range(7)]},
+        {"sliding_window_pattern": [n >= 2 for n in range(7)]},
+    ),
+    "capped": ({"final_logit_softcapping": 3.0}, {"final_logit_softcapping": 3.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gemma3_computes_what_it_did(case, tmp_path, imported):
+    settings, fields = CASES[case]
+    model = gemma3(**settings)
+    result, _ = imported(write_gguf(model, tmp_path / "t.gguf", **fields))
+    with torch.no_grad():
+        torch.testing.assert_close(result(TEXT).logits, model(TEXT).logits)
+    for name in ("layer_types", "rope_parameters", "sliding_window", "query_pre_attn_scalar", "tie_word_embeddings"):
+        assert getattr(result.config, name) == getattr(model.config, name), name
+
+
+def test_attention_of_the_27b_is_scaled_by_its_width(tmp_path, imported, monkeypatch):
+    """No field says so: llama.cpp too knows it by its number of layers."""
+    monkeypatch.setattr("lepta.models.gguf.GEMMA3_27B_LAYERS", SIZES["num_hidden_layers"])
+    model = gemma3(query_pre_attn_scalar=SIZES["hidden_size"] // SIZES["num_attention_heads"])
+    result, _ = imported(write_gguf(model, tmp_path / "t.gguf"))
+    with torch.no_grad():
+        torch.testing.assert_close(result(TEXT).logits, model(TEXT).logits)
+
+
+def test_every_setting_above_changes_what_the_model_computes():
+    """Else the test above would not see one that is lost."""
+    with torch.no_grad():
+        logits = [gemma3(**settings)(TEXT).logits for settings, _ in CASES.values()]
+    assert all((other - logits[0]).abs().max() > 0.01 for other in logits[1:])
+
+
+def test_folder_has_tokenizer_and_card_and_the_plan_knows_its_shape(tmp_path, imported):
+    file = write_gguf(gemma3(), tmp_path / "t.gguf", name="Tiny", license="gemma")
+    model, folder = imported(file)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab a1")["input_ids"]) == ["<bos>", "ab", "▁a", "<0x31>"]
+    assert "license: gemma" in (folder / "README.md").read_text()
+    assert [model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id] == [2, 1, 0]
+    plan, exact = shape_of(str(file)), shape_of(str(folder))
+    assert (plan.body, plan.linear, plan.tied, plan.rows) == (exact.body, exact.linear, exact.tied, exact.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"extra": {"gemma3.attention.warmth": 2.0}}, r"gemma3\.attention\.warmth is not known here; give"),
+        ({"sliding_window": None}, r"no gemma3\.attention\.sliding_window; convert"),
+        ({"rope_freq_base": None}, r"no gemma3\.rope\.freq_base; convert"),
+        ({"value_length": 8}, "keys, values and rotations of different lengths"),
+        ({"rope_scaling_type": gguf.RopeScalingType.YARN}, r"gemma3\.rope\.scaling\.type is 'yarn'; expected 'linear'"),
+        ({"left_out": ["blk.3.ffn_up.weight"]}, r"no weights for model\.layers\.3\.mlp\.up_proj\.weight; convert"),
+        ({"extra_tensors": ["rope_freqs.weight"]}, "94 tensors, expected 93; not a Gemma 3 of text alone"),
+        ({"tokenizer_model": "bert"}, r"tokenizer\.ggml\.model is 'bert', known are"),
+    ],
+)
+def test_what_would_become_another_model_raises(changes, words, tmp_path, imported):
+    file = write_gguf(gemma3(), tmp_path / "t.gguf", **changes)
+    with pytest.raises(LeptaError, match=rf"t\.gguf: {words}"):
+        imported(file)

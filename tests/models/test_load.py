@@ -1,0 +1,65 @@
+"""Tokenizers of model folders, and what is said of those that cannot be loaded."""
+
+import json
+
+import pytest
+from transformers import MistralConfig
+
+from lepta.core.errors import LeptaError
+from lepta.models.load import load_tokenizer
+from lepta.vocabulary.source import open_tokenizer
+
+TEXTS = ["Hello world, it's 2024!", "Привет, мир.\n  def f(x):\n\treturn 1", " leading", "日本語"]
+
+
+def test_tokenizers_of_mistral_need_no_further_package(tmp_path):
+    """Transformers imports mistral_common for them, which here is installed for its files only."""
+    source = open_tokenizer("package:mistral_common/data/tokenizer.model.v1")
+    source.save(tmp_path)
+    MistralConfig().save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(TEXTS, add_special_tokens=False)["input_ids"] == source.vocabulary().encode(TEXTS)
+    assert tokenizer.eos_token == "</s>"
+
+
+def break_config(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+
+
+def remove_all(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def name_a_class(folder):
+    remove_all(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+
+
+def break_tokens(folder):
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b"]]}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (break_config, r"tokenizer_config\.json.*JSON"),
+        (remove_all, r": no tokenizer\.json, \.model or tekken\.json in it"),
+        (name_a_class, r": no tokenizer\.json, \.model or tekken\.json in it"),
+        (break_tokens, r": transformers cannot load this tokenizer"),
+    ],
+)
+def test_tokenizers_that_cannot_be_loaded_are_named(damage, says, tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(LeptaError, match=f"{tmp_path}.*{says}"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_package_that_is_missing_is_named(tiny_tokenizer, tmp_path, monkeypatch):
+    def missing(*arguments, **named):
+        raise ImportError("tokens need sentencepiece")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", missing)
+    with pytest.raises(LeptaError, match=r"needs another package .*sentencepiece.*install it, or give a folder with"):
+        load_tokenizer(tmp_path)

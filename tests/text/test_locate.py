@@ -1,0 +1,18 @@
+"""From names to places."""
+
+import pytest
+
+from lepta.core.errors import LeptaError
+from lepta.text.locate import locate
+
+
+def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "adapted").mkdir(parents=True)
+    assert locate("my/adapted", []).is_dir()
+    with pytest.raises(LeptaError, match=r"my/adaptd: no such file or folder; did you mean my/adapted\?"):
+        locate("my/adaptd", [])
+    with pytest.raises(LeptaError, match="my/other: no such file or folder; a hub id must not start"):
+        locate("my/other", [])
+    with pytest.raises(LeptaError, match="no such file or folder"):
+        locate("/my/other", [])
