@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lepta.models import loss as module
 from lepta.models.loss import IGNORED, linear_cross_entropy
-from lepta.training import loss as module
 
 
 def problem(dtype=torch.float64, rows=37, width=8, size=53, seed=0):

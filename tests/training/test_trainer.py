@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lepta.core.errors import LeptaError
-from lepta.training import loss as loss_module
+from lepta.models import loss as loss_module
 from lepta.training import trainer
 from lepta.training.trainer import BEST, Run, Watch, last_checkpoint, train
 
