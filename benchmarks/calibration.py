@@ -16,8 +16,7 @@ from pathlib import Path
 
 from lepta.calibration.calibrate import Place
 from lepta.calibration.command import calibrate_folder
-from lepta.calibration.effect import EffectSettings
-from lepta.calibration.settings import CalibrateSettings, calibration_tuning
+from lepta.calibration.settings import CalibrateSettings, EffectSettings, calibration_tuning
 from lepta.core.output import publishing
 from lepta.core.settings import validated
 from lepta.darumeru.aggregate import compare

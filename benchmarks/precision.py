@@ -28,11 +28,11 @@ from lepta.inference.bits import WINDOW, score_text, windows
 from lepta.inference.speed import write
 from lepta.models.load import load_model, load_tokenizer, opened
 from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
-from lepta.recipe import PretrainSettings
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText, training_blocks
 from lepta.training.precision import load_for_training
 from lepta.training.pretrain import pretrain
+from lepta.training.settings import PretrainSettings
 from lepta.training.trainer import Watch
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import open_tokenizer

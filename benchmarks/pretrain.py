@@ -75,8 +75,8 @@ def make_examples(number: int) -> list[dict[str, list[int]]]:
 
 def train_lepta(steps: int) -> tuple[list[float], list[float]]:
     """Times after each step, and losses."""
-    from lepta.recipe import PretrainSettings
     from lepta.training.pretrain import pretrain
+    from lepta.training.settings import PretrainSettings
     from lepta.training.trainer import Watch
 
     times: list[float] = []

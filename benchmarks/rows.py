@@ -20,10 +20,10 @@ from lepta.inference.bits import WINDOW, score_text, windows
 from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
-from lepta.recipe import PretrainSettings
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.settings import PretrainSettings
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import new_ids
 

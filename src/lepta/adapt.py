@@ -24,16 +24,18 @@ from lepta.models.card import write_card
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
-from lepta.recipe import PretrainSettings, Recipe, Text, Tune, rows_apart
+from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report
 from lepta.text.locate import locate, read_json
+from lepta.text.settings import Text
 from lepta.text.sources import BENCHMARK, dialogue_file, read_documents
 from lepta.training.alone import facts_of, run_stages
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import announce, announced, processes
 from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.settings import PretrainSettings, rows_apart
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
 from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer

@@ -6,7 +6,7 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.evaluation.evaluate import behaviour_dialogues
-from lepta.recipe import Behaviour
+from lepta.evaluation.settings import Behaviour
 
 ASKED = {"role": "user", "content": "a\u2028b"}  # a line separator to `str.splitlines`, and no end of a row
 ANSWERED = {"role": "assistant", "content": "b: c"}

@@ -11,8 +11,8 @@ from lepta.core.errors import LeptaError
 from lepta.models import precision
 from lepta.models.load import load_model
 from lepta.models.precision import fastest_on_cpu
-from lepta.recipe import PretrainSettings
 from lepta.training.precision import PRECISION, agreed, begun_with, settled
+from lepta.training.settings import PretrainSettings
 
 CONFIG = LlamaConfig(hidden_size=512, intermediate_size=1024)
 

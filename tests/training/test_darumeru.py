@@ -9,14 +9,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.runner import run
+from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.evaluation.benchmark import scores_of
 from lepta.models.folder import Checkpoint
 from lepta.models.write import write_model
-from lepta.recipe import Benchmark, PretrainSettings
 from lepta.training.merge import changed_tensors
 from lepta.training.precision import load_for_training
 from lepta.training.pretrain import HeldOut, _watch, pretrain, pretrain_folder
+from lepta.training.settings import PretrainSettings
 
 ROWS, FIRST_NEW = 4000, 3600
 ASKED = {"tasks": ["rucola", "copy_sentence_ru"], "limit": 3, "shots": 1}

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
-from lepta.recipe import PretrainSettings
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.rate import BODY, MOST, rate_for, rows_rms, settled_rates
+from lepta.training.settings import PretrainSettings
 
 ROWS = 4000
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lepta.calibration.calibrate import SHOWN, Place, calibration_stages, counts_of
-from lepta.calibration.effect import EffectSettings, measure_effect
+from lepta.calibration.effect import measure_effect
 from lepta.calibration.rows import stored_rows
-from lepta.calibration.settings import CalibrateSettings
+from lepta.calibration.settings import CalibrateSettings, EffectSettings
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST
 from lepta.core.stages import Stage

@@ -6,13 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
-from lepta.core.errors import LeptaError
+from lepta.calibration.settings import EffectSettings
 from lepta.core.output import write_json
-from lepta.core.settings import Section
 from lepta.darumeru.runner import run
-from lepta.darumeru.tasks import named_tasks
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.bits import WINDOW, score_text, windows
 from lepta.inference.generation import chat_prompt, generate
@@ -23,29 +19,7 @@ from lepta.training.conversations import Message
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import new_ids
 
-COPY_TASKS = ("copy_sentence_ru", "copy_paragraph_ru", "copy_sentence_en", "copy_paragraph_en")
 TEMPLATE, EFFECT = "calibration.html.j2", "effect.json"
-
-
-class EffectSettings(Section):
-    """What is measured before and after."""
-
-    target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")
-    source: list[str] = Field(default_factory=list, description="Held-out text of the language the model knows")
-    characters: int = Field(10_000, ge=100, description="Of each")
-    tasks: list[str] = Field(default_factory=lambda: list(COPY_TASKS), description="Of Darumeru")
-    benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
-    limit: int | None = Field(None, ge=1, description="Rows of each task")
-    max_tokens: int = Field(64, ge=1, description="Of answers that are shown")
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        try:
-            named_tasks(names)
-        except LeptaError as error:
-            raise ValueError(str(error)) from error
-        return names
 
 
 def measure_effect(

@@ -3,7 +3,10 @@
 from pydantic import Field, model_validator
 
 from lepta.core.settings import Section
+from lepta.darumeru.settings import TaskNames
 from lepta.training.settings import Lora, TuneSettings
+
+COPY_TASKS = ("copy_sentence_ru", "copy_paragraph_ru", "copy_sentence_en", "copy_paragraph_en")
 
 
 class AnswerSettings(Section):
@@ -95,3 +98,15 @@ class CalibrateSettings(Section):
         if not self.copies.number and not self.prompts:
             raise ValueError("prompts: at least one file is needed, or copies")
         return self
+
+
+class EffectSettings(Section):
+    """What is measured before and after."""
+
+    target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")
+    source: list[str] = Field(default_factory=list, description="Held-out text of the language the model knows")
+    characters: int = Field(10_000, ge=100, description="Of each")
+    tasks: TaskNames = Field(default_factory=lambda: list(COPY_TASKS), description="Of Darumeru")
+    benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
+    limit: int | None = Field(None, ge=1, description="Rows of each task")
+    max_tokens: int = Field(64, ge=1, description="Of answers that are shown")

@@ -184,7 +184,8 @@ def pretrain(
     from lepta.adapt import pretrain_stage
     from lepta.core.output import refuse_existing
     from lepta.core.settings import validated
-    from lepta.recipe import CommandPretrainSettings, Language, Text
+    from lepta.recipe import CommandPretrainSettings
+    from lepta.text.settings import Language, Text
 
     refuse_existing(output, force)
     if source_share and not source_text:

@@ -174,8 +174,7 @@ def calibrate(
     """
     from lepta.calibration.calibrate import Place
     from lepta.calibration.command import calibrate_folder, cost
-    from lepta.calibration.effect import EffectSettings
-    from lepta.calibration.settings import CalibrateSettings, calibration_tuning
+    from lepta.calibration.settings import CalibrateSettings, EffectSettings, calibration_tuning
     from lepta.core.settings import validated
     from lepta.text.sources import BENCHMARK
 

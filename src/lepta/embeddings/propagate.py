@@ -15,7 +15,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from scipy import sparse
 from lepta.core.errors import LeptaError
 from lepta.embeddings.least_squares import Anchors, LeftSide, Problem, RightSide
 from lepta.embeddings.mix import mix, precision
+from lepta.embeddings.settings import AnyMethod, Method
 from lepta.embeddings.transfer import Transfer
 from lepta.models.rows import ComputedRows, Rows, all_finite
 
-Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
-AnyMethod = Method | Literal["auto"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # Which rows a map is fitted on: those of shared tokens, or all of T.
 PROBLEMS: dict[Method, Method] = {

@@ -10,9 +10,9 @@ from lepta.core.errors import LeptaError
 from lepta.core.stages import CHECKPOINTS
 from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
+from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
 from lepta.evaluation.evaluate import Contestant
-from lepta.recipe import Benchmark
 from lepta.report.darumeru import write_run_page
 
 ASKED = "darumeru"  # the runner's output, until it is whole

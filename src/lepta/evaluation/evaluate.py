@@ -11,12 +11,13 @@ import numpy as np
 
 from lepta.core.errors import LeptaError
 from lepta.embeddings.transfer import transfer_matrix
+from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.bits import score_text, windows
 from lepta.inference.generation import behaviour_kept, chat_prompt, generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import name_of
-from lepta.recipe import Behaviour, EvaluateSettings, Text
+from lepta.text.settings import Text
 from lepta.text.sources import read_documents
 from lepta.training.conversations import Message, read_conversations
 from lepta.vocabulary.pieces import pieces

@@ -30,8 +30,9 @@ from lepta.plan.vocabulary import (
     vocabulary_facts,
     with_vocabulary,
 )
-from lepta.recipe import Language, PretrainSettings, Recipe
-from lepta.training.settings import TuneSettings, split_batch
+from lepta.recipe import Recipe
+from lepta.text.settings import Language
+from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, cast
 import yaml
 
 from lepta.core.errors import LeptaError
-from lepta.recipe import VocabularySettings
 from lepta.text.sources import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
 from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.tokens import Vocabulary
 
 COUNTED = 1 << 26  # bytes of files that are read whole; of more text, so many are sampled

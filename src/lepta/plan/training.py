@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lepta.plan.shapes import Shape
-from lepta.recipe import Lora, PretrainSettings
+from lepta.training.settings import Lora, PretrainSettings
 
 Sharding = Literal["one process", "DDP", "FSDP2"]
 Change = dict[str, int | bool | str]  # settings that are to be others

@@ -11,10 +11,9 @@ from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.models.load import device, load_model
 from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
-from lepta.recipe import PretrainSettings
 from lepta.text.locate import read_json
 from lepta.training.distributed import processes
-from lepta.training.settings import TuneSettings
+from lepta.training.settings import PretrainSettings, TuneSettings
 
 PRECISION = "precision.json"  # among a run's checkpoints
 

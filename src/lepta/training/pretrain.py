@@ -21,12 +21,12 @@ from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
 from lepta.models.write import write_model
-from lepta.recipe import PretrainSettings
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors, check_mergeable, give_exact_rows
 from lepta.training.precision import load_for_training, products_dtype, settled
 from lepta.training.rate import BODY, described, settled_rates
+from lepta.training.settings import PretrainSettings
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.source import open_tokenizer

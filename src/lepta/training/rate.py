@@ -11,7 +11,7 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
-from lepta.recipe import AUTO, PretrainSettings
+from lepta.training.settings import AUTO, PretrainSettings
 
 SHARE, TOKENS = 0.0075, 512  # of the rows' RMS, at so many tokens a step (measured: docs/training.md)
 MOST = 4.0  # times that, however many tokens a step has

@@ -1,15 +1,39 @@
 """What a user may say about tuning on conversations, in recipes and commands; defaults are the paper's (2.4.3)."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lepta.core.errors import LeptaError
 from lepta.core.settings import Section, Sources
+from lepta.darumeru.settings import Benchmark
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
+Trains = Literal["new-rows", "embeddings", "embeddings+lora", "full"]
+AUTO: Literal["auto"] = "auto"
+
+
+def as_list(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _rate(value: Any) -> float | str:
+    """A learning rate, or `auto`."""
+    if value == AUTO:
+        return AUTO
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not number > 0:
+        raise ValueError(f"expected a number above 0, or {AUTO}; found {value}")
+    return number
+
+
+Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 
 
 class Lora(Section):
@@ -89,6 +113,83 @@ def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[in
             f"(batch {batch}, {processes} processes)"
         )
     return micro_batch, share // micro_batch
+
+
+class PretrainSettings(Section):
+    """Continued pre-training (paper 2.1.3); defaults are the paper's where it names them."""
+
+    trains: Trains = Field(
+        "embeddings",
+        description="embeddings: input and output embeddings (paper); new-rows: only those of new tokens; "
+        "embeddings+lora: low-rank changes of the body too; full: everything",
+    )
+    tokens: int = Field(ge=1, description="Tokens to train on, in all")
+    block: int = Field(1024, ge=8, description="Block length in tokens")
+    documents_apart: bool = Field(False, description="A token sees its own document only, not what else the block has")
+    batch: int = Field(256, ge=1, description="Blocks per step, over all processes")
+    micro_batch: int | None = Field(
+        None, ge=1, description="Blocks that one process holds at once; default: its whole share of the batch"
+    )
+    learning_rate: Annotated[list[Rate], BeforeValidator(as_list), Field(min_length=1)] = Field(
+        [AUTO],
+        description="Peak rate, or auto: by the size of the rows and the tokens of a step; of several, each is tried "
+        "on `sweep_share` of the tokens",
+    )
+    sweep_share: float = Field(0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on")
+    old_rows_learning_rate: float | None = Field(None, gt=0, description="For rows of old tokens; default: the same")
+    body_learning_rate: float | None = Field(
+        None, gt=0, description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto"
+    )
+    warmup_steps: int = Field(
+        100,
+        ge=0,
+        description="Steps in which the rate rises to its peak. If it is not given, a run that has no more steps than "
+        "the default warms up for a tenth of them",
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="Shrinks what trains by about rate x decay x steps / 2, also rows that text seldom has "
+        "(docs/training.md). The paper's runs used 0.1",
+    )
+    adam_epsilon: float = Field(1e-8, gt=0, description="The paper's runs used 1e-5")
+    lora: Lora = Field(default_factory=Lora, description="Used by embeddings+lora")
+    body_dtype: BodyDtype = Field(
+        "auto",
+        description="Precision of the frozen body and of products; auto: bfloat16 on a GPU that has it, and on a CPU "
+        "that is faster in it than in float32, which a product of the model's shape tells. What trains is float32 in "
+        "any case",
+    )
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
+    source_share: float = Field(0.0, ge=0, lt=1, description="Share of tokens in the source language")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+    measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
+    measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
+    darumeru: Benchmark | None = Field(None, description="Tasks of the benchmark to ask at each measurement too")
+    keep: Literal["last", "best"] | None = Field(
+        None,
+        description="Which weights: last, or best on held-out text, those before the first step among them; default: "
+        "best where there is held-out text of the target language",
+    )
+    forget_limit: float | None = Field(
+        None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
+    )
+    report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, trackio, mlflow, ...")
+
+    @model_validator(mode="after")
+    def _whole_body(self) -> "PretrainSettings":
+        if self.trains == "full" and self.body_dtype == "4bit":
+            raise ValueError("body_dtype: 4bit weights cannot train; give trains: embeddings+lora")
+        if self.forget_limit is not None and self.keep == "last":
+            raise ValueError("forget_limit: needs keep: best, for weights from before the limit was passed")
+        return self
+
+
+def rows_apart(settings: PretrainSettings) -> str:
+    """What asks for old and new rows to be trained apart; empty if nothing does."""
+    if settings.trains == "new-rows":
+        return "trains: new-rows"
+    return "old_rows_learning_rate" if settings.old_rows_learning_rate else ""
 
 
 class PreferenceSettings(Section):

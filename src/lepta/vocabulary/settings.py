@@ -1,0 +1,40 @@
+"""Settings of a new vocabulary."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lepta.core.settings import Section, Sources
+from lepta.vocabulary.scenarios import KeepBy, Scenario
+
+
+class VocabularySettings(Section):
+    """The new vocabulary (paper 2.4.1)."""
+
+    scenario: Scenario = Field(
+        "extended",
+        description="extended: keep the vocabulary, add tokens; optimized: keep its most useful part, add tokens; "
+        "bpe, unigram: a new vocabulary",
+    )
+    add: int | None = Field(None, ge=1, description="Number of new tokens; or give `size`")
+    size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None,
+        description="Size of the whole new vocabulary, or give `add`; auto: as many new tokens as make text cheapest",
+    )
+    keep: int | None = Field(
+        None, ge=1, description="optimized: tokens to keep, special ones not counted; default: half"
+    )
+    keep_by: KeepBy = Field("frequency", description="optimized: keep the most used in the corpus, or the lowest ranks")
+    corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
+    script: str = Field(
+        "auto",
+        description="Unicode script of the new tokens; auto: the one other than Latin that most letters of the corpus "
+        "are in, if a tenth of them are; else Latin",
+    )
+    pad_to: int | None = Field(None, ge=1, description="Pad rows to this multiple; default: as the source was padded")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "VocabularySettings":
+        if (self.add is None) == (self.size is None):
+            raise ValueError("give either `add` (number of new tokens) or `size` (of the whole vocabulary)")
+        return self
