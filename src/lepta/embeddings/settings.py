@@ -7,7 +7,7 @@ from pydantic import Field
 from lepta.core.settings import Section
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
-AnyMethod = Method | Literal["auto"]
+AnyMethod = Literal[Method, "auto"]
 
 
 class PropagateSettings(Section):
