@@ -198,7 +198,7 @@ def three_variants(work: Path) -> dict:
 
 def against_lstsq(work: Path) -> dict:
     """The map of one matrix, against `torch.linalg.lstsq(driver="gelsy")` in float64 on the same rows."""
-    from lepta.embeddings.propagate import MapFitter
+    from lepta.embeddings.maps import MapFitter
     from lepta.embeddings.transfer import transfer_matrix
     from lepta.models.folder import Checkpoint
     from lepta.vocabulary.source import open_tokenizer
@@ -222,7 +222,7 @@ def against_lstsq(work: Path) -> dict:
 
 def exactness(work: Path) -> dict:
     """Instruct = base gives the adapted rows back; instruct = base R gives R."""
-    from lepta.embeddings.propagate import METHODS, MapFitter
+    from lepta.embeddings.maps import METHODS, MapFitter
     from lepta.embeddings.transfer import transfer_matrix
     from lepta.models.folder import Checkpoint
     from lepta.vocabulary.source import open_tokenizer

@@ -19,8 +19,8 @@ from lepta.adapt import CURVE
 from lepta.core.output import write_json
 from lepta.core.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.embeddings.initialise import initialise
-from lepta.embeddings.propagate import METHODS
-from lepta.embeddings.variant import propagate
+from lepta.embeddings.maps import METHODS
+from lepta.embeddings.propagate import propagate
 from lepta.inference.bits import windows
 from lepta.inference.generation import chat_prompt, generate
 from lepta.models.folder import Checkpoint

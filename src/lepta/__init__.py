@@ -31,7 +31,7 @@ _VERBS = {
     "measure_model": "lepta.evaluation.measure",
     "open_tokenizer": "lepta.vocabulary.source",
     "pretrain_folder": "lepta.training.pretrain",
-    "propagate": "lepta.embeddings.variant",
+    "propagate": "lepta.embeddings.propagate",
     "publishing": "lepta.core.output",
     "read_recipe": "lepta.recipe",
     "transfer_matrix": "lepta.embeddings.transfer",

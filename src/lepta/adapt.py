@@ -16,11 +16,11 @@ from lepta.darumeru.log import read_results
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
-from lepta.embeddings.variant import propagate
+from lepta.embeddings.propagate import propagate
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.inference.bits import WINDOW, windows
-from lepta.models.card import write_card
+from lepta.report.card import write_card
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights

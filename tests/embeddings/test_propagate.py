@@ -1,363 +1,544 @@
-"""The linear map of Learned Embedding Propagation."""
+"""LEP on folders."""
 
-import numpy as np
+import copy
+import json
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
-from scipy import sparse
+from safetensors.torch import load_file, save_file
 
 from lepta.core.errors import LeptaError
-from lepta.embeddings.least_squares import Anchors, Problem
-from lepta.embeddings.propagate import METHODS, MapFitter
-from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
+from lepta.embeddings.initialise import initialise
+from lepta.embeddings.maps import ANCHORED, METHODS, MapFitter
+from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
+from lepta.embeddings.propagate import count_tokens, propagate
+from lepta.models.folder import Checkpoint
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_model
+from lepta.vocabulary.pre_tokenizers import starts_with
+from lepta.vocabulary.rebuild import add_special_tokens
+from lepta.vocabulary.source import open_tokenizer
 
-WIDTH = 16
-FITTED = ["overlap", "conversion"]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+ROWS, SPECIALS = 4000, 17
+
+
+def retrained(base, other, folder):
+    """The base model with the embeddings of another one."""
+    base, other = Checkpoint(base), Checkpoint(other)
+    matrices = {name: ComputedRows.of(other.load(name)) for name in base.embedding_names}
+    write_model(base, matrices, open_tokenizer(base.folder), folder)
+    return Checkpoint(folder)
 
 
 @pytest.fixture(scope="module")
-def transfer(old, new):
-    """From SmolLM2 to its Russian extension."""
-    return transfer_matrix(old, new, old.size, new.size)
+def make_family(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
+    """Make base, adapted base and instruct variant, all with different embeddings."""
+
+    def make(tied, instruct_tied=None, adapted_tied=None, **options):
+        def model(seed, tied=tied):
+            return tiny_model_folder(rows=ROWS, tied=tied, seed=seed, tokenizer=tiny_tokenizer, **options)
+
+        base, trained, initialised = model(0), tmp_path_factory.mktemp("trained"), tmp_path_factory.mktemp("init")
+        trained = retrained(base, model(1), trained)
+        if adapted_tied is False and tied:
+            matrices = {"lm_head.weight": ComputedRows.of(Checkpoint(model(3)).load("model.embed_tokens.weight"))}
+            untied = tmp_path_factory.mktemp("untied")
+            write_model(trained, matrices, tiny_tokenizer, untied, untie=True)
+            trained = Checkpoint(untied)
+        initialise(trained, tiny_extended, initialised)
+        instruct = model(2, tied if instruct_tied is None else instruct_tied)
+        return tuple(map(Checkpoint, (base, initialised, instruct)))
+
+    return make
 
 
-def random_matrix(rows, width=WIDTH, seed=0, dtype=torch.float64):
-    return torch.randn((rows, width), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def small_transfer(old_rows=60, new_rows=90, shared=40, seed=0):
-    """A random T with unit rows for shared tokens and 1 / K rows for the others."""
-    generator = np.random.default_rng(seed)
-    matrix = sparse.lil_array((new_rows, old_rows))
-    exact = np.full(new_rows, -1, dtype=np.int64)
-    for row in range(new_rows):
-        if row < shared:
-            exact[row] = row
-            matrix[row, row] = 1.0
-        else:
-            split = generator.integers(0, old_rows, size=generator.integers(2, 6))
-            for column in split:
-                matrix[row, column] += 1 / len(split)
-    return Transfer(sparse.csr_array(matrix), exact, exact)
-
-
-def fit_map(method, transfer, base, instruct, stand_ins=None):
-    return MapFitter(transfer, base, stand_ins).fit(method, instruct)
-
-
-def overlap_rows(transfer):
-    """T restricted to the tokens in both vocabularies; the other rows are empty."""
-    return sparse.csr_array(sparse.diags_array((transfer.exact >= 0).astype(np.float64)) @ transfer.matrix)
-
-
-def explicit_rows(method, transfer, matrix):
-    chosen = overlap_rows(transfer) if method == "overlap" else transfer.matrix
-    rows = chosen @ matrix.double().numpy()
-    return rows[np.diff(chosen.indptr) > 0]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_variant_equal_to_the_base_gives_the_adapted_rows_bit_for_bit(transfer, old, new, method, dtype):
-    base = random_matrix(old.size, dtype=dtype)
-    adapted = random_matrix(new.size, seed=1, dtype=dtype)
-    result = fit_map(method, transfer, base, base.clone()).apply(adapted).whole()
-    assert result.dtype == dtype
-    assert torch.equal(result.view(torch.uint8), adapted.view(torch.uint8))
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_linear_change_is_recovered(transfer, old, new, method):
-    base, change = random_matrix(old.size), random_matrix(WIDTH, seed=2)
-    fitted = fit_map(method, transfer, base, base @ change)
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(WIDTH), change, atol=1e-4)
-    adapted = random_matrix(new.size, seed=1)
-    np.testing.assert_allclose(fitted.apply(adapted).whole(), adapted @ change, atol=1e-4)
-    assert fitted.residual < 1e-6 < fitted.residual_swap
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_linear_change_is_recovered_from_float32(transfer, old, method):
-    base = random_matrix(old.size, dtype=torch.float32)
-    change = random_matrix(WIDTH, seed=2, dtype=torch.float32)
-    fitted = fit_map(method, transfer, base, base @ change)
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(WIDTH), change, atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("method", FITTED)
-def test_fit_agrees_with_lstsq_on_the_explicit_rows(method, seed):
-    transfer = small_transfer(seed=seed)
-    base = random_matrix(60, width=8, seed=seed)
-    instruct = base + 0.3 * random_matrix(60, width=8, seed=seed + 10)
-    x, y = (explicit_rows(method, transfer, matrix) for matrix in (base, instruct))
-    expected = np.linalg.lstsq(x, y, rcond=None)[0]
-    fitted = fit_map(method, transfer, base, instruct)
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(8), expected, atol=1e-6)
-    assert fitted.rows == len(x)
-    assert fitted.rank == 8
-    scale = np.linalg.norm(y)
-    assert fitted.residual == pytest.approx(np.linalg.norm(x @ expected - y) / scale, abs=1e-7)
-    assert fitted.residual_swap == pytest.approx(np.linalg.norm(x - y) / scale, abs=1e-9)
-    exact = np.linalg.cond(x.T @ x, 1)  # LAPACK estimates it, from below
-    assert exact / 3 < fitted.condition < exact * 1.0001
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_fit_agrees_with_lstsq_on_a_real_transfer_matrix(transfer, old, method):
-    base = random_matrix(old.size)
-    instruct = base + 0.2 * random_matrix(old.size, seed=5)
-    x, y = (explicit_rows(method, transfer, matrix) for matrix in (base, instruct))
-    fitted = fit_map(method, transfer, base, instruct)
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(WIDTH), np.linalg.lstsq(x, y, rcond=None)[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_weights_count_in_the_fit_and_in_judging_it(method):
-    transfer = small_transfer(old_rows=300, new_rows=500, shared=250)
-    base = random_matrix(300, 6)
-    instruct = base + 0.5 * random_matrix(300, 6, seed=1)
-    weights = np.random.default_rng(1).uniform(0.1, 9, 500)
-    fitter = MapFitter(transfer, base, weights=weights)
-    fitted = fitter.fit(method, instruct)
-    rows = (overlap_rows(transfer) if method == "overlap" else transfer.matrix) * np.sqrt(weights)[:, None]
-    x, y = (rows @ matrix.numpy() for matrix in (base, instruct))
-    expected = np.linalg.lstsq(x, y, rcond=None)[0]
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(6), expected, atol=1e-9)
-    swap = fitter.fit("swap", instruct).held_out["error"]
-    scale = np.sqrt(weights[fitter.held_out])[:, None]  # in this T, shared tokens keep their ids
-    x, y = (scale * matrix.numpy()[fitter.held_out] for matrix in (base, instruct))
-    assert swap == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(y))
-
-
-def test_overlap_and_conversion_fit_different_rows():
-    transfer = small_transfer()
-    base, instruct = random_matrix(60, width=8), random_matrix(60, width=8, seed=1)
-    overlap, conversion = (fit_map(method, transfer, base, instruct) for method in FITTED)
-    assert (overlap.rows, conversion.rows) == (40, 90)
-    assert (overlap.offset - conversion.offset).abs().max() > 0.01
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_rank_deficient_rows_stay_finite_and_leave_unseen_directions_alone(method):
-    transfer = small_transfer()
-    base = random_matrix(60, width=8)
-    base[:, 6:] = 0  # two directions that no token has
-    instruct = 2 * base
-    fitted = fit_map(method, transfer, base, instruct)
-    assert fitted.rank == 6
-    assert torch.isfinite(fitted.offset).all()
-    adapted = random_matrix(90, width=8, seed=1)
-    result = fitted.apply(adapted).whole()
-    np.testing.assert_allclose(result[:, :6], 2 * adapted[:, :6], atol=1e-9)
-    np.testing.assert_allclose(result[:, 6:], adapted[:, 6:], atol=1e-9)
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_fewer_rows_than_width_stay_finite_and_fit_exactly(method):
-    transfer = small_transfer(old_rows=5, new_rows=5, shared=5)
-    base, instruct = random_matrix(5), random_matrix(5, seed=1)
-    fitted = fit_map(method, transfer, base, instruct)
-    assert fitted.rank == 5
-    np.testing.assert_allclose(fitted.apply(base).whole(), instruct, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_base_of_zeros_gives_a_finite_map_that_changes_nothing(method):
-    transfer = small_transfer()
-    fitted = fit_map(method, transfer, torch.zeros((60, 8)), random_matrix(60, width=8, dtype=torch.float32))
-    adapted = random_matrix(90, width=8, seed=1)
-    assert torch.equal(fitted.apply(adapted).whole(), adapted)
-    assert fitted.rank == 0
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def family(request, make_family):
+    """Base, adapted base and instruct variant, all tied or all untied."""
+    return make_family(request.param)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_raise(method, which, value):
-    matrices = [random_matrix(60, width=8), random_matrix(60, width=8, seed=1)]
-    matrices[which][3, 4] = value
-    with pytest.raises(LeptaError, match=f"{('base', 'instruct')[which]} embeddings: NaN or infinite"):
-        fit_map(method, small_transfer(), *matrices)
+def test_special_rows_keep_the_values_of_the_variant_bit_for_bit(family, method, tmp_path):
+    base, adapted, instruct = family
+    (facts,) = propagate(base, adapted, [(instruct, tmp_path)], method)
+    result = Checkpoint(tmp_path)
+    assert facts["special_rows_kept"] == SPECIALS
+    assert result.rows == adapted.rows
+    assert len(result.embedding_names) == (1 if instruct.tied else 2)
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[:SPECIALS], instruct.load(name)[:SPECIALS])
+        assert not torch.equal(result.load(name)[:SPECIALS], adapted.load(name)[:SPECIALS])
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shapes", [((60, 8), (60, 9)), ((60, 8), (59, 8)), ((59, 8), (60, 8))])
-def test_shapes_that_do_not_match_raise(method, shapes):
-    with pytest.raises(LeptaError, match="expected the same old vocabulary and width"):
-        fit_map(method, small_transfer(), *(torch.ones(shape) for shape in shapes))
-
-
-def test_unknown_method_raises():
-    with pytest.raises(LeptaError, match="'rotate': unknown; known are swap, overlap, conversion"):
-        fit_map("rotate", small_transfer(), torch.ones((60, 8)), torch.ones((60, 8)))
-
-
-def test_overlap_of_vocabularies_that_share_nothing_raises():
-    with pytest.raises(LeptaError, match="share no token"):
-        fit_map("overlap", small_transfer(shared=0), torch.ones((60, 8)), torch.ones((60, 8)))
-
-
-def test_swap_gives_a_copy():
-    adapted = random_matrix(90, width=8)
-    result = fit_map("swap", small_transfer(), torch.ones((60, 8)), torch.zeros((60, 8))).apply(adapted).whole()
-    assert torch.equal(result, adapted)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_in_a_wider_dtype_are_not_rounded_to_that_of_the_adapted_model(transfer, old, new, method):
-    base, instruct = (random_matrix(old.size, seed=seed, dtype=torch.float32) for seed in range(2))
-    adapted = random_matrix(new.size, seed=2, dtype=torch.bfloat16)
-    fitted = fit_map(method, transfer, base, instruct)
-    wide = fitted.apply(adapted, torch.float32).whole()
-    assert wide.dtype == torch.float32
-    assert torch.equal(wide, fitted.apply(adapted.float()).whole())
-    assert torch.equal(wide.bfloat16(), fitted.apply(adapted).whole())
-
-
-def test_rows_beyond_those_of_the_transfer_matrix_do_not_count():
-    transfer, base, instruct = small_transfer(), random_matrix(70, width=8), random_matrix(80, width=8, seed=1)
-    longer, exact = (fit_map("conversion", transfer, *pair) for pair in ((base, instruct), (base[:60], instruct[:60])))
-    assert torch.equal(longer.offset, exact.offset)
-
-
-def test_summary_tells_the_distance_from_identity():
-    transfer, base = small_transfer(), random_matrix(60, width=8)
-    fitted = fit_map("conversion", transfer, base, 3 * base)
-    assert fitted.summary()["distance_from_identity"] == pytest.approx(2.0)
-    assert fit_map("swap", transfer, base, 3 * base).summary()["distance_from_identity"] == 0
-
-
-def both_sides(rows, base, instruct):
-    problem = Problem(Anchors(rows, base))
-    return problem.left, problem.right(instruct, {})
-
-
-def rotation(width=WIDTH, seed=3):
-    return torch.linalg.qr(random_matrix(width, width, seed=seed))[0]
-
-
-def test_ridge_has_overlap_and_swap_as_its_limits(transfer, old):
-    base = random_matrix(old.size)
-    instruct = base + 0.3 * random_matrix(old.size, seed=5)
-    left, right = both_sides(overlap_rows(transfer), base, instruct)
-    overlap = fit_map("overlap", transfer, base, instruct).offset
-    np.testing.assert_allclose(left.solve(right.cross), overlap, atol=1e-12)
-    assert np.abs(left.solve(right.cross, 1e9)).max() < 1e-6
-    norms = [np.linalg.norm(left.solve(right.cross, strength)) for strength in (0.0, 0.1, 1.0, 10.0)]
-    assert norms == sorted(norms, reverse=True)
-
-
-def test_ridge_solves_its_equations(transfer, old):
-    base = random_matrix(old.size)
-    instruct = base + 0.3 * random_matrix(old.size, seed=5)
-    x, y = (explicit_rows("conversion", transfer, matrix) for matrix in (base, instruct))
-    strength = 0.5 * np.linalg.eigvalsh(x.T @ x).mean()
-    expected = np.linalg.solve(x.T @ x + strength * np.eye(WIDTH), x.T @ y + strength * np.eye(WIDTH))
-    left, right = both_sides(transfer.matrix, base, instruct)
-    offset = left.solve(right.cross, 0.5)
-    np.testing.assert_allclose(np.eye(WIDTH) + offset, expected, atol=1e-9)
-
-
-def test_procrustes_recovers_a_rotation_and_nothing_else(transfer, old):
-    base, turn = random_matrix(old.size), rotation()
-    fitted = fit_map("procrustes", transfer, base, base @ turn)
-    np.testing.assert_allclose(fitted.offset.numpy() + np.eye(WIDTH), turn, atol=1e-8)
-    scaled = fit_map("procrustes", transfer, base, 3 * base @ turn).offset.numpy() + np.eye(WIDTH)
-    np.testing.assert_allclose(scaled @ scaled.T, np.eye(WIDTH), atol=1e-8)
-
-
-def test_delta_moves_each_row_as_the_old_rows_that_it_is_mixed_of():
-    transfer = small_transfer()
-    base, instruct, adapted = (random_matrix(rows, 8, seed) for rows, seed in ((60, 0), (60, 1), (90, 2)))
-    result = fit_map("delta", transfer, base, instruct).apply(adapted).whole()
-    np.testing.assert_allclose(result, adapted + transfer.matrix @ (instruct - base).numpy(), atol=1e-12)
-
-
-def test_anchored_maps_what_training_changed_and_leaves_the_variants_own_rows_alone(transfer, old, new):
-    base, instruct = random_matrix(old.size), random_matrix(old.size, seed=1)
-    fitted = fit_map("anchored", transfer, base, instruct, stand_in_rows(old, old.size))
-    start, own = (torch.from_numpy(transfer.matrix @ matrix.numpy()) for matrix in (base, instruct))
-    trained = 0.1 * random_matrix(new.size, seed=2)
-    trained[torch.from_numpy(transfer.exact >= 0)] = 0  # as if new rows alone had trained
-    result = fitted.apply(start + trained).whole()
-    np.testing.assert_allclose(result, own + trained @ (fitted.offset + torch.eye(WIDTH)), atol=1e-12)
-    shared = np.flatnonzero(transfer.exact >= 0)
-    np.testing.assert_allclose(result[shared], instruct[transfer.exact[shared]], atol=1e-12)
-
-
-def test_anchored_is_judged_by_tokens_as_if_they_were_new(transfer, old):
-    base, instruct = random_matrix(old.size), random_matrix(old.size, seed=1)
-    stand_ins = stand_in_rows(old, old.size)
-    fitter = MapFitter(transfer, base, stand_ins)
-    found = fitter.fit("anchored", instruct)
-    tokens = fitter.held_out
-    shared = transfer.exact[transfer.exact >= 0]
-    seen = shared[~np.isin(shared, tokens)]
-    x, y = base.numpy()[seen], instruct.numpy()[seen]
-    gram = x.T @ x
-    drawn = gram + found.strength * np.trace(gram) / WIDTH * np.eye(WIDTH)
-    step = np.linalg.solve(drawn, x.T @ (y - x)) + np.eye(WIDTH)
-    parts = stand_ins[tokens]
-    predicted = parts @ instruct.numpy() + (base.numpy()[tokens] - parts @ base.numpy()) @ step
-    missed = np.linalg.norm(predicted - instruct.numpy()[tokens]) / np.linalg.norm(instruct.numpy()[tokens])
-    assert found.held_out["error"] == pytest.approx(missed, rel=1e-6)
-    assert (
-        found.held_out["error"]
-        <= found.held_out["errors"]["anchored"]
-        <= 1.0001 * fitter.fit("delta", instruct).held_out["error"]
+def test_other_rows_are_the_mapped_adapted_rows(family, method, tmp_path, tiny_tokenizer, tiny_extended):
+    base, adapted, instruct = family
+    propagate(base, adapted, [(instruct, tmp_path)], method)
+    result, transfer = (
+        Checkpoint(tmp_path),
+        transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows),
     )
+    stand_ins = stand_in_rows(tiny_tokenizer.vocabulary(), base.rows) if method in ANCHORED else None
+    for name in result.embedding_names:
+        fitted = MapFitter(transfer, base.load(name), stand_ins).fit(method, instruct.load(name))
+        expected = fitted.apply(adapted.load(name)).whole()
+        assert torch.equal(result.load(name)[SPECIALS:], expected[SPECIALS:])
 
 
-def test_ridge_predicts_held_out_tokens_better_than_its_limits_if_most_of_the_change_is_noise(transfer, old):
-    base = random_matrix(old.size, 64)
-    instruct = base + 0.02 * base @ random_matrix(64, 64, seed=4) + 3 * random_matrix(old.size, 64, seed=5)
-    errors = fit_map("auto", transfer, base, instruct).held_out["errors"]
-    assert errors["ridge"] < min(errors["swap"], errors["overlap"], errors["conversion"], errors["procrustes"])
-    assert not {"delta", "anchored"} & set(errors)
+@pytest.mark.parametrize("method", METHODS)
+def test_base_as_its_own_variant_gives_the_adapted_rows_except_specials(family, method, tmp_path):
+    base, adapted, _ = family
+    propagate(base, adapted, [(base, tmp_path)], method)
+    result = Checkpoint(tmp_path)
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[SPECIALS:], adapted.load(name)[SPECIALS:])
 
 
-def test_held_out_error_is_that_of_a_fit_that_never_saw_the_tokens():
-    transfer = small_transfer(old_rows=300, new_rows=500, shared=250)
-    base = random_matrix(300, 6)
-    instruct = base + 0.5 * random_matrix(300, 6, seed=1)
-    fitter = MapFitter(transfer, base)
-    held_out = fitter.fit("conversion", instruct).held_out
-    assert held_out["tokens"] == len(fitter.held_out) == 25
-    rows = transfer.matrix.toarray()
-    seen = rows[(rows[:, fitter.held_out] == 0).all(axis=1)]
-    fitted = np.linalg.lstsq(seen @ base.numpy(), seen @ instruct.numpy(), rcond=None)[0]
-    x, y = base.numpy()[fitter.held_out], instruct.numpy()[fitter.held_out]
-    missed = np.linalg.norm(x @ fitted - y)
-    assert held_out["error"] == pytest.approx(missed / np.linalg.norm(y), abs=1e-9)
-    assert held_out["r2"] == pytest.approx(1 - (missed / np.linalg.norm(y - y.mean(axis=0))) ** 2, abs=1e-9)
+@pytest.mark.parametrize(("factor", "cure"), [(1.5, None), (2.5, "fewer tokens"), (0.4, "less weight decay")])
+def test_rows_of_lengths_that_the_variants_body_does_not_know_are_said(family, factor, cure, tmp_path):
+    base, adapted, instruct = family
+    grown, result = tmp_path / "grown", tmp_path / "result"
+    grown.mkdir()
+    result.mkdir()
+    matrices = {name: ComputedRows.of(adapted.load(name) * factor) for name in adapted.embedding_names}
+    write_model(adapted, matrices, open_tokenizer(adapted.folder), grown)
+    (facts,) = propagate(base, Checkpoint(grown), [(instruct, result)], "swap")
+    for name in instruct.embedding_names:
+        lengths = facts["maps"][name]["row_length"]
+        for side, model in (("adapted", Checkpoint(grown)), ("instruct", instruct)):
+            assert lengths[side] == pytest.approx(float(model.load(name).norm(dim=1).mean()), rel=1e-5)
+    warned = [name for name in instruct.embedding_names if cure]
+    assert len(facts["warnings"]) == len(warned)
+    for name, warning in zip(warned, facts["warnings"], strict=True):
+        assert warning.startswith(f"{name}: ")
+        assert cure in warning
 
 
-def test_auto_takes_the_method_of_the_least_error_over_the_whole_vocabulary(transfer, old):
-    base = random_matrix(old.size)
-    stand_ins = stand_in_rows(old, old.size)
-    linear = fit_map("auto", transfer, base, base @ random_matrix(WIDTH, seed=2), stand_ins)
-    errors, whole = linear.held_out["errors"], linear.held_out["whole"]
-    assert linear.method == min(whole, key=whole.get) != "swap"
-    mixed = (transfer.exact < 0).mean()
-    assert whole == errors | {name: pytest.approx(errors[name] * mixed**0.5) for name in ("delta", "anchored")}
-    assert linear.held_out["error"] == errors[linear.method]
-    assert set(errors) == set(METHODS)
-    # a change that a token shares with the tokens that merge into it, and that no linear map can tell
-    change = torch.ones((old.size, WIDTH))
-    shifted = fit_map("auto", transfer, base, base + 5 * change, stand_ins)
-    assert shifted.method in ("delta", "anchored")
-    assert shifted.held_out["error"] < 1e-9
+def test_body_is_that_of_the_variant(family, tmp_path):
+    base, adapted, instruct = family
+    propagate(base, adapted, [(instruct, tmp_path)], "conversion")
+    result = Checkpoint(tmp_path)
+    body = [name for name in instruct.entries if name not in instruct.embedding_names]
+    assert set(result.entries) == set(instruct.entries)
+    assert len(body) > 10
+    assert all(torch.equal(result.load(name), instruct.load(name)) for name in body)
 
 
-def test_stand_ins_are_the_two_tokens_that_merge_into_a_token(old):
-    rows = stand_in_rows(old, old.size)
-    np.testing.assert_allclose(rows.sum(axis=1), 1)
-    for token in (5_000, 20_000, 40_000):
-        pieces = [old.bytes_of[i] for i in rows[[token]].indices]
-        assert old.bytes_of[token] in {b"".join(order) for order in (pieces, pieces[::-1], pieces * 2)}
+def test_tokenizer_is_new_with_the_template_and_roles_of_the_variant(
+    tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    other = replace(
+        tiny_tokenizer, config=tiny_tokenizer.config | {"eos_token": "<|endoftext|>"}, chat_template="{{ messages[0] }}"
+    )
+    base = tiny_model_folder(rows=ROWS, tied=True, tokenizer=tiny_tokenizer)
+    instruct = tiny_model_folder(rows=ROWS, tied=True, tokenizer=other, seed=2)
+    adapted, result = tmp_path / "adapted", tmp_path / "result"
+    adapted.mkdir()
+    result.mkdir()
+    initialise(Checkpoint(base), tiny_extended, adapted)
+    propagate(Checkpoint(base), Checkpoint(adapted), [(Checkpoint(instruct), result)], "swap")
+    tokenizer = open_tokenizer(result)
+    assert tokenizer.spec == tiny_extended.spec
+    assert tokenizer.config["eos_token"] == "<|endoftext|>"
+    assert tokenizer.chat_template == "{{ messages[0] }}"
 
 
-def test_too_few_shared_tokens_to_hold_some_out_raise():
-    with pytest.raises(LeptaError, match="share 40 tokens, too few"):
-        fit_map("ridge", small_transfer(), random_matrix(60, 8), random_matrix(60, 8, seed=1))
+@pytest.mark.parametrize("bos", [None, "<|endoftext|>"])
+def test_texts_start_as_they_do_in_the_variant(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path, bos):
+    """Whether a special token is put before texts is a setting of each model, like its chat template."""
+
+    def starting(tokenizer, token):
+        first = starts_with(token, tokenizer.spec["model"]["vocab"][token]) if token else None
+        return replace(tokenizer, spec=tokenizer.spec | {"post_processor": first})
+
+    base = tiny_model_folder(rows=ROWS, tokenizer=starting(tiny_tokenizer, "<|im_start|>"))
+    instruct = tiny_model_folder(rows=ROWS, tokenizer=starting(tiny_tokenizer, bos), seed=2)
+    adapted, result = tmp_path / "adapted", tmp_path / "result"
+    adapted.mkdir()
+    result.mkdir()
+    initialise(Checkpoint(base), starting(tiny_extended, "<|im_start|>"), adapted)
+    propagate(Checkpoint(base), Checkpoint(adapted), [(Checkpoint(instruct), result)], "swap")
+    before, after = (open_tokenizer(folder).vocabulary().tokenizer for folder in (instruct, result))
+    assert after.encode("the cat").ids == before.encode("the cat").ids
+    assert (after.encode("the cat").tokens[0] == bos) == (bos is not None)
+
+
+def test_result_loads_in_transformers(family, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, adapted, instruct = family
+    propagate(base, adapted, [(instruct, tmp_path)], "overlap")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = AutoTokenizer.from_pretrained(tmp_path)("Привет, мир", return_tensors="pt")["input_ids"]
+    assert model(ids).logits.shape == (1, ids.shape[1], adapted.rows)
+    assert torch.isfinite(model(ids).logits).all()
+
+
+def test_other_width_raises_naming_all_folders(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, instruct = family
+    wide = tiny_model_folder(rows=ROWS, tied=instruct.tied, hidden=64, tokenizer=tiny_tokenizer)
+    with pytest.raises(LeptaError, match=f"widths differ.*instruct 64 .*{wide.name}"):
+        propagate(base, adapted, [(Checkpoint(wide), tmp_path)], "swap")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_rows_than_tokens_raise_naming_the_folder(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, _ = family
+    short = Checkpoint(tiny_model_folder(rows=3990, tied=base.tied, tokenizer=tiny_tokenizer))
+    with pytest.raises(LeptaError, match=f"{short.folder.name}: 3990 embedding rows, but .* needs 4000"):
+        propagate(base, adapted, [(short, tmp_path)], "conversion")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_variant_without_the_padding_of_its_base_is_taken_whatever_others_there_are(
+    family, method, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    _, _, trimmed = family
+    options = {"rows": 4096, "tied": trimmed.tied, "tokenizer": tiny_tokenizer}
+    base, padded = (Checkpoint(tiny_model_folder(seed=seed, **options)) for seed in (0, 3))
+    folders = [tmp_path / name for name in ("adapted", "a", "b", "alone-a", "alone-b")]
+    for folder in folders:
+        folder.mkdir()
+    initialise(base, tiny_extended, folders[0])
+    adapted = Checkpoint(folders[0])
+    together = propagate(base, adapted, [(trimmed, folders[1]), (padded, folders[2])], method)
+    alone = [propagate(base, adapted, [pair], method)[0] for pair in ((trimmed, folders[3]), (padded, folders[4]))]
+    assert together == alone
+    for one, other in zip(folders[1:3], folders[3:], strict=True):
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    result = Checkpoint(folders[1])
+    assert result.rows == adapted.rows
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[:SPECIALS], trimmed.load(name)[:SPECIALS])
+        assert result.load(name).isfinite().all()
+
+
+def test_other_vocabulary_raises_naming_folder_and_first_id(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, instruct = family
+    spec = copy.deepcopy(tiny_tokenizer.spec)
+    vocab = spec["model"]["vocab"]
+    first = min(vocab["Ġthe"], vocab["Ġof"])
+    vocab["Ġthe"], vocab["Ġof"] = vocab["Ġof"], vocab["Ġthe"]
+    other = tiny_model_folder(rows=ROWS, tied=instruct.tied, tokenizer=replace(tiny_tokenizer, spec=spec))
+    with pytest.raises(LeptaError, match=f"{other.name}: id {first} is .*own vocabulary"):
+        propagate(base, adapted, [(Checkpoint(other), tmp_path)], "conversion")
+
+
+def loaded(folder):
+    """The model as transformers loads it, with nothing missing and nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def expected_rows(method, family, names, tiny_tokenizer, tiny_extended):
+    base, adapted, _ = family
+    transfer = transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), base.rows, adapted.rows)
+    b, a, i = (model.load(name) for model, name in zip(family, names, strict=True))
+    return MapFitter(transfer, b).fit(method, i).apply(a).whole()
+
+
+def test_tied_base_and_untied_variant_give_an_untied_result(make_family, tiny_tokenizer, tiny_extended, tmp_path):
+    family = make_family(tied=True, instruct_tied=False)
+    (facts,) = propagate(*family[:2], [(family[2], tmp_path)], "conversion")
+    assert set(facts["maps"]) == {"model.embed_tokens.weight", "lm_head.weight"}
+    model, embed = loaded(tmp_path), "model.embed_tokens.weight"
+    for weight, name in ((model.get_input_embeddings(), embed), (model.get_output_embeddings(), "lm_head.weight")):
+        expected = expected_rows("conversion", family, (embed, embed, name), tiny_tokenizer, tiny_extended)
+        assert torch.equal(weight.weight[SPECIALS:], expected[SPECIALS:])
+
+
+def test_adapted_model_with_a_head_of_its_own_unties_the_variant(make_family, tiny_tokenizer, tiny_extended, tmp_path):
+    family = make_family(tied=True, adapted_tied=False)
+    assert [model.tied for model in family] == [True, False, True]
+    propagate(*family[:2], [(family[2], tmp_path)], "conversion")
+    model, embed = loaded(tmp_path), "model.embed_tokens.weight"
+    assert model.config.tie_word_embeddings is False
+    for weight, name in ((model.get_input_embeddings(), embed), (model.get_output_embeddings(), "lm_head.weight")):
+        expected = expected_rows("conversion", family, (embed, name, embed), tiny_tokenizer, tiny_extended)
+        assert torch.equal(weight.weight[SPECIALS:], expected[SPECIALS:])
+
+
+def test_tied_variant_of_an_untied_base_raises(make_family, tmp_path):
+    base, adapted, instruct = make_family(tied=False, instruct_tied=True)
+    with pytest.raises(LeptaError, match=f"{instruct.folder}: ties input and output"):
+        propagate(base, adapted, [(instruct, tmp_path)], "conversion")
+
+
+def test_many_variants_in_one_call_are_the_same_as_one_by_one(make_family, tmp_path):
+    base, adapted, first = make_family(tied=False)
+    second = make_family(tied=False, dtype=torch.bfloat16)[2]
+    folders = [tmp_path / name for name in ("a", "b", "alone-a", "alone-b")]
+    for folder in folders:
+        folder.mkdir()
+    together = propagate(base, adapted, [(first, folders[0]), (second, folders[1])], "conversion")
+    alone = [
+        propagate(base, adapted, [(v, f)], "conversion")[0] for v, f in zip((first, second), folders[2:], strict=True)
+    ]
+    assert together == alone
+    assert Checkpoint(folders[1]).entries["lm_head.weight"].dtype == "BF16"
+    for one, other in zip(folders[:2], folders[2:], strict=True):
+        for file in one.iterdir():
+            assert file.read_bytes() == (other / file.name).read_bytes(), file
+
+
+def grown(instruct, tokenizer, tiny_model_folder, tokens, rows):
+    """A variant that was given chat tokens of its own behind the base model's, in new rows."""
+    own = with_tokens(tokenizer, tokens)
+    own = replace(own, config=own.config | {"eos_token": tokens[0]})
+    folder = tiny_model_folder(rows=rows, tied=instruct.tied, seed=2, tokenizer=own)
+    for name in ("config.json", "generation_config.json"):
+        edit(folder / name, eos_token_id=[2, ROWS])
+    return Checkpoint(folder)
+
+
+def with_tokens(tokenizer, tokens, first=ROWS):
+    """A tokenizer with more special tokens."""
+    added = [
+        {"id": first + n, "content": token, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for n, token in enumerate(tokens)
+    ]
+    return replace(tokenizer, spec=add_special_tokens(tokenizer.spec, added))
+
+
+def edit(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+IMAGE = "<image_soft_token>"
+CHAT = ["<|end_of_turn|>", "<|pad_0|>"]
+
+
+def test_chat_tokens_that_only_the_variant_has_come_along(
+    family, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    from transformers import AutoTokenizer
+
+    base, adapted, instruct = family
+    variant = grown(instruct, tiny_tokenizer, tiny_model_folder, CHAT, ROWS + 5)
+    (facts,) = propagate(base, adapted, [(variant, tmp_path)], "conversion")
+    result, size = Checkpoint(tmp_path), tiny_extended.vocabulary().size
+    assert facts["added_tokens"] == len(CHAT)
+    assert facts["special_rows_kept"] == SPECIALS + len(CHAT)
+    assert result.rows == size + len(CHAT)
+    for name in result.embedding_names:
+        assert torch.equal(result.load(name)[size:], variant.load(name)[ROWS : ROWS + len(CHAT)])
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / name).read_text())["eos_token_id"] == [2, size]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("Привет<|pad_0|><|end_of_turn|>")["input_ids"][-2:] == [size + 1, size]
+    assert tokenizer.eos_token_id == size
+    assert loaded(tmp_path).get_input_embeddings().weight.shape[0] == result.rows
+
+
+def test_chat_token_that_the_variant_has_no_row_for_gets_the_mean_row(
+    family, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    """Added to its tokenizer alone: behind its matrix lies the next tensor of the file."""
+    base, adapted, instruct = family
+    variant = grown(instruct, tiny_tokenizer, tiny_model_folder, CHAT, ROWS + 1)
+    (facts,) = propagate(base, adapted, [(variant, tmp_path)], "conversion")
+    result, size = Checkpoint(tmp_path), tiny_extended.vocabulary().size
+    assert facts["added_tokens"] == len(CHAT)
+    assert facts["special_rows_kept"] == SPECIALS + 1
+    for name in result.embedding_names:
+        rows = variant.load(name)
+        assert torch.equal(result.load(name)[size], rows[ROWS])
+        torch.testing.assert_close(result.load(name)[size + 1], rows.mean(dim=0))
+
+
+def test_special_token_that_no_model_of_the_family_has_a_row_for(
+    tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    """The layout of Gemma 3 1B: an image token that only the tokenizer knows."""
+    options = {"rows": ROWS, "tokenizer": with_tokens(tiny_tokenizer, [IMAGE]), "tied": True}
+    base, instruct = (Checkpoint(tiny_model_folder(seed=seed, **options)) for seed in range(2))
+    edit(instruct.folder / "config.json", image_token_id=ROWS)
+    adapted, result = tmp_path / "adapted", tmp_path / "result"
+    adapted.mkdir()
+    result.mkdir()
+    place = tiny_extended.vocabulary().size
+    initialise(base, with_tokens(tiny_extended, [IMAGE], place), adapted)
+    (facts,) = propagate(base, Checkpoint(adapted), [(Checkpoint(instruct.folder), result)], "swap")
+    assert facts["special_rows_kept"] == SPECIALS
+    assert json.loads((result / "config.json").read_text())["image_token_id"] == place
+    before, after = (Checkpoint(folder).load("model.embed_tokens.weight") for folder in (adapted, result))
+    assert torch.equal(after[SPECIALS:], before[SPECIALS:])
+    assert torch.equal(after[:SPECIALS], instruct.load("model.embed_tokens.weight")[:SPECIALS])
+
+
+def test_ordinary_tokens_that_only_the_variant_has_raise(family, tiny_model_folder, tiny_tokenizer, tmp_path):
+    base, adapted, instruct = family
+    spec = copy.deepcopy(tiny_tokenizer.spec)
+    spec["model"]["vocab"]["ĠĠzz"] = ROWS
+    other = tiny_model_folder(rows=ROWS + 1, tied=instruct.tied, tokenizer=replace(tiny_tokenizer, spec=spec))
+    with pytest.raises(LeptaError, match=f"id {ROWS} is .*only special tokens may come on top"):
+        propagate(base, adapted, [(Checkpoint(other), tmp_path)], "swap")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_folder, tiny_tokenizer, tmp_path, scale):
+    base, adapted, instruct = make_family(tied=True)
+    name, (changed, result) = "model.layers.1.mlp.up_proj.weight", (tmp_path / "changed", tmp_path / "result")
+    changed.mkdir()
+    result.mkdir()
+    trained = {name: ComputedRows.of(adapted.load(name) + 0.25)}
+    write_model(adapted, trained, open_tokenizer(adapted.folder), changed)
+    adapted = Checkpoint(changed)
+    with pytest.raises(LeptaError, match=rf"changed: not only the embeddings differ.*{name} does too.*--body-delta"):
+        propagate(base, adapted, [(instruct, result)], "swap")
+    assert list(result.iterdir()) == []
+    (facts,) = propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
+    assert facts["body_tensors_changed"] == 1
+    torch.testing.assert_close(Checkpoint(result).load(name), instruct.load(name) + 0.25 * scale)
+    others = set(base.entries) - {name, *base.embedding_names}
+    assert all(torch.equal(Checkpoint(result).load(other), instruct.load(other)) for other in others)
+
+
+def with_tensors(checkpoint, tensors, folder):
+    """A copy of a model with more tensors in its only file."""
+    shutil.copytree(checkpoint.folder, folder)
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint(folder)
+
+
+SCALE = "model.layers.0.mlp.up_proj.weight_scale"
+
+
+@pytest.mark.parametrize(("change", "scale"), [(0.0, None), (0.25, 1.0)])
+def test_tensors_of_a_single_number_are_compared_and_moved(make_family, tmp_path, change, scale):
+    """Scales of FP8 weights are such."""
+    models = [
+        with_tensors(model, {SCALE: torch.tensor(value)}, tmp_path / name)
+        for model, name, value in zip(make_family(tied=True), "bai", (0.5, 0.5 + change, 2.0), strict=True)
+    ]
+    result = tmp_path / "result"
+    result.mkdir()
+    propagate(*models[:2], [(models[2], result)], "swap", body_deltas=[scale])
+    moved = Checkpoint(result).load(SCALE)
+    assert moved.shape == ()
+    assert moved.item() == 2.0 + change
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn], ids=str)
+def test_changes_of_a_quantised_body_are_refused_or_left_behind(make_family, tmp_path, dtype):
+    name = "model.layers.0.mlp.up_proj.qweight"
+    base, adapted, instruct = (
+        with_tensors(model, {name: torch.full((8, 8), value).to(dtype)}, tmp_path / part)
+        for model, part, value in zip(make_family(tied=True), "bai", (1, 2, 3), strict=True)
+    )
+    result = tmp_path / "result"
+    result.mkdir()
+    for scale in (None, 1.0):
+        with pytest.raises(LeptaError, match=rf"a: {name} \(.*differs from .* quantised .* --body-delta 0"):
+            propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
+    assert list(result.iterdir()) == []
+    propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[0.0])
+    assert torch.equal(Checkpoint(result).load(name).float(), torch.full((8, 8), 3.0))
+
+
+def test_quantised_body_that_did_not_change_is_the_variants_own(make_family, tmp_path):
+    name = "model.layers.0.mlp.up_proj.qweight"
+    base, adapted, instruct = (
+        with_tensors(model, {name: torch.full((8, 8), value, dtype=torch.int32)}, tmp_path / part)
+        for model, part, value in zip(make_family(tied=True), "bai", (1, 1, 3), strict=True)
+    )
+    for scale, folder in ((None, tmp_path / "as-it-is"), (1.0, tmp_path / "moved")):
+        folder.mkdir()
+        (facts,) = propagate(base, adapted, [(instruct, folder)], "swap", body_deltas=[scale])
+        assert facts["body_tensors_changed"] == 0
+        assert Checkpoint(folder).load(name).unique().tolist() == [3]
+
+
+def test_adapted_model_that_is_damaged_is_named_before_anything_is_fitted(family, tmp_path, monkeypatch):
+    base, adapted, instruct = family
+    name, folder, result = adapted.embedding_names[-1], tmp_path / "damaged", tmp_path / "result"
+    result.mkdir()
+    rows = adapted.load(name)
+    rows[-1, 0] = float("nan")
+    damaged = with_tensors(adapted, {name: rows}, folder)
+    monkeypatch.setattr("lepta.embeddings.propagate.MapFitter", None)
+    with pytest.raises(LeptaError, match=f"{folder}: {name}: NaN or infinite values"):
+        propagate(base, damaged, [(instruct, result)], "conversion")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_variant_in_a_wider_dtype_is_not_rounded_to_that_of_the_adapted_model(make_family, method, tmp_path):
+    base, adapted, _ = make_family(tied=False, dtype=torch.bfloat16)
+    instruct = make_family(tied=False)[2]
+    propagate(base, adapted, [(instruct, tmp_path)], method)
+    result = Checkpoint(tmp_path)
+    for name in instruct.embedding_names:
+        rows, own = result.load(name), instruct.load(name)
+        assert rows.dtype == torch.float32
+        assert torch.equal(rows[:SPECIALS], own[:SPECIALS])
+        assert torch.equal(rows[SPECIALS:], rows[SPECIALS:].bfloat16().float()) == (method == "swap")
+
+
+def test_variant_with_a_second_table_of_tokens_is_refused(family, tmp_path):
+    base, adapted, instruct = family
+    name, result = "model.layers.2.shared_head.head.weight", tmp_path / "result"
+    result.mkdir()
+    variant = with_tensors(instruct, {name: torch.ones(ROWS, 4)}, tmp_path / "variant")
+    with pytest.raises(LeptaError, match=f"{name} has a row for each token too"):
+        propagate(base, adapted, [(variant, result)], "swap")
+    assert list(result.iterdir()) == []
+
+
+def test_counts_of_tokens_change_the_fit(family, tiny_extended, tmp_path):
+    base, adapted, instruct = family
+    counts = count_tokens(tiny_extended.vocabulary(), ["the cat and the dog"] * 1000)
+    assert sorted(counts)[-1] >= 1000
+    assert len(tiny_extended.vocabulary().encode(["the cat and the dog"])[0]) * 1000 == counts.sum()
+    folders = [tmp_path / "plain", tmp_path / "weighed"]
+    for folder in folders:
+        folder.mkdir()
+    (plain,) = propagate(base, adapted, [(instruct, folders[0])], "overlap")
+    (weighed,) = propagate(base, adapted, [(instruct, folders[1])], "overlap", token_counts=counts)
+    assert plain["maps"] != weighed["maps"]
+
+
+def test_logit_bias_moves_with_the_tokens_it_is_for(tiny_tokenizer, tiny_extended, tmp_path_factory):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    def phi(seed):
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp("phi")
+        config = PhiConfig(
+            vocab_size=ROWS, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+        )
+        model = PhiForCausalLM(config)
+        torch.nn.init.normal_(model.lm_head.bias)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save(folder)
+        return folder
+
+    base, initialised, result = phi(0), tmp_path_factory.mktemp("init"), tmp_path_factory.mktemp("result")
+    initialise(Checkpoint(base), tiny_extended, initialised)
+    adapted, instruct = Checkpoint(initialised), Checkpoint(phi(0))
+    transfer = transfer_matrix(tiny_tokenizer.vocabulary(), tiny_extended.vocabulary(), ROWS, adapted.rows)
+    old = Checkpoint(base).load("lm_head.bias")
+    torch.testing.assert_close(
+        adapted.load("lm_head.bias"), torch.from_numpy(transfer.matrix @ old.numpy()).float(), rtol=1e-5, atol=1e-6
+    )
+    propagate(Checkpoint(base), adapted, [(instruct, result)], "conversion")
+    assert torch.equal(Checkpoint(result).load("lm_head.bias"), adapted.load("lm_head.bias"))
+    loaded(result)
+
+
+@pytest.mark.parametrize("hard_link", [False, True])
+def test_unchanged_files_are_copies_unless_links_are_asked_for(make_family, tmp_path, hard_link):
+    base, adapted, instruct = make_family(tied=True, max_shard_size="60KB")
+    assert len(instruct.shards()) > 2
+    propagate(base, adapted, [(instruct, tmp_path)], "swap", hard_link=hard_link)
+    embedding = instruct.entries[instruct.input_name].file
+    for shard in instruct.shards():
+        copy = tmp_path / shard.name
+        assert copy.samefile(shard) == (hard_link and shard != embedding)
+        assert (copy.read_bytes() == shard.read_bytes()) == (shard != embedding)

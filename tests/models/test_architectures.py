@@ -7,7 +7,7 @@ import transformers
 from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.embeddings.variant import propagate
+from lepta.embeddings.propagate import propagate
 from lepta.models.folder import Checkpoint
 
 ROWS, WIDTH = 4000, 32

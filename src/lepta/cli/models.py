@@ -269,9 +269,9 @@ def propagate(
     """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
     from lepta.core.output import publishing
     from lepta.core.stages import write_manifest
-    from lepta.embeddings.propagate import METHODS
-    from lepta.embeddings.variant import count_tokens
-    from lepta.embeddings.variant import propagate as propagate_variants
+    from lepta.embeddings.maps import METHODS
+    from lepta.embeddings.propagate import count_tokens
+    from lepta.embeddings.propagate import propagate as propagate_variants
     from lepta.text.sources import read_documents
     from lepta.vocabulary.source import open_tokenizer
 

@@ -1,371 +1,341 @@
-"""Learned Embedding Propagation (paper 2.2): carry trained embeddings from the base model into an instruct variant.
+"""LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
-    X_result = X_adapted W          X in {input embeddings, output embeddings}
-
-`swap`         W = identity
-`overlap`      least squares on tokens in both vocabularies:   X_base[C] W  ~  X_instruct[C]
-`conversion`   least squares on all new tokens, through T:      (T X_base) W  ~  (T X_instruct)
-`ridge`        overlap drawn towards the identity, as strongly as predicts tokens left out of the fit best; swap and
-               overlap are its limits
-`procrustes`   the rotation among all W that fits conversion's rows best
-`delta`        no map: each new row moves as the old rows that it is a mix of,  X_adapted + T (X_instruct - X_base)
-`anchored`     what the variant would start from, and a map of what training changed in that; `delta` is its limit:
-               X_result = T X_instruct + (X_adapted - T X_base) W,  W as in ridge
-"""
-
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
-from lepta.embeddings.least_squares import Anchors, LeftSide, Problem, RightSide
-from lepta.embeddings.mix import mix, precision
-from lepta.embeddings.settings import AnyMethod, Method
-from lepta.embeddings.transfer import Transfer
+from lepta.embeddings.body import body_changes
+from lepta.embeddings.initialise import padded_rows
+from lepta.embeddings.mix import mean_length, mean_row
+from lepta.embeddings.maps import ANCHORED, AnyMethod, MapFitter, Propagation
+from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
+from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows, Rows, all_finite
+from lepta.models.write import write_model
+from lepta.vocabulary.rebuild import add_special_tokens, post_processor_with_ids
+from lepta.vocabulary.source import TokenizerSource, open_tokenizer
+from lepta.vocabulary.tokens import Kind, Vocabulary
 
-METHODS: tuple[Method, ...] = get_args(Method)
-# Which rows a map is fitted on: those of shared tokens, or all of T.
-PROBLEMS: dict[Method, Method] = {
-    "overlap": "overlap",
-    "ridge": "overlap",
-    "anchored": "overlap",
-    "conversion": "conversion",
-    "procrustes": "conversion",
-}
-ANCHORED: tuple[Method, ...] = ("delta", "anchored")  # a shared token has its own change to the last bit
-
-# Strengths that ridge chooses from, in units of the mean eigenvalue of the normal equations.
-STRENGTHS = [0.0, *(10.0**power for power in np.arange(-5, 3.1, 0.5))]
-HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 10, 1024
+# Trained rows this many times as long, or as short, as the variant's own are unknown to its body: docs/training.md
+UNKNOWN_LENGTH = 2.0
 
 
-@dataclass(frozen=True)
-class Propagation:
-    """How rows of an adapted base model become rows of the variant, with what is known of the fit.
+def propagate(
+    base: Checkpoint,
+    adapted: Checkpoint,
+    variants: Sequence[tuple[Checkpoint, Path]],
+    method: AnyMethod = "anchored",
+    *,
+    body_deltas: Sequence[float | None] = (),
+    token_counts: np.ndarray | None = None,
+    hard_link: bool = False,
+) -> list[dict[str, Any]]:
+    """Write instruct variants with the vocabulary and embeddings of the adapted base model.
 
-    Attributes
-    ----------
-    method : str
-    offset : tensor, shape (d, d), or None
-        D = W - I, float32 (float64 for float64 matrices); None stands for W = I.
-    delta : tuple or None
-        T, the base and the variant's matrix, for the methods `delta` and `anchored`.
-    rows, rank : int
-        Equations that the fit had, and directions of the embedding space that they determine.
-    condition : float
-        Condition number of the normal equations.
-    strength : float
-        How strongly W was drawn towards the identity, in units of the mean eigenvalue.
-    residual_swap, residual : float
-        Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
-    held_out : dict
-        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of this
-        method, of `swap`, and of all others that were compared; of `auto`, `whole`, the error of each over the whole
-        new vocabulary. Empty if too few tokens are shared.
-    """
-
-    method: Method
-    offset: torch.Tensor | None
-    delta: tuple[sparse.csr_array, Rows, Rows] | None = None
-    rows: int = 0
-    rank: int = 0
-    condition: float = 1.0
-    strength: float = 0.0
-    residual_swap: float = 0.0
-    residual: float = 0.0
-    held_out: dict[str, Any] = field(default_factory=dict)
-
-    def apply(self, adapted: Rows, dtype: torch.dtype | None = None) -> ComputedRows:
-        """Propagate the rows of an adapted base model, shape (new rows, d); they keep their dtype if none is given."""
-        return ComputedRows(tuple(adapted.shape), partial(self._apply, adapted, dtype or adapted.dtype))
-
-    def _apply(self, adapted: Rows, dtype: torch.dtype, rows: slice) -> torch.Tensor:
-        own = adapted[rows]
-        if self.delta:
-            matrix, base, instruct = self.delta
-            wide = own.to(torch.float64)
-            moved = wide + mix(matrix[rows], instruct, base)
-            if self.offset is not None:
-                moved += self._step((wide - mix(matrix[rows], base)).to(precision(adapted)))
-            return moved.to(dtype)
-        if self.offset is None:
-            return own.to(dtype)
-        wide = own.to(precision(adapted), copy=True)
-        return wide.add_(self._step(wide)).to(dtype)
-
-    def _step(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows times D, in their precision. NumPy's BLAS is a tenth faster here than torch's."""
-        assert self.offset is not None
-        return torch.from_numpy(rows.numpy() @ self.offset.to(rows.dtype).numpy())
-
-    def summary(self) -> dict[str, Any]:
-        """The fit as numbers for a manifest; `distance` is the mean change of a direction, || D || / sqrt(d)."""
-        distance = 0.0 if self.offset is None else float(self.offset.norm() / np.sqrt(len(self.offset)))
-        return {
-            "method": self.method,
-            "rows": self.rows,
-            "rank": self.rank,
-            "condition": self.condition,
-            "strength": self.strength,
-            "residual_swap": self.residual_swap,
-            "residual": self.residual,
-            "distance_from_identity": distance,
-            "held_out": self.held_out,
-        }
-
-
-class MapFitter:
-    """Fits maps from one matrix of a base model to that of any of its variants.
-
-    A tenth of the shared tokens, at most 1,024, is left out of a first fit to see how well it predicts them; rows of T
-    that such a token has a part in are left out too. The choice is the same in every run. What depends on the base
-    alone is computed once.
+    Special tokens keep the variant's own rows, bit for bit, also those that only the variant has (chat markers that
+    were added to it); its chat template and generation settings come along. T and what the fit needs of the base are
+    computed once for all variants with as many rows.
 
     Parameters
     ----------
-    transfer : Transfer
-        T from the old vocabulary (of base and variants) to the new one.
-    base : Rows, shape (old rows, d)
-        Input or output embeddings, any floating dtype; rows beyond those of T do not count.
-    stand_ins : scipy CSR array, shape (old rows, old rows), optional
-        What each old token would be mixed of if it were new; needed to judge `delta` and `anchored`.
-    weights : float array, shape (new rows,), optional
-        How much each new token counts in the fit, and in judging it; by default all the same.
+    base, adapted : Checkpoint
+        The foundation model before and after vocabulary change and continued pre-training.
+    variants : sequence of (Checkpoint, Path)
+        Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
+    method : str
+        See `lepta.embeddings.maps`; `auto` takes, for each matrix, the one with the least held-out error.
+    body_deltas : sequence of float, optional
+        For each variant, how many times what training changed in the base model's body is added to its body.
+    token_counts : array, shape (new vocabulary,), optional
+        Occurrences of the new tokens in text; frequent tokens then weigh more in the fit (by the square root).
+    hard_link : bool
+        See `write_model`.
+
+    Returns
+    -------
+    list of dict
+        Facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`.
 
     Raises
     ------
     LeptaError
-        If the shapes do not belong together, or values are not finite.
+        If the models do not belong together, values are not finite, or the body was trained too and `body_deltas` does
+        not say what to do.
     """
+    tokenizer = open_tokenizer(adapted.folder)
+    old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
 
-    def __init__(
-        self,
-        transfer: Transfer,
-        base: Rows,
-        stand_ins: sparse.csr_array | None = None,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        self.transfer, self.base, self.stand_ins = transfer, base, stand_ins
-        _check("base", base, base, transfer)
-        shared = np.unique(transfer.exact[transfer.exact >= 0])
-        if stand_ins is not None:  # bytes and special tokens have none: they can never be new
-            shared = shared[stand_ins.diagonal()[shared] == 0]
-        self._shared = len(shared)
-        number = min(int(len(shared) * HELD_OUT_SHARE), MOST_HELD_OUT)
-        chosen = np.random.default_rng(0).permutation(shared)[:number]
-        self.held_out = np.sort(chosen) if number >= FEWEST_HELD_OUT else chosen[:0]
+    @cache
+    def transfer_from(rows: int) -> Transfer:
+        return transfer_matrix(old, new, rows, adapted.rows)
 
-        held = np.zeros(transfer.matrix.shape[1])
-        held[self.held_out] = 1
-        left_out, shared_rows = transfer.matrix @ held > 0, transfer.exact >= 0
-        weights = np.ones(len(transfer.exact)) if weights is None else weights
-        self._mixed = float(weights[~shared_rows].sum() / weights.sum())  # share of new tokens that are not shared
-        self.token_weights = np.ones(len(held))
-        self.token_weights[transfer.exact[shared_rows]] = weights[shared_rows]
-        equations = sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix)
-        units, units_left, mixed, mixed_left = (
-            Anchors(equations[np.flatnonzero(kind & part)], base)
-            for kind in (shared_rows, ~shared_rows)
-            for part in (~left_out, left_out)
+    made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new, transfer_from) for checkpoint, _ in variants]
+    scales = body_deltas or [None] * len(made)
+    bodies = [
+        body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
+    ]
+    _check_finite(adapted)
+    weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
+
+    fits = _fit(made, base, old, method, weights)
+    facts = []
+    for variant, fitted, body, (_, folder) in zip(made, fits, bodies, variants, strict=True):
+        matrices, maps, warnings = dict(body), {}, []
+        for role, fit in fitted.items():
+            name = variant.name_of(role)
+            own, trained = _matrix(variant.checkpoint, role), _matrix(adapted, role)
+            matrices[name] = variant.rows(fit, trained, own)
+            lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
+            maps[name] = fit.summary() | {"row_length": lengths}
+            warnings += _length_warnings(name, **lengths)
+        if variant.checkpoint.bias_name:
+            models = (base, variant.checkpoint, adapted)
+            before, own, after = (model.rows_of(model.bias_name or "") for model in models)
+            moved = Propagation("delta", None, (variant.transfer.matrix, before, own))
+            matrices[variant.checkpoint.bias_name] = variant.rows(moved, after, own)
+        write_model(
+            variant.checkpoint,
+            matrices,
+            variant.tokenizer,
+            folder,
+            variant.transfer.new_ids | variant.added,
+            untie=variant.checkpoint.tied and not variant.tied,
+            hard_link=hard_link,
         )
-        overlap_part = Problem(units)
-        conversion_part = Problem(mixed, smaller=overlap_part)
-        overlap = Problem(units_left, smaller=overlap_part)
-        conversion = Problem(units_left, mixed_left, smaller=conversion_part)
-        self.parts: dict[Method, Problem] = {"overlap": overlap_part, "conversion": conversion_part}
-        self.wholes: dict[Method, Problem] = {"overlap": overlap, "conversion": conversion}
-
-    def fit(self, method: AnyMethod, instruct: Rows) -> Propagation:
-        """Fit the step from the base model's embedding space to a variant's.
-
-        Parameters
-        ----------
-        method : str
-            One of `METHODS`, or `auto`: the one with the least error over the whole new vocabulary (the first if
-            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` and
-            `anchored` know the change of a shared token exactly, so their error counts for new tokens only.
-        instruct : Rows, shape (old rows, d)
-            The same matrix of the variant; rows beyond those of T do not count.
-
-        Raises
-        ------
-        LeptaError
-            If the shapes differ, values are not finite, or too few tokens are shared for the method.
-        """
-        if method not in (*METHODS, "auto"):
-            raise LeptaError(f"method {method!r}: unknown; known are {', '.join(METHODS)}, auto")
-        _check("instruct", instruct, self.base, self.transfer)
-        if method == "overlap" and not self._shared:
-            raise LeptaError(f"method {method!r}: the two vocabularies share no token; use conversion or swap")
-        if method in ("ridge", "anchored", "auto") and not len(self.held_out):
-            raise LeptaError(
-                f"the two vocabularies share {self._shared} tokens, too few to hold some out; use conversion or swap"
-            )
-        fit = _Fit(self, instruct)
-        candidates: tuple[Method, ...] = METHODS if method == "auto" else ("swap", method)
-        errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
-        if method != "auto":
-            return fit.propagation(method, errors)
-        whole = {name: error * (self._mixed**0.5 if name in ANCHORED else 1) for name, error in errors.items()}
-        found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
-        return replace(found, held_out={**found.held_out, "whole": whole})
-
-
-class _Fit:
-    """One variant's part in a `MapFitter`."""
-
-    def __init__(self, fitter: MapFitter, instruct: Rows) -> None:
-        self._fitter, self._instruct = fitter, instruct
-        self._sums: dict[Problem, RightSide] = {}
-        self._strengths: dict[Method, float] = {}
-
-    @cached_property
-    def _held_out(self) -> "HeldOut | None":
-        fitter, tokens = self._fitter, self._fitter.held_out
-        if not len(tokens):
-            return None
-        return HeldOut(tokens, fitter.base, self._instruct, fitter.stand_ins, fitter.token_weights[tokens])
-
-    def _strength(self, method: Method) -> float:
-        """How strongly W is drawn towards the identity: as predicts held-out tokens best."""
-        if method not in ("ridge", "anchored") or not self._held_out:
-            return 0.0
-        if method not in self._strengths:
-            part = self._fitter.parts["overlap"]
-            right = part.right(self._instruct, self._sums)
-            anchored = method == "anchored" and self._held_out.anchored
-            self._strengths[method] = self._held_out.strength(part.left, right, anchored)
-        return self._strengths[method]
-
-    def _offset(self, method: Method, problems: dict[Method, Problem]) -> np.ndarray | None:
-        """D = W - I of a method, fitted on a part of the rows or on all; None for D = 0."""
-        if method == "swap":
-            return None
-        problem = problems[PROBLEMS[method]]
-        right = problem.right(self._instruct, self._sums)
-        if not right.change:
-            return None
-        if method == "procrustes":
-            return problem.left.rotation(right.cross)
-        return problem.left.solve(right.cross, self._strength(method))
-
-    def error(self, method: Method) -> float | None:
-        """Relative error on held-out tokens of a fit without them; None if it cannot be judged."""
-        if self._held_out is None:
-            return None
-        if method in ANCHORED and not self._held_out.anchored:
-            return None
-        if method == "delta":
-            return self._held_out.error_of_delta()
-        if method in ("swap", "procrustes"):
-            return self._held_out.error(self._offset(method, self._fitter.parts))
-        part = self._fitter.parts[PROBLEMS[method]]
-        right = part.right(self._instruct, self._sums)
-        return self._held_out.error_of_solution(part.left, right, self._strength(method), method == "anchored")
-
-    def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
-        """Fit a method on all rows."""
-        fitter = self._fitter
-        held_out = self._held_out.summary(errors, method) if self._held_out and method in errors else {}
-        if method == "swap":
-            return Propagation("swap", None, held_out=held_out)
-        delta = (fitter.transfer.matrix, fitter.base, self._instruct) if method in ANCHORED else None
-        if method == "delta":
-            return Propagation("delta", None, delta, rows=fitter.transfer.matrix.shape[0], held_out=held_out)
-        problem = fitter.wholes[PROBLEMS[method]]
-        right, offset = problem.right(self._instruct, self._sums), self._offset(method, fitter.wholes)
-        strength = self._strength(method)
-        return Propagation(
-            method=method,
-            offset=None if offset is None else torch.from_numpy(offset).to(precision(fitter.base)),
-            delta=delta,
-            rows=problem.left.rows,
-            rank=problem.left.rank,
-            condition=problem.left.condition,
-            strength=strength,
-            residual_swap=problem.left.error(right, None),
-            residual=problem.left.error(right, offset, None if method == "procrustes" else strength),
-            held_out=held_out,
+        facts.append(
+            {
+                "transfer": variant.transfer.summary(),
+                "special_rows_kept": len(variant.own_rows()[0]),
+                "added_tokens": len(variant.added),
+                "body_tensors_changed": len(body),
+                "maps": maps,
+                "warnings": warnings,
+            }
         )
+    return facts
 
 
-class HeldOut:
-    """Tokens that a fit has not seen, to judge it by.
+def _fit(
+    made: "list[_Variant]", base: Checkpoint, old: Vocabulary, method: AnyMethod, weights: np.ndarray | None
+) -> list[dict[str, Propagation]]:
+    """For each variant, the fit of each of its matrices; variants with as many rows share the base's part."""
 
-    Parameters
+    @cache
+    def stand_ins(rows: int) -> sparse.csr_array | None:
+        return stand_in_rows(old, rows) if method in ("auto", *ANCHORED) else None
+
+    fits: list[dict[str, Propagation]] = [{} for _ in made]
+    for role in ("input", "output"):
+        fitters: dict[int, MapFitter] = {}
+        for variant, fitted in zip(made, fits, strict=True):
+            if role == "output" and variant.tied:
+                continue
+            rows = variant.transfer.matrix.shape[1]
+            if rows not in fitters:
+                fitters[rows] = MapFitter(variant.transfer, _matrix(base, role), stand_ins(rows), weights)
+            fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
+    return fits
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """An instruct variant and what the result takes from it.
+
+    Attributes
     ----------
-    tokens : int64 array
-        Old ids.
-    base, instruct : Rows, shape (old rows, d)
-    stand_ins : scipy CSR array, optional
-        See `MapFitter`.
-    weights : float array, shape (tokens,)
-        How much each counts.
+    checkpoint : Checkpoint
+    tokenizer : TokenizerSource
+        Of the result: the new vocabulary with the variant's settings and added tokens.
+    transfer : Transfer
+        T from the rows that both the base and the variant have.
+    added : dict
+        Id in the variant -> id in the result, of special tokens that the base does not have.
+    special : int64 array
+        Ids of special tokens of the new vocabulary.
+    adapted : Checkpoint
+    total : int
+        Rows of the result.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        base: Rows,
-        instruct: Rows,
-        stand_ins: sparse.csr_array | None,
-        weights: np.ndarray,
-    ) -> None:
-        index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
-        self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))
-        self._mean = scale * (scale * self._y).sum(axis=0) / weights.sum()
-        self.anchored = stand_ins is not None
-        if stand_ins is not None:
-            self._moved = self._x + scale * mix(stand_ins[tokens], instruct, base).numpy()
-            self._changed = self._x - scale * mix(stand_ins[tokens], base).numpy()
+    checkpoint: Checkpoint
+    tokenizer: TokenizerSource
+    transfer: Transfer
+    added: dict[int, int]
+    special: np.ndarray
+    adapted: Checkpoint
+    total: int
 
-    def error(self, offset: np.ndarray | None) -> float:
-        """Relative error of W = I + D on these tokens."""
-        return self._relative(self._x if offset is None else self._x + self._x @ offset)
+    @staticmethod
+    def of(
+        checkpoint: Checkpoint,
+        tokenizer: TokenizerSource,
+        adapted: Checkpoint,
+        base: Checkpoint,
+        old: Vocabulary,
+        new: Vocabulary,
+        transfer_from: Callable[[int], Transfer],
+    ) -> "_Variant":
+        """Check that a variant belongs to the base, and put together the tokenizer of its result."""
+        checkpoint.check_replaceable()
+        own = open_tokenizer(checkpoint.folder)
+        vocabulary = own.vocabulary()
+        _check_family(base, adapted, checkpoint, old, vocabulary)
+        only_here = [i for i in range(vocabulary.size) if old.is_hole(i) and not vocabulary.is_hole(i)]
+        by_text = new.ids_by_bytes(Kind.SPECIAL)
+        missing = [i for i in only_here if vocabulary.data(i) not in by_text]
+        added = {i: by_text[vocabulary.data(i)] for i in only_here if vocabulary.data(i) in by_text}
+        added |= dict(zip(missing, range(new.size, new.size + len(missing)), strict=True))
+        tokens = [token for token in own.spec["added_tokens"] if token["id"] in missing]
+        spec = add_special_tokens(tokenizer.spec, [token | {"id": added[token["id"]]} for token in tokens])
+        total = adapted.rows
+        if new.size + len(missing) > total:
+            total = padded_rows(adapted.rows, new.size, new.size + len(missing), None)
+        return _Variant(
+            checkpoint,
+            _with_settings_of(own, replace(tokenizer, spec=spec)),
+            transfer_from(min(base.rows, checkpoint.rows)),
+            added,
+            np.flatnonzero(new.kinds == Kind.SPECIAL),
+            adapted,
+            total,
+        )
 
-    def error_of_solution(self, left: LeftSide, right: RightSide, strength: float, anchored: bool) -> float:
-        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns.
+    @property
+    def tied(self) -> bool:
+        """Whether the result has one matrix for input and output."""
+        return self.checkpoint.tied and self.adapted.tied
 
-        `anchored`: D maps what a token has beyond the tokens that it is merged from; it moves as those do, besides.
+    def name_of(self, role: str) -> str:
+        """Name of a matrix in the result."""
+        if role == "input":
+            return self.checkpoint.input_name
+        name = self.checkpoint.stored_output or self.adapted.stored_output
+        return name or "lm_head.weight"
+
+    def own_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
+        shared = self.special[self.transfer.same[self.special] >= 0]
+        own = dict(zip(shared.tolist(), self.transfer.same[shared].tolist(), strict=True))
+        own |= {there: here for here, there in self.added.items()}
+        # A token may be without a row: one that was added to a tokenizer only.
+        places = np.array(sorted(place for place in own if own[place] < self.checkpoint.rows), dtype=np.int64)
+        return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
+
+    def rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
+        """Propagated rows with the variant's own in their places; rows beyond both get the variant's mean row.
+
+        In the wider of the two dtypes: what is written in the variant's is rounded once, and its own rows not at all.
         """
-        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
-        return self._relative(start + left.solve(mapped.T, strength).T @ right.cross)
+        propagated = fit.apply(trained, torch.promote_types(trained.dtype, own.dtype))
+        places, sources = self.own_rows()
+        mean = cache(lambda: mean_row(own))
 
-    def error_of_delta(self) -> float:
-        """Relative error of moving each token as the tokens that it is merged from."""
-        return self._relative(self._moved)
+        def block(rows: slice) -> torch.Tensor:
+            result = propagated.rows(slice(rows.start, min(rows.stop, propagated.shape[0])))
+            if len(result) < rows.stop - rows.start:
+                padding = mean().to(result.dtype).expand(rows.stop - rows.start - len(result), *result.shape[1:])
+                result = torch.cat([result, padding])
+            here = (places >= rows.start) & (places < rows.stop)
+            if here.any():
+                result = result.clone()
+                kept = own[torch.from_numpy(sources[here])]
+                result[torch.from_numpy(places[here] - rows.start)] = kept.to(result.dtype)
+            return result
 
-    def strength(self, left: LeftSide, right: RightSide, anchored: bool) -> float:
-        """The strength with which D = (G + strength)^-1 (X' S C) predicts these tokens best."""
-        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
-        eigenvalues, basis = left.spectrum
-        x, cross = mapped @ basis, basis.T @ right.cross
-        return min(
-            STRENGTHS,
-            key=lambda strength: self._relative(start + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross),
-        )
-
-    def summary(self, errors: dict[Method, float], method: Method) -> dict[str, Any]:
-        """What a manifest says of the method that was taken."""
-        spread = np.linalg.norm(self._y - self._mean) / max(np.linalg.norm(self._y), np.finfo(float).tiny)
-        r2 = 1 - (errors[method] / max(spread, np.finfo(float).tiny)) ** 2
-        return {"tokens": len(self._y), "error": errors[method], "r2": float(r2), "errors": errors}
-
-    def _relative(self, predicted: np.ndarray) -> float:
-        return float(np.linalg.norm(predicted - self._y) / max(np.linalg.norm(self._y), np.finfo(float).tiny))
+        return ComputedRows((self.total, *propagated.shape[1:]), block)
 
 
-def _check(name: str, matrix: Rows, base: Rows, transfer: Transfer) -> None:
-    rows = transfer.matrix.shape[1]
-    if min(base.shape[0], matrix.shape[0]) < rows or matrix.shape[1] != base.shape[1]:
+def _length_warnings(name: str, adapted: float, instruct: float) -> list[str]:
+    """What to say of rows that the body of a variant does not know, if they are such rows."""
+    ratio = adapted / instruct if instruct else 1.0
+    if 1 / UNKNOWN_LENGTH < ratio < UNKNOWN_LENGTH:
+        return []
+    cause = "fewer tokens or a lower learning rate" if ratio > 1 else "less weight decay or a lower learning rate"
+    return [
+        f"{name}: trained rows are {adapted:.3g} long in the mean, the variant's own {instruct:.3g}; "
+        f"its body does not know such rows. Train with {cause}, or calibrate the result"
+    ]
+
+
+def _matrix(checkpoint: Checkpoint, role: str) -> Rows:
+    name = checkpoint.output_name if role == "output" else None
+    return checkpoint.rows_of(name or checkpoint.input_name)
+
+
+def _check_finite(adapted: Checkpoint) -> None:
+    """Refuse a damaged adapted model before anything is fitted; `MapFitter` sees the base and the variant alone."""
+    for name in adapted.vocabulary_names:
+        if not all_finite(adapted.rows_of(name)):
+            raise LeptaError(
+                f"{adapted.folder}: {name}: NaN or infinite values; expected a whole checkpoint of training that went "
+                "well; download it again or train again from an earlier one"
+            )
+
+
+def _padded(counts: np.ndarray, rows: int) -> np.ndarray:
+    padded = np.zeros(rows)
+    padded[: len(counts)] = counts
+    return padded
+
+
+def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> TokenizerSource:
+    """The new tokenizer with a variant's chat template, roles of tokens and what it puts around texts."""
+    owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
+    config = tokenizer.config | own.config | {key: tokenizer.config[key] for key in owned}
+    if "added_tokens_decoder" in config:
+        known = {str(token["id"]): token for token in tokenizer.spec["added_tokens"]}
+        config["added_tokens_decoder"] = {
+            token_id: {key: value for key, value in token.items() if key != "id"} for token_id, token in known.items()
+        }
+    ids = {token["content"]: token["id"] for token in tokenizer.spec["added_tokens"]}
+    spec = tokenizer.spec | {"post_processor": post_processor_with_ids(own.spec.get("post_processor"), ids)}
+    return replace(tokenizer, spec=spec, config=config, chat_template=own.chat_template or tokenizer.chat_template)
+
+
+def _check_family(
+    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, old: Vocabulary, own: Vocabulary
+) -> None:
+    """Refuse models that are not a base, its adaptation and its variant."""
+    if not base.width == adapted.width == instruct.width:
         raise LeptaError(
-            f"{name} embeddings {tuple(matrix.shape)}, base embeddings {tuple(base.shape)}, transfer matrix "
-            f"{transfer.matrix.shape}: expected the same old vocabulary and width in all three"
+            f"embedding widths differ: base {base.width} ({base.folder}), adapted {adapted.width} ({adapted.folder}), "
+            f"instruct {instruct.width} ({instruct.folder}); expected three models of one architecture and size"
         )
-    if not all_finite(matrix):
-        raise LeptaError(f"{name} embeddings: NaN or infinite values; the checkpoint is damaged")
+    if instruct.rows < rows_needed(old):
+        raise LeptaError(
+            f"{instruct.folder}: {instruct.rows} embedding rows, but the vocabulary of the base {base.folder} needs "
+            f"{rows_needed(old)}; expected a variant with the base model's own vocabulary"
+        )
+    for i in range(max(old.size, own.size)):
+        here, there = _token(own, i), _token(old, i)
+        if here != there and (there is not None or own.kinds[i] != Kind.SPECIAL):
+            raise LeptaError(
+                f"{instruct.folder}: id {i} is {here!r}, but {there!r} in the base {base.folder}; "
+                "expected a variant with the base model's own vocabulary; only special tokens may come on top"
+            )
+    if instruct.tied and not base.tied:
+        raise LeptaError(
+            f"{instruct.folder}: ties input and output embeddings, the base {base.folder} does not; "
+            "expected a variant that was trained from this base"
+        )
+    if len({checkpoint.bias_name is None for checkpoint in (base, adapted, instruct)}) > 1:
+        raise LeptaError("some of base, adapted and instruct add a bias to the logits and some do not")
+
+
+def _token(vocabulary: Vocabulary, token_id: int) -> bytes | None:
+    return vocabulary.bytes_of[token_id] if token_id < vocabulary.size else None
+
+
+def count_tokens(vocabulary: Vocabulary, documents: Sequence[str]) -> np.ndarray:
+    """Occurrences of each token in documents, shape (vocabulary.size,)."""
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    for ids in vocabulary.encode(documents):
+        counts += np.bincount(np.array(ids, dtype=np.int64), minlength=vocabulary.size)
+    return counts

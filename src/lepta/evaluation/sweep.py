@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lepta.embeddings.propagate import AnyMethod
-from lepta.embeddings.variant import propagate
+from lepta.embeddings.maps import AnyMethod
+from lepta.embeddings.propagate import propagate
 from lepta.inference.bits import score_text
 from lepta.models.folder import Checkpoint
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
@@ -26,7 +26,7 @@ def sweep_body_delta(
     ----------
     base, adapted, instruct : Checkpoint
     method : str
-        See `lepta.embeddings.variant.propagate`.
+        See `lepta.embeddings.propagate.propagate`.
     scales : sequence of float
     texts : sequence of str
         Held-out text of both languages, as they are to count.

@@ -1,0 +1,371 @@
+"""Learned Embedding Propagation (paper 2.2): carry trained embeddings from the base model into an instruct variant.
+
+    X_result = X_adapted W          X in {input embeddings, output embeddings}
+
+`swap`         W = identity
+`overlap`      least squares on tokens in both vocabularies:   X_base[C] W  ~  X_instruct[C]
+`conversion`   least squares on all new tokens, through T:      (T X_base) W  ~  (T X_instruct)
+`ridge`        overlap drawn towards the identity, as strongly as predicts tokens left out of the fit best; swap and
+               overlap are its limits
+`procrustes`   the rotation among all W that fits conversion's rows best
+`delta`        no map: each new row moves as the old rows that it is a mix of,  X_adapted + T (X_instruct - X_base)
+`anchored`     what the variant would start from, and a map of what training changed in that; `delta` is its limit:
+               X_result = T X_instruct + (X_adapted - T X_base) W,  W as in ridge
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from lepta.core.errors import LeptaError
+from lepta.embeddings.normal_equations import Anchors, LeftSide, Problem, RightSide
+from lepta.embeddings.mix import mix, precision
+from lepta.embeddings.settings import AnyMethod, Method
+from lepta.embeddings.transfer import Transfer
+from lepta.models.rows import ComputedRows, Rows, all_finite
+
+METHODS: tuple[Method, ...] = get_args(Method)
+# Which rows a map is fitted on: those of shared tokens, or all of T.
+PROBLEMS: dict[Method, Method] = {
+    "overlap": "overlap",
+    "ridge": "overlap",
+    "anchored": "overlap",
+    "conversion": "conversion",
+    "procrustes": "conversion",
+}
+ANCHORED: tuple[Method, ...] = ("delta", "anchored")  # a shared token has its own change to the last bit
+
+# Strengths that ridge chooses from, in units of the mean eigenvalue of the normal equations.
+STRENGTHS = [0.0, *(10.0**power for power in np.arange(-5, 3.1, 0.5))]
+HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 10, 1024
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """How rows of an adapted base model become rows of the variant, with what is known of the fit.
+
+    Attributes
+    ----------
+    method : str
+    offset : tensor, shape (d, d), or None
+        D = W - I, float32 (float64 for float64 matrices); None stands for W = I.
+    delta : tuple or None
+        T, the base and the variant's matrix, for the methods `delta` and `anchored`.
+    rows, rank : int
+        Equations that the fit had, and directions of the embedding space that they determine.
+    condition : float
+        Condition number of the normal equations.
+    strength : float
+        How strongly W was drawn towards the identity, in units of the mean eigenvalue.
+    residual_swap, residual : float
+        Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
+    held_out : dict
+        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of this
+        method, of `swap`, and of all others that were compared; of `auto`, `whole`, the error of each over the whole
+        new vocabulary. Empty if too few tokens are shared.
+    """
+
+    method: Method
+    offset: torch.Tensor | None
+    delta: tuple[sparse.csr_array, Rows, Rows] | None = None
+    rows: int = 0
+    rank: int = 0
+    condition: float = 1.0
+    strength: float = 0.0
+    residual_swap: float = 0.0
+    residual: float = 0.0
+    held_out: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, adapted: Rows, dtype: torch.dtype | None = None) -> ComputedRows:
+        """Propagate the rows of an adapted base model, shape (new rows, d); they keep their dtype if none is given."""
+        return ComputedRows(tuple(adapted.shape), partial(self._apply, adapted, dtype or adapted.dtype))
+
+    def _apply(self, adapted: Rows, dtype: torch.dtype, rows: slice) -> torch.Tensor:
+        own = adapted[rows]
+        if self.delta:
+            matrix, base, instruct = self.delta
+            wide = own.to(torch.float64)
+            moved = wide + mix(matrix[rows], instruct, base)
+            if self.offset is not None:
+                moved += self._step((wide - mix(matrix[rows], base)).to(precision(adapted)))
+            return moved.to(dtype)
+        if self.offset is None:
+            return own.to(dtype)
+        wide = own.to(precision(adapted), copy=True)
+        return wide.add_(self._step(wide)).to(dtype)
+
+    def _step(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows times D, in their precision. NumPy's BLAS is a tenth faster here than torch's."""
+        assert self.offset is not None
+        return torch.from_numpy(rows.numpy() @ self.offset.to(rows.dtype).numpy())
+
+    def summary(self) -> dict[str, Any]:
+        """The fit as numbers for a manifest; `distance` is the mean change of a direction, || D || / sqrt(d)."""
+        distance = 0.0 if self.offset is None else float(self.offset.norm() / np.sqrt(len(self.offset)))
+        return {
+            "method": self.method,
+            "rows": self.rows,
+            "rank": self.rank,
+            "condition": self.condition,
+            "strength": self.strength,
+            "residual_swap": self.residual_swap,
+            "residual": self.residual,
+            "distance_from_identity": distance,
+            "held_out": self.held_out,
+        }
+
+
+class MapFitter:
+    """Fits maps from one matrix of a base model to that of any of its variants.
+
+    A tenth of the shared tokens, at most 1,024, is left out of a first fit to see how well it predicts them; rows of T
+    that such a token has a part in are left out too. The choice is the same in every run. What depends on the base
+    alone is computed once.
+
+    Parameters
+    ----------
+    transfer : Transfer
+        T from the old vocabulary (of base and variants) to the new one.
+    base : Rows, shape (old rows, d)
+        Input or output embeddings, any floating dtype; rows beyond those of T do not count.
+    stand_ins : scipy CSR array, shape (old rows, old rows), optional
+        What each old token would be mixed of if it were new; needed to judge `delta` and `anchored`.
+    weights : float array, shape (new rows,), optional
+        How much each new token counts in the fit, and in judging it; by default all the same.
+
+    Raises
+    ------
+    LeptaError
+        If the shapes do not belong together, or values are not finite.
+    """
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        base: Rows,
+        stand_ins: sparse.csr_array | None = None,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        self.transfer, self.base, self.stand_ins = transfer, base, stand_ins
+        _check("base", base, base, transfer)
+        shared = np.unique(transfer.exact[transfer.exact >= 0])
+        if stand_ins is not None:  # bytes and special tokens have none: they can never be new
+            shared = shared[stand_ins.diagonal()[shared] == 0]
+        self._shared = len(shared)
+        number = min(int(len(shared) * HELD_OUT_SHARE), MOST_HELD_OUT)
+        chosen = np.random.default_rng(0).permutation(shared)[:number]
+        self.held_out = np.sort(chosen) if number >= FEWEST_HELD_OUT else chosen[:0]
+
+        held = np.zeros(transfer.matrix.shape[1])
+        held[self.held_out] = 1
+        left_out, shared_rows = transfer.matrix @ held > 0, transfer.exact >= 0
+        weights = np.ones(len(transfer.exact)) if weights is None else weights
+        self._mixed = float(weights[~shared_rows].sum() / weights.sum())  # share of new tokens that are not shared
+        self.token_weights = np.ones(len(held))
+        self.token_weights[transfer.exact[shared_rows]] = weights[shared_rows]
+        equations = sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix)
+        units, units_left, mixed, mixed_left = (
+            Anchors(equations[np.flatnonzero(kind & part)], base)
+            for kind in (shared_rows, ~shared_rows)
+            for part in (~left_out, left_out)
+        )
+        overlap_part = Problem(units)
+        conversion_part = Problem(mixed, smaller=overlap_part)
+        overlap = Problem(units_left, smaller=overlap_part)
+        conversion = Problem(units_left, mixed_left, smaller=conversion_part)
+        self.parts: dict[Method, Problem] = {"overlap": overlap_part, "conversion": conversion_part}
+        self.wholes: dict[Method, Problem] = {"overlap": overlap, "conversion": conversion}
+
+    def fit(self, method: AnyMethod, instruct: Rows) -> Propagation:
+        """Fit the step from the base model's embedding space to a variant's.
+
+        Parameters
+        ----------
+        method : str
+            One of `METHODS`, or `auto`: the one with the least error over the whole new vocabulary (the first if
+            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` and
+            `anchored` know the change of a shared token exactly, so their error counts for new tokens only.
+        instruct : Rows, shape (old rows, d)
+            The same matrix of the variant; rows beyond those of T do not count.
+
+        Raises
+        ------
+        LeptaError
+            If the shapes differ, values are not finite, or too few tokens are shared for the method.
+        """
+        if method not in (*METHODS, "auto"):
+            raise LeptaError(f"method {method!r}: unknown; known are {', '.join(METHODS)}, auto")
+        _check("instruct", instruct, self.base, self.transfer)
+        if method == "overlap" and not self._shared:
+            raise LeptaError(f"method {method!r}: the two vocabularies share no token; use conversion or swap")
+        if method in ("ridge", "anchored", "auto") and not len(self.held_out):
+            raise LeptaError(
+                f"the two vocabularies share {self._shared} tokens, too few to hold some out; use conversion or swap"
+            )
+        fit = _Fit(self, instruct)
+        candidates: tuple[Method, ...] = METHODS if method == "auto" else ("swap", method)
+        errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
+        if method != "auto":
+            return fit.propagation(method, errors)
+        whole = {name: error * (self._mixed**0.5 if name in ANCHORED else 1) for name, error in errors.items()}
+        found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
+        return replace(found, held_out={**found.held_out, "whole": whole})
+
+
+class _Fit:
+    """One variant's part in a `MapFitter`."""
+
+    def __init__(self, fitter: MapFitter, instruct: Rows) -> None:
+        self._fitter, self._instruct = fitter, instruct
+        self._sums: dict[Problem, RightSide] = {}
+        self._strengths: dict[Method, float] = {}
+
+    @cached_property
+    def _held_out(self) -> "HeldOut | None":
+        fitter, tokens = self._fitter, self._fitter.held_out
+        if not len(tokens):
+            return None
+        return HeldOut(tokens, fitter.base, self._instruct, fitter.stand_ins, fitter.token_weights[tokens])
+
+    def _strength(self, method: Method) -> float:
+        """How strongly W is drawn towards the identity: as predicts held-out tokens best."""
+        if method not in ("ridge", "anchored") or not self._held_out:
+            return 0.0
+        if method not in self._strengths:
+            part = self._fitter.parts["overlap"]
+            right = part.right(self._instruct, self._sums)
+            anchored = method == "anchored" and self._held_out.anchored
+            self._strengths[method] = self._held_out.strength(part.left, right, anchored)
+        return self._strengths[method]
+
+    def _offset(self, method: Method, problems: dict[Method, Problem]) -> np.ndarray | None:
+        """D = W - I of a method, fitted on a part of the rows or on all; None for D = 0."""
+        if method == "swap":
+            return None
+        problem = problems[PROBLEMS[method]]
+        right = problem.right(self._instruct, self._sums)
+        if not right.change:
+            return None
+        if method == "procrustes":
+            return problem.left.rotation(right.cross)
+        return problem.left.solve(right.cross, self._strength(method))
+
+    def error(self, method: Method) -> float | None:
+        """Relative error on held-out tokens of a fit without them; None if it cannot be judged."""
+        if self._held_out is None:
+            return None
+        if method in ANCHORED and not self._held_out.anchored:
+            return None
+        if method == "delta":
+            return self._held_out.error_of_delta()
+        if method in ("swap", "procrustes"):
+            return self._held_out.error(self._offset(method, self._fitter.parts))
+        part = self._fitter.parts[PROBLEMS[method]]
+        right = part.right(self._instruct, self._sums)
+        return self._held_out.error_of_solution(part.left, right, self._strength(method), method == "anchored")
+
+    def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
+        """Fit a method on all rows."""
+        fitter = self._fitter
+        held_out = self._held_out.summary(errors, method) if self._held_out and method in errors else {}
+        if method == "swap":
+            return Propagation("swap", None, held_out=held_out)
+        delta = (fitter.transfer.matrix, fitter.base, self._instruct) if method in ANCHORED else None
+        if method == "delta":
+            return Propagation("delta", None, delta, rows=fitter.transfer.matrix.shape[0], held_out=held_out)
+        problem = fitter.wholes[PROBLEMS[method]]
+        right, offset = problem.right(self._instruct, self._sums), self._offset(method, fitter.wholes)
+        strength = self._strength(method)
+        return Propagation(
+            method=method,
+            offset=None if offset is None else torch.from_numpy(offset).to(precision(fitter.base)),
+            delta=delta,
+            rows=problem.left.rows,
+            rank=problem.left.rank,
+            condition=problem.left.condition,
+            strength=strength,
+            residual_swap=problem.left.error(right, None),
+            residual=problem.left.error(right, offset, None if method == "procrustes" else strength),
+            held_out=held_out,
+        )
+
+
+class HeldOut:
+    """Tokens that a fit has not seen, to judge it by.
+
+    Parameters
+    ----------
+    tokens : int64 array
+        Old ids.
+    base, instruct : Rows, shape (old rows, d)
+    stand_ins : scipy CSR array, optional
+        See `MapFitter`.
+    weights : float array, shape (tokens,)
+        How much each counts.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        base: Rows,
+        instruct: Rows,
+        stand_ins: sparse.csr_array | None,
+        weights: np.ndarray,
+    ) -> None:
+        index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
+        self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))
+        self._mean = scale * (scale * self._y).sum(axis=0) / weights.sum()
+        self.anchored = stand_ins is not None
+        if stand_ins is not None:
+            self._moved = self._x + scale * mix(stand_ins[tokens], instruct, base).numpy()
+            self._changed = self._x - scale * mix(stand_ins[tokens], base).numpy()
+
+    def error(self, offset: np.ndarray | None) -> float:
+        """Relative error of W = I + D on these tokens."""
+        return self._relative(self._x if offset is None else self._x + self._x @ offset)
+
+    def error_of_solution(self, left: LeftSide, right: RightSide, strength: float, anchored: bool) -> float:
+        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns.
+
+        `anchored`: D maps what a token has beyond the tokens that it is merged from; it moves as those do, besides.
+        """
+        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
+        return self._relative(start + left.solve(mapped.T, strength).T @ right.cross)
+
+    def error_of_delta(self) -> float:
+        """Relative error of moving each token as the tokens that it is merged from."""
+        return self._relative(self._moved)
+
+    def strength(self, left: LeftSide, right: RightSide, anchored: bool) -> float:
+        """The strength with which D = (G + strength)^-1 (X' S C) predicts these tokens best."""
+        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
+        eigenvalues, basis = left.spectrum
+        x, cross = mapped @ basis, basis.T @ right.cross
+        return min(
+            STRENGTHS,
+            key=lambda strength: self._relative(start + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross),
+        )
+
+    def summary(self, errors: dict[Method, float], method: Method) -> dict[str, Any]:
+        """What a manifest says of the method that was taken."""
+        spread = np.linalg.norm(self._y - self._mean) / max(np.linalg.norm(self._y), np.finfo(float).tiny)
+        r2 = 1 - (errors[method] / max(spread, np.finfo(float).tiny)) ** 2
+        return {"tokens": len(self._y), "error": errors[method], "r2": float(r2), "errors": errors}
+
+    def _relative(self, predicted: np.ndarray) -> float:
+        return float(np.linalg.norm(predicted - self._y) / max(np.linalg.norm(self._y), np.finfo(float).tiny))
+
+
+def _check(name: str, matrix: Rows, base: Rows, transfer: Transfer) -> None:
+    rows = transfer.matrix.shape[1]
+    if min(base.shape[0], matrix.shape[0]) < rows or matrix.shape[1] != base.shape[1]:
+        raise LeptaError(
+            f"{name} embeddings {tuple(matrix.shape)}, base embeddings {tuple(base.shape)}, transfer matrix "
+            f"{transfer.matrix.shape}: expected the same old vocabulary and width in all three"
+        )
+    if not all_finite(matrix):
+        raise LeptaError(f"{name} embeddings: NaN or infinite values; the checkpoint is damaged")
