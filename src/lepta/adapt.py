@@ -20,11 +20,11 @@ from lepta.embeddings.propagate import propagate
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.inference.bits import WINDOW, windows
-from lepta.report.card import write_card
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
+from lepta.report.card import write_card
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.page import write_report
 from lepta.text.locate import locate, read_json

@@ -6,8 +6,8 @@ import torch
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
-from lepta.embeddings.normal_equations import Anchors, Problem
 from lepta.embeddings.maps import METHODS, MapFitter
+from lepta.embeddings.normal_equations import Anchors, Problem
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 
 WIDTH = 16

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import ANCHORED, METHODS, MapFitter
-from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.embeddings.propagate import count_tokens, propagate
+from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model

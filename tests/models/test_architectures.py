@@ -6,8 +6,8 @@ import transformers
 
 from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
-from lepta.embeddings.transfer import transfer_matrix
 from lepta.embeddings.propagate import propagate
+from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import Checkpoint
 
 ROWS, WIDTH = 4000, 32

@@ -22,8 +22,8 @@ import torch
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
-from lepta.embeddings.normal_equations import Anchors, LeftSide, Problem, RightSide
 from lepta.embeddings.mix import mix, precision
+from lepta.embeddings.normal_equations import Anchors, LeftSide, Problem, RightSide
 from lepta.embeddings.settings import AnyMethod, Method
 from lepta.embeddings.transfer import Transfer
 from lepta.models.rows import ComputedRows, Rows, all_finite

@@ -4,8 +4,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lepta.embeddings.maps import AnyMethod
 from lepta.embeddings.propagate import propagate
+from lepta.embeddings.settings import AnyMethod
 from lepta.inference.bits import score_text
 from lepta.models.folder import Checkpoint
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
