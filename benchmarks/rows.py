@@ -24,8 +24,8 @@ from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import new_ids
 
 OPENINGS, OPENING, CONTINUATION = 16, 60, 32  # prompts of held-out text, their characters, tokens that follow
 
@@ -84,7 +84,7 @@ def main() -> None:
     minutes = {
         "mean": made(mean, lambda folder: initialise(Checkpoint(original), open_tokenizer(options.tokenizer), folder))
     }
-    ids = new_ids(open_tokenizer(original).vocabulary(), open_tokenizer(mean).vocabulary())
+    ids = VocabularyChange.between(open_tokenizer(original).vocabulary(), open_tokenizer(mean).vocabulary()).new_ids
     arms: dict[str, Callable[[Path], object]] = {
         "calibrated": partial(distilled, options, mean, {"hidden_rate": 1e-12, "head_epochs": 0}),
         "distilled": partial(distilled, options, mean, {}),

@@ -34,8 +34,8 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import new_ids
 
 SCENARIOS = ("extended", "optimized", "bpe", "unigram")
 REPLACED = ("bpe", "unigram")
@@ -229,7 +229,7 @@ def _pretrain(
 ) -> dict[str, Any]:
     """Train on text of a first language and, as `source_share` says, a second one."""
     first, second = languages
-    ids = new_ids(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary())
+    ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), open_tokenizer(start).vocabulary()).new_ids
     shares = (1 - settings.source_share, settings.source_share)
     held = [windows(rows(text / code / "valid.jsonl"), WINDOW, settings.measure_characters) for code in languages]
     facts, curve = pretrain_folder(

@@ -38,8 +38,9 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings, rows_apart
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
-from lepta.vocabulary.tokens import Vocabulary, new_ids
+from lepta.vocabulary.tokens import Vocabulary
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
@@ -215,7 +216,7 @@ def _pretrain(
     ids = np.zeros(0, dtype=np.int64)
     if base is not None:
         vocabulary = open_tokenizer(start).vocabulary()
-        ids = new_ids(open_tokenizer(base).vocabulary(), vocabulary)
+        ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), vocabulary).new_ids
         if apart := rows_apart(settings):
             _check_order(ids, vocabulary, apart, start)
 

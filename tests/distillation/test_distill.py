@@ -17,8 +17,8 @@ from lepta.distillation.targets import target_rows
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
 from lepta.text.sources import read_documents
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import new_ids
 
 HEAD, INPUT = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -51,7 +51,7 @@ def run(pair, folder, **values):
 def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
     facts, curve = run(pair, tmp_path / "out")
     old, new = (open_tokenizer(folder).vocabulary() for folder in pair)
-    fresh = new_ids(old, new)
+    fresh = VocabularyChange.between(old, new).new_ids
     moves = set(fresh.tolist()) | set(target_rows(new, fresh).tolist())
     before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
     assert before.keys() == after.keys()

@@ -12,7 +12,7 @@ from lepta.distillation.student import LearnedHead, hidden_distance
 from lepta.distillation.targets import target_rows
 from lepta.models.loss import LogitRule
 from lepta.vocabulary.build import build_vocabulary
-from lepta.vocabulary.tokens import new_ids
+from lepta.vocabulary.change import VocabularyChange
 
 
 def prefix(vocabulary, ids):
@@ -48,7 +48,7 @@ def test_text_that_a_tokenizer_changes_is_left_out(tiny_tokenizer):
 
 
 def test_target_rows_are_those_of_the_script_alone(old, new):
-    fresh = new_ids(old, new)
+    fresh = VocabularyChange.between(old, new).new_ids
     chosen = set(target_rows(new, fresh).tolist())
     assert chosen.isdisjoint(fresh.tolist())
     by_bytes = {new.data(i): i for i in range(old.size)}
@@ -62,7 +62,7 @@ def test_target_rows_are_those_of_the_script_alone(old, new):
 
 def test_tokens_in_latin_have_no_rows_of_their_script_alone(smollm2, old):
     polish = build_vocabulary(smollm2, ["starter:en/valid"], "extended", add=50, script="Latin").vocabulary()
-    assert len(target_rows(polish, new_ids(old, polish))) == 0
+    assert len(target_rows(polish, VocabularyChange.between(old, polish).new_ids)) == 0
 
 
 def test_distance_leaves_out_what_is_far_longer_than_the_rest():
@@ -123,7 +123,7 @@ def test_head_gives_rows_by_token():
 
 def test_passages_have_each_token_often_enough_first(tiny_tokenizer, tiny_extended):
     old, new = tiny_tokenizer.vocabulary(), tiny_extended.vocabulary()
-    fresh = new_ids(old, new)
+    fresh = VocabularyChange.between(old, new).new_ids
     whole = [int(i) for i in fresh if new.data(int(i)).decode(errors="ignore").encode() == new.data(int(i))]
     common_id, rare_id = whole[0], whole[100]
     common, rare = (new.data(i).decode() for i in (common_id, rare_id))

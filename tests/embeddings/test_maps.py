@@ -9,6 +9,7 @@ from lepta.core.errors import LeptaError
 from lepta.embeddings.maps import METHODS, MapFitter
 from lepta.embeddings.normal_equations import Anchors, Problem
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
+from lepta.vocabulary.change import VocabularyChange
 
 WIDTH = 16
 FITTED = ["overlap", "conversion"]
@@ -38,7 +39,8 @@ def small_transfer(old_rows=60, new_rows=90, shared=40, seed=0):
             split = generator.integers(0, old_rows, size=generator.integers(2, 6))
             for column in split:
                 matrix[row, column] += 1 / len(split)
-    return Transfer(sparse.csr_array(matrix), exact, exact)
+    change = VocabularyChange(exact, np.flatnonzero(exact < 0))
+    return Transfer(sparse.csr_array(matrix), change, exact)
 
 
 def fit_map(method, transfer, base, instruct, stand_ins=None):

@@ -137,7 +137,7 @@ def test_special_token_that_the_old_matrix_has_no_row_for_is_mixed_from_its_lite
     assert rows_needed(beyond) == old.size == beyond.size - 1
     transfer = transfer_matrix(beyond, beyond, old.size, beyond.size)
     assert transfer.exact.tolist() == [*range(49_152), -1]
-    assert transfer.new_ids[49_152] == transfer.same[49_152] == 49_152
+    assert transfer.change.moved[49_152] == transfer.change.old_id_of[49_152] == 49_152
     assert row_of(transfer.matrix, 49_152) == pytest.approx(expected_row(old, b"<image_soft_token>"))
 
 

@@ -16,8 +16,8 @@ from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
 from lepta.text.sources import read_documents
 from lepta.training.conversations import Message
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import new_ids
 
 TEMPLATE, EFFECT = "calibration.html.j2", "effect.json"
 
@@ -62,7 +62,8 @@ def measure_effect(
         model, tokenizer = load_model(place, exact_dtype()), load_tokenizer(place)
         new = None
         if original is not None:
-            ids = new_ids(open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary())
+            old, changed = open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary()
+            ids = VocabularyChange.between(old, changed).new_ids
             new = frozenset(ids.tolist()) if len(ids) else None
         scores = {
             language: score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte

@@ -122,7 +122,7 @@ def distill_folder(
     curve = _learn_inputs(distiller, passages, settings, seed, unit, work, learned, new.size)
     if processes().is_main_process:
         best.measure("inputs learned")
-        first = _first_pieces(old, new, fresh, targets, transfer.same)
+        first = _first_pieces(old, new, fresh, targets, transfer.change.old_id_of)
         _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first, best)
         best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}

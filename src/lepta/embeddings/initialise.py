@@ -93,5 +93,5 @@ def initialise(
     rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
     transfer = transfer_matrix(old, new, checkpoint.rows, rows)
     matrices = {name: initialise_matrix(transfer, checkpoint.rows_of(name)) for name in checkpoint.vocabulary_names}
-    write_model(checkpoint, matrices, tokenizer, folder, transfer.new_ids)
+    write_model(checkpoint, matrices, tokenizer, folder, transfer.change.moved)
     return {"old_rows": checkpoint.rows, "new_rows": rows, "transfer": transfer.summary()}

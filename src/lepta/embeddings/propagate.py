@@ -106,7 +106,7 @@ def propagate(
             matrices,
             variant.tokenizer,
             folder,
-            variant.transfer.new_ids | variant.added,
+            variant.transfer.change.moved | variant.added,
             untie=variant.checkpoint.tied and not variant.tied,
             hard_link=hard_link,
         )
@@ -222,8 +222,9 @@ class _Variant:
 
     def own_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
-        shared = self.special[self.transfer.same[self.special] >= 0]
-        own = dict(zip(shared.tolist(), self.transfer.same[shared].tolist(), strict=True))
+        old_id_of = self.transfer.change.old_id_of
+        shared = self.special[old_id_of[self.special] >= 0]
+        own = dict(zip(shared.tolist(), old_id_of[shared].tolist(), strict=True))
         own |= {there: here for here, there in self.added.items()}
         # A token may be without a row: one that was added to a tokenizer only.
         places = np.array(sorted(place for place in own if own[place] < self.checkpoint.rows), dtype=np.int64)

@@ -11,8 +11,9 @@ import numpy as np
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.start import merge_parts
-from lepta.vocabulary.tokens import Kind, Vocabulary, same_tokens
+from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,15 @@ class Transfer:
     ----------
     matrix : scipy CSR array, float64, shape (new rows, old rows)
         Rows sum to 1. A row is empty where nothing old corresponds: padding rows that the old matrix did not have.
-    same : int64 array, shape (new rows,)
-        Old id of each row that is the same token (or the same hole) in both vocabularies, else -1.
+    change : VocabularyChange
+        What became of the tokens; `change.old_id_of` has an entry for each new row.
     exact : int64 array, shape (new rows,)
-        Those of them that the old matrix has a row for, else -1.
+        `change.old_id_of` where the old matrix has that row, else -1.
     """
 
     matrix: sparse.csr_array
-    same: np.ndarray
+    change: VocabularyChange
     exact: np.ndarray
-
-    @property
-    def new_ids(self) -> dict[int, int]:
-        """Old id -> new id of the tokens in both vocabularies."""
-        return {int(old): new for new, old in enumerate(self.same) if old >= 0}
 
     def summary(self) -> dict[str, float | int]:
         """Count what T does: rows, exact rows, mixed rows, empty rows, mean and largest number of old tokens mixed."""
@@ -82,8 +78,8 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
                 f"{which} tokenizer: ids go up to {needed - 1} but the embedding matrix has {rows} rows; "
                 "this tokenizer does not belong to this model"
             )
-    same = _same_rows(old, new, old_rows, new_rows)
-    exact = np.where(same < old_rows, same, -1)
+    change = VocabularyChange.between(old, new, (old_rows, new_rows))
+    exact = np.where(change.old_id_of < old_rows, change.old_id_of, -1)
     to_split = [i for i in range(new.size) if exact[i] < 0 and new.bytes_of[i] is not None]
     splits = old.split([new.bytes_of[i] or b"" for i in to_split])
 
@@ -98,16 +94,7 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
     data = np.repeat(1.0 / np.maximum(counts, 1), counts)
     matrix = sparse.csr_array((data, indices, indptr), shape=(new_rows, old_rows))
     matrix.sum_duplicates()
-    return Transfer(matrix, same, exact)
-
-
-def _same_rows(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> np.ndarray:
-    """Old id of each new row that is the same token, or -1; a hole or padding row is that of the same number."""
-    same = np.full(new_rows, -1, dtype=np.int64)
-    same[: new.size] = same_tokens(old, new)
-    holes = np.array([i for i in range(min(old_rows, new_rows)) if old.is_hole(i) and new.is_hole(i)], dtype=np.int64)
-    same[holes] = holes
-    return same
+    return Transfer(matrix, change, exact)
 
 
 def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lepta.core.errors import LeptaError
-from lepta.embeddings.transfer import transfer_matrix
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.bits import score_text, windows
 from lepta.inference.generation import behaviour_kept, chat_prompt, generate
@@ -20,6 +17,7 @@ from lepta.models.precision import name_of
 from lepta.text.settings import Text
 from lepta.text.sources import read_documents
 from lepta.training.conversations import Message, read_conversations
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.pieces import pieces
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
@@ -185,4 +183,4 @@ def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, 
 
 def _new_ids(old: Vocabulary, new: Vocabulary) -> set[int]:
     """Ids of tokens that the original vocabulary does not have."""
-    return set(np.flatnonzero(transfer_matrix(old, new, old.size, new.size).exact < 0).tolist())
+    return set(VocabularyChange.between(old, new).new_ids.tolist())

@@ -1,32 +1,10 @@
 """How many weights a model has and where, from the headers of its files alone."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from lepta.models.folder import Checkpoint
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Size of a model.
-
-    Attributes
-    ----------
-    body : int
-        Weights outside the embedding matrices.
-    width : int
-        Columns of the embedding matrices.
-    rows : int
-        Rows of them.
-    matrices : int
-        1 if input and output embeddings are one matrix, else 2.
-    """
-
-    body: int
-    width: int
-    rows: int
-    matrices: int
+from lepta.vocabulary.budget import Weights
 
 
 def count_weights(model: Path) -> Weights:

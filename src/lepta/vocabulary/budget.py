@@ -6,12 +6,33 @@ from itertools import chain
 
 import numpy as np
 
-from lepta.models.weights import Weights
 from lepta.vocabulary.rebuild import merge_pairs
 from lepta.vocabulary.tokens import Vocabulary
 
 STEP = 1000  # tokens between two points of the curve
 TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Size of a model.
+
+    Attributes
+    ----------
+    body : int
+        Weights outside the embedding matrices.
+    width : int
+        Columns of the embedding matrices.
+    rows : int
+        Rows of them.
+    matrices : int
+        1 if input and output embeddings are one matrix, else 2.
+    """
+
+    body: int
+    width: int
+    rows: int
+    matrices: int
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
-from lepta.models.weights import Weights
 from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
-from lepta.vocabulary.budget import Point, cheapest, curve
+from lepta.vocabulary.budget import Point, Weights, cheapest, curve
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
@@ -20,7 +20,7 @@ from lepta.vocabulary.scenarios import ID_MAP, KeepBy, Scenario
 from lepta.vocabulary.sentencepiece import SentencePieceUnigram
 from lepta.vocabulary.source import TokenizerSource
 from lepta.vocabulary.start import alphabet, kept_tokens
-from lepta.vocabulary.tokens import Vocabulary, same_tokens
+from lepta.vocabulary.tokens import Vocabulary
 from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
 # A word list stands for this many times the running text beside it: it has the breadth that a small corpus lacks, the
@@ -195,7 +195,9 @@ def save_vocabulary(
         added, `script`.
     """
     old, new = original.vocabulary(), built.vocabulary()
-    id_map = [new_id if new_id >= 0 else None for new_id in same_tokens(new, old).tolist()]
+    # From new to old: of two old tokens that are one now, both have a new id.
+    new_id_of = VocabularyChange.between(new, old).old_id_of
+    id_map = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
     built.save(folder)
     (folder / ID_MAP).write_text(json.dumps({"scenario": scenario, "ids": id_map}) + "\n", encoding="utf-8")
     kept = sum(new_id is not None for new_id in id_map)

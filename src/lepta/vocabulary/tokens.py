@@ -123,37 +123,3 @@ def components(part: dict[str, Any] | None) -> list[dict[str, Any]]:
         return [part]
     key = next(key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part)
     return [step for inner in part[key] for step in components(inner)]
-
-
-def same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
-    """Old id of each new token that the old vocabulary has too.
-
-    The same id is preferred (an unchanged vocabulary maps to itself even where two tokens have the same bytes), then a
-    token of the same kind with the same bytes, then text for a single byte, or a single byte for text.
-
-    Returns
-    -------
-    int64 array, shape (new.size,)
-        -1 for tokens that are new, and for holes.
-    """
-    shared = min(old.size, new.size)
-    unchanged = np.fromiter((a == b for a, b in zip(old.bytes_of, new.bytes_of, strict=False)), bool, shared)
-    unchanged &= (old.kinds[:shared] == new.kinds[:shared]) & (new.kinds[:shared] != Kind.HOLE)
-    same = np.full(new.size, -1, dtype=np.int64)
-    same[:shared][unchanged] = np.flatnonzero(unchanged)
-
-    by_kind = {kind: old.ids_by_bytes(kind) for kind in (Kind.TEXT, Kind.BYTE, Kind.SPECIAL)}
-    equivalent = {
-        Kind.TEXT: (Kind.TEXT, Kind.BYTE),
-        Kind.BYTE: (Kind.BYTE, Kind.TEXT),
-        Kind.SPECIAL: (Kind.SPECIAL,),
-    }
-    for i in np.flatnonzero((same < 0) & (new.kinds != Kind.HOLE)).tolist():
-        ids = (by_kind[kind].get(new.data(i), -1) for kind in equivalent[Kind(new.kinds[i])])
-        same[i] = next((old_id for old_id in ids if old_id >= 0), -1)
-    return same
-
-
-def new_ids(old: Vocabulary, new: Vocabulary) -> np.ndarray:
-    """Ids of the new vocabulary's tokens that the old one does not have, in order; int64 array."""
-    return np.flatnonzero((same_tokens(old, new) < 0) & (new.kinds != Kind.HOLE))
