@@ -8,8 +8,8 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.scoring import PASS, TOKENS, Branch, Scorer, common, in_batches
 from lepta.darumeru.tasks import tasks
+from lepta.inference.scoring import PASS, TOKENS, Branch, Scorer, common, in_batches
 
 LABELS = (" A", " B", " C", " D"), (" 0", " 1"), (" 1", " 2", " 3"), (" Да", " Нет"), (" yes indeed", " no", " 10")
 FAMILIES = ["llama3", "mistral", "qwen", "smollm2"]
@@ -60,7 +60,7 @@ def test_labels_have_their_full_likelihood(backend_of, family):
 def test_labels_are_told_apart_in_16_bits(tiny_model_folder, tiny_tokenizer, split):
     """Logits of 16 bits have steps of 0.06 and more where they are large: many labels would be equally likely."""
     from lepta.models.load import load_model
-    from lepta.training.split import split_rows
+    from lepta.models.split import split_rows
 
     model = load_model(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), torch.bfloat16)
     model.get_output_embeddings().weight *= 60

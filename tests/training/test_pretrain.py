@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
+from lepta.models.split import SplitEmbedding, split_rows
 from lepta.models.write import write_model
 from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors
 from lepta.training.precision import load_for_training, products_dtype
 from lepta.training.pretrain import HeldOut, no_gain, pretrain, pretrain_folder, warmup
 from lepta.training.settings import PretrainSettings
-from lepta.training.split import SplitEmbedding, split_rows
 from lepta.training.trainable import make_trainable
 from lepta.training.trainer import Trained
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question, Written
-from lepta.darumeru.scoring import Branch
 from lepta.darumeru.turns import Turns
+from lepta.inference.scoring import Branch
 
 
 class LmEvalBackend(Turns):

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Order, Question, Written
 from lepta.darumeru.chat_backend import ChatBackend
-from lepta.darumeru.scoring import Branch
 from lepta.darumeru.turns import Turns
 from lepta.inference.client import Client, at_once, field
+from lepta.inference.scoring import Branch
 
 TOP = 20  # tokens whose log-probabilities are asked for
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lepta.darumeru.backend import Order, Question, Written
-from lepta.darumeru.scoring import Scorer, common
 from lepta.darumeru.turns import Turns
 from lepta.inference.generation import greedy
+from lepta.inference.scoring import Scorer, common
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at

@@ -6,8 +6,8 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Question
-from lepta.darumeru.scoring import Branch, common
 from lepta.darumeru.tasks import Message
+from lepta.inference.scoring import Branch, common
 
 
 class Turns:

@@ -10,7 +10,7 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
-from lepta.darumeru.scoring import in_batches
+from lepta.inference.scoring import in_batches
 from lepta.models.loss import IGNORED, give_loss
 
 WINDOW = 1500  # characters that a model sees at once, where no recipe says otherwise

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from lepta.training.split import parts_of
+from lepta.models.split import parts_of
 
 IGNORED = -100  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time

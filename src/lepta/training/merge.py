@@ -11,8 +11,8 @@ from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model
 from lepta.models.rows import ComputedRows, Rows
+from lepta.models.split import parts_of
 from lepta.models.write import write_model
-from lepta.training.split import parts_of
 from lepta.training.trainable import ADAPTER
 from lepta.vocabulary.source import open_tokenizer
 

@@ -9,8 +9,8 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from lepta.core.errors import LeptaError
+from lepta.models.split import parts_of, split_rows
 from lepta.training.settings import Lora, PretrainSettings, TuneSettings
-from lepta.training.split import parts_of, split_rows
 
 ADAPTER = "default"  # peft's own name for an adapter
 

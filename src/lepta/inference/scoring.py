@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lepta.models.loss import LogitRule, logit_rule
-from lepta.training.split import parts_of
+from lepta.models.split import parts_of
 
 TOKENS = 8192  # of one forward pass, padding included
 PASS = 64  # tokens whose reading takes about as long as a forward pass takes by itself

@@ -1,0 +1,39 @@
+"""Conversations as text, by a model's chat template: one way for calibration, tuning, the benchmark and reports."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lepta.core.errors import LeptaError
+
+Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """Write a conversation by the chat template; LeptaError if the template refuses it.
+
+    `options` go to the template, such as `add_generation_prompt`.
+    """
+    # Hybrid thinking models are always asked without thinking: an answer then means the same when it is generated,
+    # learned from and scored. Templates of other models ignore the option.
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options))
+    except Exception as error:  # templates raise whatever they like
+        raise LeptaError(f"chat template: refuses a conversation ({error})") from error
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Write a conversation up to where the model goes on: in the last turn if that is the assistant's.
+
+    LeptaError if the template refuses the conversation or leaves a turn out.
+    """
+    if messages[-1]["role"] == "assistant":
+        text = render_chat(tokenizer, messages, continue_final_message=True)
+    else:
+        text = render_chat(tokenizer, messages, add_generation_prompt=True)
+    contents = [message["content"].strip() for message in messages]  # many templates trim
+    for message, content in zip(messages, contents, strict=True):
+        # Examples may have equal answers, and one turn may contain another: each must be there as often as it was given.
+        expected = sum(other.count(content) for other in contents)
+        if text.count(content) < expected:
+            raise LeptaError(f"chat template: leaves out a turn of the {message['role']} ({content[:40]!r})")
+    return text
