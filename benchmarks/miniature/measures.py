@@ -9,7 +9,8 @@ import torch
 
 from lepta.darumeru.metrics import copied_share
 from lepta.inference.bits import score_text
-from lepta.inference.generation import chat_prompt, generate
+from lepta.inference.chat import chat_prompt
+from lepta.inference.generation import generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.loss import IGNORED, give_loss

@@ -22,7 +22,8 @@ from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
 from lepta.inference.bits import windows
-from lepta.inference.generation import chat_prompt, generate
+from lepta.inference.chat import chat_prompt
+from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.rows import ComputedRows

@@ -11,7 +11,8 @@ from lepta.core.output import write_json
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.bits import WINDOW, score_text, windows
-from lepta.inference.generation import chat_prompt, generate
+from lepta.inference.chat import chat_prompt
+from lepta.inference.generation import generate
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
 from lepta.text.sources import read_documents

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Question
-from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.darumeru.turns import render_chat
+from lepta.inference.chat import Message, chat_prompt
 from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused, field
-from lepta.inference.generation import greedy
-from lepta.training.conversations import Message
+from lepta.inference.generation import Continuation, generate_batch
+from lepta.inference.scoring import Question, Scorer, branches_of, token_ids
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,6 @@ class LocalWriter:
         own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._model, self._tokenizer, self._context = model, tokenizer, min(context, own or context)
         self._batch, self.at_once = batch, batch * 16  # many, so that those of a batch are about as long
-        stop = model.generation_config.eos_token_id
-        ends = [*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id]
-        self._ends = sorted({end for end in ends if end is not None})
 
     def write(
         self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
@@ -138,7 +133,7 @@ class LocalWriter:
         asked: list[tuple[int, str, list[int]]] = []
         for number, messages in enumerate(conversations):
             try:
-                prompt = render_chat(self._tokenizer, messages)
+                prompt = chat_prompt(self._tokenizer, messages)
             except LeptaError as error:
                 result[number] = Refusal(str(error))
                 continue
@@ -158,44 +153,33 @@ class LocalWriter:
 
     def _filled(self, asked: list[tuple[int, str, list[int]]], form: Form, sampling: Sampling) -> list[list[Answer]]:
         """Replies that have the form: its text is given, and of each value the model says how likely it is."""
-        backend = TransformersBackend(self._model, self._tokenizer, "writer", chat=True, context=self._context)
+        scorer = Scorer(self._model)
         prompts = [prompt for _, prompt, _ in asked]
-        backend.share(prompts)
+        scorer.share(token_ids(self._tokenizer, prompts))
         values = [str(value) for value in form.values]
         draws = [random.Random(f"{sampling.seed} {prompt}") for prompt in prompts]  # the same when a run goes on
         replies = [""] * len(prompts)
         for name in form.names:
             replies = [f'{reply + ", " if reply else "{"}"{name}": ' for reply in replies]
-            weighed = backend.choose([Question(a + b, tuple(values)) for a, b in zip(prompts, replies, strict=True)])
+            questions = [Question(a + b, tuple(values)) for a, b in zip(prompts, replies, strict=True)]
+            weighed = scorer.choose([branches_of(self._tokenizer, question, together=True) for question in questions])
             chosen = (_drawn(values, logs, sampling.temperature, by) for logs, by in zip(weighed, draws, strict=True))
             replies = [reply + value for reply, value in zip(replies, chosen, strict=True)]
         texts = [reply + "}" for reply in replies]
-        return [[Answer(text, len(backend.tokens(text)), True)] * sampling.samples for text in texts]
+        lengths = map(len, token_ids(self._tokenizer, texts))
+        return [[Answer(text, length, True)] * sampling.samples for text, length in zip(texts, lengths, strict=True)]
 
-    @torch.inference_mode()
     def _answers(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Answer]]:
-        pad = self._tokenizer.pad_token_id or 0
-        width = max(map(len, prompts))
-        inputs = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=self._model.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=self._model.device)
-        drawing: dict[str, Any] = {}
-        if sampling.temperature > 0:
-            drawing = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0}
         torch.manual_seed(sampling.seed + hash(tuple(prompts[0])) % (1 << 30))  # the same when a run goes on
-        output = self._model.generate(
-            inputs,
-            attention_mask=mask,
-            generation_config=greedy(
-                sampling.max_tokens, pad, self._ends, num_return_sequences=sampling.samples, **drawing
-            ),
+        written = generate_batch(
+            self._model, self._tokenizer, prompts, sampling.max_tokens, sampling.samples, sampling.temperature
         )
-        answers = [self._answer(row) for row in output[:, width:].tolist()]
+        answers = [self._answer(one) for one in written]
         return [answers[n : n + sampling.samples] for n in range(0, len(answers), sampling.samples)]
 
-    def _answer(self, row: list[int]) -> Answer:
-        length = next((n for n, token in enumerate(row) if token in self._ends), None)
-        ids = row[:length]
-        return Answer(self._tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids), length is not None)
+    def _answer(self, written: Continuation) -> Answer:
+        text = self._tokenizer.decode(written.ids, skip_special_tokens=True).strip()
+        return Answer(text, len(written.ids), written.ended)
 
 
 def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, draw: random.Random) -> str:

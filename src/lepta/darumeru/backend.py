@@ -5,22 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lepta.darumeru.tasks import Message
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt, and texts whose probability after it is asked for.
-
-    Attributes
-    ----------
-    prompt : str
-        As `Backend.render` wrote it.
-    continuations : tuple of str
-        Each with the space that stands before it.
-    """
-
-    prompt: str
-    continuations: tuple[str, ...]
+from lepta.inference.scoring import Question
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.backend import Order, Written
 from lepta.darumeru.turns import Turns
-from lepta.inference.generation import greedy
-from lepta.inference.scoring import Scorer, common
+from lepta.inference.generation import generate_batch
+from lepta.inference.scoring import Question, Scorer
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
@@ -66,15 +66,12 @@ class TransformersBackend(Turns):
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""
-        ids = self.ids(prompts) if len(prompts) > 1 else [()]
-        self._scorer.share(ids[0][: common(ids)])
+        self._scorer.share(self.ids(prompts))
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""
-        branches = [branch for question in questions for branch in self.branches(question, together=True)]
         with self._evaluating():
-            values = iter(self._scorer.score(branches))
-        return [tuple(sum(next(values)) for _ in question.continuations) for question in questions]
+            return self._scorer.choose([self.branches(question, together=True) for question in questions])
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation; the prompt is read once."""
@@ -85,32 +82,16 @@ class TransformersBackend(Turns):
 
     def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
         """Go on greedily, in one batch; padding stands between what the prompts share and what is their own."""
-        ids = self.ids([order.prompt for order in orders])
-        width = max(map(len, ids))
-        pad = self._tokenizer.pad_token_id or 0
-        with self._evaluating(), torch.inference_mode():
-            shared, cache = self._scorer.start(ids) if self._gaps else (0, None)
-            gaps = [width - len(row) for row in ids]
-            rows = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(ids, gaps, strict=True)]
-            mask = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
-            output = self._model.generate(
-                torch.tensor(rows, device=self._model.device),
-                attention_mask=torch.tensor(mask, device=self._model.device),
-                generation_config=greedy(max_tokens, pad, self._ends()),
-                stopping_criteria=[_Ends(self._tokenizer, orders, width)],
-                **({"past_key_values": cache} if shared else {}),
+        prompts = self.ids([order.prompt for order in orders])
+        stop = _Ends(self._tokenizer, orders, max(map(len, prompts)))
+        with self._evaluating():
+            shared, cache = self._scorer.start(prompts) if self._gaps else (0, None)
+            found = generate_batch(
+                self._model, self._tokenizer, prompts, max_tokens, shared=shared, cache=cache, stop=stop
             )
-        return [self._written(row, order) for row, order in zip(output[:, width:].tolist(), orders, strict=True)]
+        return [self._written(written.ids, order) for written, order in zip(found, orders, strict=True)]
 
-    def _ends(self) -> list[int]:
-        """Ids that end a turn, by the model and by the tokenizer."""
-        stop = self._model.generation_config.eos_token_id
-        ends = [*(stop if isinstance(stop, list) else [stop]), self._tokenizer.eos_token_id]
-        return sorted({end for end in ends if end is not None})
-
-    def _written(self, row: Sequence[int], order: Order) -> Written:
-        ends = set(self._ends())
-        ids = list(row[: next((n for n, token in enumerate(row) if token in ends), len(row))])
+    def _written(self, ids: Sequence[int], order: Order) -> Written:
         whole = self._decode(ids)
         text = order.cut(whole)
         if text == whole:

@@ -10,7 +10,8 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.bits import score_text, windows
-from lepta.inference.generation import behaviour_kept, chat_prompt, generate
+from lepta.inference.chat import chat_prompt
+from lepta.inference.generation import behaviour_kept, generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import name_of

@@ -32,7 +32,7 @@ def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
         text = render_chat(tokenizer, messages, add_generation_prompt=True)
     contents = [message["content"].strip() for message in messages]  # many templates trim
     for message, content in zip(messages, contents, strict=True):
-        # Examples may have equal answers, and one turn may contain another: each must be there as often as it was given.
+        # Examples may have equal answers, and one turn may contain another: each must be there as often as given.
         expected = sum(other.count(content) for other in contents)
         if text.count(content) < expected:
             raise LeptaError(f"chat template: leaves out a turn of the {message['role']} ({content[:40]!r})")

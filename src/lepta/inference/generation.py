@@ -1,7 +1,7 @@
-"""What the model writes: greedy answers and continuations, and how much of them is in new tokens."""
+"""Generation: the one place that runs `generate` of transformers, and greedy texts with the share of new tokens."""
 
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,22 +9,90 @@ import torch
 
 from lepta.core.progress import progress
 
-BATCH = 16
+BATCH = 16  # prompts
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after one prompt, the end token left out; `ended` tells whether there was one."""
+
+    ids: list[int]
+    ended: bool
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a text, by the model's generation config (a number, a list or nothing) and by the tokenizer."""
+    configured = model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return frozenset(end for end in [*ends, tokenizer.eos_token_id] if end is not None)
+
+
+@torch.no_grad()  # not inference_mode: what a model caches in its forward pass must still serve a training step
+def generate_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    samples: int = 1,
+    temperature: float = 0.0,
+    shared: int = 0,
+    cache: Any = None,
+    stop: Callable[..., torch.Tensor] | None = None,
+) -> list[Continuation]:
+    """Continue prompts, given as ids, in one batch: greedily, or with so many samples of each at a temperature.
+
+    The samples of a prompt follow each other. All prompts start with the same `shared` ids, whose keys and values are
+    in `cache`; padding stands behind these. `stop` is a stopping criterion of transformers.
+    """
+    width = max(map(len, prompts))
+    padding = tokenizer.pad_token_id or 0  # attention never sees it, so any id will do
+    rows, mask = [], []
+    for ids in prompts:
+        gap = width - len(ids)
+        rows.append([*ids[:shared], *[padding] * gap, *ids[shared:]])
+        mask.append([1] * shared + [0] * gap + [1] * (len(ids) - shared))
+    ends = end_tokens(model, tokenizer)
+    output = model.generate(
+        torch.tensor(rows, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=_generation_config(max_tokens, padding, sorted(ends), samples, temperature),
+        stopping_criteria=[stop] if stop else None,
+        **({"past_key_values": cache} if shared else {}),
+    )
+    continuations = []
+    for row in output[:, width:].tolist():
+        length = next((n for n, token in enumerate(row) if token in ends), None)
+        continuations.append(Continuation(row[:length], ended=length is not None))
+    return continuations
+
+
+def _generation_config(max_tokens: int, padding: int, ends: Sequence[int], samples: int, temperature: float) -> Any:
+    """A complete generation config.
+
+    Everything is said: what is not, transformers takes from the model's files, which may sample or punish repetition.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_tokens,
+        min_new_tokens=0,  # stands for min_length too
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        top_k=0 if temperature else 50,  # sampling is from all tokens; 50, the default, keeps greedy search quiet
+        top_p=1.0,
+        num_beams=1,
+        num_return_sequences=samples,
+        repetition_penalty=1.0,
+        encoder_repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=padding,
+        eos_token_id=list(ends) or None,
+    )
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Greedy texts for a list of prompts.
-
-    Attributes
-    ----------
-    texts : list of str
-        Without special tokens.
-    ids : list of list of int
-        Generated ids of each text, cut at the end of the answer.
-    seconds : float
-        Time for all of them.
-    """
+    """Greedy texts for a list of prompts, without special tokens; `ids` end before the end token."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -43,86 +111,17 @@ class Generated:
         return sum(token in wanted for token in ids) / max(len(ids), 1)
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
-    """Write a conversation as the model's chat template does, up to where its answer starts."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-
-
-def greedy(max_tokens: int, pad: int, ends: Sequence[int], **otherwise: Any) -> Any:
-    """Settings for always writing the most probable next token.
-
-    What is not said here transformers takes from the model's files, which may draw at random or punish repetition.
-
-    Parameters
-    ----------
-    max_tokens : int
-        Most new tokens.
-    pad : int
-        Token for padding.
-    ends : sequence of int
-        Tokens that end a text.
-    **otherwise
-        Settings to change, for drawing at random.
-
-    Returns
-    -------
-    transformers.GenerationConfig
-    """
-    from transformers import GenerationConfig
-
-    settings = {
-        "max_new_tokens": max_tokens,
-        "min_new_tokens": 0,  # stands for min_length too
-        "do_sample": False,
-        "num_beams": 1,
-        "num_return_sequences": 1,
-        "repetition_penalty": 1.0,
-        "encoder_repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 50,
-        "pad_token_id": pad,
-        "eos_token_id": list(ends) or None,
-    }
-    return GenerationConfig(**settings | otherwise)
-
-
-@torch.no_grad()
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str, batch: int = BATCH
 ) -> Generated:
-    """Continue prompts greedily, in batches padded on the left.
-
-    Parameters
-    ----------
-    model, tokenizer : transformers causal LM and its tokenizer
-    prompts : sequence of str
-        Texts as the model is to see them (see `chat_prompt`).
-    max_tokens : int
-        Most new tokens for each prompt.
-    description : str
-        Of the progress bar.
-    batch : int
-        Prompts at once.
-    """
-    stop = model.generation_config.eos_token_id
-    stops = {end for end in (stop if isinstance(stop, list) else [stop]) if end is not None}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    settings = greedy(max_tokens, pad, sorted(stops))
+    """Continue prompts, written as the model is to see them, greedily; `description` is the progress bar's."""
     ids: list[list[int]] = []
     started = time.perf_counter()
     with progress(description, len(prompts)) as bar:
         for start in range(0, len(prompts), batch):
-            asked = tokenizer(list(prompts[start : start + batch]), add_special_tokens=False)["input_ids"]
-            width = max(map(len, asked))
-            inputs = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=model.device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=model.device)
-            output = model.generate(inputs, attention_mask=mask, generation_config=settings)
-            for row in output[:, width:].tolist():
-                end = next((n for n, token in enumerate(row) if token in stops), len(row))
-                ids.append(row[:end])
-            bar.set(min(start + batch, len(prompts)))
+            encoded = tokenizer(list(prompts[start : start + batch]), add_special_tokens=False)["input_ids"]
+            ids += [written.ids for written in generate_batch(model, tokenizer, encoded, max_tokens)]
+            bar.set(len(ids))
     seconds = time.perf_counter() - started
     return Generated(tokenizer.batch_decode(ids, skip_special_tokens=True), ids, seconds)
 

@@ -4,12 +4,13 @@ Texts stand behind a prefix whose keys and values are kept; logits exist at the 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lepta.core.errors import LeptaError
 from lepta.models.loss import LogitRule, logit_rule
 from lepta.models.split import parts_of
 
@@ -18,7 +19,16 @@ PASS = 64  # tokens whose reading takes about as long as a forward pass takes by
 POSITIONS = 256  # whose logits exist at the same time
 
 Ids = tuple[int, ...]
+Target = tuple[int, int]  # place in a row, id that follows there
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and continuations (each with the space before it) whose probability after it is asked for."""
+
+    prompt: str
+    continuations: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,31 @@ def common(texts: Sequence[Sequence[int]]) -> int:
     return next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
 
 
-class Scorer:
-    """Reads texts with a causal LM.
+def token_ids(tokenizer: Any, texts: Sequence[str], start: Ids = ()) -> list[Ids]:
+    """Ids of texts that hold their special tokens already; `start` is put before each."""
+    return [(*start, *ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        On its device; it stays as it is.
-    reuse : bool
-        Keep keys and values of what texts share. Off, all is read from its first token, which is slower.
+
+def branches_of(tokenizer: Any, question: Question, together: bool, start: Ids = ()) -> list[Branch]:
+    """Exact ids of the prompt with each continuation; `start` is put before each.
+
+    Scores begin where the ids stop being those of the prompt alone: a tokenizer may write the end of the prompt
+    differently before a continuation, or cut off its space. `together` has them begin at one place for all
+    continuations, so that their probabilities compare; LeptaError if two of these have the same ids.
+    """
+    whole = [question.prompt + continuation for continuation in question.continuations]
+    prompt, *texts = token_ids(tokenizer, [question.prompt, *whole], start)
+    if together and len(set(texts)) < len(texts):
+        labels = ", ".join(repr(text) for text in question.continuations)
+        raise LeptaError(f"labels {labels}: two of them have the same tokens; the tokenizer cannot tell them apart")
+    compared = [[prompt, *texts]] * len(texts) if together else [[prompt, text] for text in texts]
+    return [Branch(text, max(1, common(ids))) for text, ids in zip(texts, compared, strict=True)]
+
+
+class Scorer:
+    """Reads texts with a causal LM, which stays as it is.
+
+    With `reuse`, keys and values of what texts share are kept; without, all is read from its first token: slower.
     """
 
     def __init__(self, model: Any, reuse: bool = True) -> None:
@@ -54,45 +80,48 @@ class Scorer:
         self._shared: Ids = ()
         self._layers: Layers | None = None
 
-    def share(self, prefix: Ids) -> None:
-        """Keep a prefix for the texts that come next."""
-        self._shared, self._layers = prefix if self._reuse else (), None
+    def share(self, texts: Sequence[Ids]) -> None:
+        """Announce the texts that come next: what they all start with is read when the first of them is."""
+        self._shared, self._layers = (), None
+        if self._reuse and len(texts) > 1:
+            self._shared = texts[0][: common(texts)]
+
+    def choose(self, questions: Sequence[Sequence[Branch]]) -> list[tuple[float, ...]]:
+        """Log-likelihood of each continuation of each question, summed over its tokens."""
+        values = iter(self.score([branch for branches in questions for branch in branches]))
+        return [tuple(sum(next(values)) for _ in branches) for branches in questions]
 
     @torch.inference_mode()
     def score(self, branches: Sequence[Branch], own_prefix: bool = False) -> list[list[float]]:
         """Log-probability of each asked id given all before it, in nats.
 
-        Parameters
-        ----------
-        branches : sequence of Branch
-            Those that differ in their last id only are one row.
-        own_prefix : bool
-            These texts share more than what `share` was given (one document): read that once for all of them.
+        With `own_prefix`, these texts share more than what `share` was given (one document): that is read once.
         """
         length = min(common([branch.ids for branch in branches]), min(branch.start for branch in branches) - 1)
         if not own_prefix:
             length = min(length, common([self._shared, branches[0].ids]))
         prefix = branches[0].ids[:length] if self._reuse else ()
-        layers = self._read(prefix)
         skipped = len(prefix) + 1  # the first id of a row predicts the one after it
-        asked: dict[Ids, set[tuple[int, int]]] = {}
-        for branch in branches:
+        rows = [branch.ids[len(prefix) : -1] for branch in branches]
+        # Branches that differ in their last id only are one row, asked about several targets at one place.
+        asked: dict[Ids, set[Target]] = {}
+        targets = []
+        for row, branch in zip(rows, branches, strict=True):
             places = range(branch.start, len(branch.ids))
-            targets = {(place - skipped, branch.ids[place]) for place in places}
-            asked.setdefault(branch.ids[len(prefix) : -1], set()).update(targets)
-        found: dict[tuple[Ids, int, int], float] = {}
+            targets.append([(place - skipped, branch.ids[place]) for place in places])
+            asked.setdefault(row, set()).update(targets[-1])
+        found = self._found(self._read(prefix), asked)
+        return [[found[row, target] for target in wanted] for row, wanted in zip(rows, targets, strict=True)]
+
+    def _found(self, layers: Layers, asked: Mapping[Ids, set[Target]]) -> dict[tuple[Ids, Target], float]:
+        """Log-probabilities of all targets of all rows, read in batches."""
+        found: dict[tuple[Ids, Target], float] = {}
         for batch in in_batches(sorted(asked, key=lambda row: (len(row), row)), TOKENS):
             outputs = self._outputs(layers, batch)
-            wanted = [(n, *pair) for n, row in enumerate(batch) for pair in sorted(asked[row])]
+            wanted = [(n, *target) for n, row in enumerate(batch) for target in sorted(asked[row])]
             for (n, place, target), value in zip(wanted, self._values(outputs, wanted), strict=True):
-                found[batch[n], place, target] = value
-        return [
-            [
-                found[branch.ids[len(prefix) : -1], place - skipped, branch.ids[place]]
-                for place in range(branch.start, len(branch.ids))
-            ]
-            for branch in branches
-        ]
+                found[batch[n], (place, target)] = value
+        return found
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Ids]) -> tuple[int, Any]:
