@@ -63,7 +63,7 @@ def test_labels_that_are_not_among_the_likely_tokens(remote):
     ],
 )
 def test_a_label_is_its_own_token(loaded, monkeypatch, family, top, expected):
-    remote = ServerBackend(Client("unused", "tiny"), loaded(family)[1], chat=False)
+    remote = ServerBackend(Client("http://unused/v1", "tiny"), loaded(family)[1], chat=False)
     monkeypatch.setattr(remote, "_post", lambda options: {"choices": [{"logprobs": {"top_logprobs": [top]}}]})
     assert remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))]) == [pytest.approx(expected)]
 

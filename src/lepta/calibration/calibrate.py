@@ -24,6 +24,7 @@ from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Write
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, write_json
 from lepta.core.stages import CHECKPOINTS, Stage
+from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.text.locate import locate, read_json
@@ -50,6 +51,10 @@ class Place:
 
     model: str | Path
     server: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.server:
+            check_address(self.server)  # before it gets into a manifest
 
     @property
     def inputs(self) -> dict[str, Path]:

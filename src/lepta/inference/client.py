@@ -1,50 +1,53 @@
-"""Requests to an OpenAI-compatible server: sent again while it is busy, several at a time, answers in order."""
+"""The client of OpenAI-compatible servers: tries again while they are busy, and neither shows nor passes on the key."""
 
 import http.client
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lepta.core.errors import LeptaError
 
 TRIES = 5
-AGAIN = {408, 429, 500, 502, 503, 504}  # answers of a server that may have a better one later
-REFUSED = {400, 413, 422}  # answers to a request that this server will never take
+AGAIN = {408, 429, 500, 502, 503, 504}  # statuses of a server that may have a better answer later
+REFUSED = {400, 413, 422}  # statuses of a request that this server will never take
 AT_ONCE = 8  # requests
-SECONDS = 600  # that an answer may take
+SECONDS = 600  # for one try
+TOTAL_SECONDS = 900  # for all tries of a request; none begins after that
+LARGEST = 32 << 20  # bytes of an answer; log-probabilities of 4,096 tokens take about 1 MB
 KEY = "OPENAI_API_KEY"
 
 
 class Refused(LeptaError):
-    """A server takes others, but not this request; `reason` is what it said."""
+    """A server takes other requests, but not this one; `reason` is what it said."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-class Client:
-    """One model of a server. The key in the environment variable OPENAI_API_KEY is sent along if there is one.
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects become errors: urllib would send the key to whatever address they name, and GET instead of POST."""
 
-    Parameters
-    ----------
-    url : str
-        Up to and with `/v1`.
-    model : str
-        Its name on the server.
-    wait : float
-        Seconds before a failed request is sent again, doubled each time.
-    seconds : float
-        That an answer may take.
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Client:
+    """One model of a server, whose address `url` goes up to and with `/v1`.
+
+    A failed request is sent again after `wait` seconds, doubled each time; a try takes at most `seconds`. The key in
+    the environment variable OPENAI_API_KEY, if there is one, is sent along.
     """
 
     def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
-        self.url, self.model, self._wait, self._seconds = url.rstrip("/"), model, wait, seconds
+        self.url, self.model, self._wait, self._seconds = check_address(url), model, wait, seconds
+        self._opener = urllib.request.build_opener(_NoRedirects)
         self._gone = False
 
     @property
@@ -53,63 +56,111 @@ class Client:
         return f"{self.url} {self.model}"
 
     def post(self, path: str, options: dict[str, Any]) -> dict[str, Any]:
-        """One request, greedy unless the options say otherwise.
+        """Send one request, greedy unless the options say otherwise, and give the answer.
 
-        A busy server, a connection that breaks and an answer that is cut off or empty are tried again. After a request
-        that was tried in vain, the next ones are tried once, until one is answered: a server that went away ends a run
-        soon.
-
-        Raises
-        ------
-        Refused
-            If the server will never take this request.
-        LeptaError
-            If it does not answer.
+        A busy server, a broken connection and an answer that is cut off or empty are tried again. Refused if the server
+        will never take this request, LeptaError if it does not answer.
         """
-        body = json.dumps({"model": self.model, "temperature": 0, "n": 1, **options}).encode()
         address = f"{self.url}/{path}"
-        tries = 1 if self._gone else TRIES
+        body = json.dumps({"model": self.model, "temperature": 0, "n": 1, **options}).encode()
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json", **_authorization()})
+        end = time.monotonic() + TOTAL_SECONDS
+        tries = 1 if self._gone else TRIES  # a server that went away is to end a run soon
         for tried in range(1, tries + 1):
             try:
-                answer = self._send(address, body)
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {_body_of(error)}"
-                if error.code in REFUSED:
-                    raise Refused(f"{address}: {reason} (tried {tried} times)", reason) from error
-                final = error.code not in AGAIN
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason, final = f"{type(error).__name__}: {error}", False
-            else:
-                self._gone = False
-                return answer
-            if final:
+                status, reply = self._exchange(request, min(self._seconds, max(1.0, end - time.monotonic())))
+                if 200 <= status < 300:
+                    answer = _answer(reply)
+                    self._gone = False
+                    return answer
+                reason = f"{status} {reply.decode(errors='replace')}"
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+                status, reason = 0, f"{type(error).__name__}: {error}"
+            reason = _shown(reason)
+            if status in REFUSED:
+                raise Refused(f"{address}: {reason} (tried {tried} times)", reason)
+            self._gone = status == 0 or status in AGAIN
+            pause = self._wait * 2 ** (tried - 1)
+            if not self._gone or tried == tries or time.monotonic() + pause > end:
                 break
-            if tried < tries:
-                time.sleep(self._wait * 2 ** (tried - 1))
-        self._gone = not final
+            time.sleep(pause)
         raise LeptaError(
             f"{address}: {reason} (tried {tried} times); see that the server runs and has {self.model}, and give the "
             "same command again: what was answered is kept"
         )
 
-    def _send(self, address: str, body: bytes) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-        request = urllib.request.Request(address, body, headers)
-        with urllib.request.urlopen(request, timeout=self._seconds) as response:
-            answer = json.loads(response.read())
-        if not isinstance(answer, dict) or not answer.get("choices"):
-            raise ValueError(f"no answer in the reply ({str(answer)[:100]})")
-        return answer
+    def _exchange(self, request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
+        """Status and body of the answer; TimeoutError if it is not whole in time."""
+
+        def work() -> None:
+            try:
+                with self._opened(request) as response:
+                    body = response.read(LARGEST + 1)
+                    if 300 <= response.status < 400:
+                        body = f"redirects to {response.headers['Location']}".encode()
+                    answer.set_result((response.status, body))
+            except Exception as error:  # told to who waits
+                answer.set_exception(error)
+
+        # A timeout of a socket starts again with every byte that comes, so a server could hold a request for ever.
+        # Nothing is waited for longer than this; a thread that is left behind reads no more than the largest answer.
+        answer: Future[tuple[int, bytes]] = Future()
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            status, body = answer.result(seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"no whole answer in {seconds:.0f} s") from error
+        if len(body) > LARGEST:
+            raise LeptaError(f"{self.url}: an answer of more than {LARGEST >> 20} MiB; see what this address is")
+        return status, body
+
+    def _opened(self, request: urllib.request.Request) -> Any:
+        """The response, whatever its status."""
+        try:
+            return self._opener.open(request, timeout=self._seconds)
+        except urllib.error.HTTPError as error:
+            return error
 
 
-def _body_of(error: urllib.error.HTTPError) -> str:
-    """What a server says about its refusal, as far as it comes through."""
-    try:
-        return error.read()[:200].decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return "(its reason was cut off)"
+def check_address(url: str) -> str:
+    """The address of a server without its last slash; LeptaError if it is none, or holds what logs must not show."""
+    if "@" in url or "?" in url:  # not shown: it may hold a password
+        raise LeptaError(
+            "server: its address holds a user name, a password or a query, which logs and pages would show; "
+            f"give http://HOST:PORT/v1, and a key in the environment variable {KEY}"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise LeptaError(f"{url}: no address of a server; expected http://HOST:PORT/v1 or https://HOST/v1")
+    return url.rstrip("/")
+
+
+def _key() -> str:
+    return os.environ.get(KEY, "").strip()
+
+
+def _authorization() -> dict[str, str]:
+    """The header with the key; LeptaError, which does not show it, if no header can hold it."""
+    key = _key()
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()):
+        raise LeptaError(f"{KEY}: holds a line break or another character that no key has; set it again")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _answer(body: bytes) -> dict[str, Any]:
+    """The answer in a body; ValueError if there is none."""
+    answer = json.loads(body)
+    if not isinstance(answer, dict) or not answer.get("choices"):
+        raise ValueError(f"no answer in the reply ({answer})")
+    return answer
+
+
+def _shown(reason: str) -> str:
+    """What a server said, as messages, logs and pages may show it: short, without the key or escape sequences."""
+    if _key():
+        reason = reason.replace(_key(), "(the key)")  # before it is cut: half a key is too much as well
+    return "".join(character if character.isprintable() else " " for character in reason[:200])
 
 
 def at_once(ask: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
