@@ -17,8 +17,8 @@ from typing import Any
 
 from lepta.calibration.calibrate import Place, opened_writer
 from lepta.calibration.judge import SCALES, grade_answers, load_rubric
-from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import AnswerSettings, JudgeSettings
+from lepta.core.journal import Journal, read_rows
 from lepta.training.conversations import read_conversations
 
 SHORTEST, LONGEST = 60, 350  # characters of an answer
@@ -57,9 +57,9 @@ def main() -> None:
     draw = random.Random(1)
     rows = [row for file in options.answers for row in rows_of(file, options.rows, draw)]
     with tempfile.TemporaryDirectory() as folder, opened_writer(place, AnswerSettings()) as judge:
-        stored = Rows(Path(folder) / "grades.jsonl")
+        stored = Journal(Path(folder) / "grades.jsonl")
         grade_answers(rows, judge, settings, 1, stored)
-        grades = [row["grades"] for row in stored_rows(stored.file)]
+        grades = [row["grades"] for row in read_rows(stored.file)]
     read = [[None if "unreadable" in grade else grade for grade in row] for row in grades]
     facts: dict[str, Any] = {
         "rubric": load_rubric().version,

@@ -19,9 +19,9 @@ from lepta.calibration.answers import count_answers, write_answers
 from lepta.calibration.judge import count_grades, grade_answers
 from lepta.calibration.mix import kept_answers
 from lepta.calibration.prompts import read_prompts
-from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Sampling
+from lepta.core.journal import Journal, read_rows
 from lepta.models.load import load_tokenizer
 from lepta.text.sources import read_documents
 from lepta.training.conversations import lay_out_rows, write_examples
@@ -56,16 +56,16 @@ def main() -> None:
             for number in range(options.prompts):
                 out.write(json.dumps({"prompt": f"Вопрос {number}. {answer[number % 100 :][:200]}"}) + "\n")
         started, counts = time.perf_counter(), Counter[str]()
-        answers, grades = Rows(place / "answers.jsonl"), Rows(place / "grades.jsonl")
+        answers, grades = Journal(place / "answers.jsonl"), Journal(place / "grades.jsonl")
         write_answers(read_prompts([str(place / "prompts.jsonl")], None, counts), Parrot(answer), Sampling(9), answers)
         judge, settings = Parrot('{"grammar": 5, "relevance": 5}'), JudgeSettings(model="original")
-        grade_answers(stored_rows(answers.file), judge, settings, 1, grades)
-        kept = kept_answers(stored_rows(answers.file), stored_rows(grades.file), 4, counts)
+        grade_answers(read_rows(answers.file), judge, settings, 1, grades)
+        kept = kept_answers(read_rows(answers.file), read_rows(grades.file), 4, counts)
         store, written = write_examples((row["messages"] for row in kept), tokenizer, 4096, place / "examples")
         rows = lay_out_rows(store, 1, 64, 1)
         result = {
-            **count_answers(stored_rows(answers.file)),
-            **{name: count_grades(stored_rows(grades.file), 4)[name] for name in ("graded", "unreadable")},
+            **count_answers(read_rows(answers.file)),
+            **{name: count_grades(read_rows(grades.file), 4)[name] for name in ("graded", "unreadable")},
             "kept": counts["kept"],
             "examples": written["examples"],
             "rows": len(rows),

@@ -19,10 +19,10 @@ from lepta.calibration.calibrate import Place, make_answers
 from lepta.calibration.command import cost
 from lepta.calibration.judge import FORM, count_grades, grade_answers, load_rubric, read_grades
 from lepta.calibration.prompts import Prompt, read_prompts
-from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
 from lepta.core.errors import LeptaError
+from lepta.core.journal import Journal, read_rows
 
 QUESTIONS = ["Почему небо голубое?", "Что такое вода?", "Name a colour.", "Сколько будет два плюс два?", "Кто ты?"]
 
@@ -149,15 +149,15 @@ def test_a_server_that_dies_midway_loses_nothing(server, tmp_path, monkeypatch):
     writer.at_once = 2
     server.dies_after = 7
     with pytest.raises(LeptaError, match=r"500 .*see that the server runs and has tiny, and give the same"):
-        write_answers(iter(prompts), writer, Sampling(3), Rows(tmp_path / "answers.jsonl"))
-    assert len(list(stored_rows(tmp_path / "answers.jsonl"))) == 7
+        write_answers(iter(prompts), writer, Sampling(3), Journal(tmp_path / "answers.jsonl"))
+    assert len(list(read_rows(tmp_path / "answers.jsonl"))) == 7
     with (tmp_path / "answers.jsonl").open("a") as file:
         file.write('{"id": "half of a ro')  # killed while it wrote
     server.dies_after, before = None, server.requests
-    rows = Rows(tmp_path / "answers.jsonl")
+    rows = Journal(tmp_path / "answers.jsonl")
     write_answers(iter(prompts), writer, Sampling(3), rows)
     assert server.requests - before == 5
-    found = list(stored_rows(rows.file))
+    found = list(read_rows(rows.file))
     assert [row["id"] for row in found] == [prompt.id for prompt in prompts]
     assert sum(count_answers(found)[name] for name in ("answered", "refused", "empty", "unfinished")) == 12
 
@@ -201,7 +201,7 @@ def test_a_server_takes_a_form_or_does_not(loaded, server):
 
 
 def answered(number):
-    """Rows of answers to be graded."""
+    """Journal of answers to be graded."""
     answers = [{"text": "Ответ.", "tokens": 2, "whole": True}]
     return [{"id": f"{n:024x}", "messages": asked(f"Вопрос {n}?")[0], "answers": answers} for n in range(number)]
 
@@ -212,19 +212,19 @@ def test_a_judge_that_dies_midway_loses_no_grade(server, tmp_path, monkeypatch):
     writer = ServerWriter(server.url, "tiny", wait=0.001)
     writer.at_once, server.dies_after = 4, 6
     with pytest.raises(LeptaError, match=r"500 .*see that the server runs and has tiny, and give the same"):
-        grade_answers(rows, writer, settings, 1, Rows(tmp_path / "grades.jsonl"))
-    assert [row["id"] for row in stored_rows(tmp_path / "grades.jsonl")] == [row["id"] for row in rows[:6]]
+        grade_answers(rows, writer, settings, 1, Journal(tmp_path / "grades.jsonl"))
+    assert [row["id"] for row in read_rows(tmp_path / "grades.jsonl")] == [row["id"] for row in rows[:6]]
     server.dies_after, before = None, server.requests
-    file = Rows(tmp_path / "grades.jsonl")
+    file = Journal(tmp_path / "grades.jsonl")
     grade_answers(rows, writer, settings, 1, file)
-    assert server.requests - before == 3 and count_grades(stored_rows(file.file), 4)["graded"] == 9
+    assert server.requests - before == 3 and count_grades(read_rows(file.file), 4)["graded"] == 9
 
 
 def test_dropped_connections_and_replies_that_are_cut_off_are_asked_again(server, tmp_path):
     proxy = Proxy(server.url, share=0.4)
     prompts = [Prompt(f"{n:024x}", ({"role": "user", "content": f"Вопрос {n}?"},)) for n in range(12)]
     for name, url in (("straight", server.url), ("failing", proxy.url)):
-        write_answers(iter(prompts), ServerWriter(url, "tiny", wait=0.001), Sampling(3), Rows(tmp_path / name))
+        write_answers(iter(prompts), ServerWriter(url, "tiny", wait=0.001), Sampling(3), Journal(tmp_path / name))
     stopped(proxy)
     assert proxy.failed > 3 and (tmp_path / "straight").read_bytes() == (tmp_path / "failing").read_bytes()
 
@@ -233,14 +233,14 @@ def test_a_real_server_answers_and_grades(folders, tmp_path):
     """`transformers serve` takes no notice of a form: a model that follows none gives no grade."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
-    answers, grades = Rows(tmp_path / "answers.jsonl"), Rows(tmp_path / "grades.jsonl")
+    answers, grades = Journal(tmp_path / "answers.jsonl"), Journal(tmp_path / "grades.jsonl")
     with transformers_serve(folders[0], tmp_path / "log") as url:
         writer = ServerWriter(url, str(folders[0]))
         write_answers(read_prompts(["starter:dialogues/valid.jsonl"], 3, Counter()), writer, Sampling(6), answers)
         grade_answers(answered(2), writer, JudgeSettings(model="tiny", tries=2, max_tokens=8), 1, grades)
-    counts = count_answers(stored_rows(answers.file))
+    counts = count_answers(read_rows(answers.file))
     assert counts["prompts"] == 3 and counts["refused"] == 0 and counts["answer_tokens"] > 0
-    assert count_grades(stored_rows(grades.file), 4)["unreadable"] == 2 and writer.keeps_form is None
+    assert count_grades(read_rows(grades.file), 4)["unreadable"] == 2 and writer.keeps_form is None
 
 
 def test_prompts_are_different_and_end_with_a_question(write_lines):
@@ -346,8 +346,3 @@ def test_prompts_that_are_all_put_aside_are_told_before_a_model_is_asked(folders
         make_answers(Place("absent"), all_shown, 1, tmp_path)
     with pytest.raises(LeptaError, match=says):
         cost(folders[1], all_shown)
-
-
-def test_rows_of_nothing(tmp_path):
-    assert Rows(tmp_path / "new" / "rows.jsonl").done == set()
-    assert torch.is_inference_mode_enabled() is False

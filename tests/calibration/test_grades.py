@@ -6,9 +6,9 @@ import pytest
 
 from lepta.calibration.judge import count_grades, grade_answers, load_rubric, read_grades
 from lepta.calibration.mix import kept_answers
-from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Refusal
+from lepta.core.journal import Journal, read_rows
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_what_is_graded_kept_and_why_not(tmp_path):
     )
     settings = JudgeSettings(model="judge", repeat_share=0, tries=3)
     file = tmp_path / "grades.jsonl"
-    grade_answers(rows, judge, settings, 1, Rows(file))
-    facts = count_grades(stored_rows(file), settings.keep)
+    grade_answers(rows, judge, settings, 1, Journal(file))
+    facts = count_grades(read_rows(file), settings.keep)
     assert (facts["graded"], facts["unreadable"]) == (5, 2)
     assert facts["grammar"]["5"] == 3 and facts["relevance"]["3"] == 1
     reminded = next(
@@ -108,11 +108,11 @@ def test_what_is_graded_kept_and_why_not(tmp_path):
     )
     assert reminded[-2]["content"] == "It is a good one."
     counts = Counter()
-    kept = list(kept_answers(rows, stored_rows(file), settings.keep, counts))
+    kept = list(kept_answers(rows, read_rows(file), settings.keep, counts))
     assert [row["messages"][-1]["content"] for row in kept] == ["answer a.", "answer b.", "answer h."]
     assert counts == {"kept": 3, "low_grades": 1, "unreadable_grades": 1}
     asked = len(judge.asked)
-    grade_answers(rows, judge, settings, 1, Rows(file))
+    grade_answers(rows, judge, settings, 1, Journal(file))
     assert len(judge.asked) == asked  # all is done
 
 
@@ -127,8 +127,8 @@ def test_agreement_of_repeated_grades(tmp_path):
     )
     judge.at_once = 1
     file = tmp_path / "grades.jsonl"
-    grade_answers(rows, judge, JudgeSettings(model="judge", repeat_share=1), 1, Rows(file))
-    found = count_grades(stored_rows(file), 4)["agreement"]
+    grade_answers(rows, judge, JudgeSettings(model="judge", repeat_share=1), 1, Journal(file))
+    found = count_grades(read_rows(file), 4)["agreement"]
     assert found == {"graded_twice": 3, "same": 0.3333, "within_one": 0.6667, "same_decision": 0.6667}
 
 

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from lepta.calibration.prompts import Prompt
-from lepta.calibration.rows import Rows
 from lepta.calibration.writers import Refusal, Sampling, Stopped, Writer
+from lepta.core.journal import Journal
 from lepta.core.progress import progress
 
 
-def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, rows: Rows) -> None:
+def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, rows: Journal) -> None:
     """Answer the prompts that have no row yet.
 
     Parameters
@@ -22,7 +22,7 @@ def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling,
         Streamed.
     writer : Writer
     sampling : Sampling
-    rows : Rows
+    rows : Journal
         A row for each: `id`, `messages`, and `answers` or the reason of a refusal as `refused`.
 
     Raises

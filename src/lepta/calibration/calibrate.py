@@ -4,9 +4,8 @@ Each stage is a folder, so that other settings of one do not cost what the stage
 """
 
 import itertools
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,10 @@ from lepta.calibration.copies import copy_examples
 from lepta.calibration.judge import count_grades, grade_answers, load_rubric
 from lepta.calibration.mix import kept_answers
 from lepta.calibration.prompts import check_asked, read_prompts
-from lepta.calibration.rows import Rows, stored_rows
 from lepta.calibration.settings import AnswerSettings, CalibrateSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
+from lepta.core.journal import Journal, read_rows, write_rows
 from lepta.core.output import MANIFEST, write_json
 from lepta.core.stages import CHECKPOINTS, Stage
 from lepta.inference.client import check_address
@@ -177,7 +176,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     LeptaError
         If the server or a file cannot be read (what was answered stays in `folder`), or all prompts are put aside.
     """
-    rows, counts = Rows(folder / CHECKPOINTS / ANSWERS), Counter[str]()
+    rows, counts = Journal(folder / CHECKPOINTS / ANSWERS), Counter[str]()
     prompts = read_prompts(settings.prompts, settings.limit, counts)
     shown = [{"id": prompt.id, "messages": prompt.messages} for prompt in itertools.islice(prompts, settings.shown)]
     first = list(itertools.islice(prompts, 1))
@@ -187,10 +186,10 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     if settings.prompts:
         with opened_writer(original, asked, folder / CHECKPOINTS) as writer:
             write_answers(itertools.chain(first, prompts), writer, sampling, rows)
-    _write_rows(folder / SHOWN, shown)
+    write_rows(folder / SHOWN, shown)
     rows.file.replace(folder / ANSWERS)
     read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}
-    facts = {**read, "shown": len(shown), "answers": count_answers(stored_rows(folder / ANSWERS))}
+    facts = {**read, "shown": len(shown), "answers": count_answers(read_rows(folder / ANSWERS))}
     return facts | noted(folder / CHECKPOINTS)
 
 
@@ -203,12 +202,12 @@ def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: 
         How many were graded and how, and how far repeated grades agree.
     """
     assert settings.judge is not None
-    rows = Rows(folder / CHECKPOINTS / GRADES)
+    rows = Journal(folder / CHECKPOINTS / GRADES)
     with opened_writer(judge, settings.answers, folder / CHECKPOINTS) as writer:
-        grade_answers(stored_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
+        grade_answers(read_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
         form = FORM_KEPT[writer.keeps_form]
     rows.file.replace(folder / GRADES)
-    counts = count_grades(stored_rows(folder / GRADES), settings.judge.keep)
+    counts = count_grades(read_rows(folder / GRADES), settings.judge.keep)
     facts = {"judge": str(judge.model), "rubric": load_rubric().version, "form": form, **counts}
     return facts | noted(folder / CHECKPOINTS)
 
@@ -229,12 +228,12 @@ def make_examples(
         If nothing is left to learn from.
     """
     copies, copied = copy_examples(settings.copies, apart, seed)
-    answers = stored_rows(made_of["answers"] / ANSWERS)
-    grades = stored_rows(made_of["grades"] / GRADES) if "grades" in made_of else None
+    answers = read_rows(made_of["answers"] / ANSWERS)
+    grades = read_rows(made_of["grades"] / GRADES) if "grades" in made_of else None
     chosen = Counter[str]()
     kept = kept_answers(answers, grades, settings.judge.keep if settings.judge else 1, chosen)
     repeated = ({"id": f"copy-{n}", "kind": "copy", "messages": messages} for n, messages in enumerate(copies))
-    _write_rows(folder / EXAMPLES, itertools.chain(kept, repeated))
+    write_rows(folder / EXAMPLES, itertools.chain(kept, repeated))
     if not chosen["kept"] + len(copies):
         graded = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in chosen.items())
         raise LeptaError(
@@ -265,8 +264,3 @@ def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
     """What all stages counted, by stage."""
     manifests = {part: out / name_of(part) / MANIFEST for part in ("answers", "grades", "examples", "model")}
     return {part: read_json(file)["facts"] for part, file in manifests.items() if file.is_file()}
-
-
-def _write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -8,9 +8,9 @@ from typing import Any
 
 from lepta.calibration.calibrate import SHOWN, Place, calibration_stages, counts_of
 from lepta.calibration.effect import measure_effect
-from lepta.calibration.rows import stored_rows
 from lepta.calibration.settings import CalibrateSettings, EffectSettings
 from lepta.core.errors import LeptaError
+from lepta.core.journal import read_rows
 from lepta.core.output import MANIFEST
 from lepta.core.stages import Stage
 from lepta.models.folder import Checkpoint
@@ -84,7 +84,7 @@ def calibrate_folder(
 def _report(
     models: dict[str, Path], original: Place, output: Path, settings: EffectSettings, folder: Path
 ) -> dict[str, Any]:
-    shown = [row["messages"] for row in stored_rows(output / "answers" / SHOWN)]
+    shown = [row["messages"] for row in read_rows(output / "answers" / SHOWN)]
     files = original.inputs.get("model")
     found = measure_effect(models, files, shown, settings, {"counts": counts_of(output, str)}, folder)
     measured = ("bits_per_byte", "tasks", "new_token_share")

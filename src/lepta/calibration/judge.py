@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from lepta.calibration.answers import fault
-from lepta.calibration.rows import Rows
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
+from lepta.core.journal import Journal
 from lepta.core.progress import progress
 from lepta.training.conversations import Message
 
@@ -87,18 +87,18 @@ Grades = dict[tuple[str, int], dict[str, Any]]  # by row and answer
 
 
 def grade_answers(
-    answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, grades: Rows
+    answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, grades: Journal
 ) -> None:
     """Grade the answers that can be learned from and have no grades yet.
 
     Parameters
     ----------
     answers : iterable of dict
-        Rows as `write_answers` writes them.
+        Journal as `write_answers` writes them.
     judge : Writer
     settings : JudgeSettings
     seed : int
-    grades : Rows
+    grades : Journal
         A row for each prompt with such answers: `id`, `grades` (for each answer its grades, or None if it cannot be
         learned from, or {"unreadable": what the judge said}), and `again` for those that are graded twice.
 

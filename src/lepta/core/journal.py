@@ -1,0 +1,71 @@
+"""Journals: JSONL files that a run appends to batch by batch, so that what was done stays done when it is killed."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lepta.core.errors import LeptaError
+
+Row = dict[str, Any]
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Stream the rows of a journal; a last one that was cut off is left out. LeptaError names a line that is no row."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith(b"\n"):
+                yield parsed_row(line, f"{file}, line {number}")
+
+
+def parsed_row(line: bytes, where: str, fields: Iterable[str] = ("id",)) -> Row:
+    """A line as a row; LeptaError, which begins with `where`, unless it is a JSON object with these fields."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise LeptaError(f"{where}: not JSON ({error}); start over with --force") from error
+    if not isinstance(row, dict) or not all(name in row for name in fields):
+        raise LeptaError(f"{where}: expected an object with {', '.join(fields)}; start over with --force")
+    return row
+
+
+def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows; killed here, a run leaves whole ones and at most a part of the next."""
+    with file.open("a", encoding="utf-8") as out:
+        out.write("".join(map(_line, rows)))
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a journal anew, atomically."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as out:
+        out.writelines(map(_line, rows))
+    partial.replace(file)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class Journal:
+    """A journal whose rows have an `id`; `done` are the ids of those that are there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        self.done: set[str] = set()
+        whole = 0
+        with file.open("r+b") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.endswith(b"\n"):
+                    self.done.add(parsed_row(line, f"{file}, line {number}")["id"])
+                    whole += len(line)
+            lines.truncate(whole)  # a last row that was cut off goes: the next one must start a line
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        rows = list(rows)
+        append_rows(self.file, rows)
+        self.done |= {row["id"] for row in rows}
