@@ -14,8 +14,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from lepta.calibration.calibrate import Place
-from lepta.calibration.command import calibrate_folder
+from lepta.calibration.calibrate import Place, calibrate_folder
 from lepta.calibration.settings import CalibrateSettings, EffectSettings, calibration_tuning
 from lepta.core.output import publishing
 from lepta.core.settings import validated

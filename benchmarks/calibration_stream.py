@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.calibration.answers import count_answers, write_answers
-from lepta.calibration.judge import count_grades, grade_answers
-from lepta.calibration.mix import kept_answers
+from lepta.calibration.judge import count_grades, grade_answers, kept_answers
 from lepta.calibration.prompts import read_prompts
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Sampling

@@ -22,7 +22,7 @@ _VERBS = {
     "adapt": "lepta.adapt",
     "apply_patch": "lepta.embeddings.patch",
     "build_vocabulary": "lepta.vocabulary.build",
-    "calibrate_folder": "lepta.calibration.command",
+    "calibrate_folder": "lepta.calibration.calibrate",
     "check_vocabulary": "lepta.vocabulary.check",
     "distill_folder": "lepta.distillation.distill",
     "export_patch": "lepta.embeddings.patch",

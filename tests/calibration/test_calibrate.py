@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lepta.calibration import writers
 from lepta.calibration.answers import count_answers, write_answers
 from lepta.calibration.calibrate import Place, make_answers
-from lepta.calibration.command import cost
 from lepta.calibration.judge import FORM, count_grades, grade_answers, load_rubric, read_grades
 from lepta.calibration.prompts import Prompt, read_prompts
 from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows
+from lepta.plan.calibration import cost_here
 
 QUESTIONS = ["Почему небо голубое?", "Что такое вода?", "Name a colour.", "Сколько будет два плюс два?", "Кто ты?"]
 
@@ -345,4 +345,4 @@ def test_prompts_that_are_all_put_aside_are_told_before_a_model_is_asked(folders
     with pytest.raises(LeptaError, match=says):
         make_answers(Place("absent"), all_shown, 1, tmp_path)
     with pytest.raises(LeptaError, match=says):
-        cost(folders[1], all_shown)
+        cost_here(folders[1], all_shown)

@@ -4,8 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lepta.calibration.judge import count_grades, grade_answers, load_rubric, read_grades
-from lepta.calibration.mix import kept_answers
+from lepta.calibration.judge import count_grades, grade_answers, kept_answers, load_rubric, read_grades
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Refusal
 from lepta.core.journal import Journal, read_rows

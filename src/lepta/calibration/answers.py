@@ -13,36 +13,27 @@ from lepta.core.journal import Journal
 from lepta.core.progress import progress
 
 
-def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, rows: Journal) -> None:
-    """Answer the prompts that have no row yet.
+def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, journal: Journal) -> None:
+    """Answer the prompts, which are streamed, that have no row yet.
 
-    Parameters
-    ----------
-    prompts : iterable of Prompt
-        Streamed.
-    writer : Writer
-    sampling : Sampling
-    rows : Journal
-        A row for each: `id`, `messages`, and `answers` or the reason of a refusal as `refused`.
-
-    Raises
-    ------
-    LeptaError
-        If the writer cannot go on; rows that were written stay.
+    A row has `id`, `messages`, and `answers` or, as `refused`, the reason why there is none. LeptaError if the writer
+    cannot go on; rows that were written stay.
     """
     started, tokens = time.monotonic(), 0
-    left = (prompt for prompt in prompts if prompt.id not in rows.done)
+    left = (prompt for prompt in prompts if prompt.id not in journal.done)
     with progress("answers", None) as bar:
         while part := list(itertools.islice(left, writer.at_once)):
             try:
                 written = writer.write([prompt.messages for prompt in part], sampling)
             except Stopped as stopped:
                 done = zip(part, stopped.done, strict=True)
-                rows.add([_row(prompt, answers) for prompt, answers in done if answers is not None])
+                journal.add(_row(prompt, answers) for prompt, answers in done if answers is not None)
                 raise
-            rows.add([_row(prompt, answers) for prompt, answers in zip(part, written, strict=True)])
-            tokens += sum(a.tokens for answers in written if not isinstance(answers, Refusal) for a in answers)
-            bar.set(len(rows.done), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+            journal.add(_row(prompt, answers) for prompt, answers in zip(part, written, strict=True))
+            for answers in written:
+                if not isinstance(answers, Refusal):
+                    tokens += sum(answer.tokens for answer in answers)
+            bar.set(len(journal.done), f"{tokens / (time.monotonic() - started):.0f} tokens/s")
 
 
 def _row(prompt: Prompt, answers: Any) -> dict[str, Any]:
@@ -59,6 +50,11 @@ def fault(answer: dict[str, Any]) -> str | None:
     return None if answer["whole"] else "unfinished"
 
 
+def usable(row: dict[str, Any]) -> list[int]:
+    """Numbers of the answers in a row that can be learned from."""
+    return [number for number, answer in enumerate(row.get("answers", [])) if fault(answer) is None]
+
+
 def count_answers(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Prompts by what became of them, and the tokens that were written.
 
@@ -70,7 +66,6 @@ def count_answers(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
         if "refused" in row:
             counts["refused"] += 1
             continue
-        faults = [fault(answer) for answer in row["answers"]]
-        counts["answered" if None in faults else str(faults[0])] += 1
+        counts["answered" if usable(row) else str(fault(row["answers"][0]))] += 1
         counts["answer_tokens"] += sum(answer["tokens"] for answer in row["answers"])
     return {name: counts[name] for name in ("prompts", "answered", "refused", "empty", "unfinished", "answer_tokens")}

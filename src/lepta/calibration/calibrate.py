@@ -14,19 +14,20 @@ from typing import Any
 
 from lepta.calibration.answers import count_answers, write_answers
 from lepta.calibration.copies import copy_examples
-from lepta.calibration.judge import count_grades, grade_answers, load_rubric
-from lepta.calibration.mix import kept_answers
+from lepta.calibration.effect import measure_effect
+from lepta.calibration.judge import count_grades, grade_answers, kept_answers, load_rubric
 from lepta.calibration.prompts import check_asked, read_prompts
-from lepta.calibration.settings import AnswerSettings, CalibrateSettings
+from lepta.calibration.settings import AnswerSettings, CalibrateSettings, EffectSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
 from lepta.core.output import MANIFEST, write_json
 from lepta.core.stages import CHECKPOINTS, Stage
 from lepta.inference.client import check_address
-from lepta.models.folder import MODEL_FILES
+from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.text.locate import locate, read_json
+from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import processes
 from lepta.training.precision import begun_with, noted
@@ -39,14 +40,7 @@ SELF = "original"  # as a judge: the model that answers
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is: a source of files, a folder that a stage makes, or its name on an OpenAI-compatible server.
-
-    Attributes
-    ----------
-    model : str or Path
-    server : str or None
-        Address up to and with `/v1`.
-    """
+    """Where a model is: a source of files, a folder that a stage makes, or its name on an OpenAI-compatible server."""
 
     model: str | Path
     server: str | None = None
@@ -72,12 +66,7 @@ class Place:
 def opened_writer(place: Place, settings: AnswerSettings, work: Path | None = None) -> Iterator[Writer]:
     """A model that answers, wherever it is.
 
-    Parameters
-    ----------
-    place : Place
-    settings : AnswerSettings
-    work : Path, optional
-        Folder of the run's checkpoints: a model here goes on in the precision that the run began with.
+    A model here goes on in the precision that is noted in `work`, the folder of the run's checkpoints.
     """
     if place.server:
         yield ServerWriter(place.server, str(place.model))
@@ -107,22 +96,10 @@ def calibration_stages(
     apart_from: Sequence[str],
     seed: int,
 ) -> list[Stage]:
-    """The stages `answers`, `grades` (if there is a judge), `examples` and `model`.
+    """The stages `answers`, `grades` (if there is a judge), `examples` and `model`, in folders of `out`.
 
-    Parameters
-    ----------
-    out : Path
-        Folder that holds a folder for each stage.
-    name_of : callable
-        Names of the stages.
-    propagated : Path
-        Model to train.
-    original : Place
-        The instruct model with its own vocabulary.
-    settings : CalibrateSettings
-    apart_from : sequence of str
-        Text that copies must not be from, unless the settings say otherwise.
-    seed : int
+    `original` is the instruct model with its own vocabulary, `propagated` the model to train. Copies are from none of
+    the texts `apart_from`, unless the settings say otherwise.
     """
     answers, grades, examples = (out / name_of(part) for part in ("answers", "grades", "examples"))
     judge = judge_place(settings, original)
@@ -166,15 +143,9 @@ def calibration_stages(
 def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
     """Have the original model answer the prompts; the first few are put aside, to see later what is written to them.
 
-    Returns
-    -------
-    dict
-        How many prompts were read and why some were left out, how many were answered, and in which precision.
-
-    Raises
-    ------
-    LeptaError
-        If the server or a file cannot be read (what was answered stays in `folder`), or all prompts are put aside.
+    Facts: how many prompts were read and why some were left out, how many were answered, and in which precision.
+    LeptaError if the server or a file cannot be read (what was answered stays in `folder`), or all prompts are put
+    aside.
     """
     rows, counts = Journal(folder / CHECKPOINTS / ANSWERS), Counter[str]()
     prompts = read_prompts(settings.prompts, settings.limit, counts)
@@ -194,13 +165,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
 
 
 def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
-    """Have a judge grade the answers.
-
-    Returns
-    -------
-    dict
-        How many were graded and how, and how far repeated grades agree.
-    """
+    """Have a judge grade the answers; facts: how many were graded and how, and how far repeated grades agree."""
     assert settings.judge is not None
     rows = Journal(folder / CHECKPOINTS / GRADES)
     with opened_writer(judge, settings.answers, folder / CHECKPOINTS) as writer:
@@ -215,17 +180,9 @@ def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: 
 def make_examples(
     made_of: dict[str, Path], settings: CalibrateSettings, apart: Sequence[str], seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Choose the answers to learn from, and mix them with copies.
+    """Choose the answers to learn from, and mix them with copies; LeptaError if nothing is left.
 
-    Returns
-    -------
-    dict
-        How many answers were kept, why others were not, and how many texts were copied.
-
-    Raises
-    ------
-    LeptaError
-        If nothing is left to learn from.
+    Facts: how many answers were kept, why others were not, and how many texts were copied.
     """
     copies, copied = copy_examples(settings.copies, apart, seed)
     answers = read_rows(made_of["answers"] / ANSWERS)
@@ -246,13 +203,7 @@ def make_examples(
 def make_model(
     propagated: Path, examples: Path, settings: CalibrateSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Train the propagated model on the examples, and write it as a plain model folder.
-
-    Returns
-    -------
-    dict
-        See `tune_folder`.
-    """
+    """Train the propagated model on the examples, and write it as a plain model folder; facts as for `tune_folder`."""
     source = examples / EXAMPLES
     facts, curve = tune_folder(propagated, read_conversations([str(source)]), settings.tune, seed, folder)
     if processes().is_main_process:
@@ -264,3 +215,51 @@ def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
     """What all stages counted, by stage."""
     manifests = {part: out / name_of(part) / MANIFEST for part in ("answers", "grades", "examples", "model")}
     return {part: read_json(file)["facts"] for part, file in manifests.items() if file.is_file()}
+
+
+def calibrate_folder(
+    propagated: Path,
+    original: Place,
+    settings: CalibrateSettings,
+    effect: EffectSettings,
+    apart_from: Sequence[str],
+    seed: int,
+    output: Path,
+    force: bool,
+) -> dict[str, Any]:
+    """Calibrate a model folder, from an instruct model with its own vocabulary; resumes an earlier run of the command.
+
+    `output` gets a folder for each stage: `answers`, `grades`, `examples`, `model`, `report`. Copies are from none of
+    the texts `apart_from`. The facts are the counts of all stages, and what the report measured before and after.
+    LeptaError if the output holds folders of these names that are no stages.
+    """
+    Checkpoint(propagated)
+    stages = calibration_stages(output, str, propagated, original, settings, apart_from, seed)
+    models = {"propagated": propagated, "calibrated": output / "model"}
+    stages.append(
+        Stage(
+            "report",
+            models | {"answers": output / "answers"} | original.inputs,
+            effect.model_dump(exclude={"target", "source"}),
+            partial(_report, models, original, output, effect),
+            {label: names for label, names in (("target", effect.target), ("source", effect.source)) if names},
+        )
+    )
+    for stage in stages:
+        folder = output / stage.name
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            raise LeptaError(f"{folder}: exists and is none of this command's; give another --output")
+    run_stages(output, stages, force)
+    if not processes().is_main_process:
+        return {}
+    return counts_of(output, str) | facts_of(output / "report")
+
+
+def _report(
+    models: dict[str, Path], original: Place, output: Path, settings: EffectSettings, folder: Path
+) -> dict[str, Any]:
+    shown = [row["messages"] for row in read_rows(output / "answers" / SHOWN)]
+    files = original.inputs.get("model")
+    found = measure_effect(models, files, shown, settings, {"counts": counts_of(output, str)}, folder)
+    measured = ("bits_per_byte", "tasks", "new_token_share")
+    return {name: {measure: model[measure] for measure in measured} for name, model in found.items()}

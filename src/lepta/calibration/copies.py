@@ -1,5 +1,6 @@
 """Examples that ask to repeat a text, of texts that were neither trained on nor are in the benchmark."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +12,9 @@ import yaml
 from lepta.calibration.settings import CopySettings
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
+from lepta.inference.chat import Message
 from lepta.text.sources import read_documents
 from lepta.training.blocks import PARAGRAPH
-from lepta.training.conversations import Message
 
 SHORTEST = 60  # characters of a text to repeat
 SPARE = 2  # times the texts that are asked for are drawn: some are known from elsewhere
@@ -22,25 +23,9 @@ SPARE = 2  # times the texts that are asked for are drawn: some are known from e
 def copy_examples(
     settings: CopySettings, apart_from: Sequence[str], seed: int
 ) -> tuple[list[list[Message]], dict[str, int]]:
-    """Draw texts and ask for them.
+    """Draw texts that share no run of words with the sources `apart_from`, which are streamed, and ask for them.
 
-    Parameters
-    ----------
-    settings : CopySettings
-    apart_from : sequence of str
-        Text sources with which copies may share no run of words; streamed, so any size will do.
-    seed : int
-
-    Returns
-    -------
-    list of conversations
-    dict
-        How many texts were `drawn`, how many of those are `known` from elsewhere, and how many were `copied`.
-
-    Raises
-    ------
-    LeptaError
-        If a source cannot be read, or the language of the request is unknown.
+    Also how many texts were `drawn`, how many of those are `known` from elsewhere, and how many were `copied`.
     """
     if not settings.number:
         return [], {"drawn": 0, "known": 0, "copied": 0}
@@ -54,11 +39,10 @@ def copy_examples(
             f"copies: all {len(passages)} texts of {', '.join(settings.text)} are in {', '.join(apart_from)}; "
             "name other text, or leave out what they may be in"
         )
-    turns = (generator.choice(requests).replace("{text}", passage) for passage in kept)
-    examples = [
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": passage}]
-        for asked, passage in zip(turns, kept, strict=True)
-    ]
+    examples: list[list[Message]] = []
+    for passage in kept:
+        request = generator.choice(requests).replace("{text}", passage)
+        examples.append([{"role": "user", "content": request}, {"role": "assistant", "content": passage}])
     return examples, {"drawn": len(passages), "known": int(known.sum()), "copied": len(kept)}
 
 
@@ -107,10 +91,6 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
     """Tell which passages share a run of words with some texts; one too short for a run counts as known.
 
     Only the passages' runs are in memory, eight bytes each; the texts are streamed.
-
-    Returns
-    -------
-    bool array
     """
     try:
         from lepta.corpora.contamination import strings_of
@@ -122,7 +102,7 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
     index, place = np.unique(np.concatenate([*runs, np.empty(0, np.uint64)]), return_inverse=True)
     found = np.zeros(len(index), bool)
     with progress("texts apart from others", None) as bar:
-        for number, text in enumerate((text for source in sources for text in strings_of(source)), 1):
+        for number, text in enumerate(itertools.chain.from_iterable(map(strings_of, sources)), 1):
             theirs = ngram_hashes(word_hashes(text), ngram)
             if len(theirs) and len(index):
                 places = np.minimum(np.searchsorted(index, theirs), len(index) - 1)

@@ -11,12 +11,11 @@ from lepta.core.output import write_json
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.bits import WINDOW, score_text, windows
-from lepta.inference.chat import chat_prompt
+from lepta.inference.chat import Message, chat_prompt
 from lepta.inference.generation import generate
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
 from lepta.text.sources import read_documents
-from lepta.training.conversations import Message
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
 
@@ -31,27 +30,11 @@ def measure_effect(
     data: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
-    """Measure models one after the other and write `effect.json` and `report.html`.
+    """Measure models, by the names that the report shows, one after the other; write `effect.json` and `report.html`.
 
-    Parameters
-    ----------
-    models : mapping
-        Name -> model folder, as the report shows them.
-    original : Path or None
-        Model or tokenizer with the original vocabulary, to tell which tokens are new.
-    prompts : sequence of conversations
-        Answered by each model, to be read side by side.
-    settings : EffectSettings
-    data : mapping
-        Facts of the data and of the training, for the report.
-    folder : Path
-        Existing folder.
-
-    Returns
-    -------
-    dict
-        Name of the model -> `bits_per_byte` of each language, `tasks` (score with its interval), `new_token_share`,
-        `answers`.
+    `original` is a model or tokenizer with the original vocabulary, to tell which tokens are new. Each model answers
+    the prompts, to be read side by side; `data` are facts for the report. Gives, for each model, `bits_per_byte` of
+    each language, `tasks` (score with its interval), `new_token_share` and `answers`.
     """
     texts = {
         language: windows(list(read_documents(sources)), WINDOW, settings.characters)

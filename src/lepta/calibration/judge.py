@@ -1,4 +1,4 @@
-"""A judge grades answers from 1 to 5 for grammar and relevance, against a rubric with a version."""
+"""A judge grades answers from 1 to 5 for grammar and relevance, against a rubric with a version; the best are kept."""
 
 import itertools
 import json
@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from lepta.calibration.answers import fault
+from lepta.calibration.answers import usable
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
 from lepta.core.journal import Journal
 from lepta.core.progress import progress
-from lepta.training.conversations import Message
+from lepta.inference.chat import Message
 
 SCALES = ("grammar", "relevance")
 THOUGHT = re.compile(r"(?s).*</think>")
@@ -58,12 +58,9 @@ def load_rubric() -> Rubric:
 
 
 def read_grades(reply: str) -> dict[str, int] | None:
-    """The grades in a judge's reply, also one that has prose around them.
+    """The grades in a judge's reply, which may have prose around them: a whole number from 1 to 5 for each scale.
 
-    Returns
-    -------
-    dict or None
-        A whole number from 1 to 5 for each scale; None if one is missing, no such number, or said in several ways.
+    None if one is missing, no such number, or said in several ways.
     """
     text, grades = THOUGHT.sub("", reply), {}
     for scale, pattern in GRADE.items():
@@ -87,34 +84,22 @@ Grades = dict[tuple[str, int], dict[str, Any]]  # by row and answer
 
 
 def grade_answers(
-    answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, grades: Journal
+    answers: Iterable[dict[str, Any]], judge: Writer, settings: JudgeSettings, seed: int, journal: Journal
 ) -> None:
-    """Grade the answers that can be learned from and have no grades yet.
+    """Grade the answers, rows of `write_answers`, that can be learned from and have no grades yet.
 
-    Parameters
-    ----------
-    answers : iterable of dict
-        Journal as `write_answers` writes them.
-    judge : Writer
-    settings : JudgeSettings
-    seed : int
-    grades : Journal
-        A row for each prompt with such answers: `id`, `grades` (for each answer its grades, or None if it cannot be
-        learned from, or {"unreadable": what the judge said}), and `again` for those that are graded twice.
-
-    Raises
-    ------
-    LeptaError
-        If the judge cannot be reached; rows that were written stay.
+    A row has `id`, `grades` (for each answer its grades, None if it cannot be learned from, or {"unreadable": what the
+    judge said}), and `again` if it was graded twice. LeptaError if the judge cannot be reached; rows that were written
+    stay.
     """
     rubric = load_rubric()
-    left = (row for row in answers if row["id"] not in grades.done and _gradable(row))
+    left = (row for row in answers if row["id"] not in journal.done and usable(row))
     with progress("grades", None) as bar:
         while part := list(itertools.islice(left, judge.at_once)):
             asked = [
                 _Question(row["id"], number, rubric.conversation(row["messages"], row["answers"][number]["text"]))
                 for row in part
-                for number in _gradable(row)
+                for number in usable(row)
             ]
             first: Grades = {}
             second: Grades = {}
@@ -125,10 +110,10 @@ def grade_answers(
             except Stopped:
                 missing = {question.key for question in asked if not _read(first, question)}
                 missing |= {question.key for question in twice if not _read(second, question)}
-                grades.add([_row(row, first, second) for row in part if row["id"] not in missing])
+                journal.add(_row(row, first, second) for row in part if row["id"] not in missing)
                 raise
-            grades.add([_row(row, first, second) for row in part])
-            bar.set(len(grades.done))
+            journal.add(_row(row, first, second) for row in part)
+            bar.set(len(journal.done))
 
 
 def _read(grades: Grades, question: _Question) -> bool:
@@ -140,10 +125,6 @@ def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
         [grades.get((row["id"], number)) for number in range(len(row["answers"]))] for grades in (first, second)
     )
     return {"id": row["id"], "grades": found} | ({"again": again} if any(again) else {})
-
-
-def _gradable(row: dict[str, Any]) -> list[int]:
-    return [number for number, answer in enumerate(row.get("answers", [])) if fault(answer) is None]
 
 
 def _drawn(key: str, share: float) -> bool:
@@ -221,3 +202,36 @@ def _pairs(row: dict[str, Any]) -> Iterator[tuple[dict[str, int], dict[str, int]
 def good(grade: dict[str, int], keep: int) -> bool:
     """Whether both grades are at least so high."""
     return min(grade[scale] for scale in SCALES) >= keep
+
+
+def kept_answers(
+    answers: Iterable[dict[str, Any]], grades: Iterable[dict[str, Any]] | None, keep: int, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of `id`, `kind` and `messages` with the best good answer of each prompt.
+
+    Without grades the first usable answer is taken. `counts` gets `kept` and, of prompts whose answers were graded,
+    `low_grades` and `unreadable_grades`.
+    """
+    of_prompt = {row["id"]: row["grades"] for row in grades} if grades is not None else None
+    for row in answers:
+        numbers = usable(row)
+        if not numbers:
+            continue
+        best = numbers[0] if of_prompt is None else _best(of_prompt[row["id"]], keep, counts)
+        if best is None:
+            continue
+        counts["kept"] += 1
+        turn = {"role": "assistant", "content": row["answers"][best]["text"]}
+        yield {"id": row["id"], "kind": "answer", "messages": [*row["messages"], turn]}
+
+
+def _best(grades: list[dict[str, Any] | None], keep: int, counts: Counter[str]) -> int | None:
+    read = [(number, grade) for number, grade in enumerate(grades) if grade and "unreadable" not in grade]
+    if not read:
+        counts["unreadable_grades"] += 1
+        return None
+    number, grade = max(read, key=lambda item: (good(item[1], keep), sum(item[1][scale] for scale in SCALES)))
+    if good(grade, keep):
+        return number
+    counts["low_grades"] += 1
+    return None

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.core.errors import LeptaError
-from lepta.training.conversations import Message, read_conversations
+from lepta.inference.chat import Message
+from lepta.training.conversations import read_conversations
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,9 @@ class Prompt:
 
 
 def read_prompts(sources: Sequence[str], limit: int | None, counts: Counter[str]) -> Iterator[Prompt]:
-    """Stream the different prompts of files of conversations, without the answers that follow them.
+    """Stream the different prompts of files of conversations, without the answers that follow them; at most `limit`.
 
-    Parameters
-    ----------
-    sources : sequence of str
-        See `read_conversations`.
-    limit : int or None
-        Only the first so many.
-    counts : Counter
-        `read`, `duplicate` and `no_question` are counted in it, and `prompts`.
+    `counts` gets `read`, `duplicate`, `no_question` and `prompts`.
     """
     seen: set[bytes] = set()
     for messages in read_conversations(sources):

@@ -12,21 +12,13 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.inference.chat import Message, chat_prompt
 from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused, field
-from lepta.inference.generation import Continuation, generate_batch
+from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer, branches_of, token_ids
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to write.
-
-    Attributes
-    ----------
-    samples, max_tokens : int
-    temperature : float
-        0: greedily.
-    seed : int
-    """
+    """How to write; temperature 0 is greedy."""
 
     max_tokens: int
     samples: int = 1
@@ -36,15 +28,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote.
-
-    Attributes
-    ----------
-    text : str
-    tokens : int
-    whole : bool
-        Whether it came to its end before the longest allowed.
-    """
+    """What a model wrote, and whether it came to its end before the longest allowed."""
 
     text: str
     tokens: int
@@ -58,16 +42,12 @@ class Refusal:
     reason: str
 
 
+Written = list[Answer] | Refusal  # of one conversation
+
+
 @dataclass(frozen=True)
 class Form:
-    """A reply that is a JSON object of whole numbers.
-
-    Attributes
-    ----------
-    names : tuple of str
-    values : tuple of int
-        That each of them may have.
-    """
+    """A reply that is a JSON object of whole numbers: its names, and the values that each may have."""
 
     names: tuple[str, ...]
     values: tuple[int, ...]
@@ -87,7 +67,7 @@ class Form:
 class Stopped(LeptaError):
     """A writer that cannot go on, and what it has written of what it was last given; None for the rest."""
 
-    def __init__(self, message: str, done: "list[list[Answer] | Refusal | None]") -> None:
+    def __init__(self, message: str, done: list[Written | None]) -> None:
         super().__init__(message)
         self.done = done
 
@@ -100,20 +80,14 @@ class Writer(Protocol):
 
     def write(
         self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[Written]:
         """Answer each conversation, in the order given; in a form if that can be had."""
 
 
 class LocalWriter:
-    """A model of transformers.
+    """A model of transformers with a chat template, for `batch` conversations at once.
 
-    Parameters
-    ----------
-    model, tokenizer : transformers causal LM and its tokenizer with a chat template
-    context : int
-        Most tokens of prompt and answer; less if the model was made for less.
-    batch : int
-        Conversations at once.
+    Prompt and answer have at most `context` tokens, and no more than the model was made for.
     """
 
     keeps_form: bool | None = True
@@ -127,9 +101,9 @@ class LocalWriter:
 
     def write(
         self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
-    ) -> list[list[Answer] | Refusal]:
+    ) -> list[Written]:
         """Answer in batches padded on the left, the longest first; a form is filled in with its likeliest values."""
-        result: list[list[Answer] | Refusal] = [Refusal("")] * len(conversations)
+        result: list[Written] = [Refusal("")] * len(conversations)
         asked: list[tuple[int, str, list[int]]] = []
         for number, messages in enumerate(conversations):
             try:
@@ -143,28 +117,33 @@ class LocalWriter:
             else:
                 asked.append((number, prompt, ids))
         asked.sort(key=lambda item: -len(item[2]))
-        size = len(asked) if form else self._batch  # what is weighed is laid out in batches elsewhere
-        for start in range(0, len(asked), max(1, size)):
+        size = max(1, len(asked)) if form else self._batch  # the scorer of forms makes its own batches
+        for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            found = self._filled(batch, form, sampling) if form else self._answers([ids for *_, ids in batch], sampling)
+            if form:
+                found = self._filled([prompt for _, prompt, _ in batch], form, sampling)
+            else:
+                found = self._answers([ids for *_, ids in batch], sampling)
             for (number, *_), answers in zip(batch, found, strict=True):
                 result[number] = answers
         return result
 
-    def _filled(self, asked: list[tuple[int, str, list[int]]], form: Form, sampling: Sampling) -> list[list[Answer]]:
+    def _filled(self, prompts: list[str], form: Form, sampling: Sampling) -> list[list[Answer]]:
         """Replies that have the form: its text is given, and of each value the model says how likely it is."""
         scorer = Scorer(self._model)
-        prompts = [prompt for _, prompt, _ in asked]
         scorer.share(token_ids(self._tokenizer, prompts))
         values = [str(value) for value in form.values]
-        draws = [random.Random(f"{sampling.seed} {prompt}") for prompt in prompts]  # the same when a run goes on
-        replies = [""] * len(prompts)
-        for name in form.names:
-            replies = [f'{reply + ", " if reply else "{"}"{name}": ' for reply in replies]
-            questions = [Question(a + b, tuple(values)) for a, b in zip(prompts, replies, strict=True)]
+        draws = [random.Random(f"{sampling.seed} {prompt}") for prompt in prompts]  # the same when a run is resumed
+        replies = ["{"] * len(prompts)
+        for number, name in enumerate(form.names):
+            lead_in = f'{", " if number else ""}"{name}": '
+            questions = [
+                Question(prompt + reply + lead_in, tuple(values))
+                for prompt, reply in zip(prompts, replies, strict=True)
+            ]
             weighed = scorer.choose([branches_of(self._tokenizer, question, together=True) for question in questions])
-            chosen = (_drawn(values, logs, sampling.temperature, by) for logs, by in zip(weighed, draws, strict=True))
-            replies = [reply + value for reply, value in zip(replies, chosen, strict=True)]
+            for place, (logs, draw) in enumerate(zip(weighed, draws, strict=True)):
+                replies[place] += lead_in + _drawn(values, logs, sampling.temperature, draw)
         texts = [reply + "}" for reply in replies]
         lengths = map(len, token_ids(self._tokenizer, texts))
         return [[Answer(text, length, True)] * sampling.samples for text, length in zip(texts, lengths, strict=True)]
@@ -174,12 +153,11 @@ class LocalWriter:
         written = generate_batch(
             self._model, self._tokenizer, prompts, sampling.max_tokens, sampling.samples, sampling.temperature
         )
-        answers = [self._answer(one) for one in written]
+        answers = []
+        for one in written:
+            text = self._tokenizer.decode(one.ids, skip_special_tokens=True).strip()
+            answers.append(Answer(text, len(one.ids), one.ended))
         return [answers[n : n + sampling.samples] for n in range(0, len(answers), sampling.samples)]
-
-    def _answer(self, written: Continuation) -> Answer:
-        text = self._tokenizer.decode(written.ids, skip_special_tokens=True).strip()
-        return Answer(text, len(written.ids), written.ended)
 
 
 def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, draw: random.Random) -> str:
@@ -191,13 +169,7 @@ def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, dra
 
 
 class ServerWriter:
-    """A model behind an OpenAI-compatible server, asked through its chat completions.
-
-    Parameters
-    ----------
-    url, model, wait, seconds
-        See `Client`.
-    """
+    """A model behind an OpenAI-compatible server, asked through its chat completions; arguments as for `Client`."""
 
     at_once = AT_ONCE * 4
 
@@ -207,27 +179,28 @@ class ServerWriter:
 
     def write(
         self, conversations: Sequence[Sequence[Message]], sampling: Sampling, form: Form | None = None
-    ) -> list[list[Answer] | Refusal]:
-        """Answer several at a time; a form goes along until a request is taken only without it.
+    ) -> list[Written]:
+        """Answer several at a time; a form is sent along until a request is taken only without it.
 
-        Raises
-        ------
-        Stopped
-            If the server is not there, or goes on failing.
+        Stopped if the server is not there, or goes on failing.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             calls = [pool.submit(self._write, messages, sampling, form) for messages in conversations]
             wait(calls, return_when=FIRST_EXCEPTION)
             for call in calls:
                 call.cancel()  # what has not begun when one failed
-        errors = [call.exception() for call in calls if not call.cancelled()]
-        if failed := next((error for error in errors if error), None):
-            raise Stopped(
-                str(failed), [None if call.cancelled() or call.exception() else call.result() for call in calls]
-            ) from failed
+        failed, done = None, []
+        for call in calls:
+            if call.cancelled() or call.exception():
+                failed = failed or (None if call.cancelled() else call.exception())
+                done.append(None)
+            else:
+                done.append(call.result())
+        if failed:
+            raise Stopped(str(failed), done) from failed
         return [call.result() for call in calls]
 
-    def _write(self, messages: Sequence[Message], sampling: Sampling, form: Form | None) -> list[Answer] | Refusal:
+    def _write(self, messages: Sequence[Message], sampling: Sampling, form: Form | None) -> Written:
         answers = []
         for number in range(sampling.samples):
             request = {
@@ -236,8 +209,10 @@ class ServerWriter:
                 "temperature": sampling.temperature,
                 "seed": sampling.seed + number,
             }
-            formed = form is not None and self.keeps_form is not False
-            found = self._ask(request | ({"response_format": form.response_format} if form and formed else {}))
+            formed = {}
+            if form is not None and self.keeps_form is not False:
+                formed = {"response_format": form.response_format}
+            found = self._ask(request | formed)
             if formed and isinstance(found, Refusal):
                 found = self._ask(request)
                 if not isinstance(found, Refusal):
@@ -252,6 +227,7 @@ class ServerWriter:
             reply = self._client.post("chat/completions", request)
         except Refused as error:
             return Refusal(error.reason)
-        text, reason = (field(reply, "choices", 0, *path) for path in (("message", "content"), ("finish_reason",)))
+        text = field(reply, "choices", 0, "message", "content") or ""
+        text = text.encode(errors="replace").decode()  # servers may cut a character in two
         tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
-        return Answer((text or "").strip(), tokens, reason == "stop")
+        return Answer(text.strip(), tokens, field(reply, "choices", 0, "finish_reason") == "stop")

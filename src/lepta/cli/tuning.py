@@ -172,10 +172,10 @@ def calibrate(
 
     Each step is a folder of the output; a run that was interrupted goes on when the same command is given again.
     """
-    from lepta.calibration.calibrate import Place
-    from lepta.calibration.command import calibrate_folder, cost
+    from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.calibration.settings import CalibrateSettings, EffectSettings, calibration_tuning
     from lepta.core.settings import validated
+    from lepta.plan.calibration import cost_here
     from lepta.text.sources import BENCHMARK
 
     judges = [judge is not None, judge_server is not None, no_judge]
@@ -213,7 +213,7 @@ def calibrate(
     )
     place = Place(server_model or "", server) if server else Place(original or "")
     if dry_run:
-        result(cost(model, settings), as_json)
+        result(cost_here(model, settings), as_json)
         return
     effect = {"target": valid or [], "source": source_valid or [], "benchmark": benchmark, "limit": task_rows}
     effect |= {"tasks": task} if task else {}

@@ -1,9 +1,14 @@
 """What self-calibration costs at most: answers, grades, steps, tokens and operations."""
 
 import itertools
+import math
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 from lepta.calibration.settings import CalibrateSettings
+from lepta.models.folder import Checkpoint
+from lepta.plan.devices import this_machine
 
 CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
 
@@ -55,3 +60,20 @@ def calibration_cost(settings: CalibrateSettings, weights: int) -> dict[str, int
         "answer_flops": round(2 * weights * (read + written)),
         "training_flops": round(6 * weights * trained),
     }
+
+
+def cost_here(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
+    """What calibration costs at most, from the prompts and this machine's speed (one matrix product is timed).
+
+    See `calibration_cost`. The hours count products of matrices at their full speed: answers, written token by token,
+    take longer the fewer are written at once.
+    """
+    from lepta.plan.plan import MFU  # which imports this module
+
+    weights = sum(math.prod(entry.shape) for entry in Checkpoint(propagated).entries.values())
+    counted: dict[str, Any] = dict(calibration_cost(settings, weights))
+    machine = this_machine()
+    per_hour = machine.tflops * 1e12 * (machine.share or MFU) * 3600
+    for part, name in (("answer", "answers"), ("training", "training")):
+        counted[f"hours_of_{name}_at_full_speed"] = round(counted.pop(f"{part}_flops") / per_hour, 2)
+    return counted
