@@ -119,9 +119,9 @@ def calibration_stages(
         run = partial(make_grades, answers, judge, settings, seed)
         stages.append(Stage(name_of("grades"), {"answers": answers, **judge.inputs}, {"seed": seed, **key}, run))
     copies = settings.copies
-    texts = {
-        label: names for label, names in (("copies", copies.text), ("apart from", apart)) if copies.number and names
-    }
+    texts = {"copies": copies.text} if copies.number else {}
+    if copies.number and apart:
+        texts["apart from"] = apart
     made_of = {"answers": answers} | ({"grades": grades} if len(stages) > 1 else {})
     key = {"seed": seed, "keep": settings.judge.keep if settings.judge else None}
     key |= copies.model_dump(exclude={"text", "apart_from"})

@@ -189,13 +189,12 @@ class ServerWriter:
             wait(calls, return_when=FIRST_EXCEPTION)
             for call in calls:
                 call.cancel()  # what has not begun when one failed
-        failed, done = None, []
+        failed: BaseException | None = None
+        done: list[Written | None] = []
         for call in calls:
-            if call.cancelled() or call.exception():
-                failed = failed or (None if call.cancelled() else call.exception())
-                done.append(None)
-            else:
-                done.append(call.result())
+            error = None if call.cancelled() else call.exception()
+            failed = failed or error
+            done.append(None if call.cancelled() or error else call.result())
         if failed:
             raise Stopped(str(failed), done) from failed
         return [call.result() for call in calls]

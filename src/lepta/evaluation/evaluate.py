@@ -10,14 +10,14 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.bits import score_text, windows
-from lepta.inference.chat import chat_prompt
+from lepta.inference.chat import Message, chat_prompt
 from lepta.inference.generation import behaviour_kept, generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import name_of
 from lepta.text.settings import Text
 from lepta.text.sources import read_documents
-from lepta.training.conversations import Message, read_conversations
+from lepta.training.conversations import read_conversations
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.pieces import pieces
 from lepta.vocabulary.source import open_tokenizer
@@ -28,17 +28,9 @@ PASSAGE = 400  # characters that are shown as tokens
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model in the comparison.
+    """A model in the comparison, by the name that reports show.
 
-    Attributes
-    ----------
-    name : str
-        As reports show it.
-    folder : Path
-    adapted : bool
-        Whether it has the new vocabulary.
-    chat : bool
-        Whether it is an instruct variant.
+    `adapted`: it has the new vocabulary; `chat`: it is an instruct variant.
     """
 
     name: str
@@ -55,54 +47,38 @@ def evaluate(
     text: Text,
     settings: EvaluateSettings,
 ) -> dict[str, Any]:
-    """Measure all contestants.
+    """Measure all models; `base` has the original vocabulary, which tells what tokens are new.
 
-    Parameters
-    ----------
-    contestants : sequence of Contestant
-    base : Path
-        Model with the original vocabulary, for telling which tokens are new.
-    original, adapted : str
-        Names of the two whose speed is compared and whose tokens are shown.
-    text : Text
-        Held-out text of both languages.
-    settings : EvaluateSettings
-
-    Returns
-    -------
-    dict
-        `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
-        (share of prompts and answers of each model), `dtype` (of each model), `speed`, `pieces` (a passage of each
-        language in both vocabularies).
+    Gives `text` (bits per byte and characters per token of each model in each language), `continuations`, `behaviour`
+    (share of prompts and answers of each model), `dtype` (of each model), and of the two models named `original` and
+    `adapted` their `speed` and `pieces` (a passage of each language as tokens).
     """
-    languages = {side.language: side.valid for side in (text.target, text.source)}
     held_out = {
-        language: windows(list(read_documents(valid)), settings.window, settings.characters)
-        for language, valid in languages.items()
+        side.language: windows(list(read_documents(side.valid)), settings.window, settings.characters)
+        for side in (text.target, text.source)
     }
     result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}, "dtype": {}}
     kept_for_speed: dict[str, tuple[Any, Any]] = {}
     old = open_tokenizer(base).vocabulary()
     for contestant in contestants:
-        new_ids = _new_ids(old, open_tokenizer(contestant.folder).vocabulary()) if contestant.adapted else None
+        name = contestant.name
+        new_ids = None
+        if contestant.adapted:
+            new_ids = _new_ids(old, open_tokenizer(contestant.folder).vocabulary())
         model, tokenizer = load_model(contestant.folder), load_tokenizer(contestant.folder)
-        result["dtype"][contestant.name] = name_of(model.dtype)
-        result["text"][contestant.name] = {
-            language: _text_scores(model, tokenizer, texts, f"{contestant.name}, {language}")
+        result["dtype"][name] = name_of(model.dtype)
+        result["text"][name] = {
+            language: _text_scores(model, tokenizer, texts, f"{name}, {language}")
             for language, texts in held_out.items()
         }
         if settings.prompts and not contestant.chat:
-            result["continuations"][contestant.name] = _continuations(
-                model, tokenizer, contestant.name, new_ids, settings
-            )
+            result["continuations"][name] = _continuations(model, tokenizer, name, new_ids, settings)
         if settings.behaviour and (contestant.chat or not contestant.adapted):
-            result["behaviour"][contestant.name] = _behaviour(
-                model, tokenizer, contestant.name, new_ids, settings.behaviour
-            )
-        if contestant.name in (original, adapted):
-            kept_for_speed[contestant.name] = (model, tokenizer)
+            result["behaviour"][name] = _behaviour(model, tokenizer, name, new_ids, settings.behaviour)
+        if name in (original, adapted):
+            kept_for_speed[name] = (model, tokenizer)
         del model, tokenizer
-        gc.collect()
+        gc.collect()  # models of 8B weights do not fit beside each other
     passage = held_out[text.target.language][0][: settings.speed_characters]
     result["speed"] = {
         "characters": len(passage),
@@ -112,12 +88,12 @@ def evaluate(
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {contestant.name: contestant.folder for contestant in contestants}
     cutters = [open_tokenizer(folders[name]).vocabulary() for name in (original, adapted)]
-    result["pieces"] = {language: _in_pieces(cutters, texts[0][:PASSAGE]) for language, texts in held_out.items()}
+    result["pieces"] = {}
+    for language, texts in held_out.items():
+        shown = texts[0][:PASSAGE]
+        cuts = [pieces(vocabulary, shown) for vocabulary in cutters]
+        result["pieces"][language] = {"characters": len(shown), "cuts": cuts}
     return result
-
-
-def _in_pieces(vocabularies: Sequence[Vocabulary], passage: str) -> dict[str, Any]:
-    return {"characters": len(passage), "cuts": [pieces(vocabulary, passage) for vocabulary in vocabularies]}
 
 
 def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
@@ -145,10 +121,7 @@ def _continuations(
 def behaviour_dialogues(settings: Behaviour) -> list[list[Message]]:
     """Read the conversations whose style is counted; each ends with an answer.
 
-    Raises
-    ------
-    LeptaError
-        If they cannot be read, there is none, one has no answer, or an answer has no mark to open up to.
+    LeptaError if they cannot be read, there is none, one has no answer, or an answer has no mark to open up to.
     """
     dialogues = list(itertools.islice(read_conversations([settings.dialogues]), settings.prompts))
     for number, messages in enumerate(dialogues, 1):

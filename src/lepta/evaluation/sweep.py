@@ -20,18 +20,9 @@ def sweep_body_delta(
     texts: Sequence[str],
     place: Path,
 ) -> dict[float, float]:
-    """Bits per byte of held-out text for each scale of the body's change (see `lepta.embeddings.body`).
+    """Bits per byte of held-out text, of both languages as they are to count, for each scale of the body's change.
 
-    Parameters
-    ----------
-    base, adapted, instruct : Checkpoint
-    method : str
-        See `lepta.embeddings.propagate.propagate`.
-    scales : sequence of float
-    texts : sequence of str
-        Held-out text of both languages, as they are to count.
-    place : Path
-        Folder with room for one model at a time.
+    `place` is a folder with room for one model at a time. See `lepta.embeddings.body`.
     """
     scores = {}
     for scale in scales:

@@ -56,15 +56,7 @@ def windows(documents: Sequence[str], length: int, total: int) -> list[str]:
 
 @torch.no_grad()
 def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: str = "bits per byte") -> TextScore:
-    """Score texts, each one by itself after the token that starts a text; those of similar length are read together.
-
-    Parameters
-    ----------
-    model : transformers causal LM
-    tokenizer : transformers tokenizer
-    texts : sequence of str
-        Every byte of them counts, the first ones too.
-    """
+    """Score every byte of texts, each by itself after the token that starts a text."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise LeptaError("tokenizer: neither bos_token nor eos_token; bits per byte need a token that starts a text")

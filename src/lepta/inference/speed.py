@@ -37,22 +37,10 @@ def characters_per_second(
     work: Callable[[Any, torch.Tensor], None],
     repeats: int,
 ) -> dict[str, float]:
-    """Time the same text under several models, taking turns so that a slow moment of the machine hits all alike.
+    """Time the same text under several models (name -> model, tokenizer); `work` is `read` or `write`.
 
-    Parameters
-    ----------
-    models : mapping
-        Name -> (model, tokenizer).
-    text : str
-    work : callable
-        `read` or `write`.
-    repeats : int
-        Rounds after one warm-up round; the median counts.
-
-    Returns
-    -------
-    dict
-        Name -> characters per second.
+    Models take turns, so that a slow moment of the machine hits all alike. The first round warms up; of the `repeats`
+    that follow, the median counts.
     """
     ids = {
         name: torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=model.device)
