@@ -79,11 +79,12 @@ class Client:
             reason = _shown(reason)
             if status in REFUSED:
                 raise Refused(f"{address}: {reason} (tried {tried} times)", reason)
-            self._gone = status == 0 or status in AGAIN
+            temporary = status == 0 or status in AGAIN
             pause = self._wait * 2 ** (tried - 1)
-            if not self._gone or tried == tries or time.monotonic() + pause > end:
+            if not temporary or tried == tries or time.monotonic() + pause > end:
                 break
             time.sleep(pause)
+        self._gone = temporary  # known only now: other requests are sent while this one is tried again
         raise LeptaError(
             f"{address}: {reason} (tried {tried} times); see that the server runs and has {self.model}, and give the "
             "same command again: what was answered is kept"

@@ -13,12 +13,12 @@ import numpy as np
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import progress
+from lepta.inference.chat import Message, render_chat
 from lepta.models.loss import IGNORED
 from lepta.text.formats import ROW_SUFFIXES, read_rows
 from lepta.text.sources import text_files
 from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
 
-Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
 COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it
 COUNTS = "counts.json"
 
@@ -96,11 +96,11 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[st
         If the template refuses the conversation.
     """
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
-    whole = _rendered(tokenizer, messages)
+    whole = render_chat(tokenizer, messages)
     spans = []
     for number in answers:
-        before = _rendered(tokenizer, messages[:number], add_generation_prompt=True)
-        through = _rendered(tokenizer, messages[: number + 1]).rstrip("\n")
+        before = render_chat(tokenizer, messages[:number], add_generation_prompt=True)
+        through = render_chat(tokenizer, messages[: number + 1]).rstrip("\n")
         if whole.startswith(through) and through.startswith(before):
             spans.append((len(before), len(through)))
     if answers and not spans:
@@ -110,13 +110,6 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[st
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     counted = [any(start < last and end > first for first, last in spans) for start, end in offsets]
     return {"input_ids": ids, "labels": [token if c else IGNORED for token, c in zip(ids, counted, strict=True)]}
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except Exception as error:  # whatever a template raises
-        raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 
 
 def calls_tools(messages: Sequence[Message]) -> bool:

@@ -1,0 +1,42 @@
+"""A hybrid thinking model is asked without thinking, in the same way wherever it is asked or tuned."""
+
+import pytest
+
+from lepta.core.errors import LeptaError
+from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.inference.chat import chat_prompt, render_chat
+from lepta.models.load import load_model, load_tokenizer
+from lepta.training.conversations import conversation_example
+
+HYBRID = (  # as Qwen3 has it
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+ASKED = [{"role": "user", "content": "Раз?"}]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model_folder, tiny_tokenizer):
+    folder = tiny_model_folder(rows=4000, tied=True, tokenizer=tiny_tokenizer)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = HYBRID
+    return load_model(folder), tokenizer
+
+
+def test_thinking_is_off_wherever_a_model_is_asked_or_tuned(loaded):
+    model, tokenizer = loaded
+    prompt = chat_prompt(tokenizer, ASKED)
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert TransformersBackend(model, tokenizer, "tiny").render(ASKED) == prompt
+    example = conversation_example(tokenizer, [*ASKED, {"role": "assistant", "content": "Два."}])
+    assert tokenizer.decode(example["input_ids"]).startswith(f"{prompt}Два.")
+    assert tokenizer.decode([label for label in example["labels"] if label >= 0]) == "Два.<|im_end|>"
+
+
+def test_a_refusal_of_the_template_is_one_line(loaded):
+    refusing = "{{ raise_exception('no system here') }}"
+    with pytest.raises(LeptaError, match=r"chat template: refuses a conversation \(no system here\)$"):
+        render_chat(loaded[1], ASKED, chat_template=refusing)
