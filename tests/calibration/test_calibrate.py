@@ -58,7 +58,7 @@ class Server:
                     dead = outer.dies_after is not None and outer.requests > outer.dies_after
                     fault = 500 if dead else outer.faults.pop(0) if outer.faults else None
                     if fault == "slow":
-                        time.sleep(1)
+                        time.sleep(2.5)
                     status = fault if isinstance(fault, int) else 200
                     body = fault if isinstance(fault, bytes) else b"{}"
                     if fault is None:
@@ -129,7 +129,7 @@ def test_what_a_model_cannot_be_asked_is_refused_and_the_rest_is_answered(loaded
 
 
 def test_faults_of_a_server(server, monkeypatch):
-    writer = ServerWriter(server.url, "tiny", wait=0.01, seconds=0.5)
+    writer = ServerWriter(server.url, "tiny", wait=0.01, seconds=2)
     server.faults = [503, 429, b'{"choices": []}', "slow"]
     assert isinstance(writer.write(asked("Раз"), Sampling(3))[0], list) and server.requests == 5
     server.faults = [400]

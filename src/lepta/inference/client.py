@@ -110,7 +110,7 @@ class Client:
         try:
             status, body = answer.result(seconds)
         except TimeoutError as error:
-            raise TimeoutError(f"no whole answer in {seconds:.0f} s") from error
+            raise TimeoutError(f"no whole answer in {seconds:.3g} s") from error
         if len(body) > LARGEST:
             raise LeptaError(f"{self.url}: an answer of more than {LARGEST >> 20} MiB; see what this address is")
         return status, body
