@@ -11,7 +11,7 @@ from lepta.core.output import write_json
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.bits import WINDOW, score_text, windows
-from lepta.inference.chat import Message, chat_prompt
+from lepta.inference.chat import Message, render_chat
 from lepta.inference.generation import generate
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
@@ -44,30 +44,21 @@ def measure_effect(
     found = {}
     for name, place in models.items():
         model, tokenizer = load_model(place, exact_dtype()), load_tokenizer(place)
-        new = None
-        if original is not None:
-            old, changed = open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary()
-            ids = VocabularyChange.between(old, changed).new_ids
-            new = frozenset(ids.tolist()) if len(ids) else None
-        scores = {
-            language: score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
-            for language, text in texts.items()
-        }
-        tested: dict[str, Any] = {}
+        scores = {}
+        for language, text in texts.items():
+            scores[language] = score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
+        tasks = {}
         if settings.tasks:
-            backend = TransformersBackend(model, tokenizer, name)
-            place_of_samples = folder / "samples" / name
-            summary = run(backend, settings.benchmark, place_of_samples, settings.tasks, limit=settings.limit)
-            tested = {
-                task: asdict(part.score) | {"samples": part.samples, "parts": part.parts}
-                for task, part in summary.tasks.items()
-            }
-        asked = [chat_prompt(tokenizer, messages) for messages in prompts]
+            backend, samples = TransformersBackend(model, tokenizer, name), folder / "samples" / name
+            summary = run(backend, settings.benchmark, samples, settings.tasks, limit=settings.limit)
+            for task, part in summary.tasks.items():
+                tasks[task] = asdict(part.score) | {"samples": part.samples, "parts": part.parts}
+        asked = [render_chat(tokenizer, messages, add_generation_prompt=True) for messages in prompts]
         written = generate(model, tokenizer, asked, settings.max_tokens, f"{name}, answers")
         found[name] = {
             "bits_per_byte": scores,
-            "tasks": tested,
-            "new_token_share": written.share_of(new) if asked else None,
+            "tasks": tasks,
+            "new_token_share": written.share_of(_new_ids(original, place)) if asked else None,
             "answers": written.texts,
         }
         del model, tokenizer
@@ -76,3 +67,11 @@ def measure_effect(
     write_json(folder / EFFECT, effect)
     (folder / "report.html").write_text(render(TEMPLATE, effect), encoding="utf-8", errors="replace")
     return found
+
+
+def _new_ids(original: Path | None, place: Path) -> frozenset[int] | None:
+    """Ids of tokens that the original vocabulary does not have; None if there are none, or it is not known."""
+    if original is None:
+        return None
+    old, changed = open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary()
+    return frozenset(VocabularyChange.between(old, changed).new_ids.tolist()) or None

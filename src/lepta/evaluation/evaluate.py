@@ -10,7 +10,7 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.bits import score_text, windows
-from lepta.inference.chat import Message, chat_prompt
+from lepta.inference.chat import Message, render_chat
 from lepta.inference.generation import behaviour_kept, generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
@@ -140,7 +140,7 @@ def behaviour_dialogues(settings: Behaviour) -> list[list[Message]]:
 
 def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
     dialogues = behaviour_dialogues(settings)
-    prompts = [chat_prompt(tokenizer, dialogue[:-1]) for dialogue in dialogues]
+    prompts = [render_chat(tokenizer, dialogue[:-1], add_generation_prompt=True) for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
     answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")
     kept = behaviour_kept(answers.texts, references, settings.mark)
