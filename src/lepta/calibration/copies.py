@@ -61,7 +61,7 @@ def draw(documents: Iterable[str], number: int, characters: int, generator: rand
 
     Their lengths are spread evenly on a logarithmic scale up to `characters`: sentences, paragraphs and articles.
     """
-    drawn: list[str] = []
+    drawn: list[str] = []  # a reservoir (algorithm R): the stream may be of any length
     for seen, passage in enumerate(_passages(documents, characters, generator)):
         place = seen if seen < number else generator.randrange(seen + 1)
         if place < len(drawn):

@@ -21,25 +21,9 @@ ASKED = "darumeru"  # the runner's output, until it is whole
 def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) -> dict[str, Any]:
     """Ask a model the benchmark: a base model with plain text, a variant by its chat template if it has one.
 
-    Parameters
-    ----------
-    contestant : Contestant
-    settings : Benchmark
-    seed : int
-        Of the intervals.
-    folder : Path
-        Gets `samples/`, `summary.json` and `report.html`. Answers of an interrupted run, among the folder's
-        checkpoints, are not asked for again.
-
-    Returns
-    -------
-    dict
-        `model`, `shots`, `micro_avg` (or None) and `refused` (task -> why it does not count).
-
-    Raises
-    ------
-    LeptaError
-        If samples failed for a reason that may pass, such as memory; what was answered is not asked for again.
+    `folder` gets `samples/`, `summary.json` and `report.html`; answers of an interrupted run, among its checkpoints,
+    are not asked for again. `seed` is that of the intervals. Gives `model`, `shots`, `micro_avg` (or None) and
+    `refused` (task -> why it does not count). LeptaError if samples failed for a reason that may pass, such as memory.
     """
     work = folder / CHECKPOINTS / ASKED
     with opened_backend(contestant.folder, None if contestant.chat else False, output=work) as backend:

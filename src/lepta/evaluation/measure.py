@@ -18,20 +18,9 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class ModelMeasure:
-    """How well a model predicts a text, in how many tokens, and how long that took.
+    """How well a model predicts a text, in how many tokens, and how long that took without loading.
 
-    Attributes
-    ----------
-    model : str
-    bits_per_byte, characters_per_token : float
-    characters, utf8_bytes, tokens : int
-        Of the text.
-    window : int
-        Characters that the model saw at once.
-    dtype : str
-        Precision of its products.
-    seconds : float
-        Without loading.
+    `window` are the characters that the model saw at once, `dtype` is the precision of its products.
     """
 
     model: str
