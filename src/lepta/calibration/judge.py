@@ -96,11 +96,11 @@ def grade_answers(
     left = (row for row in answers if row["id"] not in journal.done and usable(row))
     with progress("grades", None) as bar:
         while part := list(itertools.islice(left, judge.at_once)):
-            asked = [
-                _Question(row["id"], number, rubric.conversation(row["messages"], row["answers"][number]["text"]))
-                for row in part
-                for number in usable(row)
-            ]
+            asked = []
+            for row in part:
+                for number in usable(row):
+                    shown = rubric.conversation(row["messages"], row["answers"][number]["text"])
+                    asked.append(_Question(row["id"], number, shown))
             first: Grades = {}
             second: Grades = {}
             twice = [question for question in asked if _drawn(question.key, settings.repeat_share)]
@@ -121,9 +121,8 @@ def _read(grades: Grades, question: _Question) -> bool:
 
 
 def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
-    found, again = (
-        [grades.get((row["id"], number)) for number in range(len(row["answers"]))] for grades in (first, second)
-    )
+    keys = [(row["id"], number) for number in range(len(row["answers"]))]
+    found, again = list(map(first.get, keys)), list(map(second.get, keys))
     return {"id": row["id"], "grades": found} | ({"again": again} if any(again) else {})
 
 
@@ -162,9 +161,9 @@ def _grade(
             found = None if isinstance(reply, Refusal) else read_grades(said)
             grades[question.key, question.number] = dict(found) if found else {"unreadable": said[:200]}
             if not found and not isinstance(reply, Refusal):
-                turns = [("assistant", said or "..."), ("user", rubric.again)]
-                more = [{"role": role, "content": text} for role, text in turns]
-                unread.append((question, [*question.messages, *more]))
+                said_turn = {"role": "assistant", "content": said or "..."}
+                again_turn = {"role": "user", "content": rubric.again}
+                unread.append((question, [*question.messages, said_turn, again_turn]))
         if stopped:
             raise stopped
         left = unread
