@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepta.adapt import pretrain_stage
+from lepta.adapt import pretrain
 from lepta.core.errors import LeptaError
 from lepta.core.stages import Hashes
 from lepta.text.settings import Language, Text
@@ -359,4 +359,4 @@ def test_old_tokens_behind_new_ones_cannot_be_kept_apart(tiny_tokenizer, tiny_mo
     for field, values in asked.items():
         settings = PretrainSettings.model_validate({"tokens": 100, "block": 64, "batch": 1} | values)
         with pytest.raises(LeptaError, match=rf"pretrain\.{field} needs old rows before new ones.* old tokens come"):
-            pretrain_stage(start, str(tmp_path / "old"), text, settings, 1, tmp_path / "out", False)
+            pretrain(tmp_path / "old", start, text, settings, 1, tmp_path / "out")

@@ -48,7 +48,7 @@ def recipe_of(base, **changes):
         "base": str(base),
         "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
         "vocabulary": {"scenario": "extended", "size": 55328, "corpus": ["starter:ru/train"]},
-        "pretrain": {"tokens": 1_000_000, "micro_batch": 8},
+        "pretrain": {"tokens": 1_000_000, "block": 1024, "batch": 256, "micro_batch": 8},
     }
     return Recipe.model_validate(content | changes)
 
@@ -196,7 +196,7 @@ def kept_bytes(model, tokens):
 def test_activations_are_those_that_autograd_keeps(trains, tmp_path):
     tokens, short, long = 600, tiny(trains, layers=2), tiny(trains, layers=6)
     a_layer = (kept_bytes(long, tokens) - kept_bytes(short, tokens)) / 4 / tokens
-    settings = PretrainSettings(tokens=1, trains=trains, lora={"rank": 8})
+    settings = PretrainSettings(tokens=1, trains=trains, block=1024, batch=256, lora={"rank": 8})
     assert activation_bytes_per_token(shape_of_model(short, tmp_path), settings, 2) == pytest.approx(a_layer, rel=0.03)
 
 
@@ -206,7 +206,7 @@ def test_operations_are_those_that_torch_counts(trains, tmp_path):
 
     model, tokens = tiny(trains, "eager", torch.float32), 64
     shape = shape_of_model(model, tmp_path)
-    settings = PretrainSettings(tokens=1, trains=trains, block=tokens, lora={"rank": 8})
+    settings = PretrainSettings(tokens=1, trains=trains, block=tokens, batch=256, lora={"rank": 8})
     flops = flops_per_token(shape, settings, stage_weights(shape, settings, 0))
     ids = torch.randint(0, 96, (1, tokens))
     with FlopCounterMode(display=False) as counter:
@@ -248,7 +248,7 @@ def test_padding_rows_count_as_they_are_written():
 
 def test_memory_by_part_and_sharding():
     shape = shape_of(MISTRAL)
-    settings = PretrainSettings(tokens=1, micro_batch=4)
+    settings = PretrainSettings(tokens=1, block=1024, batch=256, micro_batch=4)
     weights = stage_weights(shape, settings, 0)
     alone, ddp, fsdp = (
         memory(shape, settings, weights, number, way) for number, way in ((1, "one process"), (8, "DDP"), (8, "FSDP2"))
@@ -265,14 +265,14 @@ def test_memory_by_part_and_sharding():
 
 
 def test_change_that_makes_a_stage_fit_does_so():
-    shape, settings = shape_of(MISTRAL), PretrainSettings(tokens=1)  # 256 blocks at once
+    shape, settings = shape_of(MISTRAL), PretrainSettings(tokens=1, block=1024, batch=256)  # all at once
     on_h100 = fit(shape, settings, 0, 79.6, 1, "one process")
     assert not on_h100.fits and on_h100.needs > 1000 and set(on_h100.change) == {"micro_batch"}
     changed = settings.model_copy(update=on_h100.change)
     assert fit(shape, changed, 0, 79.6, 1, "one process").fits and on_h100.needs_then <= 79.6
     small = fit(shape, changed, 0, 16.0, 1, "one process")
     assert small.change["body_dtype"] == "4bit"
-    full = PretrainSettings(tokens=1, trains="full", micro_batch=1)
+    full = PretrainSettings(tokens=1, trains="full", block=1024, batch=256, micro_batch=1)
     assert fit(shape, full, 0, 79.6, 1, "one process").change["sharding"] == "FSDP2"
     assert fit(shape, full, 0, 79.6, 8, "DDP").change["sharding"] == "FSDP2"
     assert fit(shape, full, 0, 4.0, 8, "DDP").change == {}

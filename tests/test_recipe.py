@@ -60,7 +60,7 @@ def test_values_and_defaults(write):
     assert recipe.vocabulary.scenario == "extended"
     assert recipe.propagate.method == "anchored"
     (stage,) = recipe.pretrain
-    assert (stage.batch, stage.learning_rate) == (256, ["auto"])
+    assert (stage.block, stage.batch, stage.learning_rate) == (256, 2, ["auto"])
     assert recipe.variants["terse"].tune.batch == 128
     assert recipe.variants["chat"].tune is None
 

@@ -39,12 +39,6 @@ class Variant(Section):
         return self
 
 
-class CommandPretrainSettings(PretrainSettings):
-    """The same with the default of `lepta pretrain`, which is meant for short runs."""
-
-    warmup_steps: int = Field(5, ge=0)
-
-
 class Recipe(Section):
     """One adaptation from beginning to end."""
 

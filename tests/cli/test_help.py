@@ -1,11 +1,16 @@
-"""`--help` teaches: every option of every command says what it is."""
+"""`--help` teaches: every option of every command says what it is, nothing is cut, and it comes at once."""
 
+import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from lepta.cli import app
+from lepta.cli import COMMANDS, app
+from lepta.version import __version__
 
 
 def commands(command, path: str) -> Iterator:
@@ -20,5 +25,50 @@ def test_every_option_and_command_has_a_help_text(command):
     assert command.help
     silent = [option.opts for option in command.params if option.param_type_name == "option" and not option.help]
     assert not silent
-    eaten = [option.opts for option in command.params if "[" in (getattr(option, "help", None) or "")]
-    assert not eaten  # rich takes [default: all] for markup, and shows nothing
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_shows_the_first_line_of_each(name):
+    command = typer.main.get_command(app).get_command(None, name)
+    assert " ".join(inspect.cleandoc(command.help).partition("\n\n")[0].split()) == COMMANDS[name][1]
+
+
+@pytest.mark.parametrize("command", [["--help"], ["pretrain", "--help"], ["calibrate", "--help"], ["vocab", "--help"]])
+def test_help_is_whole_on_80_columns_and_switches_take_no_value(command):
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "80"}).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown and "<bool>" not in shown
+
+
+def test_long_options_and_first_lines_are_written_out():
+    pretrain, vocab = (
+        CliRunner().invoke(app, [name, "-h"], env={"COLUMNS": "80"}).stdout for name in ("pretrain", "vocab")
+    )
+    assert "--old-rows-learning-rate <float>" in pretrain
+    assert "exit code 1 if any fails." in " ".join(vocab.split())
+
+
+def test_version_is_printed_without_a_command():
+    done = subprocess.run([sys.executable, "-m", "lepta", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__}\n"
+
+
+def test_help_imports_no_heavy_library():
+    code = "import sys, lepta.cli; sys.argv = ['lepta', '--help']\ntry: lepta.cli.main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'numpy', 'transformers', 'pydantic', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_setting_has_one_default_on_the_command_line_and_in_recipes():
+    """Options are made from the settings models; the default that help shows is the model's."""
+    shown = CliRunner().invoke(app, ["tune", "--help"], env={"COLUMNS": "200"}).stdout
+    alpha = " ".join(shown[shown.index("--alpha") : shown.index("--dropout")].split())
+    assert alpha.endswith("(default: 16).")  # of tuning; a Lora alone has 32
+
+
+def test_a_wrong_value_is_told_with_command_and_field():
+    given = ["distill", "--original", "x", "--model", "x", "--text", "x", "--output", "x", "--tokens", "many"]
+    error = CliRunner().invoke(app, given).exception
+    assert str(error) == (
+        "lepta distill: tokens: Input should be a valid integer, unable to parse string as an integer"
+    )

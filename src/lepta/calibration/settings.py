@@ -34,7 +34,7 @@ class JudgeSettings(Section):
     keep: int = Field(4, ge=1, le=5, description="Answers are kept with both grades at least so high")
     tries: int = Field(3, ge=1, description="Times that a judge is asked until its grades can be read")
     repeat_share: float = Field(0.1, ge=0, le=1, description="Share of answers graded a second time, for agreement")
-    max_tokens: int = Field(128, ge=8)
+    max_tokens: int = Field(128, ge=8, description="Longest reply of the judge, in tokens")
 
     @model_validator(mode="after")
     def _one_of(self) -> "JudgeSettings":
@@ -49,7 +49,7 @@ class CopySettings(Section):
     """Examples that ask to repeat a text: they force the new tokens to be used."""
 
     text: list[str] = Field(default_factory=list, description="Text sources to draw from")
-    number: int = Field(10_000, ge=0)
+    number: int = Field(10_000, ge=0, description="Texts to repeat")
     characters: int = Field(2000, ge=100, description="Longest text to repeat")
     language: str = Field("ru", description="Of the request; or write `prompts`")
     prompts: list[str] = Field(default_factory=list, description="Requests with {text} in them")
@@ -57,7 +57,7 @@ class CopySettings(Section):
         None,
         description="Texts with which copies share no run of `ngram` words; default: training text and benchmark",
     )
-    ngram: int = Field(13, ge=2)
+    ngram: int = Field(13, ge=2, description="Words in a run that no copy may share")
 
     @model_validator(mode="after")
     def _has_text(self) -> "CopySettings":
@@ -105,8 +105,8 @@ class EffectSettings(Section):
 
     target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")
     source: list[str] = Field(default_factory=list, description="Held-out text of the language the model knows")
-    characters: int = Field(10_000, ge=100, description="Of each")
-    tasks: TaskNames = Field(default_factory=lambda: list(COPY_TASKS), description="Of Darumeru")
+    characters: int = Field(10_000, ge=100, description="Characters of each text")
+    tasks: TaskNames = Field(default_factory=lambda: list(COPY_TASKS), description="Tasks of Darumeru")
     benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
     limit: int | None = Field(None, ge=1, description="Rows of each task")
     max_tokens: int = Field(64, ge=1, description="Of answers that are shown")

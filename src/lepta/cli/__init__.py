@@ -1,136 +1,131 @@
-"""The command line: recipes here, single steps in `lepta.cli`."""
+"""The command line. Commands and what they need are imported when they are called: `lepta --help` imports none.
+
+Try: lepta --help
+"""
 
 import os
 import sys
-from pathlib import Path
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from typer.core import TyperGroup
 
-from lepta.cli import models, tuning
-from lepta.cli.common import AsJson, console, print_json, result
-from lepta.cli.corpus import corpus
-from lepta.cli.darumeru import darumeru
-from lepta.cli.measure import measure
-from lepta.cli.plan import HELP as PLAN_HELP
-from lepta.cli.plan import plan as plan_command
-from lepta.cli.vocabulary import vocab
 from lepta.core.errors import LeptaError
 from lepta.version import __version__
 
+# Name -> module and name in it, and the first line of its help (a test compares it).
+COMMANDS = {
+    "adapt": (
+        "recipes:adapt",
+        "Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.",
+    ),
+    "status": ("recipes:status", "Tell which stages of a recipe are up to date, and why the others are not."),
+    "report": ("recipes:report", "Print the numbers of a finished run and say where its page is."),
+    "plan": (
+        "plan:plan",
+        "Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.",
+    ),
+    "corpus": ("corpus:corpus", "Make training text out of raw text."),
+    "vocab": ("vocabulary:vocab", "Build, check and measure vocabularies."),
+    "init": ("models:init", "Give a model another vocabulary: each new token starts as the mean of its old pieces."),
+    "distill": (
+        "training:distill",
+        "Learn the rows of new tokens from the original model, which reads the same text in its old tokens.",
+    ),
+    "pretrain": ("training:pretrain", "Train embeddings and head on text, the body frozen or not."),
+    "propagate": (
+        "models:propagate",
+        "Carry trained embeddings from an adapted base model into instruct variants (LEP).",
+    ),
+    "calibrate": (
+        "training:calibrate",
+        "Train a propagated instruct model on the original's own graded answers and on copies (self-calibration).",
+    ),
+    "tune": (
+        "training:tune",
+        "Tune an instruct model on conversations; the loss counts what the assistant says.",
+    ),
+    "measure": (
+        "measure:measure",
+        "Measure how well models predict a text: bits per byte, which mean the same under every vocabulary.",
+    ),
+    "patch": ("models:patch", "Ship an adapted model without its body."),
+    "darumeru": ("darumeru:darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
+}
+
+
+class Group(TyperGroup):
+    """A group of commands whose help is plain text, wrapped to the terminal and never cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List commands with their whole first line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.first_line(ctx, name)) for name in self.list_commands(ctx)])
+
+    def first_line(self, ctx: Any, name: str) -> str:
+        """The first paragraph of a command's help."""
+        command = self.get_command(ctx, name)
+        paragraph = (command.help or "").partition("\n\n")[0] if command else ""
+        return " ".join(paragraph.split())
+
+
+class LazyGroup(Group):
+    """The root: commands are those of `COMMANDS`."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS)  # names alone: typer lists them, and suggests one on a typing error
+
+    def first_line(self, ctx: Any, name: str) -> str:
+        """The help in the table, so that nothing is imported."""
+        return COMMANDS[name][1]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import a command; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        found = getattr(import_module(f"lepta.cli.{module}"), name)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=HELP_NAMES)
+            single.command(name=cmd_name)(found)
+            return typer.main.get_command(single)
+        found.rich_markup_mode = None
+        found._add_completion = False
+        found.info.cls = Group
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
+
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
+    cls=LazyGroup,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # its tables cut long options at 80 columns
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_NAMES,
     help="Give an open LLM, and all its instruct variants, a vocabulary for another language.\n\n"
     "Start with: lepta adapt recipes/demo.yaml",
 )
 
 
-@app.callback()
-def _main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        console.print(__version__)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
         raise typer.Exit
 
 
-@app.command()
-def adapt(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/demo.yaml is one to start from.")],
-    start: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it in any case.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run all stages in any case.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.")
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.
-
-    What is up to date is skipped; what was interrupted goes on where it stopped.
-    """
-    from lepta.adapt import adapt as run_recipe
-    from lepta.adapt import pipeline_of, report_data
-    from lepta.plan.plan import cost_here
-    from lepta.recipe import read_recipe
-    from lepta.report.page import print_summary
-
-    plan = read_recipe(recipe)
-    if dry_run:
-        verdicts = pipeline_of(plan).status(start, force)
-        _print_status(verdicts, as_json, {"cost": cost_here(plan)})
-        return
-    run_recipe(plan, start, force, lambda line: Console(stderr=True).print(f"[dim]lepta[/] {line}", highlight=False))
-    data = report_data(plan.output)
-    if as_json:
-        print_json(data)
-    else:
-        print_summary(data, console)
-        console.print(f"\nReport: {plan.output / 'report' / 'report.html'}", highlight=False)
-        for name in plan.variants:
-            made = "calibrated" if plan.calibrate else "propagated"
-            console.print(f"Model:  {plan.output / made / name}", highlight=False)
-
-
-@app.command()
-def status(recipe: Annotated[Path, typer.Argument(help="YAML file.")], as_json: AsJson = False) -> None:
-    """Tell which stages of a recipe are up to date, and why the others are not."""
-    from lepta.adapt import pipeline_of
-    from lepta.recipe import read_recipe
-
-    _print_status(pipeline_of(read_recipe(recipe)).status(), as_json)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Output folder of a recipe that has run.")], as_json: AsJson = False
-) -> None:
-    """Print the numbers of a finished run and say where its page is."""
-    from lepta.adapt import report_data
-    from lepta.report.page import print_summary
-
-    data = report_data(folder)
-    if as_json:
-        print_json(data)
-    else:
-        print_summary(data, console)
-        console.print(f"\nReport: {folder / 'report' / 'report.html'}", highlight=False)
-
-
-def _print_status(verdicts: list[Any], as_json: bool, extra: dict[str, Any] | None = None) -> None:
-    rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
-    if as_json:
-        print_json({"stages": rows, **(extra or {})})
-        return
-    table = Table("stage", "", "why")
-    for row in rows:
-        table.add_row(row["stage"], "[green]current[/]" if row["current"] else "[yellow]to run[/]", row["reason"])
-    console.print(table)
-    for name, value in (extra or {}).items():
-        console.print(f"\nEstimated {name} of pre-training, if it runs:", highlight=False)
-        result(value, as_json=False)
-
-
-app.add_typer(corpus, name="corpus")
-app.add_typer(vocab, name="vocab")
-app.command("plan", help=PLAN_HELP)(plan_command)
-for command in (
-    models.init,
-    models.distill,
-    models.pretrain,
-    models.propagate,
-    tuning.calibrate,
-    tuning.tune,
-    measure,
-):
-    app.command()(command)
-app.add_typer(models.patch, name="patch")
-app.add_typer(darumeru, name="darumeru")
+    pass
 
 
 def main() -> None:
@@ -138,8 +133,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _quiet_libraries()
     try:
-        _quiet_libraries()
         app()
     except LeptaError as error:
         if debug:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.")]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
 TokenizerPath = Annotated[

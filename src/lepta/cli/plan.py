@@ -10,16 +10,6 @@ from rich.table import Column, Table
 from lepta.cli.common import AsJson, console, print_json
 from lepta.core.errors import LeptaError
 
-HELP = (  # the terminal wraps it, so a paragraph is one line
-    "Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.\n\n"
-    "Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a "
-    "table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers "
-    "that are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.\n\n"
-    "If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller "
-    "micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or "
-    "body_dtype: 4bit.\n\n"
-    "Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100"
-)
 UNKNOWN = "–"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 PARTS = {
@@ -73,7 +63,18 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a recipe costs; see `HELP`."""
+    """Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.
+
+    Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a
+    table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers
+    that are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.
+
+    If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller
+    micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or
+    body_dtype: 4bit.
+
+    Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100
+    """
     from lepta.plan.plan import make_plan
     from lepta.recipe import read_recipe
 

@@ -1,5 +1,6 @@
-"""Stages of a single command, run as those of a recipe are: they go on, and all processes take part."""
+"""Pipelines run by one process or several: the first runs the stages, the others join where a model is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,25 @@ from lepta.text.locate import read_json
 from lepta.training.distributed import announce, announced, processes
 
 
-def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
-    """Run stages to folders below `output`; all processes come here and leave when all is done.
-
-    Parameters
-    ----------
-    output : Path
-    stages : list of Stage
-    force : bool
-        Start over where another run was interrupted.
-    """
+def run_together(
+    pipeline: Pipeline,
+    start: str | None = None,
+    force: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run a pipeline (see `Pipeline.run`); all processes come here and leave when all is done."""
     if processes().is_main_process:
-        Pipeline(output, stages, announce, remember=False).run(force=force)
+        pipeline.run(start, force, report)
         announce(None)
         return
-    by_name = {stage.name: stage for stage in stages}
+    stages = {stage.name: stage for stage in pipeline.stages}
     while name := announced():
-        by_name[name].run(partial_of(output / name))
+        stages[name].run(partial_of(pipeline.output / name))
+
+
+def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
+    """Run the stages of a single command to folders below `output`; `force` starts over what was interrupted."""
+    run_together(Pipeline(output, stages, announce, remember=False), force=force)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

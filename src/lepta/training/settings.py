@@ -1,4 +1,4 @@
-"""What a user may say about tuning on conversations, in recipes and commands; defaults are the paper's (2.4.3)."""
+"""Settings of pre-training, of tuning on conversations and of preferences, in recipes and commands."""
 
 from typing import Annotated, Any, Literal
 
@@ -39,9 +39,9 @@ Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 class Lora(Section):
     """Low-rank changes of the body's linear layers, merged into them when training ends."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, description="Rank of the low-rank changes")
     alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
     targets: Sources | Literal["all-linear"] = Field(
         "all-linear", description="Names of linear layers, such as q_proj; all-linear: every one but the head"
     )
@@ -62,16 +62,16 @@ class TuneSettings(Section):
     )
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
     learning_rate: float = Field(5e-5, gt=0, description="Peak rate; a tenth of the steps warms up")
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, description="Pulls what trains towards 0")
     batch: int = Field(128, ge=1, description="Conversations per step, over all processes; rows if they are packed")
     micro_batch: int | None = Field(
         None, ge=1, description="What one process holds at once; default: 4, or the next smaller divisor of its share"
     )
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, description="Times that each conversation is seen")
     max_length: int = Field(4096, ge=8, description="Tokens; a longer conversation is left out whole, and counted")
     packing: bool = Field(False, description="Several conversations to a row of max_length; none sees another")
     body_dtype: BodyDtype = Field("auto", description="Precision of a frozen body, as in pretrain")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints")
     report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, ...")
 
@@ -83,25 +83,9 @@ class TuneSettings(Section):
 
 
 def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[int, int]:
-    """Share the examples of a step among processes.
+    """How many examples a process holds at once, and how often in a step; LeptaError if they cannot be shared equally.
 
-    Parameters
-    ----------
-    batch : int
-        Examples per step, over all processes.
-    micro_batch : int or None
-        Examples that one process holds at once; None: its whole share.
-    processes : int
-
-    Returns
-    -------
-    (int, int)
-        Examples that a process holds at once, and how often it does so in a step.
-
-    Raises
-    ------
-    LeptaError
-        If they cannot be shared equally.
+    `batch` counts the examples of a step over all processes; without `micro_batch` a process holds its whole share.
     """
     share, rest = divmod(batch, processes)
     if rest or not share:
@@ -116,7 +100,11 @@ def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[in
 
 
 class PretrainSettings(Section):
-    """Continued pre-training (paper 2.1.3); defaults are the paper's where it names them."""
+    """Continued pre-training (paper 2.1.3).
+
+    Defaults fit one machine and a short text. A step of the paper's, 256 blocks of 1,024 tokens, needs `micro_batch` on
+    a GPU of 80 GB, and is more than all of a text of 200,000 tokens.
+    """
 
     trains: Trains = Field(
         "embeddings",
@@ -124,9 +112,9 @@ class PretrainSettings(Section):
         "embeddings+lora: low-rank changes of the body too; full: everything",
     )
     tokens: int = Field(ge=1, description="Tokens to train on, in all")
-    block: int = Field(1024, ge=8, description="Block length in tokens")
+    block: int = Field(256, ge=8, description="Block length in tokens; the paper's runs used 1024")
     documents_apart: bool = Field(False, description="A token sees its own document only, not what else the block has")
-    batch: int = Field(256, ge=1, description="Blocks per step, over all processes")
+    batch: int = Field(2, ge=1, description="Blocks per step, over all processes; the paper's runs used 256")
     micro_batch: int | None = Field(
         None, ge=1, description="Blocks that one process holds at once; default: its whole share of the batch"
     )
@@ -199,10 +187,10 @@ class PreferenceSettings(Section):
     beta: float | None = Field(None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
     gamma: float = Field(0.6, ge=0, description="simpo: margin of the rewards")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, description="Peak rate")
     batch: int = Field(32, ge=2, description="Examples per step, over all processes")
     micro_batch: int = Field(2, ge=2, description="What one process holds at once; kto compares them with each other")
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, description="Times that each example is seen")
     max_length: int = Field(4096, ge=8, description="Tokens; longer examples are left out whole")
     save_every: int = Field(100, ge=1, description="Steps between checkpoints")
 

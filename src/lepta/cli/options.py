@@ -1,0 +1,190 @@
+"""Command-line options made from settings models, which own names, defaults, rules and help.
+
+A command takes a settings model as one parameter; `takes_settings` shows its fields as options instead::
+
+    @takes_settings
+    def distill(model: ModelPath, settings: DistillSettings, seed: Seed = 1) -> None: ...
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from lepta.core.settings import Section, validated
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How the fields of a settings model are called on the command line.
+
+    Attributes
+    ----------
+    names : dict
+        Path of a field, such as `lora.rank`, -> its option. Of a section: what its fields' options begin with; "" is
+        the model itself.
+    without : set
+        Paths of fields and sections that have no option.
+    off : set
+        Sections that are off by default: the first option of theirs turns them on, with their model's own defaults.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
+    off: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Option:
+    path: tuple[str, ...]
+    parameter: inspect.Parameter
+
+
+def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command whose parameters of type `Section` are options, one for each field.
+
+    What the user does not give is not passed on, so the settings model alone knows defaults. Rules are checked there
+    too: an error names the command and the field.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    sections: dict[str, tuple[type[Section], Flags, list[_Option]]] = {}
+    for parameter in signature.parameters.values():
+        model, flags = _section_of(parameter.annotation)
+        if model is None:
+            parameters.append(parameter)
+            continue
+        options = list(_options(model, _defaults(model, flags), flags, ()))
+        sections[parameter.name] = model, flags, options
+        parameters += [option.parameter for option in options]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, (model, flags, options) in sections.items():
+            values: dict[str, Any] = {}
+            for option in options:
+                value = given.pop(option.parameter.name)
+                if value is not None:
+                    _put(values, option.path, value)
+            given[name] = validated(model, _on_defaults(_defaults(model, flags), values), f"lepta {command.__name__}")
+        command(**given)
+
+    # Typer reads options from the signature. Keyword-only parameters may come in any order, required ones or not.
+    keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
+    return run
+
+
+def _section_of(annotation: Any) -> tuple[type[Section] | None, Flags]:
+    """The settings model of a parameter, if it is one, and its flags."""
+    flags = Flags()
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        flags = next((extra for extra in extras if isinstance(extra, Flags)), flags)
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation, flags
+    return None, flags
+
+
+def _options(model: type[Section], defaults: dict[str, Any], flags: Flags, above: tuple[str, ...]) -> Iterator[_Option]:
+    """Go through the fields of a model and of the sections in it."""
+    for name, info in model.model_fields.items():
+        path, default = (*above, name), defaults[name]
+        if ".".join(path) in flags.without:
+            continue
+        inner = _inner_section(info.annotation)
+        if inner:
+            inner_defaults = dict(default) if isinstance(default, Section) else _defaults(inner, flags)
+            yield from _options(inner, inner_defaults, flags, path)
+        else:
+            yield _Option(path, _parameter(info, default, _flag(path, flags)))
+
+
+def _defaults(model: type[Section], flags: Flags) -> dict[str, Any]:
+    """Field -> its default, None for a section that is off."""
+    fields = model.model_fields.items()
+    return {name: None if name in flags.off else info.get_default(call_default_factory=True) for name, info in fields}
+
+
+def _inner_section(annotation: Any) -> type[Section] | None:
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Section):
+            return part
+    return None
+
+
+def _flag(path: tuple[str, ...], flags: Flags) -> str:
+    """`lora.rank` is --lora-rank, unless `names` calls the field or its section otherwise."""
+    if named := flags.names.get(".".join(path)):
+        return named
+    *sections, name = path
+    above = flags.names.get(".".join(sections), "-".join(sections))
+    return "--" + "-".join(part for part in (above, name) if part).replace("_", "-")
+
+
+def _parameter(info: FieldInfo, default: Any, flag: str) -> inspect.Parameter:
+    """One option. It has no default of its own: None says that the user gave nothing."""
+    required = info.is_required()
+    kind: Any = str  # the settings model converts
+    metavar: str | None = _metavar(info.annotation)
+    help_text = (info.description or "").rstrip(".")
+    if info.annotation is bool:
+        assert default is False, f"{flag}: a switch turns on what is off by default"
+        kind, metavar = bool, None
+    elif _is_list(info.annotation):
+        kind = list[str]
+        help_text += "; repeat for several"
+    if not required and default is not None and default is not False and default != []:
+        shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+        help_text += f" (default: {shown})"
+    return inspect.Parameter(
+        flag.removeprefix("--").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[
+            kind if required else kind | None,
+            typer.Option(flag, help=f"{help_text}.", metavar=metavar, show_default=False),
+        ],
+    )
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether one of the kinds of value that a field takes is a list."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return any(_is_list(part) for part in get_args(annotation))
+    return get_origin(annotation) is list
+
+
+def _metavar(annotation: Any) -> str:
+    """What to write for a value: <int>, <str>, or the names to choose from."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if origin is Annotated or origin is list:
+        return _metavar(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return "|".join(_metavar(part) for part in get_args(annotation) if part is not types.NoneType)
+    return {int: "<int>", float: "<float>", Path: "<path>"}.get(annotation, "<str>")
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for section in path[:-1]:
+        values = values.setdefault(section, {})
+    values[path[-1]] = value
+
+
+def _on_defaults(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values of an inner section go on top of its defaults there, which need not be those of its own model."""
+    merged = {}
+    for name, value in values.items():
+        default = defaults[name]
+        if isinstance(value, dict) and isinstance(default, Section):
+            value = default.model_dump(exclude_unset=True) | _on_defaults(dict(default), value)
+        merged[name] = value
+    return merged

@@ -1,0 +1,263 @@
+"""Commands that train: rows from the original model, text, conversations, and a model's own answers."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings
+from lepta.cli.common import (
+    AsJson,
+    DryRun,
+    Force,
+    ModelPath,
+    Output,
+    Seed,
+    check_places,
+    console,
+    opened,
+    result,
+)
+from lepta.cli.options import Flags, takes_settings
+from lepta.cli.recipes import print_status
+from lepta.core.errors import LeptaError
+from lepta.core.output import refuse_existing
+from lepta.core.stages import Pipeline, Stage
+from lepta.distillation.settings import DistillSettings
+from lepta.text.locate import locate
+from lepta.text.settings import Language, Text
+from lepta.text.sources import BENCHMARK
+from lepta.training.settings import PreferenceSettings, PretrainSettings, TuneSettings
+
+ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
+Sources = Annotated[list[str], typer.Option(help="Text source of the target language; repeat for several.")]
+Valid = Annotated[list[str] | None, typer.Option(help="Held-out text of the target language; repeat for several.")]
+SourceValid = Annotated[
+    list[str] | None, typer.Option(help="Held-out text of the language the model knows; repeat for several.")
+]
+Data = Annotated[
+    list[str],
+    typer.Option(help="File of conversations: `messages`, or `prompt` and `answer`, a row each; repeat for several."),
+]
+Preferences = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="File of `prompt`, `chosen`, `rejected`, or `prompt`, `answer`, `label`, for a step after tuning; "
+        "repeat for several."
+    ),
+]
+ApartFrom = Annotated[
+    list[str] | None, typer.Option(help="Training text that copies share no 13 words with; repeat for several.")
+]
+COPIES = Flags(
+    {
+        "text": "--copy-text",
+        "number": "--copies",
+        "characters": "--copy-characters",
+        "language": "--copy-language",
+        "prompts": "--copy-prompts",
+        "ngram": "--copy-ngram",
+    },
+    without=frozenset({"apart_from"}),
+)
+PREFERENCE = Flags({"": "preference"}, without=frozenset({"lora", "max_length"}))
+CALIBRATION = Flags(
+    {
+        "answers": "",
+        "answers.batch": "--answer-batch",
+        "judge.model": "--judge",
+        "judge.server_model": "--judge-model",
+        "judge.keep": "--keep",
+        "copies": "copy",
+        "copies.number": "--copies",
+        "tune": "",
+        "tune.lora": "",
+    },
+    without=frozenset({"copies.apart_from"}),
+    off=frozenset({"copies"}),
+)
+EFFECT = Flags(
+    {"tasks": "--task", "limit": "--task-rows"}, without=frozenset({"target", "source", "max_tokens", "characters"})
+)
+
+
+@takes_settings
+def distill(
+    original: Annotated[str, typer.Option(help=f"The {ORIGINAL}")],
+    model: Annotated[Path, typer.Option(help="The same model with the new vocabulary, as lepta init writes it.")],
+    text: Sources,
+    output: Output,
+    settings: DistillSettings,
+    seed: Seed = 1,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Learn the rows of new tokens from the original model, which reads the same text in its old tokens.
+
+    Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
+    interrupted goes on when the same command is given again.
+    """
+    check_places([original, str(model)], [output], force)
+    from functools import partial
+
+    from lepta.adapt import distill as learn
+
+    with opened(original) as teacher:
+        stage = Stage(
+            output.name,
+            {"model": model, "original": teacher.folder},
+            settings.model_dump() | {"seed": seed},
+            partial(learn, teacher.folder, model, text, settings, seed),
+            {"text": text},
+            together=True,
+        )
+        facts = _run(stage, output, force, dry_run, as_json)
+    result({"output": str(output), **facts}, as_json)
+
+
+@takes_settings
+def pretrain(
+    model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
+    text: Sources,
+    output: Output,
+    settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}))],
+    original: Annotated[str | None, typer.Option(help=f"Tells which rows are new: the {ORIGINAL}")] = None,
+    source_text: Annotated[
+        list[str] | None, typer.Option(help="Text of the language the model knows; repeat for several.")
+    ] = None,
+    valid: Valid = None,
+    source_valid: SourceValid = None,
+    seed: Seed = 1,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train embeddings and head on text, the body frozen or not.
+
+    Several GPUs: accelerate launch --num_processes 8 -m lepta pretrain ... A run that was interrupted goes on when the
+    same command is given again.
+    """
+    refuse_existing(output, force)
+    if settings.source_share and not source_text:
+        raise LeptaError(
+            f"--source-share {settings.source_share:g}: needs --source-text, text of the language the model knows"
+        )
+    if original is None and (settings.trains == "new-rows" or settings.old_rows_learning_rate is not None):
+        option = "--trains new-rows" if settings.trains == "new-rows" else "--old-rows-learning-rate"
+        raise LeptaError(
+            f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
+        )
+    from functools import partial
+
+    from lepta.adapt import CURVE, sources_of
+    from lepta.adapt import pretrain as learn
+    from lepta.text.locate import read_json
+    from lepta.vocabulary.source import TOKENIZER_FILES
+
+    sides = Text.model_construct(
+        target=Language.model_construct(language="target", train=text, valid=valid or []),
+        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
+    )
+    inputs = {"model": model}
+    if original:
+        inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
+    texts = sources_of(sides, "train") | sources_of(sides, "valid")
+    stage = Stage(
+        output.name,
+        inputs,
+        settings.model_dump() | {"seed": seed},
+        partial(learn, inputs.get("original"), model, sides, settings, seed),
+        {label: sources for label, sources in texts.items() if sources},
+        together=True,
+    )
+    facts = _run(stage, output, force, dry_run, as_json)
+    curve = read_json(output / CURVE)["curve"]
+    if not as_json:
+        for warning in facts.pop("warnings", []):
+            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+    measured = [entry for entry in curve if "loss" not in entry]
+    result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+def _run(stage: Stage, output: Path, force: bool, dry_run: bool, as_json: bool) -> dict[str, Any]:
+    """Run one stage as a pipeline of its own; with `dry_run` print what would run, and end the command."""
+    from lepta.training.alone import facts_of, run_stages
+
+    if dry_run:
+        print_status(Pipeline(output.parent, [stage], remember=False).status(), as_json)
+        raise typer.Exit
+    run_stages(output.parent, [stage], force)
+    return facts_of(output)
+
+
+@takes_settings
+def tune(
+    model: ModelPath,
+    data: Data,
+    output: Output,
+    settings: Annotated[TuneSettings, Flags({"lora": ""})],
+    copies: Annotated[CopySettings, COPIES],
+    step: Annotated[PreferenceSettings, PREFERENCE],
+    apart_from: ApartFrom = None,
+    preference: Preferences = None,
+    seed: Seed = 1,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune an instruct model on conversations; the loss counts what the assistant says.
+
+    Several GPUs: accelerate launch --num_processes 8 -m lepta tune ... A run that was interrupted goes on when the same
+    command is given again.
+    """
+    refuse_existing(output, force)
+    if not copies.text:
+        if copies.model_fields_set:
+            raise LeptaError("lepta tune: copies need --copy-text, a text source of what is to be repeated")
+        copies = CopySettings(number=0)
+    from lepta.training.tune import tune_stage
+
+    copies = copies.model_copy(update={"apart_from": [*(apart_from or []), BENCHMARK]})
+    lora = step.lora.model_copy(update={"rank": settings.lora.rank, "alpha": settings.lora.alpha})
+    step = step.model_copy(update={"lora": lora, "max_length": settings.max_length})
+    facts = tune_stage(model, data, settings, seed, output, force, copies, preference, step)
+    result({"output": str(output), **facts}, as_json)
+
+
+@takes_settings
+def calibrate(
+    model: Annotated[Path, typer.Option(help="Folder of the propagated instruct model.")],
+    output: Annotated[Path, typer.Option(help="Folder for answers, grades, examples, model and report.")],
+    settings: Annotated[CalibrateSettings, CALIBRATION],
+    effect: Annotated[EffectSettings, EFFECT],
+    original: Annotated[str | None, typer.Option(help="Instruct model with its own vocabulary.")] = None,
+    server: Annotated[str | None, typer.Option(help="Or the OpenAI-compatible server it is on, with /v1.")] = None,
+    server_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    no_judge: Annotated[bool, typer.Option("--no-judge", help="Keep all answers that came to their end.")] = False,
+    apart_from: ApartFrom = None,
+    valid: Valid = None,
+    source_valid: SourceValid = None,
+    seed: Seed = 1,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a propagated instruct model on the original's own graded answers and on copies (self-calibration).
+
+    Each step is a folder of the output; a run that was interrupted goes on when the same command is given again.
+    """
+    if (original is None) == (server is None) or (server is not None and not server_model):
+        raise LeptaError("calibrate: give --original MODEL, or --server URL with --server-model NAME")
+    if (settings.judge is None) != no_judge:
+        raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
+    from lepta.calibration.calibrate import Place, calibrate_folder
+    from lepta.plan.calibration import cost_here
+
+    if dry_run:
+        result(cost_here(model, settings), as_json)
+        return
+    place = Place(server_model or "", server) if server else Place(original or "")
+    effect = effect.model_copy(update={"target": valid or [], "source": source_valid or []})
+    apart = [*(apart_from or []), BENCHMARK]
+    facts = calibrate_folder(model, place, settings, effect, apart, seed, output, force)
+    result({"output": str(output / "model"), "report": str(output / "report" / "report.html"), **facts}, as_json)
