@@ -11,13 +11,33 @@ gets its name only when all went well::
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lepta.core.errors import LeptaError
-from lepta.version import __version__
+from lepta.core.errors import LeptaError as LeptaError
+from lepta.version import __version__ as __version__
+
+if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with `_HOME`
+    from lepta.adapt import adapt as adapt
+    from lepta.calibration.command import calibrate_folder as calibrate_folder
+    from lepta.core.output import publishing as publishing
+    from lepta.distillation.distill import distill_folder as distill_folder
+    from lepta.embeddings.initialise import initialise as initialise
+    from lepta.embeddings.patch import apply_patch as apply_patch
+    from lepta.embeddings.patch import export_patch as export_patch
+    from lepta.embeddings.propagate import propagate as propagate
+    from lepta.embeddings.transfer import transfer_matrix as transfer_matrix
+    from lepta.evaluation.measure import measure_model as measure_model
+    from lepta.models.folder import Checkpoint as Checkpoint
+    from lepta.recipe import read_recipe as read_recipe
+    from lepta.training.pretrain import pretrain_folder as pretrain_folder
+    from lepta.training.tune import tune_folder as tune_folder
+    from lepta.vocabulary.build import build_vocabulary as build_vocabulary
+    from lepta.vocabulary.check import check_vocabulary as check_vocabulary
+    from lepta.vocabulary.measure import measure as measure
+    from lepta.vocabulary.source import open_tokenizer as open_tokenizer
 
 # Name -> module. Loaded on first use: torch and transformers take seconds to import.
-_VERBS = {
+_HOME = {
     "Checkpoint": "lepta.models.folder",
     "adapt": "lepta.adapt",
     "apply_patch": "lepta.embeddings.patch",
@@ -37,10 +57,18 @@ _VERBS = {
     "transfer_matrix": "lepta.embeddings.transfer",
     "tune_folder": "lepta.training.tune",
 }
-__all__ = ["LeptaError", "__version__", *_VERBS]
+__all__ = ["LeptaError", "__version__", *_HOME]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'lepta' has no attribute {name!r}")
+        value = getattr(import_module(_HOME[name]), name)
+        # Kept: importing `lepta.adapt` has put the module of that name in the function's place.
+        globals()[name] = value
+        return value
 
 
-def __getattr__(name: str) -> Any:
-    if name in _VERBS:
-        return getattr(import_module(_VERBS[name]), name)
-    raise AttributeError(f"module 'lepta' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

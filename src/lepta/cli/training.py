@@ -14,8 +14,8 @@ from lepta.cli.common import (
     Output,
     Seed,
     check_places,
-    console,
     opened,
+    print_warnings,
     result,
 )
 from lepta.cli.options import Flags, takes_settings
@@ -174,8 +174,7 @@ def pretrain(
     facts = _run(stage, output, force, dry_run, as_json)
     curve = read_json(output / CURVE)["curve"]
     if not as_json:
-        for warning in facts.pop("warnings", []):
-            console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        print_warnings(facts.pop("warnings", []))
     measured = [entry for entry in curve if "loss" not in entry]
     result({"output": str(output), **facts, "held_out": measured}, as_json)
 

@@ -30,31 +30,21 @@ CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline.
+    """One step of the pipeline. Its result is decided by the contents of what it reads, and by `settings`."""
 
-    Attributes
-    ----------
-    name : str
-        Also its folder below the recipe's output.
-    inputs : dict
-        Label -> file or folder that it reads.
-    settings : dict
-        What else decides its result, as JSON.
-    run : callable
-        Given an empty folder (or what an interrupted run of the same stage left in it), fills it and returns facts for
-        the manifest.
-    texts : dict
-        Label -> text sources that it reads.
-    together : bool
-        Whether all processes of a distributed run take part, not only the first.
-    """
-
-    name: str
-    inputs: dict[str, Path]
-    settings: dict[str, Any]
+    name: str  # also its folder below the recipe's output
+    inputs: dict[str, Path]  # label -> file or folder that it reads
+    settings: dict[str, Any]  # what else decides its result, as JSON
+    # Gets an empty folder, or what an interrupted run of the same stage left in it; gives facts for the manifest.
     run: Callable[[Path], dict[str, Any]]
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    together: bool = False
+    texts: dict[str, list[str]] = field(default_factory=dict)  # label -> text sources that it reads
+    together: bool = False  # whether all processes of a distributed run take part, not only the first
+
+    def key(self, hashes: "Hashes") -> dict[str, Any]:
+        """All that decides the result: settings, contents of inputs, version. Names and dates do not count."""
+        contents = {label: hashes.content(path) for label, path in self.inputs.items()}
+        contents |= {label: hashes.text(sources) for label, sources in self.texts.items()}
+        return {"stage": self.name, "lepta": __version__, "settings": self.settings, "inputs": contents}
 
 
 class Hashes:
@@ -126,32 +116,22 @@ def write_manifest(
     sources: dict[str, Any],
     texts: dict[str, list[str]] | None = None,
 ) -> None:
-    """Write what a single command made its folder from: content hashes, settings, facts, versions.
-
-    Parameters
-    ----------
-    command : str
-    folder : Path
-        What was made.
-    inputs : dict
-        Label -> file or folder that was read.
-    settings, facts : dict
-    sources : dict
-        Label -> what the user called the input.
-    texts : dict, optional
-        Label -> text sources that were read.
-    """
+    """Write what a command that is no stage made its folder from; `sources` is what the user called the inputs."""
     hashes = Hashes()
-    contents = {label: hashes.content(path) for label, path in inputs.items()}
-    contents |= {label: hashes.text(names) for label, names in (texts or {}).items()}
-    manifest = {
-        "key": {"stage": command, "lepta": __version__, "settings": settings, "inputs": contents},
-        "sources": sources,
-        "outputs": hashes.files(folder),
-        "facts": facts,
-        "environment": environment(),
-    }
-    write_json(folder / MANIFEST, manifest)
+    key = Stage(command, inputs, settings, lambda _: facts, texts or {}).key(hashes)
+    _write_manifest(folder, key, sources, hashes.files(folder), facts)
+
+
+def _write_manifest(
+    folder: Path,
+    key: dict[str, Any],
+    sources: dict[str, Any],
+    outputs: dict[str, str],
+    facts: dict[str, Any],
+    **more: Any,
+) -> None:
+    manifest = {"key": key, "sources": sources, "outputs": outputs, "facts": facts, **more}
+    write_json(folder / MANIFEST, manifest | {"environment": environment()})
 
 
 @dataclass(frozen=True)
@@ -166,16 +146,9 @@ class Verdict:
 class Pipeline:
     """Runs stages in order, skipping those that are up to date.
 
-    Parameters
-    ----------
-    output : Path
-        Folder that holds a folder for each stage.
-    stages : list of Stage
-        In an order in which each stage's inputs come before it.
-    announce : callable
-        Told the name of each stage that all processes take part in, just before it runs.
-    remember : bool
-        Keep hashes of large files in the output folder, for the next run.
+    Each stage has a folder below `output`, and comes after those that make its inputs. `announce` is told the name of
+    each stage that all processes take part in, just before it runs. `remember` keeps hashes of files in the output
+    folder: hashing an 8B model takes a minute.
     """
 
     def __init__(
@@ -228,16 +201,9 @@ class Pipeline:
     def run(
         self, start: str | None = None, force: bool = False, report: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Run what is not up to date.
+        """Run what is not up to date, and in any case the stage `start` and all after it, or all with `force`.
 
-        Parameters
-        ----------
-        start : str, optional
-            Run this stage and all after it in any case.
-        force : bool
-            Run all stages in any case.
-        report : callable
-            Told one line about each stage.
+        `report` is told one line about each stage.
         """
         self._check_stage(start)
         self._check_texts()
@@ -253,16 +219,6 @@ class Pipeline:
             report(f"{stage.name}: done in {seconds:.0f} s")
         self.hashes.save()
 
-    def _key(self, stage: Stage) -> dict[str, Any]:
-        """All that decides a stage's result."""
-        return {
-            "stage": stage.name,
-            "lepta": __version__,
-            "settings": stage.settings,
-            "inputs": {label: self.hashes.content(path) for label, path in stage.inputs.items()}
-            | {label: self.hashes.text(sources) for label, sources in stage.texts.items()},
-        }
-
     def _why_not_current(self, stage: Stage) -> str | None:
         """None if the stage is up to date, else the reason why it is not."""
         folder = self.output / stage.name
@@ -273,53 +229,55 @@ class Pipeline:
         manifest = read_json(folder / MANIFEST)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"
-        if difference := _difference(manifest["key"], self._key(stage)):
+        if difference := _difference(manifest["key"], stage.key(self.hashes)):
             return difference
         if self.hashes.files(folder) != manifest["outputs"]:
             return "its files were changed"
         return None
 
     def _run(self, stage: Stage, resume: bool) -> float:
-        with claimed(self.output / stage.name):
-            return self._run_claimed(stage, resume)
-
-    def _run_claimed(self, stage: Stage, resume: bool) -> float:
-        folder, key = self.output / stage.name, self._key(stage)
-        partial, marker = partial_of(folder), partial_of(folder) / CHECKPOINTS / "key.json"
-        try:
-            if resume and marker.is_file():
-                _refuse_other_checkpoints(partial, read_json(marker), key)
-            if not (resume and marker.is_file() and read_json(marker) == key):
-                shutil.rmtree(partial, ignore_errors=True)
-            for leftover in partial.iterdir() if partial.exists() else ():
-                if leftover.name != CHECKPOINTS:  # half-written results; only checkpoints are known to be whole
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            write_json(marker, key)
-            started = time.monotonic()
-            if stage.together:
-                self.announce(stage.name)
-            facts = stage.run(partial)
-            seconds = time.monotonic() - started
-            shutil.rmtree(partial / CHECKPOINTS)
-            outputs = self.hashes.files(partial)
-            manifest = {
-                "key": key,
-                "sources": {label: str(path) for label, path in stage.inputs.items()} | stage.texts,
-                "outputs": outputs,
-                "facts": facts,
-                "seconds": round(seconds, 1),
-                "environment": environment(),
-            }
-            write_json(partial / MANIFEST, manifest)
-            move_into_place(partial, folder)
-            self.hashes.moved(partial, folder)
-        except OSError as error:
-            raise LeptaError(
-                f"{folder}: cannot be written ({error.strerror or error}); "
-                "free space or name another output, and run again"
-            ) from error
+        """Run a stage and give its folder the name; returns seconds."""
+        folder = self.output / stage.name
+        with claimed(folder):
+            try:
+                seconds = self._run_claimed(stage, resume)
+            except OSError as error:
+                raise LeptaError(
+                    f"{folder}: cannot be written ({error.strerror or error}); "
+                    "free space or name another output, and run again"
+                ) from error
         self.hashes.save()
         return seconds
+
+    def _run_claimed(self, stage: Stage, resume: bool) -> float:
+        folder, key = self.output / stage.name, stage.key(self.hashes)
+        partial = partial_of(folder)
+        _prepare(partial, key, resume)
+        started = time.monotonic()
+        if stage.together:
+            self.announce(stage.name)
+        facts = stage.run(partial)
+        seconds = time.monotonic() - started
+        shutil.rmtree(partial / CHECKPOINTS)
+        sources = {label: str(path) for label, path in stage.inputs.items()} | stage.texts
+        _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
+        move_into_place(partial, folder)
+        self.hashes.moved(partial, folder)
+        return seconds
+
+
+def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
+    """Leave in a stage's folder only checkpoints of an interrupted run with the same key, if it is to go on."""
+    marker = partial / CHECKPOINTS / "key.json"
+    old = read_json(marker) if resume and marker.is_file() else None
+    if old:
+        _refuse_other_checkpoints(partial, old, key)
+    if old != key:
+        shutil.rmtree(partial, ignore_errors=True)
+    for leftover in partial.iterdir() if partial.exists() else ():
+        if leftover.name != CHECKPOINTS:  # half-written results; only checkpoints are known to be whole
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    write_json(marker, key)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
