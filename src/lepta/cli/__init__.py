@@ -14,64 +14,48 @@ from typer.core import TyperGroup
 from lepta.core.errors import LeptaError
 from lepta.version import __version__
 
-# Name -> module and name in it, and the first line of its help (a test compares it).
+# Command -> module that has it under that name, and the first line of its help (a test compares them).
 COMMANDS = {
-    "adapt": (
-        "recipes:adapt",
-        "Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.",
-    ),
-    "status": ("recipes:status", "Tell which stages of a recipe are up to date, and why the others are not."),
-    "report": ("recipes:report", "Print the numbers of a finished run and say where its page is."),
+    "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report."),
+    "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),
+    "report": ("recipes", "Print the numbers of a finished run and say where its page is."),
     "plan": (
-        "plan:plan",
-        "Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.",
+        "plan",
+        "Tell what a recipe costs before anything is bought: operations, hours, memory, disk.",
     ),
-    "corpus": ("corpus:corpus", "Make training text out of raw text."),
-    "vocab": ("vocabulary:vocab", "Build, check and measure vocabularies."),
-    "init": ("models:init", "Give a model another vocabulary: each new token starts as the mean of its old pieces."),
+    "corpus": ("corpus", "Make training text out of raw text."),
+    "vocab": ("vocabulary", "Build, check and measure vocabularies."),
+    "init": ("models", "Give a model another vocabulary: each new token starts as the mean of its old pieces."),
     "distill": (
-        "training:distill",
-        "Learn the rows of new tokens from the original model, which reads the same text in its old tokens.",
+        "training",
+        "Learn the rows of new tokens from the original model, which reads the same text.",
     ),
-    "pretrain": ("training:pretrain", "Train embeddings and head on text, the body frozen or not."),
-    "propagate": (
-        "models:propagate",
-        "Carry trained embeddings from an adapted base model into instruct variants (LEP).",
-    ),
-    "calibrate": (
-        "training:calibrate",
-        "Train a propagated instruct model on the original's own graded answers and on copies (self-calibration).",
-    ),
-    "tune": (
-        "training:tune",
-        "Tune an instruct model on conversations; the loss counts what the assistant says.",
-    ),
-    "measure": (
-        "measure:measure",
-        "Measure how well models predict a text: bits per byte, which mean the same under every vocabulary.",
-    ),
-    "patch": ("models:patch", "Ship an adapted model without its body."),
-    "darumeru": ("darumeru:darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
+    "pretrain": ("training", "Train embeddings and head on text, the body frozen or not."),
+    "propagate": ("models", "Carry trained embeddings from an adapted base model into instruct variants (LEP)."),
+    "calibrate": ("training", "Train a propagated instruct model on graded answers of the original and on copies."),
+    "tune": ("training", "Tune an instruct model on conversations; the loss counts what the assistant says."),
+    "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),
+    "patch": ("models", "Ship an adapted model without its body."),
+    "darumeru": ("darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
 }
 
 
 class Group(TyperGroup):
-    """A group of commands whose help is plain text, wrapped to the terminal and never cut."""
+    """A group of commands whose help shows the first line of each, wrapped and never cut."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List commands with their whole first line."""
+        """List the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.first_line(ctx, name)) for name in self.list_commands(ctx)])
 
     def first_line(self, ctx: Any, name: str) -> str:
         """The first paragraph of a command's help."""
         command = self.get_command(ctx, name)
-        paragraph = (command.help or "").partition("\n\n")[0] if command else ""
-        return " ".join(paragraph.split())
+        return " ".join(command.help.partition("\n\n")[0].split()) if command and command.help else ""
 
 
 class LazyGroup(Group):
-    """The root: commands are those of `COMMANDS`."""
+    """The commands of `COMMANDS`, each imported when it is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -85,18 +69,17 @@ class LazyGroup(Group):
         """Import a command; None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
-        found = getattr(import_module(f"lepta.cli.{module}"), name)
-        if not isinstance(found, typer.Typer):
-            single = typer.Typer(rich_markup_mode=None, add_completion=False, context_settings=HELP_NAMES)
-            single.command(name=cmd_name)(found)
-            return typer.main.get_command(single)
-        found.rich_markup_mode = None
+        found = getattr(import_module(f"lepta.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        if isinstance(found, typer.Typer):
+            found.info.cls = Group
+        else:
+            command, found = found, typer.Typer(context_settings=HELP_NAMES)
+            found.command(name=cmd_name)(command)
         found._add_completion = False
-        found.info.cls = Group
-        command = typer.main.get_command(found)
-        command.name = cmd_name
-        return command
+        found.rich_markup_mode = None
+        made = typer.main.get_command(found)
+        made.name = cmd_name
+        return made
 
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}

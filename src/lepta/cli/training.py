@@ -93,7 +93,7 @@ def distill(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Learn the rows of new tokens from the original model, which reads the same text in its old tokens.
+    """Learn the rows of new tokens from the original model, which reads the same text.
 
     Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
     interrupted goes on when the same command is given again.
@@ -241,9 +241,10 @@ def calibrate(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a propagated instruct model on the original's own graded answers and on copies (self-calibration).
+    """Train a propagated instruct model on graded answers of the original and on copies.
 
-    Each step is a folder of the output; a run that was interrupted goes on when the same command is given again.
+    This is self-calibration. Each step is a folder of the output; a run that was interrupted goes on when the same
+    command is given again.
     """
     if (original is None) == (server is None) or (server is not None and not server_model):
         raise LeptaError("calibrate: give --original MODEL, or --server URL with --server-model NAME")

@@ -53,13 +53,7 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Be the only one that writes a folder: two runs at once would take each other's files away.
-
-    Raises
-    ------
-    LeptaError
-        If another run is writing it, or nothing can be written there.
-    """
+    """Be the only run that writes a folder; LeptaError if another does, or nothing can be written there."""
     lock: FileLock | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

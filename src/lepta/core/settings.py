@@ -25,20 +25,9 @@ Settings = TypeVar("Settings", bound=Section)
 
 
 def read_settings(path: str | Path, model: type[Settings], kind: str, example: str) -> Settings:
-    """Read and validate a YAML file.
+    """Read and validate a YAML file; LeptaError names the file, the field and what was expected.
 
-    Parameters
-    ----------
-    path : str or Path
-    model : type
-        What the file must hold.
-    kind, example : str
-        What such a file is called, and one to start from, for messages.
-
-    Raises
-    ------
-    LeptaError
-        Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
+    `kind` and `example` are what such a file is called, and one to start from, for messages.
     """
     path = Path(path)
     if not path.is_file():

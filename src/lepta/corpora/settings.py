@@ -140,11 +140,5 @@ class CorpusSettings(Section):
 
 
 def read_corpus_settings(path: str | Path) -> CorpusSettings:
-    """Read and validate a corpus file.
-
-    Raises
-    ------
-    LeptaError
-        Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
-    """
+    """Read and validate a corpus file."""
     return read_settings(path, CorpusSettings, "corpus file", "recipes/corpus_ru.yaml")
