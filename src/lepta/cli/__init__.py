@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lepta.core.errors import LeptaError
 from lepta.version import __version__
@@ -45,13 +45,12 @@ class Group(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands."""
+        rows = []
+        for name, command in self.commands.items():
+            first_line = (command.help or "").partition("\n\n")[0]
+            rows.append((name, " ".join(first_line.split())))
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self.first_line(ctx, name)) for name in self.list_commands(ctx)])
-
-    def first_line(self, ctx: Any, name: str) -> str:
-        """The first paragraph of a command's help."""
-        command = self.get_command(ctx, name)
-        return " ".join(command.help.partition("\n\n")[0].split()) if command and command.help else ""
+            formatter.write_dl(rows)
 
 
 class LazyGroup(Group):
@@ -59,11 +58,8 @@ class LazyGroup(Group):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(COMMANDS)  # names alone: typer lists them, and suggests one on a typing error
-
-    def first_line(self, ctx: Any, name: str) -> str:
-        """The help in the table, so that nothing is imported."""
-        return COMMANDS[name][1]
+        for name, (_, first_line) in COMMANDS.items():
+            self.commands[name] = TyperCommand(name, help=first_line)  # for help, and to suggest one on a typing error
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import a command; None if there is none of that name."""
