@@ -18,7 +18,7 @@ from lepta.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with `_HOME`
     from lepta.adapt import adapt as adapt
-    from lepta.calibration.command import calibrate_folder as calibrate_folder
+    from lepta.calibration.calibrate import calibrate_folder as calibrate_folder
     from lepta.core.output import publishing as publishing
     from lepta.distillation.distill import distill_folder as distill_folder
     from lepta.embeddings.initialise import initialise as initialise
