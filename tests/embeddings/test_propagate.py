@@ -17,9 +17,8 @@ from lepta.embeddings.transfer import stand_in_rows, transfer_matrix
 from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
-from lepta.vocabulary.pre_tokenizers import starts_with
-from lepta.vocabulary.rebuild import add_special_tokens
 from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokenizer_json import add_special_tokens, around
 
 ROWS, SPECIALS = 4000, 17
 
@@ -151,7 +150,7 @@ def test_texts_start_as_they_do_in_the_variant(tiny_model_folder, tiny_tokenizer
     """Whether a special token is put before texts is a setting of each model, like its chat template."""
 
     def starting(tokenizer, token):
-        first = starts_with(token, tokenizer.spec["model"]["vocab"][token]) if token else None
+        first = around({token: tokenizer.spec["model"]["vocab"][token]} if token else {}, {})
         return replace(tokenizer, spec=tokenizer.spec | {"post_processor": first})
 
     base = tiny_model_folder(rows=ROWS, tokenizer=starting(tiny_tokenizer, "<|im_start|>"))

@@ -12,7 +12,7 @@ from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.report.compare import choose_examples, excerpt, short_names, write_comparison
 from lepta.text.sources import Document, read_labelled
-from lepta.vocabulary.pieces import parts_of, pieces
+from lepta.vocabulary.measure import parts_of, pieces
 
 EXAMPLES = 3
 TEXTS = {

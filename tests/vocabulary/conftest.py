@@ -13,8 +13,8 @@ import sentencepiece
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
-from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
+from lepta.vocabulary.tokenizer_json import added_token
 from lepta.vocabulary.tokens import Kind
 
 CORPUS = ["starter:ru/valid"]

@@ -8,8 +8,8 @@ import pytest
 
 from lepta.vocabulary.build import save_vocabulary
 from lepta.vocabulary.check import check_vocabulary
-from lepta.vocabulary.pre_tokenizers import QWEN2_REGEX, byte_level, sequence, split
 from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokenizer_json import QWEN2_REGEX, byte_level, sequence, split
 
 DENSE, REACHABLE, BYTES = "ids are dense", "every token is reachable", "every byte has a token"
 ROUND_TRIP, TRANSFORMERS = "text survives encoding and decoding", "same ids in tokenizers and transformers"

@@ -13,13 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.byte_level import ByteLevelBPE
-from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.families import ByteLevelBPE, SentencePieceBPE, SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.llama_cpp import recognise
-from lepta.vocabulary.pre_tokenizers import byte_level as byte_level_rule
-from lepta.vocabulary.pre_tokenizers import sequence, split
-from lepta.vocabulary.sentencepiece import SentencePieceBPE, SentencePieceUnigram
 from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokenizer_json import byte_level as byte_level_rule
+from lepta.vocabulary.tokenizer_json import sequence, split
 from lepta.vocabulary.tokens import Kind
 
 quick = settings(max_examples=150, deadline=None)

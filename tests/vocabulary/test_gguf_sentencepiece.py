@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from lepta.core.errors import LeptaError
+from lepta.vocabulary.families import SPACE, SentencePieceBPE
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
-from lepta.vocabulary.sentencepiece import SPACE, SentencePieceBPE
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 
 quick = settings(max_examples=150, deadline=None)

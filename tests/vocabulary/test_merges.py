@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.merges import Merge, learn_merges, whole_numbers
-from lepta.vocabulary.rebuild import merge_lines, merge_pairs
+from lepta.vocabulary.tokenizer_json import merge_lines, merge_pairs
 
 
 def letters(words):

@@ -16,12 +16,11 @@ from lepta.core.errors import LeptaError
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary, count_corpus, save_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
-from lepta.vocabulary.families import read_vocabulary
-from lepta.vocabulary.rebuild import merge_pairs
+from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.scenarios import ID_MAP
-from lepta.vocabulary.sentencepiece import SentencePieceUnigram
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.start import kept_tokens
+from lepta.vocabulary.tokenizer_json import merge_pairs
 from lepta.vocabulary.tokens import Kind
 from lepta.vocabulary.words import weigh
 

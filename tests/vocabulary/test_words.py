@@ -13,7 +13,7 @@ from scipy import sparse
 from lepta.text.sources import Document, read_labelled
 from lepta.vocabulary import words as module
 from lepta.vocabulary.build import WORD_LIST_ALONE, WORD_LIST_WEIGHT, count_corpus
-from lepta.vocabulary.pre_tokenizers import GPT2_REGEX, LLAMA3_REGEX, sequence, split
+from lepta.vocabulary.tokenizer_json import GPT2_REGEX, LLAMA3_REGEX, sequence, split
 from lepta.vocabulary.words import PARTS, WordCounter, WordTable, weigh, words_of_frequencies
 
 RULES = {"normalizer": None, "pre_tokenizer": sequence(split(LLAMA3_REGEX))}

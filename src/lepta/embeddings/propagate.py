@@ -20,8 +20,8 @@ from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, tran
 from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows, Rows, all_finite
 from lepta.models.write import write_model
-from lepta.vocabulary.rebuild import add_special_tokens, post_processor_with_ids
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
+from lepta.vocabulary.tokenizer_json import add_special_tokens, post_processor_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Trained rows this many times as long, or as short, as the variant's own are unknown to its body: docs/training.md

@@ -19,7 +19,7 @@ from lepta.text.settings import Text
 from lepta.text.sources import read_documents
 from lepta.training.conversations import read_conversations
 from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.pieces import pieces
+from lepta.vocabulary.measure import pieces
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 

@@ -13,7 +13,7 @@ import yaml
 
 from lepta.core.errors import LeptaError
 from lepta.text.sources import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
-from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.tokens import Vocabulary
 

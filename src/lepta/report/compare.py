@@ -9,8 +9,7 @@ from typing import Any
 from lepta.core.output import refuse_existing
 from lepta.report.page import write_page
 from lepta.text.sources import Document, read_labelled
-from lepta.vocabulary.measure import Measure, measure_sources
-from lepta.vocabulary.pieces import pieces
+from lepta.vocabulary.measure import Measure, measure_sources, pieces
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 

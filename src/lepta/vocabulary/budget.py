@@ -1,12 +1,11 @@
-"""How many tokens to add: each makes text shorter, and the head larger."""
+"""How many tokens to add (`--size auto`): each makes text shorter, and the head larger."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
-from lepta.vocabulary.rebuild import merge_pairs
+from lepta.vocabulary.tokenizer_json import merge_pairs
 from lepta.vocabulary.tokens import Vocabulary
 
 STEP = 1000  # tokens between two points of the curve
@@ -15,70 +14,36 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Weights:
-    """Size of a model.
+    """Size of a model; `lepta.models.weights` counts it."""
 
-    Attributes
-    ----------
-    body : int
-        Weights outside the embedding matrices.
-    width : int
-        Columns of the embedding matrices.
-    rows : int
-        Rows of them.
-    matrices : int
-        1 if input and output embeddings are one matrix, else 2.
-    """
-
-    body: int
-    width: int
+    body: int  # weights outside the embedding matrices
+    width: int  # columns of the embedding matrices
     rows: int
-    matrices: int
+    matrices: int  # 1 if input and output embeddings are one matrix, else 2
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a number of new tokens costs and brings.
-
-    Attributes
-    ----------
-    added : int
-        New tokens.
-    tokens : float
-        Tokens of the words of the target script, as a share of those of the old vocabulary.
-    compute : float
-        Operations to read or write the same text, as a share of those with the old vocabulary: each token costs two for
-        each weight of body and head.
-    embedding_weights : int
-        Weights that the new rows add.
-    """
+    """What a number of new tokens costs and brings."""
 
     added: int
-    tokens: float
+    tokens: float  # of the words of the target script, as a share of those of the old vocabulary
+    # Operations to read or write the same text, as a share of those with the old vocabulary: each token costs two for
+    # each weight of body and head.
     compute: float
-    embedding_weights: int
+    embedding_weights: int  # that the new rows add
 
 
 def curve(
     old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray, model: Weights
 ) -> list[Point]:
-    """What the first 1,000, 2,000, ... tokens of an extended vocabulary bring.
+    """What the first 1,000, 2,000, ... tokens of an extended BPE vocabulary bring.
 
     A vocabulary that stops after the first n merges splits words as the whole one does before it comes to the others,
     so the number of tokens follows from how often each merge is done; nothing is split again.
-
-    Parameters
-    ----------
-    old, extended : Vocabulary
-        BPE vocabularies; the second extends the first.
-    words : sequence of str
-    weights : float array, shape (words,)
-        How much each word counts.
-    model : Weights
     """
-    before = sum(
-        weight * len(ids)
-        for ids, weight in zip(old.split([word.encode() for word in words]), weights.tolist(), strict=True)
-    )
+    splits = old.split([word.encode() for word in words])
+    before = sum(weight * len(ids) for ids, weight in zip(splits, weights.tolist(), strict=True))
     saved = np.concatenate([[0.0], np.cumsum(_saved(old, extended, words, weights))])
     points = []
     for added in range(0, extended.size - old.size + 1, STEP):
@@ -90,10 +55,7 @@ def curve(
 
 def _saved(old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
     """Tokens that each new token saves: how often the merges that form it are done, in order of its id."""
-    splits = extended.split([word.encode() for word in words])
-    lengths = np.fromiter(map(len, splits), np.int64, len(splits))
-    flat = np.fromiter(chain.from_iterable(splits), np.int64, int(lengths.sum()))
-    done = np.bincount(flat, np.repeat(weights, lengths), minlength=extended.size)
+    done = extended.usage(words, weights)
     vocab = extended.spec["model"]["vocab"]
     parts: dict[int, tuple[int, int]] = {}
     for left, right in merge_pairs(extended.spec["model"]["merges"]):

@@ -13,13 +13,12 @@ from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, Weights, cheapest, curve
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
-from lepta.vocabulary.families import read_vocabulary
+from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
-from lepta.vocabulary.rebuild import config_with_ids
 from lepta.vocabulary.scenarios import ID_MAP, KeepBy, Scenario
-from lepta.vocabulary.sentencepiece import SentencePieceUnigram
 from lepta.vocabulary.source import TokenizerSource
 from lepta.vocabulary.start import alphabet, kept_tokens
+from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Vocabulary
 from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
@@ -32,15 +31,7 @@ MOST_ADDED = 128_000  # tokens that size "auto" goes up to
 
 
 def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
-    """Count the words of text sources and word lists.
-
-    Parameters
-    ----------
-    rules : dict
-        What a word is; see `Vocabulary.word_rules`.
-    corpus : sequence of str
-        Text sources (see `lepta.text.sources`).
-    """
+    """Count the words of text sources (see `lepta.text.sources`) and word lists; `rules`: `Vocabulary.word_rules`."""
     counter = WordCounter(rules)
     texts = [source for source in corpus if not is_word_list(source)]
     if texts:
@@ -112,8 +103,7 @@ def build_vocabulary(
     if scenario == "bpe":
         start = read_vocabulary(alphabet(vocabulary, table.words, weigh(table)), source.origin)
     elif scenario == "optimized":
-        spec = kept_tokens(vocabulary, table.words, weigh(table), keep, keep_by)
-        start = read_vocabulary(spec, source.origin)
+        start = read_vocabulary(kept_tokens(vocabulary, table.words, weigh(table), keep, keep_by), source.origin)
     number = add if add is not None else (size or 0) - start.size
     if number <= 0:
         raise LeptaError(f"size {size}: the vocabulary to start from has {start.size:,} tokens already; expected more")
@@ -135,14 +125,7 @@ def choose_size(
 ) -> tuple[TokenizerSource, list[Point], Point]:
     """Extend a vocabulary by as many tokens as make text cheapest, judged on documents held out of the learning.
 
-    Returns
-    -------
-    built : TokenizerSource
-        The new tokenizer.
-    curve : list of Point
-        What every thousand tokens bring.
-    chosen : Point
-        The one that was taken.
+    Gives the new tokenizer, what every thousand tokens bring, and the point of that curve that was taken.
     """
     vocabulary = source.vocabulary()
     _needs_merges(vocabulary, source, "extended")
@@ -178,21 +161,16 @@ def _script_of(table: WordTable, script: str) -> str:
     return dominant_script(table.words, weigh(table)) if script == "auto" else script
 
 
-def _with_spec(source: TokenizerSource, spec: dict[str, Any], script: str | None = None) -> TokenizerSource:
-    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    return replace(source, spec=spec, config=config_with_ids(source.config, ids), script=script)
+def _with_spec(source: TokenizerSource, spec: Spec, script: str | None = None) -> TokenizerSource:
+    return replace(source, spec=spec, config=config_with_ids(source.config, spec), script=script)
 
 
 def save_vocabulary(
     built: TokenizerSource, original: TokenizerSource, scenario: Scenario, folder: Path
 ) -> dict[str, Any]:
-    """Write a new tokenizer with the map from old ids to new ones (see `ID_MAP`).
+    """Write a new tokenizer with the map from old ids to new ones (see `ID_MAP`); facts for the manifest.
 
-    Returns
-    -------
-    dict
-        `old_size`, `new_size`, `kept` (how many old tokens the new vocabulary has) and, where tokens of one script were
-        added, `script`.
+    `kept` counts the old tokens that the new vocabulary has; `script` is there where tokens of one script were added.
     """
     old, new = original.vocabulary(), built.vocabulary()
     # From new to old: of two old tokens that are one now, both have a new id.

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import regex
 
 from lepta.text.locate import read_json
-from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise
 from lepta.vocabulary.scenarios import ID_MAP
 from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
@@ -30,8 +29,6 @@ OTHER_TEXT = [
     "نص حكيم له سر قاطع. दुनिया भर के लोग।",
     "👩‍🔬 🇫🇷 ✅ x² ≠ √y → ∞\n\n\n    indented\t\ttabs   ",
 ]
-
-
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
@@ -45,32 +42,26 @@ class Check:
 
 
 def check_vocabulary(
-    new: TokenizerSource,
-    old: TokenizerSource | None,
-    target: Sequence[str],
-    other: Sequence[str],
+    new: TokenizerSource, old: TokenizerSource | None, target: Sequence[str], other: Sequence[str]
 ) -> list[Check]:
     """Check a tokenizer, alone or against the one that it was made from.
 
     Parameters
     ----------
-    new : TokenizerSource
-    old : TokenizerSource, optional
-        The original; without it only what needs no comparison is checked.
-    target : documents of the target language
-    other : documents of other languages, whose ids must not change unless tokens were taken away
-
-    Notes
-    -----
-    A folder whose scenario took tokens away (`optimized`, `bpe`, `unigram`) is not asked for unchanged ids.
+    new, old : TokenizerSource
+        Without the original, `old`, only what needs no comparison is checked.
+    target, other : documents
+        Of the target language, and of other languages, whose ids must not change unless the scenario took tokens away
+        (`optimized`, `bpe`, `unigram`).
     """
     vocabulary = new.vocabulary()
     original = old.vocabulary() if old else None
     others = [*other, *OTHER_TEXT]
-    scenario = _scenario(new)
-    adds_only = scenario in (None, "extended")
-    checks = [_dense(vocabulary), _reachable(vocabulary, original, adds_only)]
-    checks += [
+    id_map = Path(new.origin) / ID_MAP
+    adds_only = not id_map.is_file() or read_json(id_map)["scenario"] == "extended"
+    checks = [
+        _dense(vocabulary),
+        _reachable(vocabulary, original, adds_only),
         _bytes(vocabulary, original),
         _round_trip(vocabulary, [*target, *others]),
         _transformers(new, [*target, *others]),
@@ -85,15 +76,10 @@ def check_vocabulary(
     return checks
 
 
-def _scenario(source: TokenizerSource) -> str | None:
-    file = Path(source.origin) / ID_MAP
-    return read_json(file)["scenario"] if file.is_file() else None
-
-
 def _dense(vocabulary: Vocabulary) -> Check:
-    holes = np.flatnonzero(vocabulary.kinds == Kind.HOLE)
-    evidence = f"{vocabulary.size:,} ids" + (f", {len(holes)} holes, first {holes[0]}" if len(holes) else ", no holes")
-    return Check("ids are dense", len(holes) == 0, evidence)
+    holes = vocabulary.ids_of(Kind.HOLE)
+    found = f"{len(holes)} holes, first {holes[0]}" if holes else "no holes"
+    return Check("ids are dense", not holes, f"{vocabulary.size:,} ids, {found}")
 
 
 def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) -> Check:
@@ -102,16 +88,15 @@ def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) 
     Where tokens were taken away, so do added tokens that the old vocabulary spells: text must lead to them as before.
     """
     first = old.size if old and adds_only else 0
-    ids = [i for i in range(first, vocabulary.size) if vocabulary.kinds[i] == Kind.TEXT]
+    ids = [i for i in vocabulary.ids_of(Kind.TEXT) if i >= first]
     if old and not adds_only:
         spelled = old.spelled_specials()
         ids += [i for data, i in vocabulary.ids_by_bytes(Kind.SPECIAL).items() if data.decode() in spelled]
-    splits = vocabulary.split([vocabulary.bytes_of[i] or b"" for i in ids])
+    splits = vocabulary.split(list(map(vocabulary.data, ids)))
     lost = [i for i, split in zip(ids, splits, strict=True) if split != [i]]
-    which = "new tokens" if first else "tokens"
-    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {which}"
+    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {'new tokens' if first else 'tokens'}"
     if lost:
-        evidence += f"; unreachable: {', '.join(repr(vocabulary.bytes_of[i]) for i in lost[:5])}"
+        evidence += f"; unreachable: {', '.join(repr(vocabulary.data(i)) for i in lost[:5])}"
     return Check("every token is reachable", not lost, evidence)
 
 
@@ -121,7 +106,9 @@ def _bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     lost = missing - (_missing_bytes(original) if original else set())
     evidence = f"{256 - len(missing)} of 256"
     if missing:
-        evidence += f"; none for 0x{min(lost or missing):02X}" + ("" if lost else ", as in the original")
+        evidence += f"; none for 0x{min(lost or missing):02X}"
+    if missing and not lost:
+        evidence += ", as in the original"
     return Check("every byte has a token", not lost, evidence)
 
 
@@ -173,9 +160,8 @@ def _transformers(source: TokenizerSource, documents: Sequence[str]) -> Check:
 
 
 def _old_ids(vocabulary: Vocabulary, original: Vocabulary) -> Check:
-    same = sum(
-        vocabulary.bytes_of[i] == original.bytes_of[i] if i < vocabulary.size else False for i in range(original.size)
-    )
+    # Ids beyond the end of the shorter vocabulary are not the same.
+    same = sum(new == old for new, old in zip(vocabulary.bytes_of, original.bytes_of, strict=False))
     return Check("old ids keep their meaning", same == original.size, f"{same:,} of {original.size:,} ids")
 
 
@@ -186,30 +172,34 @@ def _special_tokens(
     before, after = original.ids_by_bytes(Kind.SPECIAL), vocabulary.ids_by_bytes(Kind.SPECIAL)
     lost = [token.decode() for token, i in before.items() if token not in after or (same_ids and after[token] != i)]
     roles = [role for role in SPECIAL_ROLES if content_of(old.config.get(role)) != content_of(new.config.get(role))]
-    evidence = f"{len(before)} special tokens"
     if lost:
         evidence = f"lost or moved: {', '.join(lost[:5])}"
     elif roles:
         evidence = f"{roles[0]} was {content_of(old.config.get(roles[0]))}, is {content_of(new.config.get(roles[0]))}"
+    else:
+        evidence = f"{len(before)} special tokens"
     return Check("special tokens are kept", not lost and not roles, evidence)
 
 
 def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
-    pairs = zip(vocabulary.encode(documents), original.encode(documents), strict=True)
-    changed = [(n, *ids) for n, ids in enumerate(pairs) if ids[0] != ids[1]]
-    evidence = f"{len(documents) - len(changed):,} of {len(documents):,} documents"
-    letters = set(
-        regex.findall(r"\p{L}", "".join(map(_text, map(vocabulary.data, range(original.size, vocabulary.size)))))
-    )
-    elsewhere = []
-    for n, new, old in changed:
-        spans = _changed_spans(_spans(vocabulary, new), _spans(original, old))
-        data = b"".join(vocabulary.data(i) for i in new)
-        elsewhere += [documents[n][:40] for start, end in spans if letters.isdisjoint(_text(data[start:end]))]
+    """Text without letters of new tokens keeps its ids; other text may change where it has such letters."""
+    added = [_text(vocabulary.data(i)) for i in range(original.size, vocabulary.size)]
+    letters = set(regex.findall(r"\p{L}", "".join(added)))
+    changed, elsewhere = 0, []
+    encodings = zip(documents, vocabulary.encode(documents), original.encode(documents), strict=True)
+    for document, new, old in encodings:
+        if new == old:
+            continue
+        changed += 1
+        data = b"".join(map(vocabulary.data, new))
+        for start, end in _changed_spans(_spans(vocabulary, new), _spans(original, old)):
+            if letters.isdisjoint(_text(data[start:end])):
+                elsewhere.append(document[:40])
+    evidence = f"{len(documents) - changed:,} of {len(documents):,} documents"
     if elsewhere:
         evidence += f"; first changed: {elsewhere[0]!r}"
     elif changed:
-        evidence += f"; {len(changed)} changed, only in words with letters of the new tokens"
+        evidence += f"; {changed} changed, only in words with letters of the new tokens"
     return Check("ids of other text unchanged", not elsewhere, evidence)
 
 
@@ -257,12 +247,12 @@ def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
     specials = vocabulary.ids_by_bytes(Kind.SPECIAL)
     wrong = []
     for role in SPECIAL_ROLES:
-        token = content_of(source.config.get(role))
-        ids = config.get(f"{role}_id")
-        if token is not None and ids is not None:
-            known = ids if isinstance(ids, list) else [ids]
-            if specials.get(token.encode()) not in known:
-                wrong.append(f"{role}_id is {ids}, {token} is {specials.get(token.encode())}")
+        token, ids = content_of(source.config.get(role)), config.get(f"{role}_id")
+        if token is None or ids is None:
+            continue
+        token_id = specials.get(token.encode())
+        if token_id not in (ids if isinstance(ids, list) else [ids]):
+            wrong.append(f"{role}_id is {ids}, {token} is {token_id}")
     evidence = f"{rows:,} rows for {vocabulary.size:,} ids ({rows - vocabulary.size} of padding)"
     if wrong:
         evidence += f"; {wrong[0]}"

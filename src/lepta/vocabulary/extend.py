@@ -7,15 +7,14 @@ letters of the target script, hence text without that script keeps its ids exact
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import regex
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.byte_level import ByteLevelBPE
+from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.merges import Merge, learn_merges, occurrences
-from lepta.vocabulary.rebuild import merge_lines
+from lepta.vocabulary.tokenizer_json import Spec, merge_lines
 from lepta.vocabulary.tokens import Kind, Vocabulary
 from lepta.vocabulary.words import WordTable
 
@@ -24,28 +23,6 @@ RARE_CHARACTER = 1e-6
 Symbols = tuple[bytes, ...]  # what a word splits into; a tuple, which costs the garbage collector less than a list
 FREQUENT_WORDS = 20_000  # enough to tell the script of a text
 LEAST_SHARE = 0.1  # of all letters; code and names beside a text of another script leave it more
-
-
-def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
-    """Name the Unicode script that most letters are in; Latin counts only if others have next to none.
-
-    Latin is in text of every language (names, code) and old vocabularies know it, while a few letters of another script
-    (formulas, quotations) do not make a text one of that script.
-    """
-    letters: Counter[str] = Counter()
-    for n in np.argsort(-weights)[:FREQUENT_WORDS].tolist():
-        for character in words[n]:
-            letters[character] += weights[n]
-    scripts: Counter[str] = Counter()
-    for character, weight in letters.items():
-        for script in ("Latin", *SCRIPTS):
-            if regex.match(rf"\p{{Script={script}}}", character):
-                scripts[script] += weight
-    least = LEAST_SHARE * scripts.total()
-    others = [(weight, script) for script, weight in scripts.items() if script != "Latin" and weight >= least]
-    return max(others)[1] if others else "Latin"
-
-
 # Scripts in use today (Unicode, UAX 31), but Latin.
 SCRIPTS = [
     "Cyrillic", "Greek", "Arabic", "Hebrew", "Armenian", "Georgian", "Devanagari", "Bengali", "Gurmukhi", "Gujarati",
@@ -58,14 +35,26 @@ SCRIPTS = [
 ]  # fmt: skip
 
 
-def words_of_script(table: WordTable, script: str) -> WordTable:
-    """Keep the words whose letters are of one script, with at most one sign and one space before them.
+def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
+    """Name the Unicode script that most letters are in; Latin counts only if others have next to none.
 
-    Raises
-    ------
-    LeptaError
-        If the script is unknown, or no word is written in it.
+    Latin is in text of every language (names, code) and old vocabularies know it, while a few letters of another script
+    (formulas, quotations) do not make a text one of that script.
     """
+    frequent = np.argsort(-weights)[:FREQUENT_WORDS]
+    letters = count_characters([words[n] for n in frequent.tolist()], weights[frequent])
+    scripts: Counter[str] = Counter()
+    for character, weight in letters.items():
+        for script in ("Latin", *SCRIPTS):
+            if regex.match(rf"\p{{Script={script}}}", character):
+                scripts[script] += weight
+    least = LEAST_SHARE * scripts.total()
+    others = [(weight, script) for script, weight in scripts.items() if script != "Latin" and weight >= least]
+    return max(others)[1] if others else "Latin"
+
+
+def words_of_script(table: WordTable, script: str) -> WordTable:
+    """Keep the words whose letters are of one script, with at most one sign and one space before them."""
     try:
         kept = table.keep(rf"[^\r\n\p{{L}}\p{{N}}]? ?[\p{{Script={script}}}\p{{Mn}}]*\p{{Script={script}}}[\p{{Mn}}]*")
     except regex.error as error:
@@ -79,53 +68,43 @@ def words_of_script(table: WordTable, script: str) -> WordTable:
 
 def extend(
     vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, add: int, keep_other_text: bool = True
-) -> dict[str, Any]:
-    """Add tokens to a BPE vocabulary.
+) -> Spec:
+    """Add tokens to a BPE vocabulary; their ids follow the largest old id. TooFewTokens if the words hold fewer.
 
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-        Byte-level or SentencePiece BPE.
-    words : sequence of str
-        Merges are learned inside words only.
-    weights : float array, shape (words,)
-        How much each word counts.
-    add : int
-        Number of new tokens.
-    keep_other_text : bool
-        Learn no token without a letter, so that text without those letters keeps its ids.
-
-    Returns
-    -------
-    dict
-        Contents of the new `tokenizer.json`; ids of new tokens follow the largest old id.
-
-    Raises
-    ------
-    LeptaError
-        If the words do not hold that many tokens.
+    Merges are learned inside words only, which count by their weights. With `keep_other_text`, no token without a
+    letter is learned, so that text without those letters keeps its ids.
     """
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
-    data = [token or b"" for token in vocabulary.bytes_of]
     missing = _missing_characters(vocabulary, words, weights)
     counts = occurrences(weights)
     words, counts = [words[n] for n in np.flatnonzero(counts).tolist()], counts[counts > 0]
-    splits: list[Symbols] = [
-        tuple([data[i] for i in ids]) for ids in vocabulary.split([word.encode() for word in words])
-    ]
+    data = [token or b"" for token in vocabulary.bytes_of]
+    splits: list[Symbols] = []
+    for ids in vocabulary.split([word.encode() for word in words]):
+        splits.append(tuple([data[i] for i in ids]))
     if keep_other_text:
         missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
     if missing:
         splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
     characters = [character.encode() for character in missing][:add]
     symbols = known.union(characters)
-    usable = [
-        n
-        for n, (word, split) in enumerate(zip(words, splits, strict=True))
-        if _is_spelled(word, split, symbols) and not (keep_other_text and _has_sign_in_pieces(word, split))
-    ]
+    usable = []
+    for n, (word, split) in enumerate(zip(words, splits, strict=True)):
+        # Tokens of text that spell the word: no unknown characters, no single bytes.
+        spelled = symbols.issuperset(split) and b"".join(split) == word.encode()
+        if spelled and not (keep_other_text and _has_sign_in_pieces(word, split)):
+            usable.append(n)
     merges = learn_merges([splits[n] for n in usable], counts[usable], symbols, add - len(characters))
-    return with_merges(vocabulary, characters, merges, known)
+    return _with_merges(vocabulary, characters, merges, known)
+
+
+def count_characters(words: Sequence[str], weights: np.ndarray) -> Counter[str]:
+    """How much each character of the words counts."""
+    counts: Counter[str] = Counter()
+    for word, weight in zip(words, weights.tolist(), strict=True):
+        for character in word:
+            counts[character] += weight
+    return counts
 
 
 def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> list[str]:
@@ -133,10 +112,7 @@ def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: n
     if isinstance(vocabulary, ByteLevelBPE):
         return []
     known = vocabulary.ids_by_bytes(Kind.TEXT)
-    counts: Counter[str] = Counter()
-    for word, weight in zip(words, weights.tolist(), strict=True):
-        for character in word:
-            counts[character] += weight
+    counts = count_characters(words, weights)
     least = counts.total() * RARE_CHARACTER
     return [c for c, count in counts.most_common() if count >= least and c.encode() not in known]
 
@@ -146,17 +122,10 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing:
     if not any(character in missing for character in word):
         return split
     pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
-    runs = vocabulary.split([piece.encode() for piece in pieces])
-    return tuple(
-        symbol
-        for piece, ids in zip(pieces, runs, strict=True)
-        for symbol in ([piece.encode()] if piece in missing else [vocabulary.data(i) for i in ids])
-    )
-
-
-def _is_spelled(word: str, split: Symbols, symbols: set[bytes]) -> bool:
-    """Tell whether a word is split into tokens of text that spell it, without unknown characters and single bytes."""
-    return symbols.issuperset(split) and b"".join(split) == word.encode()
+    symbols: list[bytes] = []
+    for piece, ids in zip(pieces, vocabulary.split([piece.encode() for piece in pieces]), strict=True):
+        symbols += [piece.encode()] if piece in missing else map(vocabulary.data, ids)
+    return tuple(symbols)
 
 
 def _has_sign_in_pieces(word: str, split: Symbols) -> bool:
@@ -167,16 +136,14 @@ def _has_sign_in_pieces(word: str, split: Symbols) -> bool:
     return sum(end <= before for end in itertools.accumulate(map(len, split))) > 1
 
 
-def with_merges(
+def _with_merges(
     vocabulary: Vocabulary, characters: Sequence[bytes], merges: Sequence[Merge], known: set[bytes]
-) -> dict[str, Any]:
-    """Write new tokens and merges behind the old ones.
-
-    Special tokens join the model's own vocabulary: `tokenizers` gives an added token that is not in it the next free
-    id, and that is a new token's now.
-    """
+) -> Spec:
+    """Write new tokens and merges behind the old ones."""
     spec = vocabulary.spec
     vocab = dict(spec["model"]["vocab"])
+    # `tokenizers` gives an added token that is not in the model's own vocabulary the next free id, which is a new
+    # token's now: special tokens join it.
     for token in spec.get("added_tokens") or []:
         vocab.setdefault(token["content"], token["id"])
     number = vocabulary.size

@@ -7,23 +7,33 @@ SentencePiece model again, to be read as a `.model` file is.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, around, byte_level, sequence, split
-from lepta.vocabulary.rebuild import added_token
-from lepta.vocabulary.sentencepiece import SPACE
 from lepta.vocabulary.sentencepiece_file import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, spec_and_config
+from lepta.vocabulary.tokenizer_json import (
+    LLAMA3_REGEX,
+    QWEN2_REGEX,
+    SPACE,
+    Config,
+    Part,
+    Spec,
+    added_token,
+    around,
+    bpe_model,
+    byte_level,
+    sequence,
+    split,
+    tokenizer_config,
+    tokenizer_json,
+)
 
 # tokenizer.ggml.pre -> (pre-tokenizer, normalizer, ignore_merges)
-PRE_TOKENIZERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, bool]] = {
+PRE_TOKENIZERS: dict[str, tuple[Part, Part | None, bool]] = {
     "gpt-2": (byte_level(use_regex=True), None, False),
-    "smollm": (
-        sequence({"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)),
-        None,
-        False,
-    ),
+    "smollm": (sequence({"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)), None, False),
     "llama-bpe": (sequence(split(LLAMA3_REGEX), byte_level(use_regex=False)), None, True),
     "qwen2": (sequence(split(QWEN2_REGEX), byte_level(use_regex=False)), {"type": "NFC"}, False),
 }
@@ -32,29 +42,21 @@ GGUF_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 LLAMA_ROLES = {"unk": 0, "bos": 1, "eos": 2}  # what llama.cpp takes if a SentencePiece tokenizer does not say
 
 
-def read_gguf_tokenizer(
-    path: Path, fields: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """Read the tokenizer of a GGUF file.
+def read_gguf_fields(path: Path) -> dict[str, Any]:
+    """Read the metadata of a GGUF file; LeptaError if it is not a whole GGUF file."""
+    from gguf import GGUFReader
 
-    Parameters
-    ----------
-    path : Path
-    fields : dict, optional
-        What `read_gguf_fields` gave for it, to save reading it again.
+    try:
+        return {name: value.contents() for name, value in GGUFReader(path).fields.items()}
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise LeptaError(f"{path}: not a whole GGUF file ({error}); download it again") from error
 
-    Returns
-    -------
-    spec : dict
-        Contents of a `tokenizer.json`.
-    config : dict
-        Contents of a `tokenizer_config.json`.
-    chat_template : str or None
 
-    Raises
-    ------
-    LeptaError
-        If the file is no GGUF file, or its tokenizer is of a kind not known here.
+def read_gguf_tokenizer(path: Path, fields: dict[str, Any] | None = None) -> tuple[Spec, Config, str | None]:
+    """Read tokenizer, its config and the chat template of a GGUF file.
+
+    `fields` are those of `read_gguf_fields`, to save reading them again. LeptaError if it is no GGUF file, or its
+    tokenizer is of a kind not known here.
     """
     fields = read_gguf_fields(path) if fields is None else fields
     match fields.get("tokenizer.ggml.model"):
@@ -74,53 +76,33 @@ def read_gguf_tokenizer(
     return spec, config, fields.get("tokenizer.chat_template")
 
 
-def _byte_level(path: Path, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
     pre = fields.get("tokenizer.ggml.pre", "gpt-2")
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise LeptaError(f"{path}: tokenizer.ggml.pre is {pre!r}, known are {known}; give the model's tokenizer.json")
     pre_tokenizer, normalizer, ignore_merges = PRE_TOKENIZERS[pre]
     tokens, types = _columns(path, fields, "tokens", "token_type")
-    added = [
-        added_token(i, token, special=kind == CONTROL)
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (CONTROL, USER_DEFINED)
-    ]
+    added = []
+    for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
+        if kind in (CONTROL, USER_DEFINED):
+            added.append(added_token(i, token, special=kind == CONTROL))
     roles = _roles(fields, {})
-    spec = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": _post_processor(fields, roles, starts=pre == "llama-bpe"),
-        "decoder": byte_level(use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": ignore_merges,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]],
-        },
-    }
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    return spec, config | {f"{role}_token": tokens[token_id] for role, token_id in roles.items()}
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
+    spec = tokenizer_json(
+        bpe_model(vocab, merges, ignore_merges=ignore_merges),
+        added,
+        normalizer=normalizer,
+        pre_tokenizer=pre_tokenizer,
+        post_processor=_post_processor(fields, roles, starts=pre == "llama-bpe"),
+        decoder=byte_level(use_regex=True),
+    )
+    return spec, tokenizer_config({f"{role}_token": tokens[token_id] for role, token_id in roles.items()})
 
 
-def sentencepiece_model(path: Path, fields: dict[str, Any]) -> Any:
-    """Put together the SentencePiece model (`ModelProto`) that a GGUF file was made of.
-
-    Raises
-    ------
-    LeptaError
-        If pieces, scores and kinds do not fit together.
-    """
+def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
+    """The SentencePiece model (`ModelProto`) that a GGUF file was made of; LeptaError if its columns do not agree."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -147,42 +129,32 @@ def sentencepiece_model(path: Path, fields: dict[str, Any]) -> Any:
     return proto
 
 
-def _columns(path: Path, fields: dict[str, Any], *names: str) -> list[list[Any]]:
+def _columns(path: Path, fields: Mapping[str, Any], *names: str) -> list[list[Any]]:
     """Lists with an entry for each token."""
-    columns = {f"tokenizer.ggml.{name}": fields.get(f"tokenizer.ggml.{name}") for name in names}
-    lengths = {name: len(column or []) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1 or not all(lengths.values()):
-        what = ", ".join(f"{length:,} {name}" for name, length in lengths.items())
+    columns = {f"tokenizer.ggml.{name}": fields.get(f"tokenizer.ggml.{name}") or [] for name in names}
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        what = ", ".join(f"{len(column):,} {name}" for name, column in columns.items())
         raise LeptaError(f"{path}: {what}; expected as many of each; convert the model again")
-    return [column or [] for column in columns.values()]
+    return list(columns.values())
 
 
-def _roles(fields: dict[str, Any], defaults: dict[str, int]) -> dict[str, int]:
+def _roles(fields: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[str, int]:
     """Ids of special tokens by role; as in llama.cpp, an id beyond the last token is as good as none."""
     size = len(fields["tokenizer.ggml.tokens"])
-    given = {role: fields.get(f"tokenizer.ggml.{name}_token_id", size) for role, name in GGUF_ROLES.items()}
-    roles = defaults | {role: token_id for role, token_id in given.items() if 0 <= token_id < size}
+    roles = dict(defaults)
+    for role, name in GGUF_ROLES.items():
+        token_id = fields.get(f"tokenizer.ggml.{name}_token_id", size)
+        if 0 <= token_id < size:
+            roles[role] = token_id
     return {role: token_id for role, token_id in roles.items() if token_id < size}
 
 
-def _post_processor(fields: dict[str, Any], roles: dict[str, int], starts: bool) -> dict[str, Any] | None:
+def _post_processor(fields: Mapping[str, Any], roles: Mapping[str, int], starts: bool) -> Part | None:
     """Put around texts what the file says; `starts` is what llama.cpp does before them if it says nothing."""
     tokens = fields["tokenizer.ggml.tokens"]
-    wanted = {
-        "bos": fields.get("tokenizer.ggml.add_bos_token", starts),
-        "eos": fields.get("tokenizer.ggml.add_eos_token", False),
-    }
-    first, last = (
-        {tokens[roles[role]]: roles[role]} if wanted[role] and role in roles else {} for role in ("bos", "eos")
-    )
-    return around(first, last) if first or last else None
-
-
-def read_gguf_fields(path: Path) -> dict[str, Any]:
-    """Read the metadata of a GGUF file; LeptaError if it is not a whole GGUF file."""
-    from gguf import GGUFReader
-
-    try:
-        return {name: value.contents() for name, value in GGUFReader(path).fields.items()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise LeptaError(f"{path}: not a whole GGUF file ({error}); download it again") from error
+    sides = []
+    for role, default in (("bos", starts), ("eos", False)):
+        wanted = fields.get(f"tokenizer.ggml.add_{role}_token", default) and role in roles
+        sides.append({tokens[roles[role]]: roles[role]} if wanted else {})
+    return around(*sides)

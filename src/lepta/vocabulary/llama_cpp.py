@@ -28,18 +28,10 @@ KNOWN_HASHES = {
 
 @dataclass(frozen=True)
 class Recognition:
-    """What llama.cpp's converter makes of a tokenizer.
+    """What llama.cpp's converter makes of a tokenizer."""
 
-    Attributes
-    ----------
-    hash : str
-        SHA-256 of the ids of the test text.
-    name : str or None
-        Name of the rule, if the converter knows the hash.
-    """
-
-    hash: str
-    name: str | None
+    hash: str  # SHA-256 of the ids of the test text
+    name: str | None  # of the rule, if the converter knows the hash
 
 
 def recognise(tokenizer: Tokenizer) -> Recognition:

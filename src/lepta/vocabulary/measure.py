@@ -1,42 +1,33 @@
-"""How much text a token holds, and how much of a vocabulary a text uses."""
+"""How a vocabulary cuts text: in numbers, and piece by piece."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 import regex
 
 from lepta.text.sources import Document
-from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
+LOOKS = {" ": "space", "\n": "newline", "\t": "tab"}
 BATCH_CHARACTERS = 1_000_000  # encoded at once: about 30 MB
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Size of a text in four units, how its words are split, and how much of the vocabulary it leaves unused.
-
-    Attributes
-    ----------
-    characters, utf8_bytes, words, tokens : int
-    single_token_words : int
-        Words that are one token after a space; every occurrence counts.
-    vocabulary_tokens : int
-        Tokens of the vocabulary, special ones not counted.
-    unused_tokens : int
-        Those among them that the text never uses.
-    """
+    """Size of a text in four units, how its words are split, and how much of the vocabulary it leaves unused."""
 
     characters: int
     utf8_bytes: int
     words: int
     tokens: int
-    single_token_words: int
-    vocabulary_tokens: int
-    unused_tokens: int
+    single_token_words: int  # words that are one token after a space; every occurrence counts
+    vocabulary_tokens: int  # special ones not counted
+    unused_tokens: int  # those among them that the text never uses
 
     def summary(self) -> dict[str, float | int]:
         """Numbers as people quote them; `single_token_words` and `unused_share` are shares from 0 to 1."""
@@ -60,20 +51,9 @@ def measure(vocabulary: Vocabulary, documents: Iterable[str]) -> Measure:
 
 
 def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tuple[Measure, dict[str, Measure]]:
-    """Measure a vocabulary on texts, by source and in total.
+    """Measure a vocabulary on texts, in total and for each source, in order of appearance.
 
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-    documents : iterable of Document
-        Read once, and never held in memory together.
-
-    Returns
-    -------
-    Measure
-        Of all documents.
-    dict
-        Source -> measure of its documents, in order of appearance.
+    Documents are read once, and never held in memory together.
     """
     text_ids = np.isin(vocabulary.kinds, (Kind.TEXT, Kind.BYTE))
     whole: dict[str, bool] = {}  # word -> whether it is one token
@@ -111,6 +91,46 @@ def _batches(documents: Iterable[Document]) -> Iterator[tuple[str, list[str]]]:
 
 def _single_tokens(vocabulary: Vocabulary, words: list[str]) -> dict[str, bool]:
     """Tell of each word whether it is one token after a space; bytes are compared, for unknown characters get no id."""
-    pieces = [f" {word}".encode() for word in words]
-    split = zip(words, pieces, vocabulary.split(pieces), strict=True)
-    return {word: len(ids) == 1 and vocabulary.data(ids[0]) == piece for word, piece, ids in split}
+    spaced = [f" {word}".encode() for word in words]
+    single = {}
+    for word, data, ids in zip(words, spaced, vocabulary.split(spaced), strict=True):
+        single[word] = len(ids) == 1 and vocabulary.data(ids[0]) == data
+    return single
+
+
+def pieces(vocabulary: Vocabulary, text: str) -> list[dict[str, Any]]:
+    """Cut a text where a tokenizer does, to be shown on a page.
+
+    One dictionary for each token: `id`, `special` (an added token, also that for unknown characters) and `parts`, the
+    result of `parts_of`.
+    """
+    cut = []
+    for token_id in vocabulary.encode([text])[0]:
+        special = bool(vocabulary.kinds[token_id] == Kind.SPECIAL)
+        cut.append({"id": token_id, "special": special, "parts": parts_of(vocabulary.data(token_id))})
+    return cut
+
+
+def parts_of(data: bytes) -> list[tuple[str, str]]:
+    """Cut the bytes of a token by how they can be shown: pairs of a look and characters.
+
+    Looks are `text`; one `space`, `newline` or `tab`; `code`: other invisible characters as U+00A0; `hex`: bytes that
+    are part of a character, as D0.
+    """
+    parts = []
+    for run in runs_of_text(data):
+        if isinstance(run, bytes):
+            parts.append(("hex", run.hex(" ").upper()))
+            continue
+        for look, group in groupby(run, _look):
+            if look == "text":
+                parts.append((look, "".join(group)))
+            elif look == "code":
+                parts += [(look, f"U+{ord(character):04X}") for character in group]
+            else:
+                parts += [(look, character) for character in group]
+    return parts
+
+
+def _look(character: str) -> str:
+    return LOOKS.get(character) or ("text" if character.isprintable() else "code")

@@ -24,6 +24,7 @@ FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD
 # time, more than half of a large corpus. (32,000 tokens from 459,000 Russian words: 2 million give 4.331
 # characters per token in 9 s, 20 million 4.330 in 56 s.)
 OCCURRENCES = 2_000_000
+LINE_WORDS = 20_000
 
 
 class TooFewTokens(LeptaError):
@@ -52,28 +53,10 @@ class Merge:
 
 
 def learn_merges(splits: Sequence[Sequence[bytes]], counts: np.ndarray, known: Set[bytes], number: int) -> list[Merge]:
-    """Learn the merges of new tokens.
+    """Learn merges, in order of rank, that form `number` new tokens; TooFewTokens if the words hold fewer.
 
-    Parameters
-    ----------
-    splits : sequence of sequences of bytes
-        The symbols of each word.
-    counts : int array, shape (words,)
-        How often each word is handed to the trainer.
-    known : set of bytes
-        Tokens that exist already; a merge may lead to them without costing a new one.
-    number : int
-        New tokens to learn.
-
-    Returns
-    -------
-    list of Merge
-        In order of rank. The tokens they form, less `known`, are `number` many.
-
-    Raises
-    ------
-    LeptaError
-        If the words do not hold that many tokens.
+    `splits` are the symbols of each word, `counts` says how often each is handed to the trainer. A merge may lead to a
+    token that is `known` already without costing a new one.
     """
     if number <= 0:
         return []
@@ -88,19 +71,20 @@ def learn_merges(splits: Sequence[Sequence[bytes]], counts: np.ndarray, known: S
 
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # The trainer counts symbols, and merges that form known tokens: a twentieth more leaves room for those.
     size = len(symbols) + number + number // 20 + 100
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, min_frequency=1)
     learner.train_from_iterator(_lines(written, counts), trainer)
-    model = json.loads(learner.to_str())["model"]
-    merges = [Merge(*(b"".join([data[c] for c in part]) for part in pair)) for pair in model["merges"]]
 
-    # Two merges may form the same token, and a merge may form a token that is known: neither costs a new one.
-    new: set[bytes] = set()
-    for n, merge in enumerate(merges):
+    merges: list[Merge] = []
+    new: set[bytes] = set()  # two merges may form the same token
+    for left, right in json.loads(learner.to_str())["model"]["merges"]:
+        merge = Merge(b"".join([data[c] for c in left]), b"".join([data[c] for c in right]))
+        merges.append(merge)
         if merge.token not in known:
             new.add(merge.token)
         if len(new) == number:
-            return merges[: n + 1]
+            return merges
     raise TooFewTokens(len(new), number)
 
 
@@ -114,17 +98,17 @@ def whole_numbers(weights: np.ndarray) -> np.ndarray:
     return np.diff(np.rint(np.cumsum(weights)).astype(np.int64), prepend=0)
 
 
-def _lines(words: Sequence[str], repeats: np.ndarray, longest: int = 20_000) -> Iterator[str]:
+def _lines(words: Sequence[str], repeats: np.ndarray) -> Iterator[str]:
     """Each word as often as it counts, several thousand in a line."""
     line: list[str] = []
     length = 0
     for word, times in zip(words, repeats.tolist(), strict=True):
         while times:
-            part = min(times, longest - length)
+            part = min(times, LINE_WORDS - length)
             line.append(f"{word} " * part)
             times -= part
             length += part
-            if length == longest:
+            if length == LINE_WORDS:
                 yield "".join(line)
                 line, length = [], 0
     yield "".join(line)

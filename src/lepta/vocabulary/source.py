@@ -10,10 +10,9 @@ from lepta.core.errors import LeptaError
 from lepta.text.locate import locate, read_json
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
-from lepta.vocabulary.pre_tokenizers import starts_with
-from lepta.vocabulary.rebuild import add_special_tokens, added_token, config_with_ids
-from lepta.vocabulary.sentencepiece_file import is_sentencepiece, read_sentencepiece
+from lepta.vocabulary.sentencepiece_file import read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
+from lepta.vocabulary.tokenizer_json import Config, Spec, add_special_tokens, added_token, around, config_with_ids
 from lepta.vocabulary.tokens import Vocabulary
 
 # Where a folder has its tokens, the first that is there; the other files add roles, chat markers and templates to them.
@@ -21,6 +20,7 @@ TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 CHAT_TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # the names are transformers' own
 TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja"]
+SENTENCEPIECE_HEAD = b"\x0a"  # field 1, a message
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -43,8 +43,8 @@ class TokenizerSource:
         Unicode script of the tokens that were added to it, if it was just built so.
     """
 
-    spec: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=dict)
+    spec: Spec
+    config: Config = field(default_factory=dict)
     chat_template: str | dict[str, str] | None = None
     origin: str = "tokenizer.json"
     script: str | None = None
@@ -60,25 +60,22 @@ class TokenizerSource:
         config = json.dumps(self.config, ensure_ascii=False, indent=2)
         (folder / CONFIG).write_text(config, encoding="utf-8")
         templates = self.chat_template or {}
-        for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
+        if isinstance(templates, str):
+            templates = {"default": templates}
+        for name, template in templates.items():
             file = folder / (CHAT_TEMPLATE if name == "default" else f"{NAMED_TEMPLATES}/{name}.jinja")
             file.parent.mkdir(exist_ok=True)
             file.write_text(template, encoding="utf-8")
 
 
 def open_tokenizer(source: str | Path) -> TokenizerSource:
-    """Read a tokenizer.
+    """Read a tokenizer; LeptaError if there is no such place, or it holds no tokenizer that can be read.
 
     Parameters
     ----------
     source : str or Path
         A Hugging Face folder, a `tokenizer.json`, a SentencePiece `.model`, a tiktoken file, a `tekken.json`, a GGUF
         file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
-
-    Raises
-    ------
-    LeptaError
-        If there is no such place, or it holds no tokenizer that can be read.
     """
     path = locate(source, hub_files=TOKENIZER_FILES)
     return _read_folder(path) if path.is_dir() else _read_file(path)
@@ -90,11 +87,10 @@ def _read_file(path: Path) -> TokenizerSource:
     with path.open("rb") as file:
         head = file.read(1024)
     if head.startswith(b"GGUF"):
-        spec, config, template = read_gguf_tokenizer(path)
-        return TokenizerSource(spec, config, template, str(path))
+        return TokenizerSource(*read_gguf_tokenizer(path), str(path))
     if TIKTOKEN_LINE.match(head):
         return TokenizerSource(*read_tiktoken(path), None, str(path))
-    if is_sentencepiece(head):
+    if head.startswith(SENTENCEPIECE_HEAD):
         return TokenizerSource(*read_sentencepiece(path), None, str(path))
     raise LeptaError(
         f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json, a SentencePiece .model, "
@@ -106,14 +102,9 @@ def _read_json(path: Path) -> TokenizerSource:
     content = read_json(path)
     if "config" in content and "model" not in content and "vocab" in content:
         return TokenizerSource(*read_tekken(path), None, str(path))
-    return TokenizerSource(_read_spec(path), {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
-
-
-def _read_spec(path: Path) -> dict[str, Any]:
-    spec = read_json(path)
-    if not isinstance(spec.get("model"), dict) or "vocab" not in spec["model"]:
+    if not isinstance(content.get("model"), dict) or "vocab" not in content["model"]:
         raise LeptaError(f"{path}: no tokenizer in it; expected the field model.vocab, as `tokenizers` saves it")
-    return spec
+    return TokenizerSource(content, {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
 
 
 def _read_folder(folder: Path) -> TokenizerSource:
@@ -121,8 +112,7 @@ def _read_folder(folder: Path) -> TokenizerSource:
     if file is None:
         slow = [name for name in ("vocab.json", "vocab.txt", "merges.txt") if (folder / name).is_file()]
         what = f"only {slow[0]} of a slow tokenizer" if slow else "no tokenizer.json, .model or tekken.json"
-        remedy = "save a fast one with AutoTokenizer and save_pretrained()"
-        raise LeptaError(f"{folder}: {what} in it; {remedy}")
+        raise LeptaError(f"{folder}: {what} in it; save a fast one with AutoTokenizer and save_pretrained()")
     source = _read_file(file)
     own = _read_optional(folder / CONFIG)
     template = _chat_template(folder, own.pop("chat_template", None))
@@ -132,7 +122,7 @@ def _read_folder(folder: Path) -> TokenizerSource:
     spec = _with_added_tokens(source.spec, folder, roles | config)
     if file.name != TOKEN_FILES[0]:  # the class that the config names would read the other file, in its own way
         spec = _with_start_of_text(spec, config)
-        config = config_with_ids(config, {token["content"]: token["id"] for token in spec["added_tokens"]})
+        config = config_with_ids(config, spec)
     return TokenizerSource(spec, config, template, str(folder))
 
 
@@ -142,32 +132,37 @@ def _read_optional(file: Path) -> dict[str, Any]:
 
 def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     """The chat templates of a folder: in files of their own or, if there are none, those that its config gives."""
-    files = {"default": folder / CHAT_TEMPLATE} | {
-        file.name.removesuffix(".jinja"): file for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
-    }
-    templates = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
-    if not templates:
-        if not given or isinstance(given, str):
-            return given or None
-        try:
-            templates = {str(entry["name"]): str(entry["template"]) for entry in given}
-        except (KeyError, TypeError):
-            templates = {}
-        if not templates or any(name != Path(name).name for name in templates):  # they become names of files
-            raise LeptaError(
-                f"{folder / CONFIG}: chat_template is neither a template nor a list of them; expected a string, or "
-                'entries {"name": "default", "template": ...} whose names can be names of files'
-            )
-    return templates["default"] if list(templates) == ["default"] else templates
+    templates = {}
+    if (folder / CHAT_TEMPLATE).is_file():
+        templates["default"] = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
+        templates[file.stem] = file.read_text(encoding="utf-8")
+    if not templates and isinstance(given, str):
+        return given or None
+    if not templates and given:
+        templates = _templates_of_config(given, folder / CONFIG)
+    return templates["default"] if list(templates) == ["default"] else templates or None
 
 
-def _with_added_tokens(spec: dict[str, Any], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _templates_of_config(entries: Any, file: Path) -> dict[str, str]:
+    try:
+        templates = {str(entry["name"]): str(entry["template"]) for entry in entries}
+    except (KeyError, TypeError):
+        templates = {}
+    if not templates or any(name != Path(name).name for name in templates):  # they become names of files
+        raise LeptaError(
+            f"{file}: chat_template is neither a template nor a list of them; expected a string, or "
+            'entries {"name": "default", "template": ...} whose names can be names of files'
+        )
+    return templates
+
+
+def _with_added_tokens(spec: Spec, folder: Path, settings: Config) -> Spec:
     """Add the tokens that only other files of a folder name, as transformers does; refuse where it would move them."""
     if "added_tokens_decoder" in settings:
         file = folder / CONFIG
-        tokens = [
-            added_token(int(i), token["content"]) | token for i, token in settings["added_tokens_decoder"].items()
-        ]
+        decoder = settings["added_tokens_decoder"]
+        tokens = [added_token(int(i), token["content"]) | token for i, token in decoder.items()]
     else:
         file = folder / ADDED_TOKENS
         named = [*map(settings.get, SPECIAL_ROLES), *(settings.get("additional_special_tokens") or [])]
@@ -192,14 +187,14 @@ def _with_added_tokens(spec: dict[str, Any], folder: Path, settings: dict[str, A
     return add_special_tokens(spec, missing)
 
 
-def _with_start_of_text(spec: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _with_start_of_text(spec: Spec, settings: Config) -> Spec:
     """Put the token for the start of text before each text, or nothing, if the config says which."""
     if "add_bos_token" not in settings:
         return spec
     ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
     bos = content_of(settings.get("bos_token")) or ""
-    starts = settings["add_bos_token"] and bos in ids
-    return spec | {"post_processor": starts_with(bos, ids[bos]) if starts else None}
+    first = {bos: ids[bos]} if settings["add_bos_token"] and bos in ids else {}
+    return spec | {"post_processor": around(first, {})}
 
 
 def content_of(token: Any) -> str | None:

@@ -1,22 +1,34 @@
 """Tokenizers of OpenAI's tiktoken form: LLaMA-3 `tokenizer.model`, Qwen `*.tiktoken`, Mistral `tekken.json`.
 
-Such a file ranks the bytes of tokens and names no merges: two neighbours merge if together they are a token, lowest
-rank first. As a `tokenizer.json` that is every pair of tokens that forms a token, by the rank of what it forms.
-How text is cut into words is not in the file (Tekken's has it), so it is known here by the number of tokens.
+Such a file ranks the bytes of tokens and names no merges (see `pairs_of`). How text is cut into words is not in it
+(Tekken's has it), so it is known here by the number of tokens.
 """
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.text.locate import read_json
-from lepta.vocabulary.byte_level import to_byte_alphabet
-from lepta.vocabulary.pre_tokenizers import LLAMA3_REGEX, QWEN2_REGEX, byte_level, sequence, split, starts_with
-from lepta.vocabulary.rebuild import added_token
+from lepta.vocabulary.families import to_byte_alphabet
+from lepta.vocabulary.tokenizer_json import (
+    LLAMA3_REGEX,
+    QWEN2_REGEX,
+    Config,
+    Part,
+    Spec,
+    added_token,
+    around,
+    bpe_model,
+    byte_level,
+    pairs_of,
+    sequence,
+    split,
+    tokenizer_config,
+    tokenizer_json,
+)
 
 _LLAMA3_NAMED = {
     0: "<|begin_of_text|>",
@@ -28,14 +40,19 @@ _LLAMA3_NAMED = {
     9: "<|eot_id|>",
     10: "<|python_tag|>",
 }
+_LLAMA3_RESERVED = [f"<|reserved_special_token_{n}|>" for n in range(256 - len(_LLAMA3_NAMED))]
+# Special tokens of Tekken files that do not list them (before version v7).
+_TOOLS = ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"]
+_OTHERS = ["[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"]
+TEKKEN_SPECIALS = dict(enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *_TOOLS, *_OTHERS]))
 
 
 def _llama3_specials() -> list[str]:
-    reserved = iter(range(256))
-    return [_LLAMA3_NAMED.get(n) or f"<|reserved_special_token_{next(reserved)}|>" for n in range(256)]
+    reserved = iter(_LLAMA3_RESERVED)
+    return [_LLAMA3_NAMED.get(n) or next(reserved) for n in range(256)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Known:
     """What a tiktoken file does not say about its tokenizer."""
 
@@ -43,57 +60,42 @@ class _Known:
     regex: str
     specials: list[str]
     roles: dict[str, str]
-    normalizer: dict[str, Any] | None
-    ignore_merges: bool
+    normalizer: Part | None = None
+    ignore_merges: bool = False
     starts_with: str | None = None
 
 
 KNOWN_BY_SIZE = {
     128_000: _Known(
-        "LLaMA-3",
-        LLAMA3_REGEX,
-        _llama3_specials(),
-        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
-        None,
+        name="LLaMA-3",
+        regex=LLAMA3_REGEX,
+        specials=_llama3_specials(),
+        roles={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         ignore_merges=True,
         starts_with="<|begin_of_text|>",
     ),
     151_643: _Known(
-        "Qwen",
-        QWEN2_REGEX,
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-        {"type": "NFC"},
-        ignore_merges=False,
+        name="Qwen",
+        regex=QWEN2_REGEX,
+        specials=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        normalizer={"type": "NFC"},
     ),
 }
 
 
-def read_tiktoken(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a tiktoken file.
-
-    Returns
-    -------
-    spec : dict
-        Contents of a `tokenizer.json`.
-    config : dict
-        Contents of a `tokenizer_config.json`.
-
-    Raises
-    ------
-    LeptaError
-        If it is no such file, or of a tokenizer that is not known here.
-    """
+def read_tiktoken(path: Path) -> tuple[Spec, Config]:
+    """Read a tiktoken file; LeptaError if it is none, or of a tokenizer that is not known here."""
     tokens: list[bytes] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines()):
         try:
             token, rank = line.split()
             tokens.append(base64.b64decode(token, validate=True))
-            whole = int(rank) == len(tokens) - 1
+            whole = int(rank) == number
         except (ValueError, binascii.Error):
             whole = False
         if not whole:
-            raise LeptaError(f"{path}, line {number}: expected a token in base64 and its rank {number - 1}")
+            raise LeptaError(f"{path}, line {number + 1}: expected a token in base64 and its rank {number}")
     known = KNOWN_BY_SIZE.get(len(tokens))
     if known is None:
         names = ", ".join(f"{known.name} ({size:,})" for size, known in KNOWN_BY_SIZE.items())
@@ -102,12 +104,10 @@ def read_tiktoken(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "give the model's tokenizer.json"
         )
     specials = dict(enumerate(known.specials, len(tokens)))
-    ranks = dict(enumerate(tokens))
-    spec = _spec(ranks, specials, known.regex, known.normalizer, known.ignore_merges, known.starts_with)
-    return spec, {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **known.roles}
+    return _spec(dict(enumerate(tokens)), specials, known), tokenizer_config(known.roles)
 
 
-def read_tekken(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_tekken(path: Path) -> tuple[Spec, Config]:
     """Read Mistral's `tekken.json`; see `read_tiktoken`. Special tokens come first, then tokens by rank."""
     data = read_json(path)
     try:
@@ -119,61 +119,26 @@ def read_tekken(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (KeyError, TypeError, binascii.Error) as error:
         raise LeptaError(f"{path}: not a Tekken tokenizer (field {error}); copy or download it again") from error
     named = {row["rank"]: row["token_str"] for row in data.get("special_tokens") or []} or TEKKEN_SPECIALS
-    specials = {n: named.get(n, f"<SPECIAL_{n}>") for n in range(specials_number)}
-    spec = _spec(tokens, specials, pattern, None, ignore_merges=True, first="<s>")
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return spec, {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
+    known = _Known(
+        name="Tekken",
+        regex=pattern,
+        specials=[named.get(n, f"<SPECIAL_{n}>") for n in range(specials_number)],
+        roles={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        ignore_merges=True,
+        starts_with="<s>",
+    )
+    return _spec(tokens, dict(enumerate(known.specials)), known), tokenizer_config(known.roles)
 
 
-# Special tokens of Tekken files that do not list them (before version v7).
-_TOOLS = ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"]
-_OTHERS = ["[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"]
-TEKKEN_SPECIALS = dict(enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *_TOOLS, *_OTHERS]))
-
-
-def pairs_of(tokens: Sequence[str]) -> list[list[str]]:
-    """All pairs of tokens that form a token: in order of what they form, then of the left and the right part."""
-    rank = {token: n for n, token in enumerate(tokens)}
-    pairs = []
-    for token in tokens:
-        parts = [
-            (rank[left], rank[right], left, right)
-            for cut in range(1, len(token))
-            if (left := token[:cut]) in rank and (right := token[cut:]) in rank
-        ]
-        pairs += [[left, right] for _, _, left, right in sorted(parts)]
-    return pairs
-
-
-def _spec(
-    tokens: dict[int, bytes],
-    specials: dict[int, str],
-    regex: str,
-    normalizer: dict[str, Any] | None,
-    ignore_merges: bool,
-    first: str | None,
-) -> dict[str, Any]:
+def _spec(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) -> Spec:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(i, token) for i, token in specials.items()],
-        "normalizer": normalizer,
-        "pre_tokenizer": sequence(split(regex), byte_level(use_regex=False)),
-        "post_processor": starts_with(first, vocab[first]) if first else None,
-        "decoder": byte_level(use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": ignore_merges,
-            "vocab": vocab,
-            "merges": pairs_of(list(written.values())),
-        },
-    }
+    first = {known.starts_with: vocab[known.starts_with]} if known.starts_with else {}
+    return tokenizer_json(
+        bpe_model(vocab, pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
+        [added_token(i, token) for i, token in specials.items()],
+        normalizer=known.normalizer,
+        pre_tokenizer=sequence(split(known.regex), byte_level(use_regex=False)),
+        post_processor=around(first, {}),
+        decoder=byte_level(use_regex=True),
+    )

@@ -25,7 +25,7 @@ class Kind(IntEnum):
 
 
 class Vocabulary(ABC):
-    """Ids and bytes of one tokenizer.
+    """Ids and bytes of one tokenizer; the families are in `lepta.vocabulary.families`.
 
     Attributes
     ----------
@@ -82,10 +82,29 @@ class Vocabulary(ABC):
         """Bytes of an id that is no hole."""
         return self.bytes_of[token_id] or b""
 
+    def ids_of(self, *kinds: Kind) -> list[int]:
+        """All ids of some kinds, ascending."""
+        ids: list[int] = np.flatnonzero(np.isin(self.kinds, kinds)).tolist()
+        return ids
+
     def ids_by_bytes(self, kind: Kind) -> dict[bytes, int]:
         """Bytes -> id over all tokens of one kind; the lowest id wins where two have the same bytes."""
-        ids = np.flatnonzero(self.kinds == kind)[::-1]
-        return {data: int(i) for i in ids if (data := self.bytes_of[i]) is not None}
+        return {self.data(i): i for i in reversed(self.ids_of(kind))}
+
+    def usage(self, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
+        """Weight of the words that each token is used in, as often as it is used; float array, shape (size,)."""
+        splits = self.split([word.encode() for word in words])
+        lengths = np.fromiter(map(len, splits), np.int64, len(splits))
+        ids = np.fromiter((i for split in splits for i in split), np.int64, int(lengths.sum()))
+        return np.bincount(ids, np.repeat(weights, lengths), minlength=self.size)
+
+    def special_layout(self) -> tuple[list[str], list[str]]:
+        """Special tokens that stand before all other tokens, and those that stand after, both in order of id."""
+        first = min(self.ids_of(Kind.TEXT, Kind.BYTE), default=0)
+        before, after = [], []
+        for i in self.ids_of(Kind.SPECIAL):
+            (before if i < first else after).append(self.data(i).decode())
+        return before, after
 
     def spelled_specials(self) -> set[str]:
         """Added tokens that merges or pieces lead to as well: Gemma lists its runs of spaces so."""
@@ -113,13 +132,3 @@ def runs_of_text(data: bytes) -> Iterator[str | bytes]:
                 yield data[: error.start].decode("utf-8")
             yield data[error.start : error.end]
             data = data[error.end :]
-
-
-def components(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Flatten a normalizer, pre-tokenizer, post-processor or decoder of `tokenizer.json` to its single steps."""
-    if not part:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    key = next(key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part)
-    return [step for inner in part[key] for step in components(inner)]

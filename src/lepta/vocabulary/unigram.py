@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex
@@ -18,12 +17,23 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 from lepta.core.errors import LeptaError
+from lepta.vocabulary.families import WORDS, byte_token
 from lepta.vocabulary.merges import whole_numbers
-from lepta.vocabulary.pre_tokenizers import sequence, split
-from lepta.vocabulary.rebuild import added_token, rebuild, special_layout
-from lepta.vocabulary.sentencepiece import NEVER, SPACE, WORDS, byte_token
 from lepta.vocabulary.sentencepiece_file import NORMAL
-from lepta.vocabulary.tokens import Vocabulary, components
+from lepta.vocabulary.start import CHARACTER_COVERAGE
+from lepta.vocabulary.tokenizer_json import (
+    NEVER,
+    SPACE,
+    Part,
+    Spec,
+    added_token,
+    components,
+    rebuild,
+    sentencepiece_decoder,
+    sequence,
+    split,
+)
+from lepta.vocabulary.tokens import Vocabulary
 
 # SentencePiece reads lines, so words with line breaks and tabs are not for it: the most frequent get a token each.
 LINE_WORD = regex.compile(r".*[\t\r\n\0].*|\s{2,}", regex.DOTALL)
@@ -34,40 +44,20 @@ SURPLUS = 0.02
 OCCURRENCES = 5_000_000
 UNKNOWN = "<unk>"
 SEED_WORDS, SEEDS_PER_PIECE = 150_000, 12
-CHARACTER_COVERAGE = 0.99999
 LONGEST_PIECE = 24
 
 
-def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, size: int) -> dict[str, Any]:
-    """Train a Unigram vocabulary with the special tokens of an old one.
+def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, size: int) -> Spec:
+    """Train a Unigram vocabulary of `size` tokens, with the special tokens of an old vocabulary of any family.
 
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-        The old vocabulary, of any family.
-    words : sequence of str
-        As `WORDS` cuts them.
-    weights : float array, shape (words,)
-        How much each word counts.
-    size : int
-        Size of the whole new vocabulary.
-
-    Returns
-    -------
-    dict
-        Contents of the new `tokenizer.json`.
-
-    Raises
-    ------
-    LeptaError
-        If the words do not hold that many pieces, or the size leaves no room for them.
+    Words are as `WORDS` cuts them. LeptaError if they do not hold that many pieces, or the size has no room for them.
     """
-    before, after = special_layout(vocabulary)
+    before, after = vocabulary.special_layout()
     if UNKNOWN not in (*before, *after):
         before = [UNKNOWN, *before]
     spelled = vocabulary.spelled_specials()
     specials = {token: LINE_SCORE if token in spelled else NEVER for token in (*before, *after)}
-    lines = {token: score for token, score in _line_tokens(words, weights).items() if token not in specials}
+    lines = {token: LINE_SCORE for token in _line_tokens(words, weights) if token not in specials}
     number = size - len(before) - len(after) - 256 - len(lines)
     if number <= 0:
         raise LeptaError(
@@ -78,60 +68,47 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     first, last = ({token: specials[token] for token in part} for part in (before, after))
     tokens = first | single | lines | pieces | last
     ids = {token: i for i, token in enumerate(tokens)}
-    model = _model(tokens, ids[UNKNOWN])
-    spec = rebuild(vocabulary.spec, ids, model, **_text_rules(vocabulary))
+    vocab = [[token, score] for token, score in tokens.items()]
+    model = {"type": "Unigram", "unk_id": ids[UNKNOWN], "byte_fallback": True, "vocab": vocab}
+    spaces = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
+    spec = rebuild(
+        vocabulary.spec,
+        ids,
+        model,
+        normalizer=_normalizer(vocabulary),
+        pre_tokenizer=sequence(split(WORDS), spaces),
+        decoder=sentencepiece_decoder(strips=False),
+    )
     if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:
         spec["added_tokens"].insert(0, added_token(ids[UNKNOWN], UNKNOWN))
     return spec
 
 
-def word_rules(vocabulary: Vocabulary) -> dict[str, Any]:
+def word_rules(vocabulary: Vocabulary) -> dict[str, Part | None]:
     """What a word is to a new Unigram vocabulary; see `Vocabulary.word_rules`."""
-    return {"normalizer": _text_rules(vocabulary)["normalizer"], "pre_tokenizer": split(WORDS)}
+    return {"normalizer": _normalizer(vocabulary), "pre_tokenizer": split(WORDS)}
 
 
-def _text_rules(vocabulary: Vocabulary) -> dict[str, dict[str, Any] | None]:
-    """How text becomes pieces and back. Only NFC is kept of the old normalization: it loses nothing that is seen."""
+def _normalizer(vocabulary: Vocabulary) -> Part | None:
+    """Only NFC is kept of the old normalisation: it loses nothing that is seen."""
     composes = any(step["type"] == "NFC" for step in components(vocabulary.spec.get("normalizer")))
-    spaces = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
-    return {
-        "normalizer": {"type": "NFC"} if composes else None,
-        "pre_tokenizer": sequence(split(WORDS), spaces),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-    }
+    return {"type": "NFC"} if composes else None
 
 
-def _model(tokens: dict[str, float], unknown: int) -> dict[str, Any]:
-    return {
-        "type": "Unigram",
-        "unk_id": unknown,
-        "byte_fallback": True,
-        "vocab": [[token, score] for token, score in tokens.items()],
-    }
-
-
-def _line_tokens(words: Sequence[str], weights: np.ndarray) -> dict[str, float]:
+def _line_tokens(words: Sequence[str], weights: np.ndarray) -> list[str]:
     """The most frequent words with line breaks, and runs of spaces; as words they win over any split of them."""
     lines = [(weight, word) for word, weight in zip(words, weights.tolist(), strict=True) if LINE_WORD.fullmatch(word)]
     best = sorted(lines, key=lambda line: (-line[0], line[1]))[:LINE_TOKENS]
-    return {word.replace(" ", SPACE): LINE_SCORE for _, word in best}
+    return [word.replace(" ", SPACE) for _, word in best]
 
 
 def _train(words: Sequence[str], weights: np.ndarray, number: int) -> dict[str, float]:
     """Piece -> logarithm of its probability, as SentencePiece trains them."""
     scaled = whole_numbers(weights * (OCCURRENCES / weights.sum()))
-    usable = [
-        (word.replace(" ", SPACE), times)
-        for word, times in zip(words, scaled.tolist(), strict=True)
-        if times and SPACE not in word and not LINE_WORD.fullmatch(word)
-    ]
+    usable = []
+    for word, times in zip(words, scaled.tolist(), strict=True):
+        if times and SPACE not in word and not LINE_WORD.fullmatch(word):
+            usable.append((word.replace(" ", SPACE), times))
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         corpus, seeds = Path(folder) / "words.tsv", Path(folder) / "seeds.tsv"

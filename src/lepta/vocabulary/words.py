@@ -31,6 +31,10 @@ MOST_WORDS = 3_000_000
 LONGEST_WORD = 100  # characters; what is longer is no word (links, encoded data), and costs the trainers minutes
 MOST_WAITING = 5_000_000  # counts that wait to join the table, 16 bytes each
 MOST_SOURCES = 64
+# Russian, characters per token of 32,000 new tokens (BPE) / of SmolLM2 with 8,000 more: plain counts 4.318 / 3.560 on
+# held-out text of the sources trained on, and 4.053 on average over five sources each left out of training in turn;
+# 0.6 and 0.8 4.344 / 3.564 and 4.113; 0.7 and 0.9 4.336 / 3.570 and 4.095; square roots, of whole sources,
+# 4.277 / 3.474 and 4.134.
 SOURCE_EXPONENT, PART_EXPONENT = 0.65, 0.85
 # Words of a frequency list come in lower case and alone; in running Russian and English text about one in eight
 # starts with a capital, and about one in twelve follows no space (after a line break, quote, bracket or hyphen).
@@ -39,24 +43,12 @@ CAPITALISED_SHARE, NO_SPACE_SHARE = 1 / 8, 1 / 12
 
 @dataclass(frozen=True)
 class WordTable:
-    """Occurrences of words by part of the corpus.
+    """Occurrences of words by part of the corpus."""
 
-    Attributes
-    ----------
-    words : list of str
-        Words as the tokenizer cuts them, most with the space before them.
-    counts : scipy CSR array, float64, shape (words, parts)
-        Occurrences.
-    sources : int array, shape (parts,)
-        Number of the source that each part belongs to.
-    names : list of str
-        Names of the sources.
-    """
-
-    words: list[str]
-    counts: sparse.csr_array
-    sources: np.ndarray
-    names: list[str]
+    words: list[str]  # as the tokenizer cuts them, most with the space before them
+    counts: sparse.csr_array  # float64, shape (words, parts)
+    sources: np.ndarray  # number of the source that each part belongs to
+    names: list[str]  # of the sources
 
     def keep(self, pattern: str) -> "WordTable":
         """Only the words that a regular expression matches in full."""
@@ -65,33 +57,20 @@ class WordTable:
         return WordTable([self.words[n] for n in rows], self.counts[rows], self.sources, self.names)
 
     def hold_out(self) -> tuple["WordTable", "WordTable"]:
-        """Leave out one part of each source that has several; first what is left, then what was left out.
-
-        Raises
-        ------
-        LeptaError
-            If no source has two parts.
-        """
-        first = {int(source): column for column, source in reversed(list(enumerate(self.sources)))}
-        several = [source for source, number in Counter(self.sources.tolist()).items() if number > 1]
-        if not several:
+        """Leave out the first part of each source that has several; gives what is left, and what was left out."""
+        _, first, parts = np.unique(self.sources, return_index=True, return_counts=True)
+        out = np.zeros(len(self.sources), dtype=np.bool_)
+        out[first[parts > 1]] = True
+        if not out.any():
             raise LeptaError("size auto: too few documents to hold some out; give more text, or name a size")
-        out = np.isin(np.arange(len(self.sources)), [first[source] for source in several])
-        kept, left_out = (
-            WordTable(self.words, self.counts[:, np.flatnonzero(mask)], self.sources[mask], self.names)
-            for mask in (~out, out)
-        )
-        return kept, left_out
+        return self._parts(~out), self._parts(out)
+
+    def _parts(self, mask: np.ndarray) -> "WordTable":
+        return WordTable(self.words, self.counts[:, np.flatnonzero(mask)], self.sources[mask], self.names)
 
 
 class WordCounter:
-    """Counts words of a stream of documents in bounded memory.
-
-    Parameters
-    ----------
-    rules : dict
-        `normalizer` and `pre_tokenizer` as in `tokenizer.json`: what a word is.
-    """
+    """Counts words of a stream of documents in bounded memory; `rules` as `Vocabulary.word_rules` gives them."""
 
     def __init__(self, rules: dict[str, Any]) -> None:
         model = json.loads(Tokenizer(models.WordLevel()).to_str())
@@ -150,11 +129,9 @@ class WordCounter:
         return self._columns.setdefault((source, part), len(self._columns))
 
     def _count(self, texts: list[str]) -> dict[str, float]:
-        """Count inside `tokenizers`, in parallel: a trainer that is asked for no tokens still counts its words.
-
-        (67 million characters: 4.4 s. A BPE trainer spells each word out and counts its pairs before it sees that there
-        is nothing to learn: 9.6 s.)
-        """
+        # `tokenizers` counts in parallel: a trainer that is asked for no tokens still counts its words. (67 million
+        # characters: 4.4 s. A BPE trainer spells each word out and counts its pairs before it sees that there is
+        # nothing to learn: 9.6 s.)
         trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
         self._tokenizer.train_from_iterator(texts, trainer)
         words: dict[str, float] = json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"]
@@ -175,13 +152,17 @@ class WordCounter:
         """Bring what was counted since the last time into the table."""
         shape = (len(self._ids), len(self._columns))
         old = self._table.tocoo()
-        rows = np.concatenate([old.row, *(rows for rows, _, _ in self._news)])
-        columns = np.concatenate([old.col, *(np.full(len(rows), column) for rows, _, column in self._news)])
-        data = np.concatenate([old.data, *(counts for _, counts, _ in self._news)])
-        self._table = sparse.csr_array((data, (rows, columns)), shape=shape)
+        rows, columns, data = [old.row], [old.col], [old.data]
+        for words, counts, column in self._news:
+            rows.append(words)
+            columns.append(np.full(len(words), column))
+            data.append(counts)
+        coordinates = np.concatenate(rows), np.concatenate(columns)
+        self._table = sparse.csr_array((np.concatenate(data), coordinates), shape=shape)
         self._news, self._waiting_counts = [], 0
 
     def _forget(self) -> None:
+        """Keep the more frequent half of the words."""
         self._gather()
         totals, words = self._table.sum(axis=1), list(self._ids)
         kept = sorted(range(len(words)), key=lambda row: (-totals[row], words[row]))[: MOST_WORDS // 2]
@@ -195,19 +176,10 @@ def _numbering(ids: dict[str, int]) -> defaultdict[str, int]:
 
 
 def weigh(table: WordTable) -> np.ndarray:
-    """How much each word counts for a vocabulary that is to serve texts of sources nobody has seen.
+    """How much each word counts for a vocabulary that is to serve texts of unseen sources; float array, shape (words,).
 
     A source of n words counts as n ** 0.65, and inside it a word as the sum of count ** 0.85 over the parts: ten uses
     in each of five novels weigh more than fifty in one, and no large source drowns the others.
-
-    Russian, characters per token of 32,000 new tokens (BPE) / of SmolLM2 with 8,000 more: plain counts 4.318 / 3.560 on
-    held-out text of the sources trained on, and 4.053 on average over five sources each left out of training in turn;
-    0.6 and 0.8 4.344 / 3.564 and 4.113; 0.7 and 0.9 4.336 / 3.570 and 4.095; square roots, of whole sources,
-    4.277 / 3.474 and 4.134.
-
-    Returns
-    -------
-    float array, shape (words,)
     """
     totals = table.counts.sum(axis=0)
     damped = table.counts.copy()
@@ -222,15 +194,7 @@ def weigh(table: WordTable) -> np.ndarray:
 
 
 def words_of_frequencies(frequencies: dict[str, float], total: float) -> dict[str, float]:
-    """Turn a frequency list into word counts as running text would have them.
-
-    Parameters
-    ----------
-    frequencies : dict
-        Word -> share of all words.
-    total : float
-        Number of words of running text to stand for.
-    """
+    """Turn a frequency list (word -> share of all words) into the counts of `total` words of running text."""
     words: defaultdict[str, float] = defaultdict(float)
     for word, share in frequencies.items():
         count = share * total

@@ -1,0 +1,236 @@
+"""The contents of `tokenizer.json`: its parts, putting them together, and putting other tokens into a whole one.
+
+`Part` is a normalizer, pre-tokenizer, post-processor, decoder or model, with its `type`; `Spec` is a whole file. The
+format is that of the library `tokenizers`.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Part = dict[str, Any]
+Spec = dict[str, Any]
+Config = dict[str, Any]  # contents of `tokenizer_config.json`
+
+SPACE = "▁"  # what SentencePiece writes for a space
+NEVER = -10_000.0  # score of tokens that text must not match by their names: special tokens and single bytes
+
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
+# What ByteLevel itself does when it is told to use its expression.
+GPT2_REGEX = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+# Parts.
+
+
+def components(part: Part | None) -> list[Part]:
+    """Flatten a normalizer, pre-tokenizer, post-processor or decoder to its single steps."""
+    if not part:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    key = next(key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part)
+    return [step for inner in part[key] for step in components(inner)]
+
+
+def byte_level(use_regex: bool) -> Part:
+    """Change to the byte alphabet, without a space put before the text."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def split(regex: str) -> Part:
+    """Pre-tokenizer that makes each match of a regular expression a word."""
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def sequence(*parts: Part) -> Part:
+    """Pre-tokenizers one after the other."""
+    return {"type": "Sequence", "pretokenizers": list(parts)}
+
+
+def replace(pattern: Part, content: str) -> Part:
+    """Normalizer or decoder that replaces `{"String": ...}` or `{"Regex": ...}`."""
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sentencepiece_decoder(strips: bool) -> Part:
+    """From tokens back to text; `strips` takes away the space that was put before the text."""
+    steps: list[Part] = [replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if strips:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
+
+
+def around(first: Mapping[str, int], last: Mapping[str, int]) -> Part | None:
+    """A post-processor that puts special tokens (token -> id) before and after each text; None if there are none."""
+    if not first and not last:
+        return None
+    texts = []
+    for type_id, name in enumerate("AB"):
+        texts.append([{"SpecialToken": {"id": token, "type_id": type_id}} for token in first])
+        texts[-1].append({"Sequence": {"id": name, "type_id": type_id}})
+        texts[-1] += [{"SpecialToken": {"id": token, "type_id": type_id}} for token in last]
+    return {
+        "type": "TemplateProcessing",
+        "single": texts[0],
+        "pair": texts[0] + texts[1],
+        "special_tokens": {
+            token: {"id": token, "ids": [token_id], "tokens": [token]} for token, token_id in {**first, **last}.items()
+        },
+    }
+
+
+def added_token(token_id: int, content: str, special: bool = True) -> Part:
+    """An entry of `added_tokens`: a token that is matched in text as it is written."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": token_id, "content": content} | flags
+
+
+def bpe_model(
+    vocab: dict[str, int],
+    merges: list[list[str]],
+    *,
+    ignore_merges: bool = False,
+    unknown: str | None = None,
+    fuse_unknown: bool = False,
+    byte_fallback: bool = False,
+) -> Part:
+    """A BPE model. With `ignore_merges`, words that are tokens are not split, whatever the merges (LLaMA-3)."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": fuse_unknown,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+# Whole files.
+
+
+def tokenizer_json(
+    model: Part,
+    added_tokens: list[Part],
+    *,
+    normalizer: Part | None = None,
+    pre_tokenizer: Part | None = None,
+    post_processor: Part | None = None,
+    decoder: Part,
+) -> Spec:
+    """Put a `tokenizer.json` together."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": post_processor,
+        "decoder": decoder,
+        "model": model,
+    }
+
+
+def tokenizer_config(roles: Mapping[str, str]) -> Config:
+    """A `tokenizer_config.json` for `AutoTokenizer`; `roles` are `bos_token` and the like."""
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **roles}
+
+
+def pairs_of(tokens: Sequence[str]) -> list[list[str]]:
+    """The merges of a vocabulary that only ranks its tokens (tiktoken, SentencePiece): all pairs that form a token.
+
+    They merge the neighbours that form the token of the lowest rank, so pairs come in order of what they form, then of
+    their left and right parts.
+    """
+    rank = {token: n for n, token in enumerate(tokens)}
+    pairs: list[list[str]] = []
+    for token in tokens:
+        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        ways = [[left, right] for left, right in cuts if left in rank and right in rank]
+        pairs += sorted(ways, key=lambda pair: (rank[pair[0]], rank[pair[1]]))
+    return pairs
+
+
+# Other tokens in a whole file: everything that names a token by id follows.
+
+
+def rebuild(spec: Mapping[str, Any], ids: Mapping[str, int], model: Part, **parts: Part | None) -> Spec:
+    """Put another model, and other top-level `parts`, into a copy of a `tokenizer.json`.
+
+    `ids` gives the new id of each token as `tokenizer.json` writes it, special tokens included.
+    """
+    new = copy.deepcopy({key: value for key, value in spec.items() if key != "model"}) | parts | {"model": model}
+    added = [token | {"id": ids[token["content"]]} for token in new.get("added_tokens") or []]
+    new["added_tokens"] = sorted(added, key=lambda token: token["id"])
+    new["post_processor"] = post_processor_with_ids(new.get("post_processor"), ids)
+    return new
+
+
+def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> Part | None:
+    """A post-processor with the new ids of the special tokens that it adds."""
+    if not processor:
+        return None
+    match processor["type"]:
+        case "Sequence":
+            return processor | {"processors": [post_processor_with_ids(part, ids) for part in processor["processors"]]}
+        case "TemplateProcessing":
+            tokens = processor["special_tokens"]
+            new_ids = {name: [ids[token] for token in entry["tokens"]] for name, entry in tokens.items()}
+            return processor | {"special_tokens": {name: tokens[name] | {"ids": new_ids[name]} for name in tokens}}
+        case "BertProcessing" | "RobertaProcessing":
+            return processor | {role: [processor[role][0], ids[processor[role][0]]] for role in ("sep", "cls")}
+        case _:
+            return processor
+
+
+def add_special_tokens(spec: Spec, tokens: Sequence[Mapping[str, Any]]) -> Spec:
+    """Add entries of `added_tokens`, in order of id: ids that follow the largest one or are in the vocabulary already.
+
+    All special tokens join the model's own vocabulary: `tokenizers` gives one that is not in it the next free id.
+    """
+    if not tokens:
+        return dict(spec)
+    added = [*(spec.get("added_tokens") or []), *map(dict, tokens)]
+    vocab = spec["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab = vocab | {token["content"]: token["id"] for token in added if token["content"] not in vocab}
+    else:  # Unigram: a list by id, with scores; special tokens are never chosen
+        vocab = [*vocab, *([token["content"], NEVER] for token in added if token["id"] >= len(vocab))]
+    return dict(spec) | {"model": spec["model"] | {"vocab": vocab}, "added_tokens": added}
+
+
+def config_with_ids(config: Mapping[str, Any], spec: Spec) -> Config:
+    """A `tokenizer_config.json` that names special tokens by their ids in `spec`.
+
+    `PreTrainedTokenizerFast` runs what `tokenizer.json` says; classes of single models (`LlamaTokenizer`) rebuild parts
+    of it as they think best.
+    """
+    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    changed = dict(config) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(config.get("added_tokens_decoder"), dict):
+        tokens = config["added_tokens_decoder"].values()
+        changed["added_tokens_decoder"] = {str(ids[token["content"]]): token for token in tokens}
+    for key in ("auto_map", "add_prefix_space", "legacy", "sp_model_kwargs", "use_default_system_prompt"):
+        changed.pop(key, None)
+    return changed
+
+
+def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[Any]:
+    """Merges as the file writes them: older files "a b", newer ones ["a", "b"]."""
+    if like and isinstance(like[0], str):
+        return [" ".join(pair) for pair in pairs]
+    return [list(pair) for pair in pairs]
+
+
+def merge_pairs(lines: Sequence[Any]) -> list[tuple[str, str]]:
+    """Merges of a `tokenizer.json`, written as strings or as pairs."""
+    return [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]  # type: ignore[misc]
