@@ -12,30 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.sentencepiece_file import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, spec_and_config
-from lepta.vocabulary.tokenizer_json import (
-    LLAMA3_REGEX,
-    QWEN2_REGEX,
-    SPACE,
-    Config,
-    Part,
-    Spec,
-    added_token,
-    around,
-    bpe_model,
-    byte_level,
-    sequence,
-    split,
-    tokenizer_config,
-    tokenizer_json,
-)
+from lepta.vocabulary.tokenizer_json import SPACE, Config, Part, Spec
 
+DIGITS: Part = {"type": "Digits", "individual_digits": True}
 # tokenizer.ggml.pre -> (pre-tokenizer, normalizer, ignore_merges)
 PRE_TOKENIZERS: dict[str, tuple[Part, Part | None, bool]] = {
-    "gpt-2": (byte_level(use_regex=True), None, False),
-    "smollm": (sequence({"type": "Digits", "individual_digits": True}, byte_level(use_regex=True)), None, False),
-    "llama-bpe": (sequence(split(LLAMA3_REGEX), byte_level(use_regex=False)), None, True),
-    "qwen2": (sequence(split(QWEN2_REGEX), byte_level(use_regex=False)), {"type": "NFC"}, False),
+    "gpt-2": (parts.byte_level(use_regex=True), None, False),
+    "smollm": (parts.sequence(DIGITS, parts.byte_level(use_regex=True)), None, False),
+    "llama-bpe": (parts.split_bytes(parts.LLAMA3_REGEX), None, True),
+    "qwen2": (parts.split_bytes(parts.QWEN2_REGEX), {"type": "NFC"}, False),
 }
 # Role of a special token -> its name in tokenizer.ggml.NAME_token_id.
 GGUF_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -86,19 +73,19 @@ def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
     added = []
     for i, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind in (CONTROL, USER_DEFINED):
-            added.append(added_token(i, token, special=kind == CONTROL))
+            added.append(parts.added_token(i, token, special=kind == CONTROL))
     roles = _roles(fields, {})
     vocab = {token: i for i, token in enumerate(tokens)}
     merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
-    spec = tokenizer_json(
-        bpe_model(vocab, merges, ignore_merges=ignore_merges),
+    spec = parts.tokenizer_json(
+        parts.bpe_model(vocab, merges, ignore_merges=ignore_merges),
         added,
         normalizer=normalizer,
         pre_tokenizer=pre_tokenizer,
         post_processor=_post_processor(fields, roles, starts=pre == "llama-bpe"),
-        decoder=byte_level(use_regex=True),
+        decoder=parts.byte_level(use_regex=True),
     )
-    return spec, tokenizer_config({f"{role}_token": tokens[token_id] for role, token_id in roles.items()})
+    return spec, parts.tokenizer_config({f"{role}_token": tokens[token_id] for role, token_id in roles.items()})
 
 
 def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
@@ -157,4 +144,4 @@ def _post_processor(fields: Mapping[str, Any], roles: Mapping[str, int], starts:
     for role, default in (("bos", starts), ("eos", False)):
         wanted = fields.get(f"tokenizer.ggml.add_{role}_token", default) and role in roles
         sides.append({tokens[roles[role]]: roles[role]} if wanted else {})
-    return around(*sides)
+    return parts.around(*sides)

@@ -5,21 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.tokenizer_json import (
-    NEVER,
-    SPACE,
-    Config,
-    Part,
-    Spec,
-    added_token,
-    around,
-    bpe_model,
-    pairs_of,
-    replace,
-    sentencepiece_decoder,
-    tokenizer_config,
-    tokenizer_json,
-)
+from lepta.vocabulary import tokenizer_json as parts
+from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Config, Part, Spec
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
@@ -53,24 +40,24 @@ def spec_and_config(proto: Any) -> tuple[Spec, Config]:
     added = []
     for i, piece in enumerate(pieces):
         if piece.type in (UNKNOWN, CONTROL):
-            added.append(added_token(i, piece.piece))
+            added.append(parts.added_token(i, piece.piece))
         elif piece.type == USER_DEFINED:
-            added.append(added_token(i, piece.piece, special=False) | {"normalized": only_spaces})
+            added.append(parts.added_token(i, piece.piece, special=False) | {"normalized": only_spaces})
     roles = {}
     for role in ("bos", "eos", "unk", "pad"):
         token_id = getattr(trainer, f"{role}_id")
         if token_id >= 0:
             roles[f"{role}_token"] = pieces[token_id].piece
     first = {roles["bos_token"]: trainer.bos_id} if roles.get("bos_token") else {}
-    spec = tokenizer_json(
+    spec = parts.tokenizer_json(
         _bpe(proto) if trainer.model_type == BPE else _unigram(proto),
         added,
         normalizer=_normalizer(normalizer),
-        post_processor=around(first, {}),
-        decoder=sentencepiece_decoder(strips=normalizer.add_dummy_prefix),
+        post_processor=parts.around(first, {}),
+        decoder=parts.sentencepiece_decoder(strips=normalizer.add_dummy_prefix),
     )
     # The order of keys in files written by earlier versions.
-    return spec, roles | tokenizer_config({})
+    return spec, roles | parts.tokenizer_config({})
 
 
 def _normalizer(settings: Any) -> Part:
@@ -79,10 +66,10 @@ def _normalizer(settings: Any) -> Part:
         charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if settings.remove_extra_whitespaces:
-        steps += [replace({"Regex": r"\A +|[ ▁]+\z"}, ""), replace({"Regex": " {2,}"}, " ")]
+        steps += [parts.replace({"Regex": r"\A +|[ ▁]+\z"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
     if settings.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
-    steps.append(replace({"String": " "}, SPACE))
+    steps.append(parts.replace({"String": " "}, SPACE))
     return {"type": "Sequence", "normalizers": steps}
 
 
@@ -92,9 +79,9 @@ def _bpe(proto: Any) -> Part:
     ranked = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     ordinary = [(-piece.score, i, piece.piece) for i, piece in enumerate(proto.pieces) if piece.type == NORMAL]
     ranked += [piece for _, _, piece in sorted(ordinary)]
-    return bpe_model(
+    return parts.bpe_model(
         {piece.piece: i for i, piece in enumerate(proto.pieces)},
-        pairs_of(ranked),
+        parts.pairs_of(ranked),
         unknown=next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None),
         fuse_unknown=True,
         byte_fallback=proto.trainer_spec.byte_fallback,

@@ -12,23 +12,9 @@ from pathlib import Path
 
 from lepta.core.errors import LeptaError
 from lepta.text.locate import read_json
+from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import to_byte_alphabet
-from lepta.vocabulary.tokenizer_json import (
-    LLAMA3_REGEX,
-    QWEN2_REGEX,
-    Config,
-    Part,
-    Spec,
-    added_token,
-    around,
-    bpe_model,
-    byte_level,
-    pairs_of,
-    sequence,
-    split,
-    tokenizer_config,
-    tokenizer_json,
-)
+from lepta.vocabulary.tokenizer_json import Config, Part, Spec
 
 _LLAMA3_NAMED = {
     0: "<|begin_of_text|>",
@@ -68,7 +54,7 @@ class _Known:
 KNOWN_BY_SIZE = {
     128_000: _Known(
         name="LLaMA-3",
-        regex=LLAMA3_REGEX,
+        regex=parts.LLAMA3_REGEX,
         specials=_llama3_specials(),
         roles={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         ignore_merges=True,
@@ -76,7 +62,7 @@ KNOWN_BY_SIZE = {
     ),
     151_643: _Known(
         name="Qwen",
-        regex=QWEN2_REGEX,
+        regex=parts.QWEN2_REGEX,
         specials=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         roles={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         normalizer={"type": "NFC"},
@@ -104,7 +90,7 @@ def read_tiktoken(path: Path) -> tuple[Spec, Config]:
             "give the model's tokenizer.json"
         )
     specials = dict(enumerate(known.specials, len(tokens)))
-    return _spec(dict(enumerate(tokens)), specials, known), tokenizer_config(known.roles)
+    return _spec(dict(enumerate(tokens)), specials, known), parts.tokenizer_config(known.roles)
 
 
 def read_tekken(path: Path) -> tuple[Spec, Config]:
@@ -127,18 +113,18 @@ def read_tekken(path: Path) -> tuple[Spec, Config]:
         ignore_merges=True,
         starts_with="<s>",
     )
-    return _spec(tokens, dict(enumerate(known.specials)), known), tokenizer_config(known.roles)
+    return _spec(tokens, dict(enumerate(known.specials)), known), parts.tokenizer_config(known.roles)
 
 
 def _spec(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) -> Spec:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
     first = {known.starts_with: vocab[known.starts_with]} if known.starts_with else {}
-    return tokenizer_json(
-        bpe_model(vocab, pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
-        [added_token(i, token) for i, token in specials.items()],
+    return parts.tokenizer_json(
+        parts.bpe_model(vocab, parts.pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
+        [parts.added_token(i, token) for i, token in specials.items()],
         normalizer=known.normalizer,
-        pre_tokenizer=sequence(split(known.regex), byte_level(use_regex=False)),
-        post_processor=around(first, {}),
-        decoder=byte_level(use_regex=True),
+        pre_tokenizer=parts.split_bytes(known.regex),
+        post_processor=parts.around(first, {}),
+        decoder=parts.byte_level(use_regex=True),
     )

@@ -52,6 +52,11 @@ def sequence(*parts: Part) -> Part:
     return {"type": "Sequence", "pretokenizers": list(parts)}
 
 
+def split_bytes(regex: str) -> Part:
+    """The pre-tokenizer of byte-level BPE with a regular expression of its own."""
+    return sequence(split(regex), byte_level(use_regex=False))
+
+
 def replace(pattern: Part, content: str) -> Part:
     """Normalizer or decoder that replaces `{"String": ...}` or `{"Regex": ...}`."""
     return {"type": "Replace", "pattern": pattern, "content": content}

@@ -17,22 +17,12 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 from lepta.core.errors import LeptaError
+from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import WORDS, byte_token
 from lepta.vocabulary.merges import whole_numbers
 from lepta.vocabulary.sentencepiece_file import NORMAL
 from lepta.vocabulary.start import CHARACTER_COVERAGE
-from lepta.vocabulary.tokenizer_json import (
-    NEVER,
-    SPACE,
-    Part,
-    Spec,
-    added_token,
-    components,
-    rebuild,
-    sentencepiece_decoder,
-    sequence,
-    split,
-)
+from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Part, Spec
 from lepta.vocabulary.tokens import Vocabulary
 
 # SentencePiece reads lines, so words with line breaks and tabs are not for it: the most frequent get a token each.
@@ -71,27 +61,27 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     vocab = [[token, score] for token, score in tokens.items()]
     model = {"type": "Unigram", "unk_id": ids[UNKNOWN], "byte_fallback": True, "vocab": vocab}
     spaces = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
-    spec = rebuild(
+    spec = parts.rebuild(
         vocabulary.spec,
         ids,
         model,
         normalizer=_normalizer(vocabulary),
-        pre_tokenizer=sequence(split(WORDS), spaces),
-        decoder=sentencepiece_decoder(strips=False),
+        pre_tokenizer=parts.sequence(parts.split(WORDS), spaces),
+        decoder=parts.sentencepiece_decoder(strips=False),
     )
     if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:
-        spec["added_tokens"].insert(0, added_token(ids[UNKNOWN], UNKNOWN))
+        spec["added_tokens"].insert(0, parts.added_token(ids[UNKNOWN], UNKNOWN))
     return spec
 
 
 def word_rules(vocabulary: Vocabulary) -> dict[str, Part | None]:
     """What a word is to a new Unigram vocabulary; see `Vocabulary.word_rules`."""
-    return {"normalizer": _normalizer(vocabulary), "pre_tokenizer": split(WORDS)}
+    return {"normalizer": _normalizer(vocabulary), "pre_tokenizer": parts.split(WORDS)}
 
 
 def _normalizer(vocabulary: Vocabulary) -> Part | None:
     """Only NFC is kept of the old normalisation: it loses nothing that is seen."""
-    composes = any(step["type"] == "NFC" for step in components(vocabulary.spec.get("normalizer")))
+    composes = any(step["type"] == "NFC" for step in parts.components(vocabulary.spec.get("normalizer")))
     return {"type": "NFC"} if composes else None
 
 
