@@ -124,7 +124,10 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing:
     pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
     symbols: list[bytes] = []
     for piece, ids in zip(pieces, vocabulary.split([piece.encode() for piece in pieces]), strict=True):
-        symbols += [piece.encode()] if piece in missing else map(vocabulary.data, ids)
+        if piece in missing:
+            symbols.append(piece.encode())
+        else:
+            symbols += map(vocabulary.data, ids)
     return tuple(symbols)
 
 

@@ -101,10 +101,9 @@ class Vocabulary(ABC):
     def special_layout(self) -> tuple[list[str], list[str]]:
         """Special tokens that stand before all other tokens, and those that stand after, both in order of id."""
         first = min(self.ids_of(Kind.TEXT, Kind.BYTE), default=0)
-        before, after = [], []
-        for i in self.ids_of(Kind.SPECIAL):
-            (before if i < first else after).append(self.data(i).decode())
-        return before, after
+        specials = self.ids_of(Kind.SPECIAL)
+        before = [self.data(i).decode() for i in specials if i < first]
+        return before, [self.data(i).decode() for i in specials[len(before) :]]
 
     def spelled_specials(self) -> set[str]:
         """Added tokens that merges or pieces lead to as well: Gemma lists its runs of spaces so."""
