@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Order, Question
+from lepta.darumeru.backend import GenerationRequest, Question
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.tasks import tasks
 from lepta.inference.scoring import PASS, TOKENS, Branch, Scorer, common, in_batches
@@ -210,28 +210,31 @@ def test_a_template_that_trims_turns_is_taken(backend_of, monkeypatch):
 
 def test_generation_in_a_batch_is_generation_alone(backend_of):
     backend = backend_of()
-    orders = [Order("Раз, два, три"), Order("Жили-были старик со старухой у самого синего моря и\n\n")]
-    together = backend.generate(orders, 12)
-    assert together == [backend.generate([order], 12)[0] for order in orders]
+    requests = [
+        GenerationRequest("Раз, два, три"),
+        GenerationRequest("Жили-были старик со старухой у самого синего моря и\n\n"),
+    ]
+    together = backend.generate(requests, 12)
+    assert together == [backend.generate([request], 12)[0] for request in requests]
     assert all(0 < written.emitted <= 12 for written in together)
 
 
 def test_settings_in_a_models_files_change_nothing(backend_of, monkeypatch):
     """They may draw at random, or punish a copy for repeating its text."""
     backend = backend_of()
-    orders = [Order("Раз, два, три")]
-    expected = backend.generate(orders, 12)
+    requests = [GenerationRequest("Раз, два, три")]
+    expected = backend.generate(requests, 12)
     drawing = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 0.9, "num_beams": 3}
     for name, value in {**drawing, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_new_tokens": 3}.items():
         monkeypatch.setattr(backend._model.generation_config, name, value)
-    assert [backend.generate(orders, 12) for _ in range(3)] == [expected] * 3
+    assert [backend.generate(requests, 12) for _ in range(3)] == [expected] * 3
 
 
 def test_stops_cut_text_and_tokens(backend_of):
     backend = backend_of()
-    whole = backend.generate([Order("Раз, два, три")], 12)[0]
+    whole = backend.generate([GenerationRequest("Раз, два, три")], 12)[0]
     stop = whole.text[len(whole.text) // 2 :][:3]
-    cut = backend.generate([Order("Раз, два, три", (stop,))], 12)[0]
+    cut = backend.generate([GenerationRequest("Раз, два, три", (stop,))], 12)[0]
     assert cut.text == whole.text[: whole.text.index(stop)].strip() and cut.emitted < whole.emitted
     ids = backend.tokens(whole.text)
     assert backend._decode(ids) == whole.text
@@ -245,27 +248,29 @@ def test_tokens_of_a_text_that_is_cut_are_found_soon(backend_of, monkeypatch):
     monkeypatch.setattr(backend, "_decode", lambda ids: decoded.append(ids) or decode(ids))
     for length in (0, 1, 40, 333):
         decoded.clear()
-        written = backend._written(ids, Order("", longest=length))
+        written = backend._completion(ids, GenerationRequest("", longest=length))
         text = decode(ids)[:length]
         assert written.emitted == next(n for n in range(len(ids)) if decode(ids[:n]).startswith(text))
         assert len(decoded) < 15
 
 
 def test_line_breaks_before_an_answer_do_not_end_it(backend_of, monkeypatch):
-    assert Order("", ("\n",)).cut("\nМосква\nКиев") == "\nМосква"
-    assert Order("", ("\n\n",)).cut("\n\nРаз.\n\nДва.") == "\n\nРаз."
-    assert Order("", ("\n",), longest=2).cut("\n\n\n") == "\n\n"
+    assert GenerationRequest("", ("\n",)).cut("\nМосква\nКиев") == "\nМосква"
+    assert GenerationRequest("", ("\n\n",)).cut("\n\nРаз.\n\nДва.") == "\n\nРаз."
+    assert GenerationRequest("", ("\n",), longest=2).cut("\n\n\n") == "\n\n"
     backend = backend_of()
     written = torch.tensor([backend.tokens("\n \nМосква\nКиев")])
     monkeypatch.setattr(backend._model, "generate", lambda ids, **options: torch.cat([ids, written], 1))
-    found = backend.generate([Order("Столица?", ("\n",))], 64)[0]
+    found = backend.generate([GenerationRequest("Столица?", ("\n",))], 64)[0]
     assert found.text == "Москва" and found.emitted == len(backend.tokens("\n \nМосква"))
 
 
 def test_a_text_that_is_too_long_is_cut(backend_of):
     backend = backend_of()
-    whole = backend.generate([Order("Раз, два, три")], 40)[0]
-    cut, other = backend.generate([Order("Раз, два, три", longest=10), Order("Раз, два, три")], 40)
+    whole = backend.generate([GenerationRequest("Раз, два, три")], 40)[0]
+    cut, other = backend.generate(
+        [GenerationRequest("Раз, два, три", longest=10), GenerationRequest("Раз, два, три")], 40
+    )
     assert 5 < len(cut.text) <= 10 and whole.text.startswith(cut.text)
     assert cut.emitted < whole.emitted and other == whole
 
@@ -280,7 +285,7 @@ def test_generation_after_a_shared_prefix_is_the_same(backend_of, family):
         backend = backend_of(family, reuse=reuse)
         prompts = [backend.render(task.messages(s, task.shots(dataset, s, 2))) for s in task.samples(dataset)[:5]]
         backend.share(prompts)
-        texts.append(backend.generate([Order(prompt) for prompt in prompts], 8))
+        texts.append(backend.generate([GenerationRequest(prompt) for prompt in prompts], 8))
         assert len(backend._scorer._shared) > 100 or not reuse
     assert texts[0] == texts[1]
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Order, Question
+from lepta.darumeru.backend import GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.lm_eval_backend import LmEvalBackend
 from lepta.darumeru.log import read_log
@@ -180,7 +180,7 @@ def test_line_breaks_before_an_answer_do_not_end_it(model, monkeypatch):
 
     monkeypatch.setattr(model, "generate_until", generate_until)
     backend = LmEvalBackend(model, "hf", "tiny", chat=False)
-    assert [written.text for written in backend.generate([Order(text, ("\n",)) for text in texts], 9)] == [
+    assert [written.text for written in backend.generate([GenerationRequest(text, ("\n",)) for text in texts], 9)] == [
         "Москва",
         "Рига",
     ]

@@ -11,7 +11,7 @@ from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru import runner
 from lepta.darumeru.aggregate import compare, summarise
-from lepta.darumeru.backend import Written
+from lepta.darumeru.backend import Completion
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
@@ -53,9 +53,9 @@ class Parrot:
         self._called([question.prompt for question in questions])
         return [tuple(-1.0 - (len(q.prompt) + n) % 5 for n in range(len(q.continuations))) for q in questions]
 
-    def generate(self, orders, max_tokens):
-        self._called([order.prompt for order in orders])
-        return [Written(order.prompt.split("\n\n")[-1], 3) for order in orders]
+    def generate(self, requests, max_tokens):
+        self._called([request.prompt for request in requests])
+        return [Completion(request.prompt.split("\n\n")[-1], 3) for request in requests]
 
     def sentence_logprobs(self, question):
         self._called([question.prompt])
@@ -278,8 +278,8 @@ def test_half_a_character_is_an_answer(tmp_path):
     """JSON from a server may hold it, UTF-8 may not."""
 
     class Cut(Parrot):
-        def generate(self, orders, max_tokens):
-            return [Written("раз \ud83d\0", 3) for _ in orders]
+        def generate(self, requests, max_tokens):
+            return [Completion("раз \ud83d\0", 3) for _ in requests]
 
     assert set(run(Cut(), "builtin", tmp_path, ["multiq"]).tasks) == {"multiq"}
     record = read_log(tmp_path / "samples" / "multiq.jsonl")[1][0]

@@ -12,7 +12,7 @@ import lepta.inference.client
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru import server_backend
-from lepta.darumeru.backend import Order, Question
+from lepta.darumeru.backend import GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
@@ -43,8 +43,8 @@ def test_a_server_gives_what_the_model_gives(server, remote, backend_of, monkeyp
         single = Question("Ответ:", (best, " A"))
         assert remote.choose([single])[0][0] == pytest.approx(local.choose([single])[0][0], abs=1e-4)
     assert remote.sentence_logprobs(several) == pytest.approx(local.sentence_logprobs(several), abs=1e-4)
-    orders = [Order(f"Раз, два, {word}") for word in ("три", "четыре", "пять и так далее", "шесть")]
-    assert remote.generate(orders, 8) == local.generate(orders, 8)
+    requests = [GenerationRequest(f"Раз, два, {word}") for word in ("три", "четыре", "пять и так далее", "шесть")]
+    assert remote.generate(requests, 8) == local.generate(requests, 8)
 
 
 def test_labels_that_are_not_among_the_likely_tokens(remote):
@@ -70,13 +70,13 @@ def test_a_label_is_its_own_token(loaded, monkeypatch, family, top, expected):
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, remote):
     server.failures = [503, 429]
-    assert remote.generate([Order("Раз")], 3)[0].emitted == 3 and server.requests == 3
+    assert remote.generate([GenerationRequest("Раз")], 3)[0].emitted == 3 and server.requests == 3
     server.failures = [400]
     with pytest.raises(LeptaError, match=r"400 .*tried 1 times"):
-        remote.generate([Order("Раз")], 3)
+        remote.generate([GenerationRequest("Раз")], 3)
     server.failures = [500] * 9
     with pytest.raises(LeptaError, match="tried 5 times"):
-        remote.generate([Order("Раз")], 3)
+        remote.generate([GenerationRequest("Раз")], 3)
 
 
 def test_line_breaks_before_an_answer_do_not_end_it(remote, monkeypatch):
@@ -89,9 +89,9 @@ def test_line_breaks_before_an_answer_do_not_end_it(remote, monkeypatch):
         return {"choices": [{"text": text, "finish_reason": "length"}], "usage": {"completion_tokens": 9}}
 
     monkeypatch.setattr(remote, "_post", post)
-    orders = [Order("Раз", ("\n",)), Order("Два", ("\n",))]
+    requests = [GenerationRequest("Раз", ("\n",)), GenerationRequest("Два", ("\n",))]
     first = list(remote.ids(["Раз"])[0])
-    assert [written.text for written in remote.generate(orders, 9)] == ["Москва", "Москва"]
+    assert [written.text for written in remote.generate(requests, 9)] == ["Москва", "Москва"]
     assert len(asked) == 3 and sum("stop" in options for options in asked) == 2
 
 
@@ -104,7 +104,7 @@ def test_answers_without_what_is_needed(remote, monkeypatch):
 def test_no_server(loaded):
     remote = ServerBackend(Client("http://127.0.0.1:9/v1", "tiny", wait=0.001), loaded()[1], chat=False)
     with pytest.raises(LeptaError, match="see that the server runs"):
-        remote.generate([Order("Раз")], 3)
+        remote.generate([GenerationRequest("Раз")], 3)
 
 
 @pytest.fixture(scope="module")

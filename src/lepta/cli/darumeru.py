@@ -212,8 +212,7 @@ def compare(
     from lepta.core.errors import LeptaError
     from lepta.darumeru.aggregate import compare as compared
     from lepta.darumeru.log import read_results
-    from lepta.darumeru.table import comparison_table
-    from lepta.report.darumeru import side_by_side, write_comparison_page
+    from lepta.report.darumeru import comparison_table, side_by_side, write_comparison_page
 
     if html and html.exists() and not force:
         raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
@@ -243,7 +242,7 @@ def _show(folder: Path, as_json: bool) -> None:
 
     from lepta.darumeru.aggregate import summarise
     from lepta.darumeru.log import SUMMARY, read_results, read_summary
-    from lepta.darumeru.table import summary_table
+    from lepta.report.darumeru import summary_table
 
     results = [result for result, _ in read_results(folder).values()]
     seed = read_summary(folder)["seed"] if (folder / SUMMARY).is_file() else 1  # an unfinished run has none

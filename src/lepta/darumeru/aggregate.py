@@ -16,9 +16,10 @@ from lepta.darumeru.measures import SampleScore, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, Counts
 from lepta.darumeru.tasks import Definition, Task, tasks
 
+TOTAL = "Micro-Avg"
 DRAWS = 1000
 CONFIDENCE = 0.95
-CHUNK = 1 << 22  # numbers drawn at once
+CHUNK = 1 << 22  # numbers drawn at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,8 @@ class TaskResult:
 
     Attributes
     ----------
-    task : str
-    definition : Definition
     expected : int
         How many samples the task has.
-    scores : sequence of SampleScore
     errors : sequence of str
         Samples that failed, and why.
     conditions : mapping
@@ -58,7 +56,7 @@ def task_result(
         As it was asked (after `Dataset.first`, if only a part was).
     scores : sequence of SampleScore
     shots : int
-        Examples asked for.
+        Examples asked for, whether or not they fitted.
     errors : sequence of str
         Samples that failed, and why.
     """
@@ -73,13 +71,7 @@ def task_result(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; no interval if there are fewer than two independent units.
-
-    Attributes
-    ----------
-    value : float
-    low, high : float or None
-    """
+    """A number and its 95 % interval; no interval if there are fewer than two independent units."""
 
     value: float
     low: float | None
@@ -88,16 +80,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """A task's score.
-
-    Attributes
-    ----------
-    score : Estimate
-    parts : dict
-        Numbers that the score is the mean of, and numbers beside it, as far as they are known.
-    samples, units : int
-        Samples, and independent units that they make.
-    """
+    """A task's score, the known numbers that it is the mean of or that stand beside it, and how much it rests on."""
 
     score: Estimate
     parts: dict[str, float]
@@ -107,19 +90,9 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores of one model.
+    """Scores of one model: of whole tasks, of columns all of whose tasks are whole, and Micro-Avg if all 17 are.
 
-    Attributes
-    ----------
-    definition : Definition
-    tasks : dict
-        Task -> TaskSummary, of the tasks that are whole.
-    columns : dict
-        Column -> Estimate, of the columns all of whose tasks are whole.
-    micro_avg : Estimate or None
-        None if a task is missing or has errors.
-    refused : dict
-        Task -> why it does not count.
+    `refused` maps the other tasks to the reason why they do not count.
     """
 
     definition: Definition
@@ -131,15 +104,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Second model less first.
+    """Scores of two models, and the second less the first.
 
-    Attributes
-    ----------
-    first, second : float
-        Scores.
-    difference : Estimate
-    p : float or None
-        Two-sided, from the share of draws on the other side of zero; never below 1 / (draws + 1).
+    p is two-sided, from the share of draws on the other side of zero, and never below 1 / (draws + 1).
     """
 
     first: float
@@ -149,11 +116,19 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Bootstrap:
     """A score and its values over draws, shape (draws,); none if there are too few units to draw."""
 
     value: float
     draws: Counts | None
+
+    @property
+    def estimate(self) -> Estimate:
+        if self.draws is None:
+            return Estimate(self.value, None, None)
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(self.draws, [tail, 100 - tail])
+        return Estimate(self.value, float(low), float(high))
 
 
 def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, partial: bool = False) -> Summary:
@@ -179,22 +154,18 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise LeptaError(f"no total from part of the tasks: {reasons}")
     known = tasks(definition)
-    drawn, summaries = {}, {}
+    scores, summaries = {}, {}
     for name, result in whole.items():
-        task = known[name]
-        units = task.measure.units(result.scores)
-        drawn[name] = _draw(task, units, draws, seed)
-        parts = task.measure.parts(units.vectors.sum(0)).items()
+        measure = known[name].measure
+        units = measure.units(result.scores)
+        scores[name] = _bootstrap(known[name], units, draws, seed)
+        parts = measure.parts(units.vectors.sum(0)).items()
         known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
-        summaries[name] = TaskSummary(_estimate(drawn[name]), known_parts, len(result.scores), len(units.names))
-    columns, total = _totals(drawn, known)
-    return Summary(
-        definition,
-        summaries,
-        {name: _estimate(column) for name, column in columns.items()},
-        _estimate(total) if total else None,
-        refused,
-    )
+        summaries[name] = TaskSummary(scores[name].estimate, known_parts, len(result.scores), len(units.names))
+    scores = _with_totals(scores, known)
+    columns = {name: scores[name].estimate for name in COLUMN_SIZES if name in scores}
+    total = scores[TOTAL].estimate if TOTAL in scores else None
+    return Summary(definition, summaries, columns, total, refused)
 
 
 def compare(
@@ -213,25 +184,23 @@ def compare(
     LeptaError
         If definitions, samples or conditions differ, or no task is whole in both.
     """
-    definition, mine, _ = _checked(first)
-    other, theirs, _ = _checked(second)
+    definition, whole_first, _ = _checked(first)
+    other, whole_second, _ = _checked(second)
     if definition != other:
         raise LeptaError(f"one result is {definition}, the other {other}; run one of the models anew")
     known = tasks(definition)
-    both = [name for name in known if name in mine and name in theirs]
+    both = [name for name in known if name in whole_first and name in whole_second]
     if not both:
         raise LeptaError("no task is whole in both results; there is nothing to compare")
-    sides: tuple[dict[str, _Drawn], dict[str, _Drawn]] = ({}, {})
     for name in both:
-        _refuse_unlike(mine[name], theirs[name])
-        for side, result in zip(sides, (mine[name], theirs[name]), strict=True):
-            side[name] = _draw(known[name], known[name].measure.units(result.scores), draws, seed)
-    pairs = {name: (sides[0][name], sides[1][name]) for name in both}
-    totals = [_totals(side, known) for side in sides]
-    pairs |= {name: (totals[0][0][name], totals[1][0][name]) for name in totals[0][0]}
-    if totals[0][1] and totals[1][1]:
-        pairs["Micro-Avg"] = (totals[0][1], totals[1][1])
-    return {name: _difference(*pair) for name, pair in pairs.items()}
+        _refuse_unlike(whole_first[name], whole_second[name])
+    sides = []
+    for whole in (whole_first, whole_second):
+        scores = {}
+        for name in both:
+            scores[name] = _bootstrap(known[name], known[name].measure.units(whole[name].scores), draws, seed)
+        sides.append(_with_totals(scores, known))
+    return {name: _difference(sides[0][name], sides[1][name]) for name in sides[0]}
 
 
 def _checked(results: Sequence[TaskResult]) -> tuple[Definition, dict[str, TaskResult], dict[str, str]]:
@@ -246,12 +215,16 @@ def _checked(results: Sequence[TaskResult]) -> tuple[Definition, dict[str, TaskR
         if result.task not in known or result.task in by_name:
             raise LeptaError(f"{result.task}: {'there twice' if result.task in by_name else 'no such task'}")
         by_name[result.task] = result
-    refused = {name: _why_not(task, by_name.get(name)) for name, task in known.items()}
-    whole = {name: by_name[name] for name, reason in refused.items() if not reason}
-    return definition, whole, {name: reason for name, reason in refused.items() if reason}
+    whole, refused = {}, {}
+    for name, task in known.items():
+        if reason := _reason_not_whole(task, by_name.get(name)):
+            refused[name] = reason
+        else:
+            whole[name] = by_name[name]
+    return definition, whole, refused
 
 
-def _why_not(task: Task, result: TaskResult | None) -> str:
+def _reason_not_whole(task: Task, result: TaskResult | None) -> str:
     """Why a task's result does not count; empty if it does."""
     if result is None:
         return "missing"
@@ -278,18 +251,15 @@ def _refuse_unlike(first: TaskResult, second: TaskResult) -> None:
         raise LeptaError(f"{first.task}: the results are of different samples; compare runs on the same data")
 
 
-def _draw(task: Task, units: Units, draws: int, seed: int) -> _Drawn:
+def _bootstrap(task: Task, units: Units, draws: int, seed: int) -> _Bootstrap:
     """Score of a task, and of draws of as many units with replacement, within each stratum."""
     value = float(task.measure.score(units.vectors.sum(0)))
     if len(units.names) < 2:
-        return _Drawn(value, None)
-    sums = [weights @ units.vectors for weights in _weights(units, draws, seed, _group(task))]
-    return _Drawn(value, task.measure.score(np.concatenate(sums)))
-
-
-def _group(task: Task) -> str:
-    """What units of equal names are the same in: the dataset, and MMLU in both languages."""
-    return "mmlu" if task.dataset in ("mmlu_ru", "mmlu_en") else task.dataset
+        return _Bootstrap(value, None)
+    # Units of equal names are the same units within a dataset, and in MMLU of both languages.
+    group = "mmlu" if task.dataset in ("mmlu_ru", "mmlu_en") else task.dataset
+    sums = [weights @ units.vectors for weights in _weights(units, draws, seed, group)]
+    return _Bootstrap(value, task.measure.score(np.concatenate(sums)))
 
 
 def _weights(units: Units, draws: int, seed: int, group: str) -> Iterator[Counts]:
@@ -312,34 +282,29 @@ def _weights(units: Units, draws: int, seed: int, group: str) -> Iterator[Counts
         yield np.bincount(flat, minlength=number * size).reshape(number, size).astype(float)
 
 
-def _totals(drawn: Mapping[str, _Drawn], known: Mapping[str, Task]) -> tuple[dict[str, _Drawn], _Drawn | None]:
-    """Columns that are whole, and the mean of all tasks if all are there."""
-    columns = {}
+def _with_totals(scores: Mapping[str, _Bootstrap], known: Mapping[str, Task]) -> dict[str, _Bootstrap]:
+    """Scores of tasks, then of the columns that are whole, then Micro-Avg if all tasks are there."""
+    result = dict(scores)
     for column in COLUMN_SIZES:
         names = [name for name, task in known.items() if task.column == column]
-        if all(name in drawn for name in names):
-            columns[column] = _mean([drawn[name] for name in names])
-    return columns, _mean(list(drawn.values())) if len(drawn) == len(known) else None
+        if all(name in scores for name in names):
+            result[column] = _mean([scores[name] for name in names])
+    if len(scores) == len(known):
+        result[TOTAL] = _mean(list(scores.values()))
+    return result
 
 
-def _mean(parts: Sequence[_Drawn]) -> _Drawn:
-    draws = [part.draws for part in parts if part.draws is not None]
+def _mean(parts: Sequence[_Bootstrap]) -> _Bootstrap:
     value = float(np.mean([part.value for part in parts]))
-    return _Drawn(value, np.mean(draws, axis=0) if len(draws) == len(parts) else None)
+    draws = [part.draws for part in parts if part.draws is not None]
+    return _Bootstrap(value, np.mean(draws, axis=0) if len(draws) == len(parts) else None)
 
 
-def _estimate(drawn: _Drawn) -> Estimate:
-    if drawn.draws is None:
-        return Estimate(drawn.value, None, None)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(drawn.draws, [tail, 100 - tail])
-    return Estimate(drawn.value, float(low), float(high))
-
-
-def _difference(first: _Drawn, second: _Drawn) -> Difference:
+def _difference(first: _Bootstrap, second: _Bootstrap) -> Difference:
     value = second.value - first.value
     if first.draws is None or second.draws is None:
         return Difference(first.value, second.value, Estimate(value, None, None), None)
     draws = second.draws - first.draws
-    tails = [(np.sum(draws <= 0) + 1) / (len(draws) + 1), (np.sum(draws >= 0) + 1) / (len(draws) + 1)]
-    return Difference(first.value, second.value, _estimate(_Drawn(value, draws)), float(min(1.0, 2 * min(tails))))
+    below, above = ((np.sum(side) + 1) / (len(draws) + 1) for side in (draws <= 0, draws >= 0))
+    p = float(min(1.0, 2 * min(below, above)))
+    return Difference(first.value, second.value, _Bootstrap(value, draws).estimate, p)

@@ -1,21 +1,25 @@
-"""What a model must be able to do to take the benchmark: the runner knows this protocol and no library."""
+"""What a model must be able to do to take the benchmark, and the part of it that needs a tokenizer only.
 
+The runner knows this protocol and no library.
+"""
+
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from lepta.core.errors import LeptaError
 from lepta.darumeru.tasks import Message
-from lepta.inference.scoring import Question
+from lepta.inference.chat import chat_prompt
+from lepta.inference.scoring import Branch, Question, branches_of, token_ids
 
 
 @dataclass(frozen=True)
-class Order:
-    """A prompt to go on from.
+class GenerationRequest:
+    """A prompt as `Backend.render` wrote it, to be continued.
 
     Attributes
     ----------
-    prompt : str
-        As `Backend.render` wrote it.
     stops : tuple of str
         The text ends before the first of them that has something but spaces and line breaks before it.
     longest : int or None
@@ -29,18 +33,22 @@ class Order:
     def cut(self, text: str) -> str:
         """A text up to where it ends."""
         begun = len(text) - len(text.lstrip())
-        places = [place for stop in self.stops if (place := text.find(stop, begun)) >= 0]
-        return text[: min([*places, len(text) if self.longest is None else self.longest])]
+        ends = [len(text) if self.longest is None else self.longest]
+        for stop in self.stops:
+            place = text.find(stop, begun)
+            if place >= 0:
+                ends.append(place)
+        return text[: min(ends)]
 
 
 @dataclass(frozen=True)
-class Written:
+class Completion:
     """What a model wrote.
 
     Attributes
     ----------
     text : str
-        Without special tokens and spaces around it, up to where the order says that it ends.
+        Without special tokens and spaces around it, up to where the request says that it ends.
     emitted : int
         Tokens that the text took, the one that ends a turn not counted.
     """
@@ -82,8 +90,66 @@ class Backend(Protocol):
         None at all for a question where the model was to write a continuation and wrote none of them.
         """
 
-    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
-        """Go on greedily."""
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
+        """Continue greedily."""
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation, in nats."""
+
+
+class TokenizerBackend:
+    """The methods of `Backend` that need a tokenizer (of transformers) only.
+
+    chat: write turns by the chat template, else as plain text with blank lines; None: if there is a template.
+    """
+
+    def __init__(self, tokenizer: Any, chat: bool | None, context: int) -> None:
+        if chat and not tokenizer.chat_template:
+            raise LeptaError("chat: the tokenizer has no chat template; ask with plain text (--plain)")
+        self._tokenizer = tokenizer
+        self.chat = bool(tokenizer.chat_template) if chat is None else chat
+        self.context = context
+        # Chat templates write the token that starts a text themselves.
+        starts = tokenizer("").get("input_ids", [])
+        self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self.chat else ()
+
+    @property
+    def template(self) -> str:
+        """Hash of the chat template, empty for plain text."""
+        return hashlib.sha256(self._tokenizer.chat_template.encode()).hexdigest() if self.chat else ""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Write a conversation up to where the model goes on."""
+        if not self.chat:
+            return render_plain(messages)
+        try:
+            return chat_prompt(self._tokenizer, messages)
+        except LeptaError as error:
+            raise LeptaError(f"{error}; ask with plain text (--plain)") from error
+
+    def share(self, prompts: Sequence[str]) -> None:
+        """Nothing to do where others keep the KV cache of prefixes: servers, the classes of lm-evaluation-harness."""
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Ids of a text by itself."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens a rendered prompt has, the one that starts a text included."""
+        return len(self._start) + len(self.tokens(prompt))
+
+    def ids(self, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of rendered prompts."""
+        return token_ids(self._tokenizer, prompts, self._start)
+
+    def branches(self, question: Question, together: bool) -> list[Branch]:
+        """Exact ids of prompt and continuation; see `branches_of`."""
+        return branches_of(self._tokenizer, question, together, self._start)
+
+
+def render_plain(messages: Sequence[Message]) -> str:
+    """Write a conversation with blank lines between turns, up to where the model goes on."""
+    turns = [message["content"] for message in messages]
+    if messages[-1]["role"] != "assistant":
+        turns.append("")
+    return "\n\n".join(turns)

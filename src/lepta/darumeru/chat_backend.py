@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
 from lepta.darumeru.tasks import Message
-from lepta.darumeru.turns import Turns
 from lepta.inference.client import Client, at_once, field
 
 LABEL_TOKENS = 32  # for a label, and the words that a model may write before it
@@ -23,17 +22,8 @@ ENDS = r"(?=[^\S\n]*(?:[^\w\s]|\n|$))"  # a sign or the end of the line comes ne
 ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
 
 
-class ChatBackend(Turns):
-    """A model of a chat server, and its tokenizer here, which counts tokens.
-
-    Parameters
-    ----------
-    client : Client
-    tokenizer : transformers tokenizer
-        The model's own, with its chat template.
-    context : int
-        Most tokens of prompt and answer.
-    """
+class ChatBackend(TokenizerBackend):
+    """A model of a chat server, and its tokenizer here, which counts tokens by its chat template."""
 
     def __init__(self, client: Client, tokenizer: object, context: int = 4096) -> None:
         super().__init__(tokenizer, True, context)
@@ -60,20 +50,17 @@ class ChatBackend(Turns):
         """How many tokens the conversation has by the chat template here."""
         return super().count_tokens(super().render(json.loads(prompt)["messages"]))
 
-    def share(self, prompts: Sequence[str]) -> None:
-        """Nothing to do: servers keep prefixes themselves."""
-
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """0 for the label that the model writes, -100 for the others; no numbers if it writes none of them."""
-        written = self.generate([Order(question.prompt) for question in questions], LABEL_TOKENS)
+        written = self.generate([GenerationRequest(question.prompt) for question in questions], LABEL_TOKENS)
         return [
             _chosen([label.strip() for label in question.continuations], answer.text)
             for question, answer in zip(questions, written, strict=True)
         ]
 
-    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
         """Write a turn greedily; a lead-in that the model repeats is cut off."""
-        return at_once(lambda order: self._written(order, max_tokens), orders)
+        return at_once(lambda request: self._completion(request, max_tokens), requests)
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Refused: a chat server does not tell how likely a given text is."""
@@ -82,15 +69,15 @@ class ChatBackend(Turns):
             "--tasks, or use --server-api completions"
         )
 
-    def _written(self, order: Order, max_tokens: int) -> Written:
-        prompt = json.loads(order.prompt)
+    def _completion(self, request: GenerationRequest, max_tokens: int) -> Completion:
+        prompt = json.loads(request.prompt)
         answer = self._client.post("chat/completions", {"messages": prompt["messages"], "max_tokens": max_tokens})
         text = (field(answer, "choices", 0, "message", "content") or "").strip().removeprefix(prompt["lead_in"])
-        cut = order.cut(text)
+        cut = request.cut(text)
         if cut != text:
-            return Written(cut.strip(), len(self.tokens(cut)))
+            return Completion(cut.strip(), len(self.tokens(cut)))
         ended = field(answer, "choices", 0, "finish_reason") == "stop"  # by a token that is not part of the text
-        return Written(text.strip(), field(answer, "usage", "completion_tokens") - ended)
+        return Completion(text.strip(), field(answer, "usage", "completion_tokens") - ended)
 
 
 def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:

@@ -11,28 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Order, Question, Written
-from lepta.darumeru.turns import Turns
+from lepta.core.stages import Hashes
+from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
 from lepta.inference.scoring import Branch
+from lepta.models.folder import MODEL_FILES
+from lepta.models.load import model_folder
+from lepta.text.locate import locate
 
 
-class LmEvalBackend(Turns):
-    """A model of lm-evaluation-harness.
+class LmEvalBackend(TokenizerBackend):
+    """A model of lm-evaluation-harness (`lm_eval.api.model.LM`) with a tokenizer of transformers, as hf and vllm have.
 
-    Parameters
-    ----------
-    model : lm_eval.api.model.LM
-        With the `tokenizer` of transformers that its text goes through, as the classes hf and vllm have it.
-    kind : str
-        Name of its class, such as "vllm".
-    name : str
-        Identity of the weights: a content hash.
-    arguments : str
-        What else the class was told, such as "dtype=bfloat16".
-    chat : bool, optional
-        Write turns by the chat template, else as plain text with blank lines; by default if there is a template.
-    context : int
-        Most tokens of prompt and answer; less if the model takes less.
+    kind is the name of its class, name the content hash of the weights, arguments what else the class was told, such as
+    "dtype=bfloat16".
     """
 
     def __init__(
@@ -61,9 +52,6 @@ class LmEvalBackend(Turns):
             "context": self.context,
         }
 
-    def share(self, prompts: Sequence[str]) -> None:
-        """Nothing to do: classes that keep prefixes (vllm) do so themselves."""
-
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""
         for question in questions:
@@ -77,16 +65,17 @@ class LmEvalBackend(Turns):
         sums = self._loglikelihood([question])
         return tuple(value / (len(branch.ids) - branch.start) for value, branch in zip(sums, branches, strict=True))
 
-    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
-        """Go on greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
-        found = self._generated([(order.prompt, list(order.stops)) for order in orders], max_tokens)
-        empty = [n for n, order in enumerate(orders) if order.stops and not found[n].strip()]
-        if empty:  # a stop with nothing before it ends an answer there, but not here
-            again = self._generated([(orders[n].prompt, []) for n in empty], max_tokens)
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
+        """Continue greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
+        texts = self._generated([(request.prompt, list(request.stops)) for request in requests], max_tokens)
+        # The harness ends a text at a stop with nothing before it; here such a stop does not count.
+        empty = [n for n, request in enumerate(requests) if request.stops and not texts[n].strip()]
+        if empty:
+            again = self._generated([(requests[n].prompt, []) for n in empty], max_tokens)
             for n, text in zip(empty, again, strict=True):
-                found[n] = text
-        texts = [order.cut(text).strip() for order, text in zip(orders, found, strict=True)]
-        return [Written(text, min(len(self.tokens(text)), max_tokens)) for text in texts]
+                texts[n] = text
+        cut = [request.cut(text).strip() for request, text in zip(requests, texts, strict=True)]
+        return [Completion(text, min(len(self.tokens(text)), max_tokens)) for text in cut]
 
     def _exact(self, question: Question, together: bool) -> list[Branch]:
         """Ids of the texts, if the prompt's own ids start all of them: the classes cut where the prompt alone ends."""
@@ -122,27 +111,8 @@ def opened_lm_eval(
 ) -> Iterator[LmEvalBackend]:
     """Load any model source by a class of lm-evaluation-harness, which is told its folder as `pretrained`.
 
-    Parameters
-    ----------
-    source : str or Path
-        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
-    kind : str
-        Name of the class: hf, vllm, ...
-    arguments : str
-        More arguments of the class, "name=value,name=value".
-    chat, context
-        See `LmEvalBackend`.
-
-    Raises
-    ------
-    LeptaError
-        If lm-evaluation-harness is missing, has no such class, or the class cannot load the model.
+    `arguments` are more of the class's own, "name=value,name=value".
     """
-    from lepta.core.stages import Hashes
-    from lepta.models.folder import MODEL_FILES
-    from lepta.models.load import model_folder
-    from lepta.text.locate import locate
-
     try:
         from lm_eval.api.registry import get_model
         from lm_eval.utils import simple_parse_args_string

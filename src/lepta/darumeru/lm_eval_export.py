@@ -16,9 +16,11 @@ import yaml
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
 from lepta.core.stages import write_manifest
+from lepta.darumeru.aggregate import task_result
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, named_tasks
+from lepta.vocabulary.source import open_tokenizer
 
 DATA, TOKENIZER = "data", "tokenizer"
 PREFIX = "darumeru"
@@ -30,7 +32,7 @@ class _Function(str):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    """Of its own, so that the representer below is nobody else's."""
 
 
 _Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", name))
@@ -50,33 +52,10 @@ def export(
     names: Sequence[str] | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Write the folder, whole or not at all.
+    """Write the folder atomically; the names of tasks that were left out because they need a tokenizer.
 
-    Parameters
-    ----------
-    output : Path
-    source : str
-        Of the data: "builtin", "hub" or a folder.
-    shots : int
-        Examples before each question. None are left out where they do not fit.
-    definition : {"current", "legacy"}
-    tokenizer : str or Path, optional
-        Of the model that is to be measured: any source that LEPTA reads. Without it there are only the tasks that do
-        not count tokens, and no Micro-Avg.
-    names : sequence of str, optional
-        Tasks; all of them by default.
-    force : bool
-        Replace the folder if it exists.
-
-    Returns
-    -------
-    list of str
-        Names of the tasks that count tokens and were left out for want of a tokenizer.
-
-    Raises
-    ------
-    LeptaError
-        If a task is unknown, its data is not there, or none is left.
+    `source` is that of the data, `tokenizer` any source of the model that is to be measured. Examples (`shots`) are not
+    left out where they do not fit, since no model is known here.
     """
     wanted = named_tasks(names or (), definition)
     chosen = [task for task in wanted if tokenizer is not None or not counts_tokens(task)]
@@ -84,8 +63,6 @@ def export(
         raise LeptaError(f"{', '.join(task.name for task in wanted)}: counts tokens; give --tokenizer MODEL")
     with publishing(output, force) as folder:
         if tokenizer is not None:
-            from lepta.vocabulary.source import open_tokenizer
-
             (folder / TOKENIZER).mkdir()
             open_tokenizer(tokenizer).save(folder / TOKENIZER)
         for name in dict.fromkeys(task.dataset for task in chosen):
@@ -101,17 +78,15 @@ def export(
 
 
 def _task(task: Task, dataset: Dataset, shots: int) -> dict[str, Any]:
-    facts = {"name": task.name, "definition": task.definition, "shots": shots, **_hashes(task, dataset)}
+    conditions = task_result(task, dataset, [], shots).conditions
+    facts = {"name": task.name, "definition": task.definition, "shots": shots, **conditions}
     return {"task": f"{PREFIX}_{task.name}", "class": _Function(CLASS), "metadata": facts}
 
 
-def _hashes(task: Task, dataset: Dataset) -> dict[str, str | int]:
-    return {"version": task.version, "prompt": task.prompt_sha256, "data": dataset.sha256}
-
-
 def check(folder: Path, task: Task, dataset: Dataset, facts: Mapping[str, Any]) -> None:
-    """LeptaError if the folder was written by another version of the task, or its data was changed since."""
-    unlike = [name for name, value in _hashes(task, dataset).items() if facts.get(name) != value]
+    """An error if another version of the task wrote the folder, or its data was changed since."""
+    conditions = task_result(task, dataset, [], facts["shots"]).conditions
+    unlike = [name for name, value in conditions.items() if facts.get(name) != value]
     if unlike:
         raise LeptaError(
             f"{folder}, {task.name}: {', '.join(unlike)} changed since the folder was written; write it anew with "
@@ -125,16 +100,19 @@ def _write_groups(folder: Path, chosen: Sequence[Task], whole: bool) -> None:
     for column, size in COLUMN_SIZES.items():
         names = [f"{PREFIX}_{task.name}" for task in chosen if task.column == column]
         if names:
-            columns.append(f"{PREFIX}_{column.removeprefix('Daru').replace(' ', '_').lower()}")
-            _write(folder / f"{columns[-1]}.yaml", _group(columns[-1], column, names, len(names) == size))
+            name = f"{PREFIX}_{column.removeprefix('Daru').replace(' ', '_').lower()}"
+            _write(folder / f"{name}.yaml", _group(name, column, names, len(names) == size))
+            columns.append(name)
     title = "Darumeru (Micro-Avg)" if whole else "Darumeru"
     _write(folder / f"{PREFIX}.yaml", _group(PREFIX, title, columns, whole))
 
 
 def _group(name: str, title: str, members: Sequence[str], whole: bool) -> dict[str, Any]:
     group: dict[str, Any] = {"group": name, "group_alias": title, "task": list(members)}
-    mean = {"metric": "score", "aggregation": "mean", "weight_by_size": False}
-    return group | ({"aggregate_metric_list": [mean]} if whole else {})
+    if whole:
+        # Not weighted by size, since Micro-Avg is the plain mean of tasks.
+        group["aggregate_metric_list"] = [{"metric": "score", "aggregation": "mean", "weight_by_size": False}]
+    return group
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,26 +14,19 @@ import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from lepta.darumeru.backend import Order
+from lepta.darumeru.backend import GenerationRequest, render_plain
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.lm_eval_export import DATA, TOKENIZER, check
 from lepta.darumeru.measures import SampleScore
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import Answer, Message, Sample, tasks
-from lepta.darumeru.turns import render_plain
 from lepta.models.load import load_tokenizer
 
 METRIC = "score"
 
 
 class DarumeruTask(ConfigurableTask):
-    """One of the 17 tasks, as lm-evaluation-harness runs it.
-
-    Parameters
-    ----------
-    config : mapping
-        `task` and `metadata` of a YAML file that `lepta.darumeru.lm_eval_export` wrote.
-    """
+    """One of the 17 tasks, from `task` and `metadata` of a YAML file that `lepta.darumeru.lm_eval_export` wrote."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         facts = config["metadata"]
@@ -93,12 +86,13 @@ class DarumeruTask(ConfigurableTask):
         sample = self._samples[doc["id"]]
         chat = options.pop("apply_chat_template", False)
         options.pop("chat_template", None)
+        kind, arguments = "loglikelihood", list[Any](sample.continuations)
         if self._darumeru.method == "generate":
-            arguments = (ctx, self._generation(() if chat else self._darumeru.stop_for(sample)))
-            return [Instance(request_type="generate_until", doc=doc, arguments=arguments, idx=0, **options)]
+            stops = () if chat else self._darumeru.stop_for(sample)
+            kind, arguments = "generate_until", [self._generation(stops)]
         return [
-            Instance(request_type="loglikelihood", doc=doc, arguments=(ctx, text), idx=n, **options)
-            for n, text in enumerate(sample.continuations)
+            Instance(request_type=kind, doc=doc, arguments=(ctx, argument), idx=n, **options)
+            for n, argument in enumerate(arguments)
         ]
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
@@ -126,14 +120,13 @@ class DarumeruTask(ConfigurableTask):
         if task.method == "choose":
             return Answer(label=pick(task.labels, [value for value, _ in results]))
         if task.method == "loglikelihood":
+            # The harness gives sums; the tokens of a sentence are those that it adds to the lead-in before it.
             lead_in = len(self._tokens(task.prompt.lead_in))
-            texts = zip(sample.continuations, results, strict=True)
-            return Answer(
-                log_probs=tuple(
-                    value / (len(self._tokens(task.prompt.lead_in + text)) - lead_in) for text, (value, _) in texts
-                )
-            )
-        text = Order("", longest=task.longest_for(sample)).cut(results[0]).strip()
+            means = []
+            for text, (value, _) in zip(sample.continuations, results, strict=True):
+                means.append(value / (len(self._tokens(task.prompt.lead_in + text)) - lead_in))
+            return Answer(log_probs=tuple(means))
+        text = GenerationRequest("", longest=task.longest_for(sample)).cut(results[0]).strip()
         if not task.name.startswith("copy"):
             return Answer(text=text)
         tokens = self._tokens(text)

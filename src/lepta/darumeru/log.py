@@ -1,6 +1,6 @@
-"""Answers on disk: one JSONL file for each task, its first line says what they depend on, each other line is a sample.
+"""Answers on disk: one JSONL file for each task; its first line says what they depend on, each other line is a sample.
 
-OUTPUT/samples/TASK.jsonl   written batch by batch, so that a run that is killed goes on
+OUTPUT/samples/TASK.jsonl   written batch by batch, so that a run that is killed can be resumed
 OUTPUT/summary.json         tasks, columns, Micro-Avg
 OUTPUT/report.html          the same as a page, with wrong answers (see `lepta.report.darumeru`)
 """
@@ -11,31 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.journal import append_rows, parsed_row, write_rows
 from lepta.darumeru.aggregate import TaskResult
 from lepta.darumeru.measures import SampleScore
 from lepta.text.locate import read_json
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
-UNFORESEEN = "unforeseen"  # of a failed sample: what may not happen when it is asked again
+UNFORESEEN = "unforeseen"  # marks a failed sample whose error may not occur when it is asked again
 HEADER = ("task", "definition", "expected", "conditions", "run")
 
 Record = dict[str, Any]
+Results = dict[str, tuple[TaskResult, list[Record]]]  # task -> its result and the records of its samples
 
 
 class TaskLog:
-    """The answers to one task.
+    """The answers to one task, in the output folder of a run.
 
-    Parameters
-    ----------
-    folder : Path
-        Output of the run.
-    header : mapping
-        All that the answers depend on, and what `result_of` needs, as JSON.
-
-    Raises
-    ------
-    LeptaError
-        If the file holds answers that depend on something else, or another one in the folder answers of another run.
+    The header holds all that the answers depend on. Answers in the folder that depend on something else are an error.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
@@ -55,30 +47,22 @@ class TaskLog:
             self.records = {record["id"]: record for record in read_log(self.path)[1] if "error" not in record}
 
     def keep(self, ids: set[str]) -> None:
-        """Leave out all samples but these, and be ready for more."""
+        """Remove all samples but these, and write the file anew."""
         self.records = {key: record for key, record in self.records.items() if key in ids}
         self._write(list(self.records.values()))
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append the samples of a batch: all of them or, if the run is killed, a part that `keep` leaves out."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(_line(record) for record in records))
+        """Append the samples of a batch; if the run is killed here, a part of them, which `keep` removes."""
+        append_rows(self.path, records)
         self.records |= {record["id"]: record for record in records}
 
     def finish(self, order: Sequence[str]) -> None:
-        """Put samples into the order of the task: the file then tells nothing of how often the run was killed."""
+        """Sort samples as the task has them: then the file does not depend on how often the run was killed."""
         if list(self.records) != list(order):
             self._write([self.records[key] for key in order])
 
     def _write(self, records: Sequence[Record]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(_line(record) for record in [self._header, *records]), encoding="utf-8")
-        partial.replace(self.path)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+        write_rows(self.path, [self._header, *records])
 
 
 def different(found: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> list[str]:
@@ -109,56 +93,32 @@ def _of_all_tasks(header: Mapping[str, Any]) -> dict[str, Any]:
     return {"definition": header["definition"], "shots": header["conditions"].get("shots"), "run": run}
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The first line of a log: what its answers depend on; errors as for `read_log`."""
+def read_header(path: Path) -> Record:
+    """The first line of a log."""
     with path.open("rb") as file:
         return _parsed(path, 1, file.readline())
 
 
 def logged_dtype(folder: Path) -> str | None:
-    """The precision that a run in this folder was begun with; None if there is none, or its backend knew of none."""
+    """The precision that a run in this folder was begun with, if it is known."""
     logs = _logs(folder)
     return read_header(logs[0])["run"].get("dtype") if logs else None
 
 
-def read_log(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Header and samples of a log; a last line that was cut off is left out.
-
-    Raises
-    ------
-    LeptaError
-        If another line is no header or sample.
-    """
+def read_log(path: Path) -> tuple[Record, list[Record]]:
+    """Header and samples of a log; a last line that was cut off is left out, any other damage is an error."""
     lines = path.read_bytes().split(b"\n")[:-1]  # a whole last line ends in a line break
-    whole = [_parsed(path, number, line) for number, line in enumerate(lines or [b""], 1)]
-    return whole[0], whole[1:]
+    header, *records = [_parsed(path, number, line) for number, line in enumerate(lines or [b""], 1)]
+    return header, records
 
 
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes) -> Record:
     """A line of a log: the header, or a sample."""
-    needed = HEADER if number == 1 else ("id",)
-    try:
-        found = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LeptaError(f"{path}, line {number}: not JSON ({error}); start over with --force") from error
-    if not isinstance(found, dict) or not all(name in found for name in needed):
-        raise LeptaError(f"{path}, line {number}: expected an object with {', '.join(needed)}; start over with --force")
-    return found
+    return parsed_row(line, f"{path}, line {number}", HEADER if number == 1 else ("id",))
 
 
-def read_results(folder: Path) -> dict[str, tuple[TaskResult, list[Record]]]:
-    """All results of a run, with their samples.
-
-    Returns
-    -------
-    dict
-        Task -> its result and the records of its samples.
-
-    Raises
-    ------
-    LeptaError
-        If there are none, or they are of several runs.
-    """
+def read_results(folder: Path) -> Results:
+    """All results of one run, with their samples."""
     paths = _logs(folder)
     if not paths:
         raise LeptaError(f"{folder}: no {SAMPLES}/TASK.jsonl; expected the output folder of `lepta darumeru run`")
@@ -170,7 +130,7 @@ def read_results(folder: Path) -> dict[str, tuple[TaskResult, list[Record]]]:
                 f"{path}: is of another run than {paths[0].name} ({', '.join(unlike)} differ); "
                 "keep the logs of one run in a folder"
             )
-    return {path.stem: (result_of(*log), log[1]) for path, log in logs.items()}
+    return {path.stem: (_result(*log), log[1]) for path, log in logs.items()}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -187,8 +147,7 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def result_of(header: Mapping[str, Any], records: Sequence[Record]) -> TaskResult:
-    """The result of a task, from its log."""
+def _result(header: Mapping[str, Any], records: Sequence[Record]) -> TaskResult:
     return TaskResult(
         header["task"],
         header["definition"],

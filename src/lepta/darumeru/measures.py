@@ -1,8 +1,7 @@
 """From the scores of samples to the score of a task, in a form that a bootstrap can draw thousands of times.
 
 A measure turns the samples of each unit (a pair, a document, a variant of the exam) into a vector of counts and sums;
-the score is a function of the sum of these vectors over units. Drawing units with replacement is then one product of
-matrices.
+the score is a function of the sum of these vectors over units. A bootstrap over units is then one matrix product.
 """
 
 import math
@@ -17,7 +16,7 @@ from lepta.darumeru.subjects import CATEGORIES, SUBJECTS
 
 @dataclass(frozen=True)
 class SampleScore:
-    """What one sample is worth.
+    """The score of one sample.
 
     Attributes
     ----------
@@ -28,7 +27,7 @@ class SampleScore:
     stratum : str
         Group of units that keeps its size in a bootstrap.
     values : mapping
-        Name -> number; which ones the task's measure reads.
+        Named numbers that the task's measure reads.
     """
 
     id: str
@@ -48,14 +47,9 @@ class Units:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """How samples become a task's score: the mean of the parts named in `headline`.
+    """How samples become a task's score: the unweighted mean of the parts named in `headline`.
 
-    Attributes
-    ----------
-    headline : tuple of str
-        Parts whose unweighted mean is the score.
-    side : tuple of str
-        Values whose mean over samples is reported beside it; not a number if a sample has none.
+    `side` names values whose mean over samples is reported beside the score (not a number if a sample has none).
     """
 
     headline: tuple[str, ...]
@@ -70,29 +64,29 @@ class Measure:
         raise NotImplementedError
 
     def units(self, scores: Iterable[SampleScore]) -> Units:
-        """Put samples together by unit, sorted: the order in which samples were answered changes nothing."""
+        """Group samples by unit, sorted: the order in which samples were answered changes nothing."""
         groups: dict[tuple[str, str], list[SampleScore]] = {}
         for score in scores:
             groups.setdefault((score.stratum, score.unit), []).append(score)
         keys = sorted(groups)
-        vectors = [[*self.vector(groups[key]), *_sums(groups[key], self.side), len(groups[key])] for key in keys]
+        vectors = []
+        for key in keys:
+            group = groups[key]
+            side = [sum(score.values.get(name, math.nan) for score in group) for name in self.side]
+            vectors.append([*self.vector(group), *side, len(group)])
         return Units(tuple(unit for _, unit in keys), tuple(stratum for stratum, _ in keys), np.array(vectors, float))
 
     def parts(self, totals: Counts) -> dict[str, Counts]:
         """All named numbers, those of `side` last, from sums of vectors of shape (..., width)."""
-        number = totals[..., -1]
+        samples = totals[..., -1]
         own = totals.shape[-1] - len(self.side) - 1
-        side = {name: totals[..., own + i] / number for i, name in enumerate(self.side)}
+        side = {name: totals[..., own + i] / samples for i, name in enumerate(self.side)}
         return self.parts_of(totals[..., :own]) | side
 
     def score(self, totals: Counts) -> Counts:
         """The task's score, from sums of vectors of shape (..., width)."""
         parts = self.parts(totals)
         return np.mean([parts[name] for name in self.headline], axis=0)
-
-
-def _sums(scores: Sequence[SampleScore], names: Sequence[str]) -> list[float]:
-    return [sum(score.values.get(name, math.nan) for score in scores) for name in names]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,29 @@
-"""Scores as pure functions: what an answer is worth beside its gold.
+"""Metrics as pure functions: the score of an answer, given the right one.
 
-Definitions are in docs/darumeru.md. Matrices of counts may have leading axes, so that one call serves all draws of a
-bootstrap.
+Definitions are in docs/darumeru.md. Matrices of counts may have leading axes: one call then scores all bootstrap draws,
+which scikit-learn's metrics cannot do (tests compare the two).
 """
 
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import LCSseq
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF
 
 Counts = NDArray[np.float64]
 
-# Sizes of the columns: the mean of all 17 tasks is the mean of the columns weighed by them.
+# Tasks in each column. Weighted by them, the means of the columns give the mean of all 17 tasks.
 COLUMN_SIZES = {"DaruMMLU": 3, "DaruMERA": 8, "DaruSum": 2, "DaruCopy EN": 2, "DaruCopy RU": 2}
-COPIED = 0.99  # a paragraph counts as copied if more of it than this is
+COPIED = 0.99  # a paragraph counts as copied if a larger share of it was
 
 PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}«»„“”‘’…—–−№]")
 ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -33,16 +34,10 @@ STRESS = "\u0301"
 
 
 def pick(labels: Sequence[str], log_probs: Sequence[float]) -> str:
-    """Take the label with the highest log-probability; of equal ones the first.
-
-    Raises
-    ------
-    LeptaError
-        If a value is missing or not a number, or all are equal: then the labels were not told apart, and whatever
-        were picked would say nothing about the model.
-    """
+    """The label with the highest log-probability; of equal ones the first."""
     if len(labels) != len(log_probs) or any(math.isnan(value) for value in log_probs):
         raise LeptaError(f"labels {', '.join(labels)}: expected one log-probability each, found {list(log_probs)}")
+    # Equal values mean that the labels were not told apart, and any choice would say nothing about the model.
     if len(labels) > 1 and min(log_probs) == max(log_probs):
         raise LeptaError(
             f"labels {', '.join(labels)}: all have the log-probability {log_probs[0]}; were they cut to the same token?"
@@ -50,39 +45,28 @@ def pick(labels: Sequence[str], log_probs: Sequence[float]) -> str:
     return labels[int(np.argmax(log_probs))]
 
 
-def confusion(gold: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> Counts:
-    """Count pairs of gold and answered label.
-
-    Returns
-    -------
-    array of shape (labels, labels + 1)
-        Rows are gold labels, columns answers; those in the last column are no label.
-    """
-    matrix = np.zeros((len(labels), len(labels) + 1))
-    for right, answer in zip(gold, answers, strict=True):
-        matrix[labels.index(right), labels.index(answer) if answer in labels else -1] += 1
-    return matrix
+# --- labels: confusion matrices, shape (..., gold labels, answered labels + 1); the last column is "no label" ---------
 
 
 def accuracy(matrix: Counts) -> Counts:
-    """Share of right answers, from confusion matrices (see `confusion`)."""
+    """Share of right answers."""
     return _divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def macro_f1(matrix: Counts) -> Counts:
-    """Mean F1 of the labels that occur as gold or as answer, from confusion matrices (see `confusion`)."""
+    """Mean F1 of the labels that occur as gold or as answer."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    # Twice the right ones, and both kinds of wrong ones.
-    found = matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
-    occurs = found > 0
-    return _divide(_divide(2 * right, found).sum(-1), occurs.sum(-1))
+    # F1 = 2 TP / (2 TP + FP + FN); the denominator is the row sum and the column sum of the label.
+    denominator = matrix.sum(-1) + matrix.sum(-2)[..., : right.shape[-1]]
+    occurs = denominator > 0
+    return _divide(_divide(2 * right, denominator).sum(-1), occurs.sum(-1))
 
 
 def matthews(matrix: Counts) -> Counts:
-    """Matthews correlation, from confusion matrices (see `confusion`); 0 where it is not defined."""
-    gold, answered, all_ = matrix.sum(-1), matrix.sum(-2), matrix.sum((-2, -1))
-    covariance = np.trace(matrix, axis1=-2, axis2=-1) * all_ - (gold * answered[..., : gold.shape[-1]]).sum(-1)
-    spread = (all_**2 - (gold**2).sum(-1)) * (all_**2 - (answered**2).sum(-1))
+    """Matthews correlation for any number of labels (Gorodkin 2004); 0 where it is not defined, as in scikit-learn."""
+    gold, answered, total = matrix.sum(-1), matrix.sum(-2), matrix.sum((-2, -1))
+    covariance = np.trace(matrix, axis1=-2, axis2=-1) * total - (gold * answered[..., : gold.shape[-1]]).sum(-1)
+    spread = (total**2 - (gold**2).sum(-1)) * (total**2 - (answered**2).sum(-1))
     return _divide(covariance, np.sqrt(spread))
 
 
@@ -93,51 +77,37 @@ def _divide(above: Counts, below: Counts) -> Counts:
 
 
 def category_mean(right: Counts, asked: Counts, subjects: Sequence[str]) -> dict[str, Counts]:
-    """MMLU: mean of each subject, then of each category's subjects.
+    """MMLU: the mean of each category's subjects, from right answers and questions, both of shape (..., subjects).
 
-    Parameters
-    ----------
-    right, asked : arrays of shape (..., subjects)
-        Numbers of right answers and of questions.
-    subjects : sequence of str
-        Names as in `lepta.darumeru.subjects`; subjects without questions are left out.
-
-    Returns
-    -------
-    dict
-        Category -> mean, of the leading shape. The score is the mean of the four.
-
-    Raises
-    ------
-    LeptaError
-        If a category has no questions.
+    Subjects without questions do not count; a category without any is an error.
     """
-    there = np.asarray(asked) > 0
+    has_questions = np.asarray(asked) > 0
     means = _divide(right, asked)
     result = {}
     for category in CATEGORIES:
         columns = [i for i, subject in enumerate(subjects) if CATEGORY_OF[subject] == category]
-        if not there[..., columns].any(-1).all():
+        if not has_questions[..., columns].any(-1).all():
             raise LeptaError(f"MMLU has no questions of the category {category!r}; the score needs all four")
-        result[category] = _divide(means[..., columns].sum(-1), there[..., columns].sum(-1))
+        result[category] = _divide(means[..., columns].sum(-1), has_questions[..., columns].sum(-1))
     return result
 
 
-def normalise(text: str) -> str:
-    """Bring an answer to a question into the form in which answers are compared.
+# --- answers to questions ---------------------------------------------------------------------------------------------
 
-    Lower case, no punctuation (Russian marks too), no English articles, "ё" as "е", single spaces.
-    """
+
+def normalise(text: str) -> str:
+    """The form in which answers are compared, as in SQuAD, with Russian punctuation and stress marks removed too."""
     text = PUNCTUATION.sub(" ", text.lower().replace(STRESS, "").replace("ё", "е"))
     return " ".join(ARTICLE.sub(" ", text).split())
 
 
 def token_f1(answer: str, gold: str) -> float:
     """F1 of the words that answer and gold share (SQuAD); 1 if both are empty."""
-    mine, right = normalise(answer).split(), normalise(gold).split()
-    if not mine or not right:
-        return float(mine == right)
-    return _f1(sum((Counter(mine) & Counter(right)).values()), len(right), len(mine))
+    answer_words, gold_words = normalise(answer).split(), normalise(gold).split()
+    if not answer_words or not gold_words:
+        return float(answer_words == gold_words)
+    shared = Counter(answer_words) & Counter(gold_words)
+    return _f1(shared.total(), len(gold_words), len(answer_words))
 
 
 def exact_match(answer: str, gold: str) -> float:
@@ -154,37 +124,33 @@ def _f1(shared: int, in_reference: int, in_answer: int) -> float:
     return 2 * shared / (in_reference + in_answer) if shared else 0.0
 
 
-def exam_points(kind: str, task: int, answer: str, golds: Sequence[str]) -> float:
-    """Points of the Russian school-leaving exam for one item, the best over all golds.
+# --- the Russian school-leaving exam ----------------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    kind : {"text", "choice", "matching"}
-        matching: one point for each place where two lists of numbers agree, none if their lengths differ; text: 1 if
-        the letters are those of a gold; choice: 1 if the sets of numbers are equal.
-    task : int
-        Number in the exam. Choice in task 16: one point for each number of the gold, less one for each too many.
-    answer : str
-        What the model wrote: read up to the end of its first line, "Ответ:" before it allowed. Numbers may be apart
-        by anything or, as on the exam's form, written together.
-    golds : sequence of str
-        Numbers joined by commas, or words.
+
+def exam_points(kind: str, task: int, answer: str, golds: Sequence[str]) -> float:
+    """Points for one item of the exam, the best over all golds (numbers joined by commas, or words).
+
+    Only the first line of the answer counts, "Ответ:" before it allowed. `kind` is text, choice or matching; `task` is
+    the item's number in the exam.
     """
-    line = first_line(answer)
+    line = _first_line(answer)
     if kind == "text":
-        ways = {NOT_LETTER.sub("", way.lower()) for way in (line, ANSWER_MARK.sub("", line))}
-        return float(any(NOT_LETTER.sub("", gold.lower()) in ways for gold in golds))
-    readings = exam_numbers(line)
-    return float(max(_number_points(kind, task, numbers, gold.split(",")) for numbers in readings for gold in golds))
+        # "Ответ" may also be the answer itself, so both readings count.
+        readings = {NOT_LETTER.sub("", reading.lower()) for reading in (line, ANSWER_MARK.sub("", line))}
+        return float(any(NOT_LETTER.sub("", gold.lower()) in readings for gold in golds))
+    points = [_number_points(kind, task, numbers, gold.split(",")) for numbers in exam_numbers(line) for gold in golds]
+    return float(max(points))
 
 
 def most_exam_points(kind: str, task: int, golds: Sequence[str]) -> int:
-    """Points for a right answer to an item of the exam (see `exam_points`)."""
-    by_number = kind == "matching" or (kind == "choice" and task == 16)
-    return max(len(gold.split(",")) for gold in golds) if by_number else 1
+    """Points for a right answer to an item of the exam."""
+    if kind == "matching" or (kind == "choice" and task == 16):
+        return max(len(gold.split(",")) for gold in golds)
+    return 1
 
 
 def _number_points(kind: str, task: int, numbers: list[str], gold: list[str]) -> int:
+    """Matching: a point for each right place. Task 16: a point for each right number, less one for each too many."""
     if kind == "matching":
         return sum(map(str.__eq__, numbers, gold)) if len(numbers) == len(gold) else 0
     chosen, right = set(numbers), set(gold)
@@ -193,15 +159,21 @@ def _number_points(kind: str, task: int, numbers: list[str], gold: list[str]) ->
     return int(chosen == right)
 
 
-def first_line(text: str) -> str:
+def _first_line(text: str) -> str:
     """First line of an answer that has more in it than "Ответ:"; the text itself if none has."""
-    return next((line for line in text.splitlines() if ANSWER_MARK.sub("", line).strip()), text)
+    for line in text.splitlines():
+        if ANSWER_MARK.sub("", line).strip():
+            return line
+    return text
 
 
 def exam_numbers(text: str) -> list[list[str]]:
-    """Numbers in an answer; if it is one, also its digits: the exam's form makes one number of several."""
+    """Readings of an answer as numbers; a single number is also its digits, which the exam's form writes together."""
     numbers = re.findall(r"\d+", text)
     return [numbers, list(numbers[0])] if len(numbers) == 1 else [numbers]
+
+
+# --- summaries --------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -226,7 +198,7 @@ def lemmas(text: str) -> list[str]:
 
 
 class Rouge(NamedTuple):
-    """Overlap of n-grams: shared ones by those of the reference, by those of the answer, and both."""
+    """Shared n-grams by those of the reference, by those of the answer, and the F1 of both."""
 
     recall: float
     precision: float
@@ -239,7 +211,7 @@ def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def rouge(answer: Sequence[str], reference: Sequence[str], n: int) -> Rouge:
-    """ROUGE-N of two lists of words, usually lemmas (Lin 2004); all 0 if one has no n-grams."""
+    """ROUGE-N of two lists of words (Lin 2004), here lemmas; all 0 if one has no n-grams."""
     return rouge_of_counts(ngrams(answer, n), ngrams(reference, n))
 
 
@@ -252,63 +224,30 @@ def rouge_of_counts(answer: Counter[tuple[str, ...]], reference: Counter[tuple[s
 
 
 def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
-    """Share of gold items among the k highest scores, k = number of gold items; of equal scores the first wins.
-
-    Parameters
-    ----------
-    scores : sequence of float
-        One for each item.
-    gold : sequence of int
-        Indices of the items that are right.
-    """
+    """Share of the k gold items (indices) that is among the k highest scores; of equal ones the first wins."""
     if any(math.isnan(score) for score in scores):
         raise LeptaError("R-precision: a score is not a number; expected one log-probability for each sentence")
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable, so the first of equal scores comes first
     return len(set(order[: len(gold)]) & set(gold)) / len(gold)
 
 
-def lcs_length(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence, by bit-parallel dynamic programming (Hyyrö 2004).
-
-    One row of the table is one Python integer: 6,000 characters each take 5 ms, where difflib takes seconds and finds
-    less than the longest.
-    """
-    places: dict[Hashable, int] = {}
-    for i, item in enumerate(second):
-        places[item] = places.get(item, 0) | 1 << i
-    full = (1 << len(second)) - 1
-    row = full
-    for item in first:
-        hits = row & places.get(item, 0)
-        row = ((row + hits) | (row - hits)) & full
-    return len(second) - row.bit_count()
+# --- copies -----------------------------------------------------------------------------------------------------------
 
 
 def copied_share(reference: Sequence[Hashable], copy: Sequence[Hashable]) -> float:
-    """Longest common subsequence by the longer of both, so that neither stopping early nor going on passes as a copy.
-
-    Parameters
-    ----------
-    reference, copy : sequences of token ids (or characters)
-    """
+    """Longest common subsequence of token ids (or characters), divided by the length of the longer text."""
+    # By the longer one: neither stopping early nor going on after the end passes as a copy.
     longest = max(len(reference), len(copy))
-    return lcs_length(reference, copy) / longest if longest else 0.0
+    return LCSseq.similarity(reference, copy) / longest if longest else 0.0
 
 
 def legacy_copied_share(reference: str, copy: str) -> float:
-    """Longest common subsequence of characters by the length of the copy, as the paper's code had it.
-
-    The first tenth of a text scores 1 by it. Only for comparing with published numbers.
-    """
+    """Longest common subsequence of characters by the length of the copy, for comparing with published numbers only."""
+    # As in the paper's code, where the first tenth of a text scores 1.
     reference, copy = reference.strip(), copy.strip()
-    return lcs_length(reference, copy) / len(copy) if copy else 0.0
+    return LCSseq.similarity(reference, copy) / len(copy) if copy else 0.0
 
 
 def copied_length(reference: int, emitted: int) -> float:
     """How near the number of emitted tokens is to that of the reference: min(p/s, s/p), 0 if there are none."""
     return min(emitted, reference) / max(emitted, reference) if emitted and reference else 0.0
-
-
-def micro_average(columns: Mapping[str, float]) -> float:
-    """Mean of all 17 tasks from the means of the five columns."""
-    return sum(size * columns[name] for name, size in COLUMN_SIZES.items()) / sum(COLUMN_SIZES.values())

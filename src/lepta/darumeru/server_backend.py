@@ -11,30 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Order, Question, Written
+from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
 from lepta.darumeru.chat_backend import ChatBackend
-from lepta.darumeru.turns import Turns
 from lepta.inference.client import Client, at_once, field
 from lepta.inference.scoring import Branch
+from lepta.models.load import load_tokenizer
+from lepta.vocabulary.source import open_tokenizer
 
 TOP = 20  # tokens whose log-probabilities are asked for
 
 Api = Literal["completions", "chat"]
 
 
-class ServerBackend(Turns):
-    """A model of a server, and its tokenizer here.
-
-    Parameters
-    ----------
-    client : Client
-    tokenizer : transformers tokenizer
-        The model's own.
-    chat : bool or None
-        Write turns by the tokenizer's chat template, else as plain text; None: if there is one.
-    context : int
-        Most tokens of prompt and answer.
-    """
+class ServerBackend(TokenizerBackend):
+    """A model of a server, and its tokenizer here; chat is None for the chat template if there is one."""
 
     def __init__(self, client: Client, tokenizer: Any, chat: bool | None = None, context: int = 4096) -> None:
         super().__init__(tokenizer, chat, context)
@@ -45,9 +35,6 @@ class ServerBackend(Turns):
         """Address and name: what weights a server has cannot be seen from here."""
         return {"backend": "server", "model": self._client.name, "template": self.template, "context": self.context}
 
-    def share(self, prompts: Sequence[str]) -> None:
-        """Nothing to do: servers keep prefixes themselves."""
-
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of continuations: from one new token if that tells them apart, else from the whole texts.
 
@@ -55,12 +42,11 @@ class ServerBackend(Turns):
         """
         return at_once(self._choose, [self.branches(question, together=True) for question in questions])
 
-    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
-        """Go on greedily."""
-        prompts = self.ids([order.prompt for order in orders])
-        return at_once(
-            lambda asked: self._generate(asked[0], asked[1], max_tokens), list(zip(orders, prompts, strict=True))
-        )
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
+        """Continue greedily."""
+        prompts = self.ids([request.prompt for request in requests])
+        pairs = list(zip(requests, prompts, strict=True))
+        return at_once(lambda pair: self._generate(*pair, max_tokens), pairs)
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation; the server must echo prompts with log-probabilities."""
@@ -91,19 +77,19 @@ class ServerBackend(Turns):
             names = [f" {text.lstrip()}", raw] if shown else [text]
         return next((top[name] for name in names if name in top), None)
 
-    def _generate(self, order: Order, ids: Sequence[int], max_tokens: int) -> Written:
+    def _generate(self, request: GenerationRequest, ids: Sequence[int], max_tokens: int) -> Completion:
         options = {"prompt": list(ids), "max_tokens": max_tokens}
-        answer = self._post(options | ({"stop": list(order.stops)} if order.stops else {}))
-        if order.stops and not field(answer, "choices", 0, "text").strip():
+        answer = self._post(options | ({"stop": list(request.stops)} if request.stops else {}))
+        if request.stops and not field(answer, "choices", 0, "text").strip():
             answer = self._post(options)  # a stop with nothing before it ends an answer there, but not here
         choice = field(answer, "choices", 0)
         whole = field(choice, "text")
-        text = order.cut(whole)
+        text = request.cut(whole)
         if text != whole:
-            return Written(text.strip(), len(self.tokens(text)))
+            return Completion(text.strip(), len(self.tokens(text)))
         emitted = field(answer, "usage", "completion_tokens")
         ended = field(choice, "finish_reason") == "stop"  # by a token that is not part of the text, or by a stop
-        return Written(text.strip(), emitted - 1 if ended else emitted)
+        return Completion(text.strip(), emitted - 1 if ended else emitted)
 
     def _echo(self, ids: Sequence[int]) -> list[float]:
         """Log-probability of each id of a text; of the first one, which nothing stands before, it is not a number."""
@@ -127,27 +113,7 @@ class ServerBackend(Turns):
 def opened_server(
     url: str, model: str, api: Api, source: str | Path, chat: bool | None = None, context: int = 4096
 ) -> Iterator[ServerBackend | ChatBackend]:
-    """A backend of a server, with the tokenizer of a folder, a file or a hub id.
-
-    Parameters
-    ----------
-    url, model : str
-        See `Client`.
-    api : {"completions", "chat"}
-        What the server is asked through: token ids and probabilities, or messages and texts.
-    source : str or Path
-        Any source of a tokenizer.
-    chat, context
-        See `ServerBackend`.
-
-    Raises
-    ------
-    LeptaError
-        If plain text is to go through chat.
-    """
-    from lepta.models.load import load_tokenizer
-    from lepta.vocabulary.source import open_tokenizer
-
+    """A server's model as a backend, with the tokenizer of any model source."""
     if api == "chat" and chat is False:
         raise LeptaError("--server-api chat and --plain: a chat server writes turns itself; leave one of them out")
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:

@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 
-from lepta.darumeru.backend import Order, Written
-from lepta.darumeru.turns import Turns
+from lepta.core.stages import Hashes
+from lepta.darumeru.backend import Completion, GenerationRequest, TokenizerBackend
+from lepta.darumeru.log import logged_dtype
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer
+from lepta.models.folder import MODEL_FILES
+from lepta.models.load import load_model, load_tokenizer, model_folder
+from lepta.models.precision import DTYPES
+from lepta.text.locate import locate
 
 CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
 
 
-class TransformersBackend(Turns):
+class TransformersBackend(TokenizerBackend):
     """A causal LM and its tokenizer.
 
     Parameters
@@ -51,7 +56,7 @@ class TransformersBackend(Turns):
         self._name = name
         with self._evaluating():
             self._scorer = Scorer(self._model, reuse)
-        self._gaps = _allows_gaps(self._model, self.context)
+        self._inner_padding = _allows_inner_padding(self._model, self.context)
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
@@ -80,24 +85,25 @@ class TransformersBackend(Turns):
             found = self._scorer.score(branches, own_prefix=True)
         return tuple(sum(values) / len(values) for values in found)
 
-    def generate(self, orders: Sequence[Order], max_tokens: int) -> list[Written]:
-        """Go on greedily, in one batch; padding stands between what the prompts share and what is their own."""
-        prompts = self.ids([order.prompt for order in orders])
-        stop = _Ends(self._tokenizer, orders, max(map(len, prompts)))
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
+        """Continue greedily, in one batch; padding stands between what the prompts share and what is their own."""
+        prompts = self.ids([request.prompt for request in requests])
+        stop = _Ends(self._tokenizer, requests, max(map(len, prompts)))
         with self._evaluating():
-            shared, cache = self._scorer.start(prompts) if self._gaps else (0, None)
-            found = generate_batch(
+            shared, cache = self._scorer.start(prompts) if self._inner_padding else (0, None)
+            written = generate_batch(
                 self._model, self._tokenizer, prompts, max_tokens, shared=shared, cache=cache, stop=stop
             )
-        return [self._written(written.ids, order) for written, order in zip(found, orders, strict=True)]
+        return [self._completion(one.ids, request) for one, request in zip(written, requests, strict=True)]
 
-    def _written(self, ids: Sequence[int], order: Order) -> Written:
+    def _completion(self, ids: Sequence[int], request: GenerationRequest) -> Completion:
         whole = self._decode(ids)
-        text = order.cut(whole)
-        if text == whole:
-            return Written(text.strip(), len(ids))
-        emitted = bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
-        return Written(text.strip(), emitted)
+        text = request.cut(whole)
+        emitted = len(ids)
+        if text != whole:
+            # The fewest tokens whose text begins with what is left, by bisection: decoding is slow for long texts.
+            emitted = bisect_left(range(len(ids)), True, key=lambda n: self._decode(ids[:n]).startswith(text))
+        return Completion(text.strip(), emitted)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -113,24 +119,24 @@ class TransformersBackend(Turns):
 
 
 class _Ends:
-    """Ends a row whose newest tokens hold one of its stops, and now and then one that is too long."""
+    """Ends a row whose newest tokens hold one of its stops, and every `TAIL` tokens one that is too long."""
 
-    def __init__(self, tokenizer: Any, orders: Sequence[Order], prompt: int) -> None:
-        self._tokenizer, self._orders, self._prompt = tokenizer, orders, prompt
-        self._may_end = any(order.stops or order.longest is not None for order in orders)
+    def __init__(self, tokenizer: Any, requests: Sequence[GenerationRequest], prompt: int) -> None:
+        self._tokenizer, self._requests, self._prompt = tokenizer, requests, prompt
+        self._may_end = any(request.stops or request.longest is not None for request in requests)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
         """One truth value for each row."""
         written = input_ids.shape[1] - self._prompt
         if not self._may_end:
-            return torch.zeros(len(self._orders), dtype=torch.bool, device=input_ids.device)
+            return torch.zeros(len(self._requests), dtype=torch.bool, device=input_ids.device)
         seen = written if written % TAIL == 0 else min(TAIL, written)
         texts = self._tokenizer.batch_decode(input_ids[:, -seen:], skip_special_tokens=True)
-        done = [order.cut(text) != text for text, order in zip(texts, self._orders, strict=True)]
+        done = [request.cut(text) != text for text, request in zip(texts, self._requests, strict=True)]
         return torch.tensor(done, device=input_ids.device)
 
 
-def _allows_gaps(model: Any, context: int) -> bool:
+def _allows_inner_padding(model: Any, context: int) -> bool:
     """Whether padding may stand inside a row: positions are told, and no window counts what is padded."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return "position_ids" in inspect.signature(model.forward).parameters and (window is None or window >= context)
@@ -140,26 +146,10 @@ def _allows_gaps(model: Any, context: int) -> bool:
 def opened_backend(
     source: str | Path, chat: bool | None = None, context: int = CONTEXT, output: Path | None = None
 ) -> Iterator[TransformersBackend]:
-    """Load any model source as a backend; a folder that had to be made for it is gone when the block ends.
+    """Load any model source as a backend; a folder that had to be made for it is removed when the block ends.
 
-    Parameters
-    ----------
-    source : str or Path
-        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
-    chat : bool, optional
-        See `TransformersBackend`.
-    context : int
-        Most tokens of prompt and answer.
-    output : Path, optional
-        Of the run: one that was begun there goes on in its precision.
+    A run that was begun in `output` is resumed in its precision.
     """
-    from lepta.core.stages import Hashes
-    from lepta.darumeru.log import logged_dtype
-    from lepta.models.folder import MODEL_FILES
-    from lepta.models.load import load_model, load_tokenizer, model_folder
-    from lepta.models.precision import DTYPES
-    from lepta.text.locate import locate
-
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))

@@ -1,55 +1,43 @@
-"""Darumeru as self-contained HTML pages: one model with its wrong answers, and two models side by side."""
+"""Darumeru as self-contained HTML pages, one model with its wrong answers and two side by side, and as tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lepta.darumeru.aggregate import Difference, Summary, TaskResult, compare, summarise
-from lepta.darumeru.log import PAGE, Record, read_results, read_summary
+from rich.table import Table
+
+from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, compare, summarise
+from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary
 from lepta.darumeru.metrics import COLUMN_SIZES
-from lepta.darumeru.table import TOTAL
 from lepta.darumeru.tasks import NO_LABEL, Task, tasks
 from lepta.report.chart import score_chart
 from lepta.report.page import write_page
 
 RUN, COMPARISON = "darumeru_run.html.j2", "darumeru_comparison.html.j2"
 SHOWN = 50  # answers of a task
-LABELS_ASIDE = ("gold", "answer", "label_mass")  # values of a sample that are no score
-
-Results = dict[str, tuple[TaskResult, list[Record]]]
+NO_SCORES = ("gold", "answer", "label_mass")  # values of a sample that are no score
+NO_CONDITIONS = ("tasks", "columns", "micro_avg", "refused", "shots")  # of a summary
 
 
 def write_run_page(folder: Path, name: str) -> None:
-    """Write `report.html` beside the summary of a run.
-
-    Parameters
-    ----------
-    folder : Path
-        Output of `lepta.darumeru.runner.run`.
-    name : str
-        What the page calls the model.
-
-    Raises
-    ------
-    LeptaError
-        If there is no summary, or the page cannot be written.
-    """
-    written, results = read_summary(folder), read_results(folder)
-    known = tasks(written["definition"])
-    rows = _rows(known, [_estimates(written)])
+    """Write `report.html` beside the summary of a run; the page calls the model by the name."""
+    summary, results = read_summary(folder), read_results(folder)
+    known = tasks(summary["definition"])
+    answered = [task for task in known if task in results]
+    rows = _rows(known, [_estimates(summary)])
     write_page(
         RUN,
         {
             "name": name,
-            "total": written["micro_avg"],
+            "total": summary["micro_avg"],
             "tiles": [row for row in rows if row["kind"] != "task" and row["scores"][0]],
-            "rows": [row | {"facts": written["tasks"].get(row["name"])} for row in rows],
-            "chart": score_chart(rows, [name]) if written["tasks"] else None,
-            "refused": _not_whole(known, written["refused"]),
-            "conditions": _conditions(written),
-            "data": {task: results[task][0].conditions["data"] for task in known if task in results},
-            "drills": [_wrong(known[task], results[task][1]) for task in known if task in results],
+            "rows": [row | {"facts": summary["tasks"].get(row["name"])} for row in rows],
+            "chart": score_chart(rows, [name]) if summary["tasks"] else None,
+            "refused": _not_whole(known, summary["refused"]),
+            "conditions": _conditions(summary),
+            "data": {task: results[task][0].conditions["data"] for task in answered},
+            "drills": [_wrong(known[task], results[task][1]) for task in answered],
         },
         folder / PAGE,
     )
@@ -60,31 +48,17 @@ def write_comparison_page(
 ) -> None:
     """Write a page with two models side by side, and the answers that changed.
 
-    Parameters
-    ----------
-    folders : pair of Path
-        Outputs of `lepta.darumeru.runner.run` under the same settings.
-    sides : pair of dict
-        Their results (`lepta.darumeru.log.read_results`).
-    pair : mapping
-        What `side_by_side` makes of them.
-    file : Path
-        The page.
-
-    Raises
-    ------
-    LeptaError
-        If a run has no summary, or the page cannot be written.
+    It takes the outputs of two runs under the same settings, their results (`read_results`) and what `side_by_side`
+    makes of these.
     """
     known = tasks(pair["definition"])
-    both = [task for task in known if all(task in side for side in sides)]
+    both = [task for task in known if task in sides[0] and task in sides[1]]
+    scored = any(any(row["scores"]) for row in pair["rows"])
     write_page(
         COMPARISON,
         {
             **pair,
-            "chart": score_chart(pair["rows"], pair["names"])
-            if any(any(row["scores"]) for row in pair["rows"])
-            else None,
+            "chart": score_chart(pair["rows"], pair["names"]) if scored else None,
             "conditions": [_conditions(read_summary(folder)) for folder in folders],
             "drills": [_changed(known[task], sides[0][task][1], sides[1][task][1]) for task in both],
         },
@@ -100,51 +74,25 @@ def side_by_side(
 ) -> dict[str, Any]:
     """Scores of two runs and their paired differences, as JSON.
 
-    Parameters
-    ----------
-    sides : pair of dict
-        Results of both (`lepta.darumeru.log.read_results`).
-    names : pair of str
-        What to call the models.
-    seed : int
-        Of the bootstrap.
-    differences : mapping, optional
-        What `lepta.darumeru.aggregate.compare` gives for them, if that is known already.
-
-    Returns
-    -------
-    dict
-        `names`, `definition`, `rows` (Micro-Avg, then each column and its tasks: `name`, `title`, `kind`, `scores` of
-        both with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each
-        task that is not whole).
+    `differences` is what `lepta.darumeru.aggregate.compare` gives for them, if that is known already. The result has
+    `names`, `definition`, `rows` (Micro-Avg, then each column and its tasks: `name`, `title`, `kind`, `scores` of both
+    with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each task that is
+    not whole).
     """
-    summaries = [summarise([result for result, _ in side.values()], seed=seed, partial=True) for side in sides]
+    first, second = ([result for result, _ in side.values()] for side in sides)
+    summaries = [summarise(results, seed=seed, partial=True) for results in (first, second)]
     if differences is None:
-        differences = _differences(sides, summaries, seed)
+        comparable = any(task in summaries[1].tasks for task in summaries[0].tasks)
+        differences = compare(first, second, seed=seed) if comparable else {}
     known = tasks(summaries[0].definition)
     rows = _rows(known, [_estimates(asdict(summary)) for summary in summaries])
-    return {
-        "names": list(names),
-        "definition": summaries[0].definition,
-        "rows": [row | {"difference": _as_json(differences.get(row["name"]))} for row in rows],
-        "refused": [
-            f"{name}: {line}"
-            for name, summary in zip(names, summaries, strict=True)
-            for line in _not_whole(known, summary.refused)
-        ],
-    }
-
-
-def _differences(sides: Sequence[Results], summaries: Sequence[Summary], seed: int) -> dict[str, Difference]:
-    """Compare what is whole in both; nothing if no task is."""
-    if not any(task in summaries[1].tasks for task in summaries[0].tasks):
-        return {}
-    first, second = ([result for result, _ in side.values()] for side in sides)
-    return compare(first, second, seed=seed)
-
-
-def _as_json(difference: Difference | None) -> dict[str, Any] | None:
-    return {**asdict(difference.difference), "p": difference.p} if difference else None
+    for row in rows:
+        found = differences.get(row["name"])
+        row["difference"] = {**asdict(found.difference), "p": found.p} if found else None
+    refused = []
+    for name, summary in zip(names, summaries, strict=True):
+        refused += [f"{name}: {line}" for line in _not_whole(known, summary.refused)]
+    return {"names": list(names), "definition": summaries[0].definition, "rows": rows, "refused": refused}
 
 
 def _estimates(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,18 +118,20 @@ def _not_whole(known: Mapping[str, Task], refused: Mapping[str, str]) -> list[st
     return [f"{known[name].title}: {reason}" for name, reason in refused.items() if reason != "missing"]
 
 
-def _conditions(written: Mapping[str, Any]) -> dict[str, Any]:
+def _conditions(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What the answers depend on."""
-    aside = ("tasks", "columns", "micro_avg", "refused", "shots")
-    shots = {"examples asked for": written["shots"]}
-    return shots | {name: value for name, value in written.items() if name not in aside and value not in (None, "")}
+    conditions = {"examples asked for": summary["shots"]}
+    for name, value in summary.items():
+        if name not in NO_CONDITIONS and value not in (None, ""):
+            conditions[name] = value
+    return conditions
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def worth(task: Task, record: Record) -> float:
-    """What one answer is worth, 0 to 1 (RuCoLA and the like: right or wrong); an error is worth -1."""
+    """The score of one answer, 0 to 1 (RuCoLA and the like: right or wrong); -1 for an error."""
     if "error" in record:
         return -1.0
     values = record["score"]["values"]
@@ -193,7 +143,7 @@ def worth(task: Task, record: Record) -> float:
 
 
 def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    """Answers that are not worth all there is, errors first, then the worst."""
+    """Answers that are not fully right, errors first, then the worst."""
     wrong = sorted((record for record in records if worth(task, record) < 1), key=lambda record: worth(task, record))
     return {
         "title": task.title,
@@ -205,30 +155,25 @@ def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _changed(task: Task, first: Sequence[Record], second: Sequence[Record]) -> dict[str, Any]:
-    """Answers that are worth less with the second model, and more: the greatest changes first."""
+    """Answers that are worse with the second model, and better: the greatest changes first."""
     by_id = {record["id"]: record for record in second}
     pairs = [(record, by_id[record["id"]]) for record in first if record["id"] in by_id]
     changes = [(worth(task, after) - worth(task, before), before, after) for before, after in pairs]
-
-    def shown(chosen: list[tuple[float, Record, Record]]) -> dict[str, Any]:
-        ordered = sorted(chosen, key=lambda change: -abs(change[0]))
-        return {
-            "number": len(ordered),
-            "shown": [
-                {
-                    "asked": _asked(before if "question" in before else after),
-                    "answers": [_answer(task, record) for record in (before, after)],
-                }
-                for _, before, after in ordered[:SHOWN]
-            ],
-        }
-
+    changes.sort(key=lambda change: -abs(change[0]))
     return {
         "title": task.title,
         "samples": len(pairs),
-        "lost": shown([change for change in changes if change[0] < 0]),
-        "won": shown([change for change in changes if change[0] > 0]),
+        "lost": _shown(task, [(before, after) for change, before, after in changes if change < 0]),
+        "won": _shown(task, [(before, after) for change, before, after in changes if change > 0]),
     }
+
+
+def _shown(task: Task, pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+    shown = []
+    for before, after in pairs[:SHOWN]:
+        asked = _asked(before if "question" in before else after)  # an error has no question
+        shown.append({"asked": asked, "answers": [_answer(task, before), _answer(task, after)]})
+    return {"number": len(pairs), "shown": shown}
 
 
 def _asked(record: Record) -> dict[str, Any]:
@@ -249,8 +194,51 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
     return {
         "text": text,
         "worth": worth(task, record),
-        "values": {name: v for name, v in record["score"]["values"].items() if name not in LABELS_ASIDE},
+        "values": {name: value for name, value in record["score"]["values"].items() if name not in NO_SCORES},
         "shots": record["shots"],
         "log_probs": list(zip(names, log_probs, strict=True)),
         "label_mass": answer.get("label_mass"),
     }
+
+
+# --- tables for a terminal --------------------------------------------------------------------------------------------
+
+
+def summary_table(summary: Summary, name: str) -> Table:
+    """Tasks under their columns, with 95 % intervals; what is not whole has no number."""
+    title = f"{name}, legacy definitions" if summary.definition == "legacy" else name
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in ("score", "95 %", "samples"):
+        table.add_column(heading, justify="right")
+    for column in COLUMN_SIZES:
+        table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
+        for task in tasks(summary.definition).values():
+            if task.column == column:
+                found = summary.tasks.get(task.name)
+                samples = f"{found.samples:,}" if found else ""
+                table.add_row(f"  {task.title}", *_numbers(found.score if found else None), samples)
+        table.add_section()
+    table.add_row(TOTAL, *_numbers(summary.micro_avg), "", style="bold")
+    return table
+
+
+def comparison_table(differences: Mapping[str, Difference], first: str, second: str) -> Table:
+    """Both scores, the difference with its 95 % interval, and p."""
+    table = Table(title=f"{second} less {first}", title_justify="left")
+    table.add_column("")
+    for heading in (first, second, "difference", "95 %", "p"):
+        table.add_column(heading, justify="right")
+    for name, found in differences.items():
+        value, interval = _numbers(found.difference, sign="+")
+        p = "" if found.p is None else f"{found.p:.3f}"
+        style = "bold" if name == TOTAL or name in COLUMN_SIZES else ""
+        table.add_row(name, f"{found.first:.3f}", f"{found.second:.3f}", value, interval, p, style=style)
+    return table
+
+
+def _numbers(estimate: Estimate | None, sign: str = "") -> tuple[str, str]:
+    if estimate is None:
+        return "-", ""
+    interval = "" if estimate.low is None else f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
+    return f"{estimate.value:{sign}.3f}", interval
