@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lepta.inference.generation import generate
+from lepta.inference.generation import end_tokens, generate
 from lepta.models.load import load_model, load_tokenizer
 
 PROMPTS = ["Раз, два, три", "Once upon a time there was a time"]
@@ -37,3 +37,10 @@ def test_the_most_probable_token_is_always_next(loaded, monkeypatch, files):
     ends = [next((n for n, token in enumerate(row) if token == expected[0][9]), 12) for row in expected]
     found = generate(model, tokenizer, PROMPTS, 12, "texts")
     assert found.ids == [row[:end] for row, end in zip(expected, ends, strict=True)]
+
+
+@pytest.mark.parametrize(("configured", "ends"), [(None, set()), (7, {7}), ([7, 9], {7, 9})])
+def test_ends_are_those_of_model_and_tokenizer(loaded, monkeypatch, configured, ends):
+    model, tokenizer = loaded
+    monkeypatch.setattr(model.generation_config, "eos_token_id", configured)
+    assert end_tokens(model, tokenizer) == {*ends, tokenizer.eos_token_id}
