@@ -277,9 +277,10 @@ def options(folders):
     ]
 
 
-def test_the_command_from_end_to_end(folders, options, server, tmp_path):
+def test_the_command_from_end_to_end(folders, options, server, tmp_path, monkeypatch):
     remote = ["--server", server.url, "--server-model", "tiny", "--judge-server", server.url, "--judge-model", "tiny"]
-    server.writer._ends = list(range(0, 4000, 3))  # answers of a random model come to an end
+    ends = list(range(0, 4000, 3))  # answers of a random model come to an end
+    monkeypatch.setattr(server.writer._model.generation_config, "eos_token_id", ends)
     facts = json.loads(lepta(tmp_path, *options, *remote, "--output", "out", "--json").stdout)
     answers, examples = facts["answers"], facts["examples"]
     assert (answers["prompts"], answers["shown"]) == (12, 2)
