@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from lepta.cli.common import AsJson, Force, console, print_json
 from lepta.core.errors import LeptaError
+from lepta.corpora.settings import read_corpus_settings
 
 SAMPLE = 2_000_000  # characters of each source, for --dry-run
 
@@ -35,14 +36,13 @@ def corpus_prepare(
 
     A run that was killed goes on where it was when the same command is given again.
     """
+    plan = read_corpus_settings(settings)
+    place = output or plan.output
     try:
         from lepta.corpora.prepare import prepare, work_of
-        from lepta.corpora.settings import read_corpus_settings
     except ModuleNotFoundError as error:
         raise LeptaError(f"lepta corpus: the package {error.name} is missing; pip install 'lepta[corpus]'") from error
 
-    plan = read_corpus_settings(settings)
-    place = output or plan.output
     if dry_run:
         _print_sample(_sampled(plan, work_of(plan, place)), as_json)
         return

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepta.cli.common import AsJson, DryRun, console, print_json, result
+from lepta.cli.common import AsJson, DryRun, check_places, console, print_json, result
 from lepta.core.stages import Verdict
 from lepta.recipe import read_recipe
 
@@ -23,7 +23,9 @@ def adapt(
 
     What is up to date is skipped; what was interrupted goes on where it stopped.
     """
-    plan = read_recipe(recipe)  # before the imports below, which take seconds
+    plan = read_recipe(recipe)
+    models = [variant.model for variant in plan.variants.values() if variant.model]
+    check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
     from lepta.adapt import adapt as run_recipe
     from lepta.adapt import pipeline_of
     from lepta.plan.plan import cost_here

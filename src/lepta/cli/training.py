@@ -21,7 +21,6 @@ from lepta.cli.common import (
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
 from lepta.core.errors import LeptaError
-from lepta.core.output import refuse_existing
 from lepta.core.stages import Pipeline, Stage
 from lepta.distillation.settings import DistillSettings
 from lepta.text.locate import locate
@@ -138,7 +137,6 @@ def pretrain(
     Several GPUs: accelerate launch --num_processes 8 -m lepta pretrain ... A run that was interrupted goes on when the
     same command is given again.
     """
-    refuse_existing(output, force)
     if settings.source_share and not source_text:
         raise LeptaError(
             f"--source-share {settings.source_share:g}: needs --source-text, text of the language the model knows"
@@ -148,6 +146,7 @@ def pretrain(
         raise LeptaError(
             f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
         )
+    check_places([str(model), *([original] if original else [])], [output], force)
     from functools import partial
 
     from lepta.adapt import CURVE, sources_of
@@ -209,7 +208,7 @@ def tune(
     Several GPUs: accelerate launch --num_processes 8 -m lepta tune ... A run that was interrupted goes on when the same
     command is given again.
     """
-    refuse_existing(output, force)
+    check_places([model], [output], force)
     if not copies.text:
         if copies.model_fields_set:
             raise LeptaError("lepta tune: copies need --copy-text, a text source of what is to be repeated")
