@@ -22,7 +22,7 @@ from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, LocalWriter, Refusal, Sampling, ServerWriter
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows
-from lepta.plan.calibration import cost_here
+from lepta.plan.calibration import calibration_cost_here
 
 QUESTIONS = ["Почему небо голубое?", "Что такое вода?", "Name a colour.", "Сколько будет два плюс два?", "Кто ты?"]
 
@@ -346,4 +346,4 @@ def test_prompts_that_are_all_put_aside_are_told_before_a_model_is_asked(folders
     with pytest.raises(LeptaError, match=says):
         make_answers(Place("absent"), all_shown, 1, tmp_path)
     with pytest.raises(LeptaError, match=says):
-        cost_here(folders[1], all_shown)
+        calibration_cost_here(folders[1], all_shown)

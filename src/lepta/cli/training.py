@@ -250,10 +250,10 @@ def calibrate(
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
     from lepta.calibration.calibrate import Place, calibrate_folder
-    from lepta.plan.calibration import cost_here
+    from lepta.plan.calibration import calibration_cost_here
 
     if dry_run:
-        result(cost_here(model, settings), as_json)
+        result(calibration_cost_here(model, settings), as_json)
         return
     place = Place(server_model or "", server) if server else Place(original or "")
     effect = effect.model_copy(update={"target": valid or [], "source": source_valid or []})

@@ -62,7 +62,7 @@ def calibration_cost(settings: CalibrateSettings, weights: int) -> dict[str, int
     }
 
 
-def cost_here(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
+def calibration_cost_here(propagated: Path, settings: CalibrateSettings) -> dict[str, Any]:
     """What calibration costs at most, from the prompts and this machine's speed (one matrix product is timed).
 
     See `calibration_cost`. The hours count products of matrices at their full speed: answers, written token by token,
