@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.data import SHOTS, TEST, builtin_folder, load_dataset, read_rows, set_aside, write_dataset
+from lepta.darumeru.data import SHOTS, TEST, builtin_folder, load_dataset, read_rows, write_dataset
+from lepta.darumeru.examples import set_aside
 from lepta.darumeru.rows import DATASETS, make_row
 
 PARUS = {"id": "a", "premise": "Шёл дождь.", "question": "effect", "choices": ["Лужи.", "Снег."], "answer": "1"}
@@ -34,7 +35,7 @@ def test_builtin(name):
     [
         ("parus", PARUS, {"answer": "3"}, "answer: Input should be '1' or '2'"),
         ("parus", PARUS, {"answer": 1}, "answer"),
-        ("parus", PARUS, {"premis": "x"}, "premis: unknown field; did you mean 'premise'"),
+        ("parus", PARUS, {"premis": "x"}, "premis: unknown key; did you mean 'premise'"),
         ("parus", PARUS, {"choices": ["one"]}, "choices.1: missing"),
         ("parus", PARUS, {"choices": ["one", 2]}, "choices.1: Input should be a valid string"),
         ("parus", PARUS, {"premise": "  "}, "premise"),

@@ -4,6 +4,7 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru import hub
+from lepta.darumeru.subjects import SUBJECTS
 
 OPTIONS = {"option_a": "раз", "option_b": "два", "option_c": "три", "option_d": "четыре"}
 MERA = {
@@ -30,54 +31,74 @@ MERA = {
 }
 
 
-def _row(name, **changes):
-    inputs, outputs, meta = MERA[name]
-    record = {"inputs": inputs, "outputs": outputs, "meta": meta, "messages": []} | changes
-    return hub.converted(name, [record], hub.MERA_FIELDS[name], "hub")[0]
+@pytest.fixture
+def fetched(monkeypatch):
+    """Rows to ask and examples, where each published split has these records."""
+
+    def fetch(name, *records):
+        monkeypatch.setattr(hub, "_published", lambda repository, config, split: list(records))
+        return hub.fetch(name)
+
+    return fetch
+
+
+@pytest.fixture
+def row_of(fetched):
+    """The row of a record of MERA's with some of its parts changed."""
+
+    def row_of(name, **changes):
+        inputs, outputs, meta = MERA[name]
+        record = {"inputs": inputs, "outputs": outputs, "meta": meta, "messages": []} | changes
+        return fetched(name, record)[0][0]
+
+    return row_of
 
 
 @pytest.mark.parametrize("name", MERA)
-def test_mera(name):
-    row = _row(name)
+def test_mera(row_of, name):
+    row = row_of(name)
     assert row.id == "7"
     if name != "use":
         assert row.label in ("A", "B", "D", "1", "3", "Да", "")
 
 
-def test_mera_fields():
-    assert _row("rummlu").choices == ("раз", "два", "три", "четыре")
-    assert _row("multiq").context == "Первый текст.\n\nВторой текст." and _row("multiq").answers == ("Первый",)
-    exam = _row("use")
+def test_mera_fields(row_of):
+    assert row_of("rummlu").choices == ("раз", "два", "три", "четыре")
+    assert row_of("multiq").context == "Первый текст.\n\nВторой текст." and row_of("multiq").answers == ("Первый",)
+    exam = row_of("use")
     assert (exam.kind, exam.points, exam.choices, exam.unit) == ("choice", 2, ("1) а", "2) б", "3) в"), "variant 4")
 
 
-def test_exam_kinds():
+def test_exam_kinds(row_of):
     meta = MERA["use"][2]
-    text = _row("use", outputs="вовсе,совсем", meta=meta | {"type": "text", "id_task": "13"})
+    text = row_of("use", outputs="вовсе,совсем", meta=meta | {"type": "text", "id_task": "13"})
     assert text.answers == ("вовсе", "совсем") and text.points == 1
-    matching = _row("use", outputs="5,1,2", meta=meta | {"type": "matching", "id_task": "8"})
+    matching = row_of("use", outputs="5,1,2", meta=meta | {"type": "matching", "id_task": "8"})
     assert matching.kind == "matching" and matching.points == 3
 
 
-def test_errors_name_the_row():
-    with pytest.raises(LeptaError, match=r"hub, row 0: KeyError 'premise'; it has inputs \(choice1\)"):
-        _row("parus", inputs={"choice1": "x"})
-    with pytest.raises(LeptaError, match="hub, row 0: answer"):
-        _row("parus", outputs="4")
+def test_errors_name_the_row(row_of):
+    with pytest.raises(LeptaError, match=r"parus test, row 0: no field 'inputs\.premise'; inputs has choice1"):
+        row_of("parus", inputs={"choice1": "x"})
+    with pytest.raises(LeptaError, match="darumeru parus test, row 0: answer"):
+        row_of("parus", outputs="4")
 
 
-def test_other_sources():
+def test_other_sources(fetched):
     mmlu = {"question_ru": "Что?", "question_en": "What?", "choices_ru": list("абвг"), "choices_en": list("abcd")}
-    row = hub.converted("mmlu_en", [mmlu | {"answer": 2}], hub.mmlu_fields("virology", "test", "en"), "hub")[0]
-    assert (row.answer, row.choices, row.stratum) == ("C", tuple("abcd"), "virology")
-    russian = hub.converted("mmlu_ru", [mmlu | {"answer": 2}], hub.mmlu_fields("virology", "test", "ru"), "hub")[0]
-    assert russian.unit == row.unit  # drawn together in a bootstrap
-    rucola = hub.converted("rucola", [{"id": 3, "sentence": "Так.", "label": 1}], hub.rucola_fields, "hub")[0]
+    english, russian = (fetched(name, mmlu | {"answer": 2})[0] for name in ("mmlu_en", "mmlu_ru"))
+    assert {row.stratum for row in english} == set(SUBJECTS)
+    assert (english[0].answer, english[0].choices, russian[0].choices) == ("C", tuple("abcd"), tuple("абвг"))
+    assert [row.unit for row in russian] == [row.unit for row in english]  # drawn together in a bootstrap
+    rucola = fetched("rucola", {"id": 3, "sentence": "Так.", "label": 1})[0][0]
     assert (rucola.id, rucola.answer) == ("3", "1")
+    with pytest.raises(LeptaError, match="rucola main validation, row 0: the answer is not published"):
+        fetched("rucola", {"id": 3, "sentence": "Так.", "label": None})
     article = {"src_sents": ["Раз.", "Два."], "summary_sents": ["И", "раз."], "extractive_summary": [0]}
-    assert hub.converted("gazeta", [article], hub.article_fields, "hub")[0].summary == "И раз."
-    text = {"inputs": {"text": "Раз. Два."}, "outputs": ""}
-    assert hub.converted("copy_ru", [text], hub.copy_fields("paragraph", "test"), "hub")[0].kind == "paragraph"
+    test, shots = fetched("gazeta", *[article] * 501)
+    assert len(test) == 500 and test[0].summary == "И раз." and shots[0].id == "prompt-0"
+    copies = fetched("copy_ru", {"inputs": {"text": "Раз. Два."}, "outputs": ""})[0]
+    assert [row.kind for row in copies] == ["sentence", "paragraph"]
 
 
 def test_fetch(monkeypatch):
@@ -86,19 +107,19 @@ def test_fetch(monkeypatch):
 
     def split(repository, config, name):
         asked.append((repository, config, name))
-        if repository == hub.RUCOLA:
+        if repository == hub.RUCOLA_REPOSITORY:
             return [{"id": n, "sentence": f"Так {n}.", "label": n % 2} for n in range(12)]
-        if repository == hub.DARUMERU and config.startswith("cp_"):
+        if repository == hub.MERA_REPOSITORY and config.startswith("cp_"):
             return [{"inputs": {"text": f"Раз {config}. Два."}}]
         inputs, outputs, meta = MERA[config]
         return [{"inputs": inputs, "outputs": outputs, "meta": meta}]
 
-    monkeypatch.setattr(hub, "_split", split)
+    monkeypatch.setattr(hub, "_published", split)
     test, shots = hub.fetch("rucola")
     assert len(test) == 12 and sorted(row.answer for row in shots) == ["0", "0", "0", "1", "1"]
     test, shots = hub.fetch("copy_en")
     assert [row.kind for row in test] == ["sentence", "paragraph"]
-    assert (hub.DARUMERU, "cp_para_en", "prompt") in asked
-    for name in hub.MERA_FIELDS:
+    assert (hub.MERA_REPOSITORY, "cp_para_en", "prompt") in asked
+    for name in MERA:
         test, shots = hub.fetch(name)
         assert test[0].id != shots[0].id

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.darumeru.converters import FORMATS, oracle_sentences
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.importers import FORMATS, import_dataset, oracle_sentences, read_format
+from lepta.darumeru.importers import import_dataset, read_format
 from lepta.darumeru.rows import DATASETS
 from lepta.darumeru.sentences import sentences
 
@@ -31,11 +32,11 @@ def write(tmp_path):
 
 
 def _rows(kind, path, dataset):
-    return read_format(kind, [path], dataset).rows
+    return read_format(kind, [path], dataset)[0]
 
 
 def test_formats_make_datasets_that_exist():
-    assert {dataset for kind in FORMATS.values() for dataset in kind.datasets} <= set(DATASETS)
+    assert {dataset for kind in FORMATS.values() for dataset in kind.converters} <= set(DATASETS)
 
 
 def test_rucola_csv(write):
@@ -48,7 +49,7 @@ def test_rucola_csv(write):
 
 def test_rucola_without_answers(write):
     path = write("test.csv", "id,sentence,acceptable\n0,Так.,\n1,Вот.,1")
-    assert read_format("rucola", [path], "rucola").left_out == {"the answer is not published": 1}
+    assert read_format("rucola", [path], "rucola")[1] == {"the answer is not published": 1}
 
 
 def test_mera_json(write):
@@ -76,12 +77,12 @@ def test_mmlu_csv(write):
 
 def test_mmlu_redux(write):
     row = {"subject": "virology", "question": "?", "options": list("abcd"), "label": 3, "error_type": "ok"}
-    made = read_format(
+    made, left_out = read_format(
         "mmlu", [write("redux.jsonl", [row, row | {"error_type": "wrong_groundtruth"}, row | {"options": ["a"]}])],
         "mmlu_en",
     )  # fmt: skip
-    assert [row.answer for row in made.rows] == ["D"]
-    assert made.left_out == {"marked as wrong: wrong groundtruth": 1, "1 choices, not 4": 1}
+    assert [row.answer for row in made] == ["D"]
+    assert left_out == {"marked as wrong: wrong groundtruth": 1, "1 choices, not 4": 1}
 
 
 def test_squad_nested_and_flat(write):
@@ -107,9 +108,9 @@ def test_small_formats(write):
 def test_rwsd(write):
     good = {"text": "Кот ел, потому что <b>он</b> голоден.", "span": "кот", "refers": True}
     wrong = [good | {"span": "пёс"}, good | {"text": "Без отметки."}]
-    made = read_format("rwsd", [write("r.jsonl", [good, *wrong])], "rwsd")
-    assert made.rows[0].text == "Кот ел, потому что он голоден." and made.rows[0].span2 == "он"
-    assert sum(made.left_out.values()) == 2
+    made, left_out = read_format("rwsd", [write("r.jsonl", [good, *wrong])], "rwsd")
+    assert made[0].text == "Кот ел, потому что он голоден." and made[0].span2 == "он"
+    assert sum(left_out.values()) == 2
 
 
 def test_exam(write):
@@ -143,9 +144,9 @@ def test_labels_that_are_not_known(write):
     """Nothing but what is known to be a class becomes one."""
     pronoun = {"text": "Кот ел, потому что <b>он</b> голоден.", "span": "кот"}
     rows = [pronoun | {"refers": value} for value in (True, "True", 1, "да", False, "false", "0", "Нет", None)]
-    made = read_format("rwsd", [write("r.jsonl", rows)], "rwsd")
-    assert [row.answer for row in made.rows] == ["Да"] * 4 + ["Нет"] * 4
-    assert made.left_out == {"refers is not published": 1}
+    made, left_out = read_format("rwsd", [write("r.jsonl", rows)], "rwsd")
+    assert [row.answer for row in made] == ["Да"] * 4 + ["Нет"] * 4
+    assert left_out == {"refers is not published": 1}
     cause = {"premise": "а", "choice1": "б", "choice2": "в", "question": "cause", "label": 0}
     for kind, row, message in (
         ("rwsd", pronoun | {"refers": "maybe"}, r"x\.jsonl, line 1: refers: 'maybe'; expected one of true, 1, да"),

@@ -100,7 +100,7 @@ def test_4_tasks_share_no_state():
     with pytest.raises(AttributeError):
         task.max_new_tokens = 1
     assert tasks()["multiq"].max_new_tokens == 64
-    with pytest.raises(LeptaError, match="unknown field"):
+    with pytest.raises(LeptaError, match="unknown key"):
         make_row("rucola", {"id": "a", "sentence": "Так.", "answer": "1", "limit": 3}, "here")
 
 

@@ -11,7 +11,7 @@ show before a question). The schema, `lepta.darumeru.rows`, is the same for all 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.darumeru import hub
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
 from lepta.text.formats import read_rows as rows_of
@@ -51,7 +52,7 @@ class Dataset:
     @cached_property
     def sha256(self) -> str:
         """Hash of the content: the same rows give the same hash, however their files are written."""
-        lines = [_canonical(row) for row in self.test] + [""] + [_canonical(row) for row in self.shots]
+        lines = [*map(_canonical, self.test), "", *map(_canonical, self.shots)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def first(self, number: int) -> "Dataset":
@@ -62,7 +63,9 @@ class Dataset:
         categories: dict[str, list[list[Row]]] = {}
         for stratum, rows in strata.items():
             categories.setdefault(CATEGORY_OF.get(stratum, ""), []).append(rows)
-        chosen = {row.id for row in islice(_in_turn(list(_in_turn(categories.values()))), number)}
+        # The score is a mean over categories, so four rows shall be of all four.
+        subjects_in_turn = list(_in_turn(categories.values()))
+        chosen = {row.id for row in islice(_in_turn(subjects_in_turn), number)}
         return replace(self, test=tuple(row for row in self.test if row.id in chosen))
 
 
@@ -88,16 +91,12 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     """
     row_type(name)
     if source == HUB:
-        from lepta.darumeru.hub import fetch
-
-        test, shots = fetch(name)
-        return checked(name, HUB, test, shots)
+        return checked(name, HUB, *hub.fetch(name))
     folder = builtin_folder() if source == BUILTIN else Path(source).expanduser()
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
-    return checked(
-        name, source, read_rows(name, _file(folder, name, TEST)), read_rows(name, _file(folder, name, SHOTS))
-    )
+    test, shots = (read_rows(name, _file(folder / name / file)) for file in (TEST, SHOTS))
+    return checked(name, source, test, shots)
 
 
 def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -> Dataset:
@@ -118,8 +117,9 @@ def builtin_folder() -> Path:
     return Path(str(resources.files("lepta"))) / "data" / "darumeru"
 
 
-def _file(folder: Path, name: str, file: str) -> Path:
-    plain, packed = folder / name / file, folder / name / f"{file}.gz"
+def _file(plain: Path) -> Path:
+    """The file, or the packed one beside it."""
+    packed = plain.with_name(f"{plain.name}.gz")
     if plain.is_file() and packed.is_file():
         raise LeptaError(f"{plain}: there is {packed.name} too; keep one of them")
     if not plain.is_file() and not packed.is_file():
@@ -141,65 +141,17 @@ def read_rows(name: str, path: Path) -> list[Row]:
 
 
 def write_dataset(place: Path, dataset: Dataset, provenance: Mapping[str, Any]) -> None:
-    """Write a dataset's files, and what it was made from as `source.json`.
+    """Write a dataset's files into its folder, and what it was made from as `source.json`.
 
-    Parameters
-    ----------
-    place : Path
-        Folder of this dataset; a folder of datasets has it under the dataset's name.
-    dataset : Dataset
-    provenance : mapping
-        Facts that JSON can hold; numbers of rows and the content's hash are added.
+    `provenance` are facts that JSON can hold; numbers of rows and the content's hash are added.
     """
     place.mkdir(parents=True, exist_ok=True)
     for file, rows in ((TEST, dataset.test), (SHOTS, dataset.shots)):
-        lines = [_written(row) + "\n" for row in rows]
+        lines = [json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False) + "\n" for row in rows]
         (place / file).write_text("".join(lines), encoding="utf-8")
     facts = {**provenance, "test": len(dataset.test), "shots": len(dataset.shots), "sha256": dataset.sha256}
     (place / PROVENANCE).write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _written(row: Row) -> str:
-    return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False)
-
-
 def _canonical(row: Row) -> str:
     return json.dumps(row.model_dump(exclude_none=True), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def set_aside(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
-    """Take solved examples out of rows to ask: the first ones, with each label in turn, so many from each stratum.
-
-    Rows that are too near to an example leave the rows to ask too (see `apart`).
-
-    Returns
-    -------
-    lists of Row
-        Rows to ask, and examples.
-    """
-    shots: list[Row] = []
-    for stratum in dict.fromkeys(row.stratum for row in rows):
-        shots += _balanced([row for row in rows if row.stratum == stratum], number)
-    return apart(rows, shots), shots
-
-
-def apart(rows: Sequence[Row], shots: Sequence[Row]) -> list[Row]:
-    """Rows that share no unit (the same text, the same exam) with an example, and do not ask the same as one."""
-    units, asked = {row.unit for row in shots}, set(map(_asked, shots))
-    return [row for row in rows if row.unit not in units and _asked(row) not in asked]
-
-
-def _asked(row: Row) -> str:
-    """All of a row but its name and its answer."""
-    return row.model_dump_json(exclude={"id", "answer", "answers"})
-
-
-def _balanced(rows: Sequence[Row], number: int) -> list[Row]:
-    left, taken = list(rows), Counter[str]()
-    chosen: list[Row] = []
-    while left and len(chosen) < number:
-        row = min(left, key=lambda row: taken[row.sort])
-        left.remove(row)
-        taken[row.sort] += 1
-        chosen.append(row)
-    return chosen

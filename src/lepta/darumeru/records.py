@@ -17,22 +17,36 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a file, with what an error message and a converter need to know about it."""
+    """One record of a file or of a published split; `number` is its place there, `file` the file's name."""
 
     fields: Mapping[str, Any]
     where: str
-    file: Path
     number: int
+    file: str = ""
 
-    def __getitem__(self, name: str) -> Any:
-        """Value of a field; LeptaError if it is not there."""
-        if name not in self.fields:
-            raise LeptaError(f"{self.where}: no field {name!r}; it has {', '.join(map(str, self.fields))}")
-        return self.fields[name]
+    def __getitem__(self, path: str) -> Any:
+        """Value of a field, or of one inside another ("inputs.text"); LeptaError if it is not there."""
+        parent, _, name = path.rpartition(".")
+        fields = self.get(parent) if parent else self.fields
+        if isinstance(fields, Mapping) and name in fields:
+            return fields[name]
+        place, there = (parent, fields) if isinstance(fields, Mapping) else ("", self.fields)
+        raise LeptaError(f"{self.where}: no field {path!r}; {place or 'it'} has {', '.join(map(str, there))}")
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """Value of a field, or the default."""
-        return self.fields.get(name, default)
+    def get(self, *paths: str) -> Any:
+        """Value of the first of these fields that is there and neither null nor an empty text, else None."""
+        for path in paths:
+            value: Any = self.fields
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if value is not None and value != "":
+                return value
+        return None
+
+    def identity(self, path: str) -> str:
+        """The record's own id, or its number."""
+        found = self.get(path)
+        return str(self.number if found is None else found)
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -42,45 +56,50 @@ def read_records(path: Path) -> Iterator[Record]:
     """
     if not path.is_file():
         raise LeptaError(f"{path}: no such file")
-    suffixes = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
-    if suffixes == "jsonl":
-        for where, number, fields, _ in read_rows(path):
-            yield Record(fields, where, path, number)
-        return
-    text = read_text(path)
-    readers = {"csv": _csv_records, "json": _json_records, "txt": _text_records}
-    if suffixes not in readers:
+    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
+    if kind == "jsonl":
+        for row in read_rows(path):
+            yield Record(row.value, row.where, row.number, path.name)
+    elif kind == "csv":
+        for line, fields in _csv_records(path):
+            yield Record(fields, f"{path}, line {line}", line, path.name)
+    elif kind == "json":
+        for number, fields in enumerate(_objects(_json(path)), 1):
+            yield Record(fields, f"{path}, record {number}", number, path.name)
+    elif kind == "txt":
+        yield Record({"text": read_text(path)}, f"{path}, record 1", 1, path.name)
+    else:
         raise LeptaError(f"{path}: unknown type of file; expected .csv, .json, .jsonl or .txt, plain or .gz")
-    for number, fields in readers[suffixes](text, path):
-        yield Record(fields, f"{path}, {'line' if suffixes == 'csv' else 'record'} {number}", path, number)
 
 
-def _csv_records(text: str, path: Path) -> Iterator[tuple[int, Fields]]:
-    """Rows of a CSV file; one without header is MMLU's: question, four choices, letter."""
-    rows = list(_csv_rows(text, path))
-    first = rows[0][1] if rows else []
-    headless = len(first) == 6 and first[5] in LETTERS
-    names = ["question", *LETTERS, "answer"] if headless else first
-    for number, cells in rows if headless else rows[1:]:
+def _csv_records(path: Path) -> Iterator[tuple[int, Fields]]:
+    """Line and fields of each row of a CSV file."""
+    rows = list(_csv_rows(path))
+    names = rows[0][1] if rows else []
+    # MMLU's own files have no header: question, four choices, letter.
+    if len(names) == 6 and names[5] in LETTERS:
+        names = ["question", *LETTERS, "answer"]
+    else:
+        rows = rows[1:]
+    for number, cells in rows:
         if len(cells) != len(names):
             raise LeptaError(f"{path}, line {number}: {len(cells)} cells; expected {len(names)}")
         yield number, dict(zip(names, cells, strict=True))
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    table = csv.reader(io.StringIO(text, newline=""))
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    table = csv.reader(io.StringIO(read_text(path), newline=""))
     try:
         yield from ((table.line_num, cells) for cells in table if cells)  # a blank line has none
     except csv.Error as error:
         raise LeptaError(f"{path}, line {table.line_num}: not CSV ({error}); see that all quotes are closed") from error
 
 
-def _json_records(text: str, path: Path) -> Iterator[tuple[int, Fields]]:
+def _json(path: Path) -> Any:
     try:
-        value = json.loads(text)
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise LeptaError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    return enumerate(_objects(value), 1)
 
 
 def _objects(value: Any) -> Iterator[Fields]:
@@ -88,18 +107,16 @@ def _objects(value: Any) -> Iterator[Fields]:
     if isinstance(value, list):
         for part in value:
             yield from _objects(part)
-    elif isinstance(value, dict) and "paragraphs" in value:
+    elif not isinstance(value, dict):
+        return
+    elif "paragraphs" in value:
         yield from _objects(value["paragraphs"])
-    elif isinstance(value, dict) and "qas" in value:
+    elif "qas" in value:
         for question in value["qas"]:
             yield {"context": value["context"], **question}
-    elif isinstance(value, dict) and "data" in value:
+    elif "data" in value:
         yield from _objects(value["data"])
-    elif isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        yield from _objects(value.get("test", list(value.values())))
-    elif isinstance(value, dict):
+    elif value and all(isinstance(part, list) for part in value.values()):
+        yield from _objects(value.get("test", list(value.values())))  # splits by name
+    else:
         yield value
-
-
-def _text_records(text: str, path: Path) -> Iterator[tuple[int, Fields]]:
-    yield 1, {"text": text}

@@ -5,9 +5,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lepta.core.errors import LeptaError
+from lepta.core.settings import Section, validated
 from lepta.darumeru.metrics import exam_points, most_exam_points
 from lepta.darumeru.subjects import SUBJECTS
 
@@ -19,19 +20,16 @@ FourTexts = Annotated[tuple[Text, Text, Text, Text], Field(strict=False)]
 Letter = Literal["A", "B", "C", "D"]
 
 
-class Row(BaseModel):
-    """One item of a dataset; unknown fields, wrong types and empty texts are errors.
+class Row(Section):
+    """One item of a dataset; unknown fields, wrong types and empty texts are errors."""
 
-    `id` is unique in its dataset.
-    """
+    model_config = ConfigDict(strict=True)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    id: Text
+    id: Text  # unique in its dataset
 
     @property
     def unit(self) -> str:
-        """What the row shares with rows that are not independent of it; bootstraps draw whole units."""
+        """Shared by rows that are not independent of each other; bootstraps draw whole units."""
         return self.id
 
     @property
@@ -147,20 +145,15 @@ class SentenceRow(Row):
 
 
 class ExamRow(Row):
-    """An item of the Russian school-leaving exam (use).
-
-    `kind` says how answers are compared (`lepta.darumeru.metrics.exam_points`). `answers` are all that are right:
-    words, or numbers joined by commas. `choices` carry their numbers and may be empty. `points` is what a right answer
-    is worth.
-    """
+    """An item of the Russian school-leaving exam (use)."""
 
     variant: Annotated[int, Field(ge=0)]
-    task: Annotated[int, Field(ge=1, le=27)]
-    kind: Literal["text", "choice", "matching"]
+    task: Annotated[int, Field(ge=1, le=27)]  # number in the exam
+    kind: Literal["text", "choice", "matching"]  # how answers are compared: `lepta.darumeru.metrics.exam_points`
     question: Text
-    choices: Texts
-    answers: Annotated[Texts, Field(min_length=1)]
-    points: Annotated[int, Field(ge=1)]
+    choices: Texts  # with their numbers; may be empty
+    answers: Annotated[Texts, Field(min_length=1)]  # all that are right: words, or numbers joined by commas
+    points: Annotated[int, Field(ge=1)]  # for a right answer
 
     @model_validator(mode="after")
     def _answers_fit(self) -> "ExamRow":
@@ -249,35 +242,8 @@ def row_type(name: str) -> type[Row]:
 
 
 def make_row(name: str, fields: Mapping[str, Any], where: str) -> Row:
-    """Check one row.
-
-    Parameters
-    ----------
-    name : str
-        Dataset.
-    fields : mapping
-        As in the row's JSON object.
-    where : str
-        What the message of an error begins with.
-    """
-    kind = row_type(name)
-    try:
-        return kind.model_validate(dict(fields))
-    except ValidationError as error:
-        reasons = "; ".join(_explain(reason, kind) for reason in error.errors()[:3])
-        raise LeptaError(f"{where}: {reasons}") from error
-
-
-def _explain(error: Any, kind: type[Row]) -> str:
-    field = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, kind.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"a row has {', '.join(kind.model_fields)}"
-        return f"{field}: unknown field; {hint}"
-    if error["type"] == "missing":
-        return f"{field}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
+    """Check one row of a dataset; messages of errors begin with `where`."""
+    return validated(row_type(name), dict(fields), where)
 
 
 def _short_hash(*texts: str) -> str:

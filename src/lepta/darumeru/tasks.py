@@ -51,51 +51,28 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question to a model.
+    """One question to a model."""
 
-    Attributes
-    ----------
-    id : str
-        Unique in the task.
-    row : Row
-        The item as it is asked (PARus: with its options swapped, the second time).
-    target : str
-        The right answer as a model would write it after the lead-in: what examples show.
-    continuations : tuple of str
-        Texts whose probability after the prompt is asked for, with the space before them; empty for `generate`.
-    """
-
-    id: str
-    row: Row
-    target: str
-    continuations: tuple[str, ...] = ()
+    id: str  # unique in the task
+    row: Any  # the Row as it is asked (PARus: with its options swapped, the second time)
+    target: str  # the right answer as a model would write it after the lead-in: what examples show
+    continuations: tuple[str, ...] = ()  # texts whose probability after the prompt is asked for, with the space before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model gave for a sample; which fields are needed depends on the task's method.
+    """What a model gave for a sample; which fields are needed depends on the task's method."""
 
-    Attributes
-    ----------
-    label : str or None
-        choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`), or `NO_LABEL`.
-    label_mass : float or None
-        choose: probability that all labels have together, 0 to 1, if it is known.
-    log_probs : tuple of float
-        loglikelihood: mean log-probability per token of each of `Sample.continuations`, in nats.
-    text : str or None
-        generate: the text, without special tokens, cut at `Task.stop`.
-    emitted : int or None
-        Copy tasks: number of tokens that the model emitted, its end-of-turn token not counted.
-    tokens, reference_tokens : tuple of int or None
-        Copy tasks: ids of `text` and of `Sample.target` under the model's tokenizer, both encoded the same way without
-        spaces around them.
-    """
-
+    # choose: the label picked, as in `Task.labels` (`lepta.darumeru.metrics.pick`), or NO_LABEL; and the probability
+    # that all labels have together, 0 to 1, if it is known.
     label: str | None = None
     label_mass: float | None = None
+    # loglikelihood: mean log-probability per token of each of `Sample.continuations`, in nats.
     log_probs: tuple[float, ...] = ()
+    # generate: the text, without special tokens, cut at `Task.stop_for`.
     text: str | None = None
+    # Copies: number of tokens that the model emitted, its end-of-turn token not counted; ids of `text` and of
+    # `Sample.target` under the model's tokenizer, both encoded the same way without spaces around them.
     emitted: int | None = None
     tokens: tuple[int, ...] | None = None
     reference_tokens: tuple[int, ...] | None = None
@@ -103,59 +80,29 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One of the 17 tasks.
-
-    Attributes
-    ----------
-    name, title : str
-        Key, and name for tables.
-    column : str
-        One of `lepta.darumeru.metrics.COLUMN_SIZES`.
-    dataset : str
-        One of `lepta.darumeru.rows.DATASETS`.
-    method : Method
-    measure : Measure
-        From sample scores to the task's score.
-    prompt : Prompt
-    labels : tuple of str
-        choose: the labels.
-    max_new_tokens : int
-        generate: most tokens to write; 1 or 0 otherwise.
-    stop : tuple of str
-        generate: where a text that has begun ends when turns are plain text with blank lines between them (foundation
-        models); a chat model ends its turn itself. Texts to copy that hold such a string themselves have none
-        (`stop_for`).
-    longest : float
-        generate: a text is cut at so many times the characters of the right answer, for it has failed; 0: it is not.
-    version : int
-        Goes up when the task's meaning changes.
-    definition : Definition
-    """
+    """One of the 17 tasks."""
 
     name: str
-    title: str
-    column: str
-    dataset: str
+    title: str  # for tables
+    column: str  # one of `lepta.darumeru.metrics.COLUMN_SIZES`
+    dataset: str  # one of `lepta.darumeru.rows.DATASETS`
     method: Method
-    measure: Measure
+    measure: Measure  # from sample scores to the task's score
     prompt: Prompt
-    labels: tuple[str, ...] = ()
-    max_new_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    longest: float = 0.0
-    version: int = 1
-    definition: Definition = "current"
-    make: Callable[["Task", Row], list[Sample]] = field(repr=False)
+    make: Callable[["Task", Any], list[Sample]] = field(repr=False)  # from a row
     grade: Callable[["Task", Sample, Answer], Values] = field(repr=False)
+    labels: tuple[str, ...] = ()  # choose
+    max_new_tokens: int = 0  # generate: most tokens to write; 1 or 0 otherwise
+    # generate: where a text that has begun ends when turns are plain text with blank lines between them (foundation
+    # models); a chat model ends its turn itself.
+    stop: tuple[str, ...] = ()
+    # generate: a text is cut at so many times the characters of the right answer, for it has failed; 0: it is not.
+    longest: float = 0.0
+    version: int = 1  # goes up when the task's meaning changes
+    definition: Definition = "current"
 
     def samples(self, dataset: Dataset) -> list[Sample]:
-        """All questions that the task asks of a dataset, in its order.
-
-        Raises
-        ------
-        LeptaError
-            If the dataset is another one, or has no rows for this task.
-        """
+        """All questions that the task asks of a dataset; LeptaError if it is another one or has no rows for it."""
         if dataset.name != self.dataset:
             raise LeptaError(f"{self.name}: needs the dataset {self.dataset}, found {dataset.name}")
         found = [sample for row in dataset.test for sample in self.make(self, row)]
@@ -173,36 +120,31 @@ class Task:
         return examples[:number]
 
     def messages(self, sample: Sample, shots: Sequence[Sample] = ()) -> list[Message]:
-        """Conversation up to where the model goes on.
+        """Conversation up to where the model goes on: turns of user and assistant, examples first.
 
-        Returns
-        -------
-        list of {"role": "user" or "assistant", "content": str}
-            Turns take turns. If the prompt has a lead-in, the last message is the assistant's unfinished turn, which
-            never ends with a space; else it is the user's and the assistant's turn is yet to begin. The answer follows
-            a lead-in after one space, which `Sample.continuations` have before them.
+        If the prompt has a lead-in, the last message is the assistant's unfinished turn, which never ends with a space;
+        else it is the user's. The answer follows a lead-in after one space, which `Sample.continuations` have.
         """
+        # The paper's runs had examples in reverse order, and without any no headline.
         ordered = list(shots)[::-1] if self.definition == "legacy" else list(shots)
+        headline = self.prompt.headline if ordered or self.definition == "current" else ""
         turns: list[Message] = []
-        for number, item in enumerate([*ordered, sample]):
-            turns.append({"role": "user", "content": self._question(item, number == 0, bool(ordered))})
-            solved = number < len(ordered)
-            turns.append(
-                {"role": "assistant", "content": self.after_lead_in(item.target) if solved else self.prompt.lead_in}
-            )
-        return turns if self.prompt.lead_in else turns[:-1]
+        for item in [*ordered, sample]:
+            turns.append({"role": "user", "content": self._question(item, "" if turns else headline)})
+            turns.append({"role": "assistant", "content": self.after_lead_in(item.target)})
+        turns.pop()
+        if self.prompt.lead_in:
+            turns.append({"role": "assistant", "content": self.prompt.lead_in})
+        return turns
 
     def after_lead_in(self, answer: str) -> str:
         """A whole turn of the assistant: lead-in, space, answer."""
         return f"{self.prompt.lead_in} {answer}".strip()
 
-    def _question(self, sample: Sample, first: bool, with_shots: bool) -> str:
-        prompt = self.prompt
-        values = prompt.fields(sample.row, prompt.words)
-        chosen = zlib.crc32(sample.row.id.encode()) % len(prompt.templates)
-        # The paper's runs without examples had no headline.
-        headline = prompt.headline if first and (with_shots or self.definition == "current") else ""
-        return (headline + prompt.templates[chosen]).format(**values)
+    def _question(self, sample: Sample, headline: str) -> str:
+        templates = self.prompt.templates
+        template = templates[zlib.crc32(sample.row.id.encode()) % len(templates)]
+        return (headline + template).format(**self.prompt.fields(sample.row, self.prompt.words))
 
     def stop_for(self, sample: Sample) -> tuple[str, ...]:
         """Strings that end the answer to one sample: none that its right answer holds."""
@@ -213,15 +155,8 @@ class Task:
         return round(self.longest * len(sample.target)) if self.longest else None
 
     def score(self, sample: Sample, answer: Answer) -> SampleScore:
-        """What an answer is worth.
-
-        Raises
-        ------
-        LeptaError
-            If a field of the answer that the task needs is missing, or has not the right number of values.
-        """
-        values = self.grade(self, sample, answer)
-        return SampleScore(sample.id, sample.row.unit, sample.row.stratum, values)
+        """What an answer is worth; LeptaError if it lacks what the task needs, or has the wrong number of values."""
+        return SampleScore(sample.id, sample.row.unit, sample.row.stratum, self.grade(self, sample, answer))
 
     @property
     def prompt_sha256(self) -> str:
@@ -237,35 +172,31 @@ def _labelled(task: Task, row: Row) -> list[Sample]:
     return [Sample(row.id, row, row.label, tuple(f" {label}" for label in task.labels))]
 
 
-def _both_orders(task: Task, row: Row) -> list[Sample]:
+def _both_orders(task: Task, row: CauseRow) -> list[Sample]:
     """The item as it is, and with its options swapped: only a model that reads them is right twice."""
-    row = cast(CauseRow, row)
     other = {"choices": row.choices[::-1], "answer": {"1": "2", "2": "1"}[row.answer]}
-    swapped = _labelled(task, row.model_copy(update=other))[0]
-    return [*_labelled(task, row), Sample(f"{row.id}#swapped", swapped.row, swapped.target, swapped.continuations)]
+    [swapped] = _labelled(task, row.model_copy(update=other))
+    return [*_labelled(task, row), replace(swapped, id=f"{row.id}#swapped")]
 
 
-def _first_answer(task: Task, row: Row) -> list[Sample]:
-    return [Sample(row.id, row, cast(QuestionRow | ExamRow, row).answers[0])]
+def _first_answer(task: Task, row: QuestionRow | ExamRow) -> list[Sample]:
+    return [Sample(row.id, row, row.answers[0])]
 
 
-def _summary(task: Task, row: Row) -> list[Sample]:
-    return [Sample(row.id, row, cast(ArticleRow, row).summary)]
+def _summary(task: Task, row: ArticleRow) -> list[Sample]:
+    return [Sample(row.id, row, row.summary)]
 
 
-def _each_sentence(task: Task, row: Row) -> list[Sample]:
-    row = cast(ArticleRow, row)
+def _each_sentence(task: Task, row: ArticleRow) -> list[Sample]:
     right = row.sentences[row.extractive[0]]
     return [Sample(row.id, row, right, tuple(f" {sentence}" for sentence in row.sentences))]
 
 
-def _paragraph(task: Task, row: Row) -> list[Sample]:
-    row = cast(CopyRow, row)
+def _paragraph(task: Task, row: CopyRow) -> list[Sample]:
     return [] if row.kind == "sentence" else [Sample(row.id, row, row.text)]
 
 
-def _first_sentence(task: Task, row: Row) -> list[Sample]:
-    row = cast(CopyRow, row)
+def _first_sentence(task: Task, row: CopyRow) -> list[Sample]:
     if row.kind == "paragraph":
         return []
     text = row.text if row.kind == "sentence" else sentences(row.text)[0]
@@ -289,8 +220,8 @@ def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
 
 def _grade_question(task: Task, sample: Sample, answer: Answer) -> Values:
     _needed(task, sample, text=answer.text)
-    golds = cast(QuestionRow, sample.row).answers
-    return {name: best(score, answer.text or "", golds) for name, score in (("f1", token_f1), ("exact", exact_match))}
+    text, row = answer.text or "", cast(QuestionRow, sample.row)
+    return {"f1": best(token_f1, text, row.answers), "exact": best(exact_match, text, row.answers)}
 
 
 def _grade_exam(task: Task, sample: Sample, answer: Answer) -> Values:
@@ -339,106 +270,100 @@ _QUESTION_STOP = ("\n",)
 _TEXT_STOP = ("\n\n",)
 _WRITTEN = 2  # version of the tasks whose answers are written: since 2, line breaks before an answer do not end it
 _LONGEST_COPY = 1.25  # a model that does not find the end would write all 1,024 tokens
+_MERA_ANSWER: dict[str, Any] = dict(
+    column="DaruMERA", method="generate", version=_WRITTEN, max_new_tokens=64, stop=_QUESTION_STOP, make=_first_answer
+)
 
 
-def _label_task(name: str, title: str, labels: Sequence[str], headline: Sequence[str], prompt: Prompt) -> Task:
-    measure = Labels(labels=len(labels), headline=tuple(headline), side=("label_mass",))
+def _choose(name: str, title: str, column: str, labels: Sequence[str], measure: Measure, prompt: Prompt) -> Task:
     return Task(
-        name=name, title=title, column="DaruMERA", dataset=name, method="choose", max_new_tokens=1,
-        labels=tuple(labels), measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
+        name=name, title=title, column=column, dataset=name, method="choose", max_new_tokens=1, labels=tuple(labels),
+        measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
     )  # fmt: skip
 
 
 def _mmlu(name: str, title: str, measure: Measure, prompt: Prompt) -> Task:
-    return Task(
-        name=name, title=title, column="DaruMMLU", dataset=name, method="choose", max_new_tokens=1,
-        labels=LETTERS, measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
+    return _choose(name, title, "DaruMMLU", LETTERS, measure, prompt)
+
+
+def _mera(name: str, title: str, labels: Sequence[str], headline: tuple[str, ...], prompt: Prompt) -> Task:
+    measure = Labels(labels=len(labels), headline=headline, side=("label_mass",))
+    return _choose(name, title, "DaruMERA", labels, measure, prompt)
+
+
+def _copies(language: str, prompt: Prompt, definition: Definition) -> list[Task]:
+    common: dict[str, Any] = dict(
+        column=f"DaruCopy {language.upper()}", dataset=f"copy_{language}", method="generate", version=_WRITTEN,
+        stop=_TEXT_STOP, prompt=prompt, grade=_grade_copy,
     )  # fmt: skip
-
-
-def _copy(language: str, unit: str, definition: Definition) -> Task:
-    sentence = unit == "sentence"
-    headline, other = ("length", "copied") if sentence else ("copied", "length")
-    return Task(
-        name=f"copy_{unit}_{language}",
-        title=f"Copy {unit} {language.upper()}",
-        column=f"DaruCopy {language.upper()}",
-        dataset=f"copy_{language}",
-        method="generate",
-        version=_WRITTEN,
-        max_new_tokens=128 if sentence else 1024,
-        stop=_TEXT_STOP,
-        longest=0.0 if sentence or definition == "legacy" else _LONGEST_COPY,
-        measure=Means(headline=(headline,), side=(other, "share", "symbols_per_token")),
-        prompt=prompts.COPY_RU if language == "ru" else prompts.COPY_EN,
-        make=_first_sentence if sentence else _paragraph,
-        grade=_grade_copy,
-    )
+    side = ("share", "symbols_per_token")
+    return [
+        Task(
+            name=f"copy_sentence_{language}", title=f"Copy sentence {language.upper()}", max_new_tokens=128,
+            measure=Means(headline=("length",), side=("copied", *side)), make=_first_sentence, **common,
+        ),
+        Task(
+            name=f"copy_paragraph_{language}", title=f"Copy paragraph {language.upper()}", max_new_tokens=1024,
+            measure=Means(headline=("copied",), side=("length", *side)), make=_paragraph,
+            longest=0.0 if definition == "legacy" else _LONGEST_COPY, **common,
+        ),
+    ]  # fmt: skip
 
 
 def _summaries(definition: Definition) -> list[Task]:
+    common: dict[str, Any] = dict(column="DaruSum", dataset="gazeta")
     recall, f1 = ("rouge1_recall", "rouge2_recall"), ("rouge1_f1", "rouge2_f1")
     headline, side = (f1, recall) if definition == "legacy" else (recall, f1)
     return [
         Task(
-            name="summary_abstractive", title="Summary, abstractive", column="DaruSum", dataset="gazeta",
-            method="generate", version=_WRITTEN, max_new_tokens=512, stop=_TEXT_STOP,
-            measure=Means(headline=headline, side=side),
-            prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary,
+            name="summary_abstractive", title="Summary, abstractive", method="generate", version=_WRITTEN,
+            max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
+            prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary, **common,
         ),
         Task(
-            name="summary_extractive", title="Summary, extractive", column="DaruSum", dataset="gazeta",
-            method="loglikelihood", measure=Means(headline=("r_precision",)),
-            prompt=prompts.EXTRACTIVE, make=_each_sentence, grade=_grade_sentences,
+            name="summary_extractive", title="Summary, extractive", method="loglikelihood",
+            measure=Means(headline=("r_precision",)),
+            prompt=prompts.EXTRACTIVE, make=_each_sentence, grade=_grade_sentences, **common,
         ),
     ]  # fmt: skip
 
 
 def tasks(definition: Definition = "current") -> Mapping[str, Task]:
-    """The 17 tasks in the order of their columns.
+    """The 17 tasks by name, in the order of their columns.
 
     Parameters
     ----------
     definition : {"current", "legacy"}
         legacy: as in the paper's runs: summaries by F-measure, copies by the characters that a copy shares with its
         text by the copy's length, MMLU without a headline if there are no examples, examples in reverse order.
-
-    Returns
-    -------
-    dict
-        Name -> Task.
     """
-    scored = ("accuracy", "macro_f1")
     accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
     by_subject = SubjectMeans(side=("label_mass",))
-    mera = dict(
-        column="DaruMERA", method="generate", version=_WRITTEN, max_new_tokens=64, stop=_QUESTION_STOP,
-        make=_first_answer,
-    )  # fmt: skip
+    scored = ("accuracy", "macro_f1")
     all_ = [
         _mmlu("rummlu", "ruMMLU (MERA)", accuracy, prompts.RUMMLU),
         _mmlu("mmlu_ru", "MMLU ru", by_subject, prompts.MMLU_RU),
         _mmlu("mmlu_en", "MMLU en", by_subject, prompts.MMLU_EN),
         Task(
             name="multiq", title="MultiQ", dataset="multiq", prompt=prompts.MULTIQ, grade=_grade_question,
-            measure=Means(headline=("f1", "exact")), **cast(Any, mera),
+            measure=Means(headline=("f1", "exact")), **_MERA_ANSWER,
         ),
-        Task(
-            name="parus", title="PARus", column="DaruMERA", dataset="parus", method="choose", max_new_tokens=1,
-            labels=("1", "2"), measure=AllRight(side=("correct", "label_mass")), prompt=prompts.PARUS,
-            make=_both_orders, grade=_grade_label,
+        replace(
+            _choose("parus", "PARus", "DaruMERA", ("1", "2"), AllRight(side=("correct", "label_mass")), prompts.PARUS),
+            make=_both_orders,
         ),
-        _label_task("rcb", "RCB", ("1", "2", "3"), scored, prompts.RCB),
-        _label_task("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",), prompts.RWSD),
+        _mera("rcb", "RCB", ("1", "2", "3"), scored, prompts.RCB),
+        _mera("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",), prompts.RWSD),
         Task(
             name="use", title="USE", dataset="use", prompt=prompts.USE, grade=_grade_exam, measure=UnitShares(),
-            **cast(Any, mera),
+            **_MERA_ANSWER,
         ),
-        _label_task("ruopenbookqa", "ruOpenBookQA", LETTERS, scored, prompts.COMMON_SENSE),
-        _label_task("ruworldtree", "ruWorldTree", LETTERS, scored, prompts.SCIENCE),
-        _label_task("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews"), prompts.RUCOLA),
+        _mera("ruopenbookqa", "ruOpenBookQA", LETTERS, scored, prompts.COMMON_SENSE),
+        _mera("ruworldtree", "ruWorldTree", LETTERS, scored, prompts.SCIENCE),
+        _mera("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews"), prompts.RUCOLA),
         *_summaries(definition),
-        *(_copy(language, unit, definition) for language in ("en", "ru") for unit in ("sentence", "paragraph")),
+        *_copies("en", prompts.COPY_EN, definition),
+        *_copies("ru", prompts.COPY_RU, definition),
     ]  # fmt: skip
     return {task.name: replace(task, definition=definition) for task in all_}
 
