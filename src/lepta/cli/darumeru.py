@@ -11,9 +11,13 @@ from lepta.cli.common import AsJson, Force, ModelPath, console, print_json, resu
 if TYPE_CHECKING:
     from lepta.darumeru.backend import Backend
     from lepta.darumeru.server_backend import Api
+    from lepta.darumeru.tasks import Definition
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
 Tasks = Annotated[str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")]
+Data = Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")]
+Legacy = Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")]
+BootstrapSeed = Annotated[int, typer.Option(help="Of the intervals' bootstrap.")]
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
@@ -48,26 +52,25 @@ def import_command(
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
 
-    place = output / task
+    place, shots_files = output / task, shots_file or []
     refuse_existing(place, force)
-    dataset, facts = import_dataset(format_name, files, task, shots_file or [], shots, rows, seed)
+    dataset, facts = import_dataset(format_name, files, task, shots_files, shots, rows, seed)
+    inputs = {path.name: path for path in [*files, *shots_files]}
+    paths = {name: str(path) for name, path in inputs.items()}
+    settings = {"format": format_name, "task": task, "shots": shots, "rows": rows, "seed": seed}
     with publishing(place, force) as folder:
         write_dataset(folder, dataset, facts)
-        inputs = {path.name: path for path in [*files, *(shots_file or [])]}
-        settings = {"format": format_name, "task": task, "shots": shots, "rows": rows, "seed": seed}
-        write_manifest(
-            "darumeru import", folder, inputs, settings, facts, {name: str(path) for name, path in inputs.items()}
-        )
+        write_manifest("darumeru import", folder, inputs, settings, facts, paths)
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
-    extra = {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
-    result({**shown, **extra, "sha256": dataset.sha256}, as_json)
+    shown |= {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
+    result(shown | {"sha256": dataset.sha256}, as_json)
 
 
 @darumeru.command()
 def run(
     model: ModelPath,
     output: Annotated[Path, typer.Option(help="Folder of answers and scores; an unfinished run there goes on.")],
-    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    data: Data = "builtin",
     shots: Annotated[
         int | None, typer.Option(min=0, help="Examples before a question (default: 0 for chat, 5 for plain).")
     ] = None,
@@ -77,7 +80,7 @@ def run(
         bool | None,
         typer.Option("--chat/--plain", help="Chat template or plain text (default: chat if there is a template)."),
     ] = None,
-    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    legacy: Legacy = False,
     server: Annotated[
         str,
         typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
@@ -91,7 +94,7 @@ def run(
     ] = "",
     lm_eval_args: Annotated[str, typer.Option(help="Its arguments, name=value,name=value.")] = "",
     context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
-    seed: Annotated[int, typer.Option(help="Of the intervals' bootstrap.")] = 1,
+    seed: BootstrapSeed = 1,
     force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -103,13 +106,11 @@ def run(
 
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
-    from lepta.darumeru.tasks import Definition
     from lepta.report.darumeru import write_run_page
 
     names = _names(tasks)
-    definition: Definition = "legacy" if legacy else "current"
     check_output(output)
-    chosen, datasets = choose_tasks(data, names, definition)  # what is wrong with them is said before a model is read
+    chosen, datasets = choose_tasks(data, names, _definition(legacy))  # errors are said before a model is read
     if force:
         forget(output)
     say = Console(stderr=True)
@@ -130,6 +131,10 @@ def run(
 
 def _names(tasks: str) -> list[str]:
     return [name.strip() for name in tasks.split(",") if name.strip()]
+
+
+def _definition(legacy: bool) -> "Definition":
+    return "legacy" if legacy else "current"
 
 
 def _backend(
@@ -165,14 +170,14 @@ def _backend(
 @darumeru.command()
 def export(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
-    data: Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")] = "builtin",
+    data: Data = "builtin",
     shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
     tokenizer: Annotated[
         str,
         typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
     ] = "",
     tasks: Tasks = "",
-    legacy: Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")] = False,
+    legacy: Legacy = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -181,10 +186,8 @@ def export(
     Try: lepta darumeru export --output tasks && lm_eval --include_path tasks --tasks darumeru --model hf ...
     """
     from lepta.darumeru.lm_eval_export import export as write
-    from lepta.darumeru.tasks import Definition
 
-    definition: Definition = "legacy" if legacy else "current"
-    left_out = write(output, data, shots, definition, tokenizer or None, _names(tasks), force)
+    left_out = write(output, data, shots, _definition(legacy), tokenizer or None, _names(tasks), force)
     note = {"left_out": ", ".join(left_out), "note": "they count tokens: give --tokenizer"} if left_out else {}
     result({"output": str(output), **note}, as_json)
 
@@ -202,7 +205,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with scores, differences and the answers that changed.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1,
+    seed: BootstrapSeed = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -212,11 +215,14 @@ def compare(
     from lepta.core.errors import LeptaError
     from lepta.darumeru.aggregate import compare as compared
     from lepta.darumeru.log import read_results
+    from lepta.report.compare import short_names
     from lepta.report.darumeru import comparison_table, side_by_side, write_comparison_page
 
     if html and html.exists() and not force:
         raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
-    sides, names = [read_results(folder) for folder in (first, second)], _short_names(first, second)
+    sides = [read_results(folder) for folder in (first, second)]
+    mine_name, their_name = short_names([str(folder.resolve()) for folder in (first, second)])
+    names = mine_name, their_name
     mine, theirs = ([result for result, _ in side.values()] for side in sides)
     differences = compared(mine, theirs, seed=seed)
     if html:
@@ -227,14 +233,6 @@ def compare(
         console.print(comparison_table(differences, *names))
         if html:
             console.print(f"Page: {html}", highlight=False, markup=False)
-
-
-def _short_names(first: Path, second: Path) -> tuple[str, str]:
-    """Ends of the folders' paths that tell them apart."""
-    from lepta.report.compare import short_names
-
-    one, other = short_names([str(first.resolve()), str(second.resolve())])
-    return one, other
 
 
 def _show(folder: Path, as_json: bool) -> None:

@@ -71,8 +71,12 @@ def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:
         if isinstance(part, int) and not isinstance(content, list):
             continue
         yield str(part)
-        within = isinstance(content, dict) or (isinstance(content, list) and isinstance(part, int))
-        content = content[part] if within and (isinstance(part, int) or part in content) else None
+        if isinstance(content, dict):
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            content = content[part]
+        else:
+            content = None
 
 
 def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type[Section]:
