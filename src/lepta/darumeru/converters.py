@@ -40,7 +40,8 @@ REFERS = {"true": "Да", "1": "Да", "да": "Да", "false": "Нет", "0": "
 ENTAILMENT = {"entailment": "1", "contradiction": "2", "neutral": "3", "not_entailment": "3"}
 
 Value = str | Callable[[Record], Any]
-Converter = Mapping[str, Value] | Callable[[Record], Fields | list[Fields]]
+Table = Mapping[str, Value]
+Converter = Table | Callable[[Record], Fields | list[Fields]]
 
 
 class LeaveOut(Exception):
@@ -62,7 +63,7 @@ def convert(record: Record, converter: Converter) -> list[Fields]:
     return rows
 
 
-def _by_table(record: Record, table: Mapping[str, Value]) -> Fields:
+def _by_table(record: Record, table: Table) -> Fields:
     return {name: record[value] if isinstance(value, str) else value(record) for name, value in table.items()}
 
 
@@ -289,7 +290,7 @@ def _mera_exam(record: Record) -> Fields:
     return _exam(int(record["meta.variant"]), int(record["meta.id_task"]), kind, question, choices, answers)
 
 
-MERA_CHOICE = {"question": "inputs.question", "choices": _mera_choices, "answer": "outputs"}
+MERA_CHOICE: Table = {"question": "inputs.question", "choices": _mera_choices, "answer": "outputs"}
 MERA: dict[str, Converter] = {
     "rummlu": {
         "domain": lambda record: record.get("meta.domain") or record["inputs.subject"],
@@ -320,7 +321,7 @@ MERA: dict[str, Converter] = {
     "use": _mera_exam,
 }
 RUCOLA: Converter = {"sentence": _stripped("sentence"), "answer": _acceptable}
-CHOICE = {"question": _stripped("question"), "choices": _four_choices, "answer": letter}
+CHOICE: Table = {"question": _stripped("question"), "choices": _four_choices, "answer": letter}
 SQUAD: Converter = {"context": "context", "question": _stripped("question"), "answers": _answers_in_context}
 PARUS: Converter = {
     "premise": "premise",

@@ -16,7 +16,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru import prompts
@@ -220,19 +220,19 @@ def _grade_label(task: Task, sample: Sample, answer: Answer) -> Values:
 
 def _grade_question(task: Task, sample: Sample, answer: Answer) -> Values:
     _needed(task, sample, text=answer.text)
-    text, row = answer.text or "", cast(QuestionRow, sample.row)
+    text, row = answer.text or "", sample.row
     return {"f1": best(token_f1, text, row.answers), "exact": best(exact_match, text, row.answers)}
 
 
 def _grade_exam(task: Task, sample: Sample, answer: Answer) -> Values:
     _needed(task, sample, text=answer.text)
-    row = cast(ExamRow, sample.row)
+    row: ExamRow = sample.row
     return {"points": exam_points(row.kind, row.task, answer.text or "", row.answers), "most": row.points}
 
 
 def _grade_summary(task: Task, sample: Sample, answer: Answer) -> Values:
     _needed(task, sample, text=answer.text)
-    mine, right = lemmas(answer.text or ""), lemmas(cast(ArticleRow, sample.row).summary)
+    mine, right = lemmas(answer.text or ""), lemmas(sample.row.summary)
     values: Values = {}
     for n in (1, 2):
         overlap = rouge(mine, right, n)
@@ -241,7 +241,7 @@ def _grade_summary(task: Task, sample: Sample, answer: Answer) -> Values:
 
 
 def _grade_sentences(task: Task, sample: Sample, answer: Answer) -> Values:
-    row = cast(ArticleRow, sample.row)
+    row: ArticleRow = sample.row
     if len(answer.log_probs) != len(row.sentences):
         raise LeptaError(
             f"{task.name}, {sample.id}: {len(answer.log_probs)} log-probabilities for {len(row.sentences)} sentences"
