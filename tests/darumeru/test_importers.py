@@ -264,14 +264,19 @@ def test_command(write, tmp_path):
     assert str(tmp_path) not in json.dumps(facts)
 
 
-@pytest.mark.skipif(not EVAL.is_dir(), reason=f"no evaluation sets at {EVAL}; LEPTA_SHARED names another place")
-def test_folder_from_public_sets(tmp_path):
-    """All 14 datasets, checked when they are read again; RuCoLA is its whole validation part."""
+def _build(source, output):
+    """Run the benchmark's script that makes a whole folder."""
     script = Path(__file__).parents[2] / "benchmarks" / "darumeru_data.py"
     spec = importlib.util.spec_from_file_location("darumeru_data", script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    table = {row["dataset"]: row for row in module.build(EVAL, tmp_path / "data", force=False)}
+    return module.build(source, output, force=False)
+
+
+@pytest.mark.skipif(not EVAL.is_dir(), reason=f"no evaluation sets at {EVAL}; LEPTA_SHARED names another place")
+def test_folder_from_public_sets(tmp_path):
+    """All 14 datasets, checked when they are read again; RuCoLA is its whole validation part."""
+    table = {row["dataset"]: row for row in _build(EVAL, tmp_path / "data")}
     assert set(table) == set(DATASETS)
     for name in DATASETS:
         assert len(load_dataset(name, str(tmp_path / "data")).test) == table[name]["test"]
@@ -280,9 +285,5 @@ def test_folder_from_public_sets(tmp_path):
 
 
 def test_folder_without_public_sets(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "darumeru_data.py"
-    spec = importlib.util.spec_from_file_location("darumeru_data", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     (tmp_path / "empty").mkdir()
-    assert {row["from"] for row in module.build(tmp_path / "empty", tmp_path / "data", False)} == {"built-in items"}
+    assert {row["from"] for row in _build(tmp_path / "empty", tmp_path / "data")} == {"built-in items"}

@@ -58,7 +58,8 @@ def convert(record: Record, converter: Converter) -> list[Fields]:
         ) from error
     rows = made if isinstance(made, list) else [made]
     for row in rows:
-        if not any(row.get("answers", [row.get("answer", True)])):
+        answers = row["answers"] if "answers" in row else [row.get("answer", "none is needed")]
+        if not any(answers):
             raise LeaveOut("the answer is not published")
     return rows
 
@@ -87,7 +88,9 @@ def _one_of(name: str, known: Mapping[str, str]) -> Callable[[Record], str]:
 
 def _acceptable(record: Record) -> str:
     label = record.get("acceptable", "label")
-    return "" if label is None else str(int(label))
+    if label is None:
+        return ""
+    return str(int(label)) if isinstance(label, bool) else str(label)
 
 
 def letter(record: Record) -> str:
@@ -101,7 +104,7 @@ def letter(record: Record) -> str:
 
 
 def _four_choices(record: Record) -> list[str]:
-    choices = record.get("options", "choices") or [record[letter] for letter in LETTERS]
+    choices = record.get("options", "choices") or [record[name] for name in LETTERS]
     if len(choices) != len(LETTERS):
         raise LeaveOut(f"{len(choices)} choices, not 4")
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):
@@ -268,7 +271,7 @@ def _within(text: str, limits: tuple[int, int]) -> bool:
 
 
 def _mera_choices(record: Record) -> list[str]:
-    return [str(record[f"inputs.option_{letter.lower()}"]) for letter in LETTERS]
+    return [str(record[f"inputs.option_{name}"]) for name in "abcd"]
 
 
 def _mera_context(record: Record) -> str:

@@ -13,17 +13,14 @@ from lepta.darumeru.examples import apart, set_aside
 from lepta.darumeru.records import Fields, read_records
 from lepta.darumeru.rows import Row, make_row, row_type
 
-SHOTS_DEFAULT = 5
-COPIES = 100
-
 
 def import_dataset(
     format_name: str,
     files: Sequence[Path],
     dataset: str,
     shots_files: Sequence[Path] = (),
-    shots: int = SHOTS_DEFAULT,
-    rows: int = COPIES,
+    shots: int = 5,
+    rows: int = 100,
     seed: int = 1,
 ) -> tuple[Dataset, Fields]:
     """Make a dataset from files; also gives what it was made from, for `lepta.darumeru.data.write_dataset`.
