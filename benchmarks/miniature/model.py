@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.miniature.settings import Shape
-from lepta.models.write import save_loaded_model
 from lepta.vocabulary.source import TokenizerSource
 
 TEXT_END, TURN_END, PAD = "<|text|>", "<|end|>", "<|pad|>"
@@ -106,5 +105,6 @@ def write_random_model(shape: Shape, tokenizer: TokenizerSource, seed: int, fold
     model.generation_config = GenerationConfig(
         bos_token_id=text_end, eos_token_id=[text_end, turn_end], pad_token_id=pad
     )
-    save_loaded_model(model, tokenizer, folder)
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
     return model.num_parameters()

@@ -7,7 +7,7 @@ from scipy import sparse
 
 from lepta.core.errors import LeptaError
 from lepta.embeddings.maps import METHODS, MapFitter
-from lepta.embeddings.normal_equations import Anchors, Problem
+from lepta.embeddings.normal_equations import NormalEquations
 from lepta.embeddings.transfer import Transfer, stand_in_rows, transfer_matrix
 from lepta.vocabulary.change import VocabularyChange
 
@@ -231,8 +231,8 @@ def test_summary_tells_the_distance_from_identity():
 
 
 def both_sides(rows, base, instruct):
-    problem = Problem(Anchors(rows, base))
-    return problem.left, problem.right(instruct, {})
+    equations = NormalEquations(base, rows)
+    return equations.left, equations.right(instruct, {})
 
 
 def rotation(width=WIDTH, seed=3):

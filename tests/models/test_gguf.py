@@ -161,7 +161,7 @@ def test_folder_has_tokenizer_and_card_and_the_plan_knows_its_shape(tmp_path, im
         ({"rope_freq_base": None}, r"no gemma3\.rope\.freq_base; convert"),
         ({"value_length": 8}, "keys, values and rotations of different lengths"),
         ({"rope_scaling_type": gguf.RopeScalingType.YARN}, r"gemma3\.rope\.scaling\.type is 'yarn'; expected 'linear'"),
-        ({"left_out": ["blk.3.ffn_up.weight"]}, r"no weights for model\.layers\.3\.mlp\.up_proj\.weight; convert"),
+        ({"left_out": ["blk.3.ffn_up.weight"]}, r"no weights for model\.layers\.3\.mlp\.up_proj\.weight; expected"),
         ({"extra_tensors": ["rope_freqs.weight"]}, "94 tensors, expected 93; not a Gemma 3 of text alone"),
         ({"tokenizer_model": "bert"}, r"tokenizer\.ggml\.model is 'bert', known are"),
     ],

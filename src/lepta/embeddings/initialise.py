@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lepta.embeddings.mix import mean_row, mix
 from lepta.embeddings.transfer import Transfer, transfer_matrix
 from lepta.models.folder import Checkpoint
-from lepta.models.rows import ComputedRows, Rows
+from lepta.models.rows import ComputedRows, Rows, mean_row, mix
 from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 

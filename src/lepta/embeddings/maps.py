@@ -15,22 +15,21 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
-from lepta.embeddings.mix import mix, precision
-from lepta.embeddings.normal_equations import Anchors, LeftSide, Problem, RightSide
+from lepta.embeddings.normal_equations import LeftSide, NormalEquations, RightSide
 from lepta.embeddings.settings import AnyMethod, Method
 from lepta.embeddings.transfer import Transfer
-from lepta.models.rows import ComputedRows, Rows, all_finite
+from lepta.models.rows import ComputedRows, Rows, all_finite, mix, precision
 
 METHODS: tuple[Method, ...] = get_args(Method)
 # Which rows a map is fitted on: those of shared tokens, or all of T.
-PROBLEMS: dict[Method, Method] = {
+FITTED_ON: dict[Method, Literal["overlap", "conversion"]] = {
     "overlap": "overlap",
     "ridge": "overlap",
     "anchored": "overlap",
@@ -42,31 +41,15 @@ ANCHORED: tuple[Method, ...] = ("delta", "anchored")  # a shared token has its o
 # Strengths that ridge chooses from, in units of the mean eigenvalue of the normal equations.
 STRENGTHS = [0.0, *(10.0**power for power in np.arange(-5, 3.1, 0.5))]
 HELD_OUT_SHARE, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.1, 10, 1024
+TINY = np.finfo(float).tiny  # instead of a division by 0, where a variant's rows are all 0
 
 
 @dataclass(frozen=True)
 class Propagation:
     """How rows of an adapted base model become rows of the variant, with what is known of the fit.
 
-    Attributes
-    ----------
-    method : str
-    offset : tensor, shape (d, d), or None
-        D = W - I, float32 (float64 for float64 matrices); None stands for W = I.
-    delta : tuple or None
-        T, the base and the variant's matrix, for the methods `delta` and `anchored`.
-    rows, rank : int
-        Equations that the fit had, and directions of the embedding space that they determine.
-    condition : float
-        Condition number of the normal equations.
-    strength : float
-        How strongly W was drawn towards the identity, in units of the mean eigenvalue.
-    residual_swap, residual : float
-        Relative error || U X_base W - U X_instruct || / || U X_instruct || with W = I and with the fitted W.
-    held_out : dict
-        On tokens left out of a fit of the same kind: `tokens` (number), `error` (relative), `r2`, and `errors` of this
-        method, of `swap`, and of all others that were compared; of `auto`, `whole`, the error of each over the whole
-        new vocabulary. Empty if too few tokens are shared.
+    `offset` is D = W - I, in float32 (float64 for float64 matrices), or None for W = I. `delta` holds T, the base's and
+    the variant's matrix, for the methods that need them. The rest is for the manifest, see `summary`.
     """
 
     method: Method
@@ -104,7 +87,14 @@ class Propagation:
         return torch.from_numpy(rows.numpy() @ self.offset.to(rows.dtype).numpy())
 
     def summary(self) -> dict[str, Any]:
-        """The fit as numbers for a manifest; `distance` is the mean change of a direction, || D || / sqrt(d)."""
+        """The fit as numbers for a manifest.
+
+        `rows` equations determine `rank` directions of the embedding space, with the `condition` number of the normal
+        equations. W was drawn towards the identity by `strength` mean eigenvalues. `residual` and `residual_swap` are
+        || U X_base W - U X_instruct || / || U X_instruct || with the fitted W and with W = I; `distance_from_identity`
+        is the mean change of a direction, || D || / sqrt(d). `held_out`: see `HeldOut.summary`; of `auto` also `whole`,
+        the error of each method over the whole new vocabulary.
+        """
         distance = 0.0 if self.offset is None else float(self.offset.norm() / np.sqrt(len(self.offset)))
         return {
             "method": self.method,
@@ -126,21 +116,9 @@ class MapFitter:
     that such a token has a part in are left out too. The choice is the same in every run. What depends on the base
     alone is computed once.
 
-    Parameters
-    ----------
-    transfer : Transfer
-        T from the old vocabulary (of base and variants) to the new one.
-    base : Rows, shape (old rows, d)
-        Input or output embeddings, any floating dtype; rows beyond those of T do not count.
-    stand_ins : scipy CSR array, shape (old rows, old rows), optional
-        What each old token would be mixed of if it were new; needed to judge `delta` and `anchored`.
-    weights : float array, shape (new rows,), optional
-        How much each new token counts in the fit, and in judging it; by default all the same.
-
-    Raises
-    ------
-    LeptaError
-        If the shapes do not belong together, or values are not finite.
+    `base` has shape (old rows, d); rows beyond those of T do not count. `stand_ins` (old rows x old rows) says what
+    each old token would be mixed of if it were new, which judges `delta` and `anchored`. `weights` says how much each
+    new token counts, by default all the same. LeptaError if shapes do not belong together, or values are not finite.
     """
 
     def __init__(
@@ -160,42 +138,39 @@ class MapFitter:
         chosen = np.random.default_rng(0).permutation(shared)[:number]
         self.held_out = np.sort(chosen) if number >= FEWEST_HELD_OUT else chosen[:0]
 
-        held = np.zeros(transfer.matrix.shape[1])
-        held[self.held_out] = 1
-        left_out, shared_rows = transfer.matrix @ held > 0, transfer.exact >= 0
+        shared_rows = transfer.exact >= 0
         weights = np.ones(len(transfer.exact)) if weights is None else weights
         self._mixed = float(weights[~shared_rows].sum() / weights.sum())  # share of new tokens that are not shared
-        self.token_weights = np.ones(len(held))
+        self.token_weights = np.ones(transfer.matrix.shape[1])
         self.token_weights[transfer.exact[shared_rows]] = weights[shared_rows]
-        equations = sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix)
-        units, units_left, mixed, mixed_left = (
-            Anchors(equations[np.flatnonzero(kind & part)], base)
+        self._sum_up(sparse.csr_array(sparse.diags_array(np.sqrt(weights)) @ transfer.matrix), shared_rows)
+
+    def _sum_up(self, equations: sparse.csr_array, shared_rows: np.ndarray) -> None:
+        """Lay out the normal equations without held-out tokens, and with them; so no row is summed up twice."""
+        held = np.zeros(equations.shape[1])
+        held[self.held_out] = 1
+        held_rows = self.transfer.matrix @ held > 0
+        shared, shared_held, mixed, mixed_held = (
+            equations[np.flatnonzero(kind & part)]
             for kind in (shared_rows, ~shared_rows)
-            for part in (~left_out, left_out)
+            for part in (~held_rows, held_rows)
         )
-        overlap_part = Problem(units)
-        conversion_part = Problem(mixed, smaller=overlap_part)
-        overlap = Problem(units_left, smaller=overlap_part)
-        conversion = Problem(units_left, mixed_left, smaller=conversion_part)
-        self.parts: dict[Method, Problem] = {"overlap": overlap_part, "conversion": conversion_part}
-        self.wholes: dict[Method, Problem] = {"overlap": overlap, "conversion": conversion}
+        overlap = NormalEquations(self.base, shared)
+        conversion = NormalEquations(self.base, mixed, smaller=overlap)
+        self.without_held_out = {"overlap": overlap, "conversion": conversion}
+        self.with_held_out = {
+            "overlap": NormalEquations(self.base, shared_held, smaller=overlap),
+            "conversion": NormalEquations(self.base, shared_held, mixed_held, smaller=conversion),
+        }
 
     def fit(self, method: AnyMethod, instruct: Rows) -> Propagation:
-        """Fit the step from the base model's embedding space to a variant's.
+        """Fit the step from the base model's embedding space to a variant's, given its matrix.
 
-        Parameters
-        ----------
-        method : str
-            One of `METHODS`, or `auto`: the one with the least error over the whole new vocabulary (the first if
-            several have it). Held-out tokens tell the error of a new token, and of a shared one too; but `delta` and
-            `anchored` know the change of a shared token exactly, so their error counts for new tokens only.
-        instruct : Rows, shape (old rows, d)
-            The same matrix of the variant; rows beyond those of T do not count.
+        `auto` is the method with the least error over the whole new vocabulary (the first if several have it). Held-out
+        tokens tell the error of a new token, and of a shared one too; but `delta` and `anchored` know the change of a
+        shared token exactly, so their error counts for new tokens only.
 
-        Raises
-        ------
-        LeptaError
-            If the shapes differ, values are not finite, or too few tokens are shared for the method.
+        LeptaError if the shapes differ, values are not finite, or too few tokens are shared for the method.
         """
         if method not in (*METHODS, "auto"):
             raise LeptaError(f"method {method!r}: unknown; known are {', '.join(METHODS)}, auto")
@@ -221,7 +196,7 @@ class _Fit:
 
     def __init__(self, fitter: MapFitter, instruct: Rows) -> None:
         self._fitter, self._instruct = fitter, instruct
-        self._sums: dict[Problem, RightSide] = {}
+        self._sums: dict[NormalEquations, RightSide] = {}
         self._strengths: dict[Method, float] = {}
 
     @cached_property
@@ -236,37 +211,35 @@ class _Fit:
         if method not in ("ridge", "anchored") or not self._held_out:
             return 0.0
         if method not in self._strengths:
-            part = self._fitter.parts["overlap"]
-            right = part.right(self._instruct, self._sums)
+            equations = self._fitter.without_held_out["overlap"]
+            right = equations.right(self._instruct, self._sums)
             anchored = method == "anchored" and self._held_out.anchored
-            self._strengths[method] = self._held_out.strength(part.left, right, anchored)
+            self._strengths[method] = self._held_out.strength(equations.left, right, anchored)
         return self._strengths[method]
 
-    def _offset(self, method: Method, problems: dict[Method, Problem]) -> np.ndarray | None:
-        """D = W - I of a method, fitted on a part of the rows or on all; None for D = 0."""
-        if method == "swap":
-            return None
-        problem = problems[PROBLEMS[method]]
-        right = problem.right(self._instruct, self._sums)
+    def _offset(self, method: Method, equations: NormalEquations) -> np.ndarray | None:
+        """D = W - I of a method, from these equations; None for D = 0."""
+        right = equations.right(self._instruct, self._sums)
         if not right.change:
             return None
         if method == "procrustes":
-            return problem.left.rotation(right.cross)
-        return problem.left.solve(right.cross, self._strength(method))
+            return equations.left.rotation(right.cross)
+        return equations.left.solve(right.cross, self._strength(method))
 
     def error(self, method: Method) -> float | None:
         """Relative error on held-out tokens of a fit without them; None if it cannot be judged."""
-        if self._held_out is None:
+        held_out = self._held_out
+        if held_out is None or (method in ANCHORED and not held_out.anchored):
             return None
-        if method in ANCHORED and not self._held_out.anchored:
-            return None
+        if method == "swap":
+            return held_out.error(None)
         if method == "delta":
-            return self._held_out.error_of_delta()
-        if method in ("swap", "procrustes"):
-            return self._held_out.error(self._offset(method, self._fitter.parts))
-        part = self._fitter.parts[PROBLEMS[method]]
-        right = part.right(self._instruct, self._sums)
-        return self._held_out.error_of_solution(part.left, right, self._strength(method), method == "anchored")
+            return held_out.error_of_delta()
+        equations = self._fitter.without_held_out[FITTED_ON[method]]
+        if method == "procrustes":
+            return held_out.error(self._offset(method, equations))
+        right = equations.right(self._instruct, self._sums)
+        return held_out.error_of_solution(equations.left, right, self._strength(method), method == "anchored")
 
     def propagation(self, method: Method, errors: dict[Method, float]) -> Propagation:
         """Fit a method on all rows."""
@@ -277,36 +250,25 @@ class _Fit:
         delta = (fitter.transfer.matrix, fitter.base, self._instruct) if method in ANCHORED else None
         if method == "delta":
             return Propagation("delta", None, delta, rows=fitter.transfer.matrix.shape[0], held_out=held_out)
-        problem = fitter.wholes[PROBLEMS[method]]
-        right, offset = problem.right(self._instruct, self._sums), self._offset(method, fitter.wholes)
-        strength = self._strength(method)
+        equations = fitter.with_held_out[FITTED_ON[method]]
+        left, right = equations.left, equations.right(self._instruct, self._sums)
+        offset, strength = self._offset(method, equations), self._strength(method)
         return Propagation(
             method=method,
             offset=None if offset is None else torch.from_numpy(offset).to(precision(fitter.base)),
             delta=delta,
-            rows=problem.left.rows,
-            rank=problem.left.rank,
-            condition=problem.left.condition,
+            rows=left.rows,
+            rank=left.rank,
+            condition=left.condition,
             strength=strength,
-            residual_swap=problem.left.error(right, None),
-            residual=problem.left.error(right, offset, None if method == "procrustes" else strength),
+            residual_swap=left.error(right, None),
+            residual=left.error(right, offset, None if method == "procrustes" else strength),
             held_out=held_out,
         )
 
 
 class HeldOut:
-    """Tokens that a fit has not seen, to judge it by.
-
-    Parameters
-    ----------
-    tokens : int64 array
-        Old ids.
-    base, instruct : Rows, shape (old rows, d)
-    stand_ins : scipy CSR array, optional
-        See `MapFitter`.
-    weights : float array, shape (tokens,)
-        How much each counts.
-    """
+    """Tokens (old ids) that a fit has not seen, to judge it by; `weights` says how much each counts."""
 
     def __init__(
         self,
@@ -329,11 +291,8 @@ class HeldOut:
         return self._relative(self._x if offset is None else self._x + self._x @ offset)
 
     def error_of_solution(self, left: LeftSide, right: RightSide, strength: float, anchored: bool) -> float:
-        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns.
-
-        `anchored`: D maps what a token has beyond the tokens that it is merged from; it moves as those do, besides.
-        """
-        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
+        """The same for D = G^-1 (X' S C), without solving for D: G^-1 x' has fewer columns."""
+        start, mapped = self._start_and_mapped(anchored)
         return self._relative(start + left.solve(mapped.T, strength).T @ right.cross)
 
     def error_of_delta(self) -> float:
@@ -342,7 +301,7 @@ class HeldOut:
 
     def strength(self, left: LeftSide, right: RightSide, anchored: bool) -> float:
         """The strength with which D = (G + strength)^-1 (X' S C) predicts these tokens best."""
-        start, mapped = (self._moved, self._changed) if anchored else (self._x, self._x)
+        start, mapped = self._start_and_mapped(anchored)
         eigenvalues, basis = left.spectrum
         x, cross = mapped @ basis, basis.T @ right.cross
         return min(
@@ -350,14 +309,21 @@ class HeldOut:
             key=lambda strength: self._relative(start + (x / (eigenvalues + strength * left.mean_eigenvalue)) @ cross),
         )
 
+    def _start_and_mapped(self, anchored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What a prediction starts from, and what D is applied to.
+
+        `anchored`: a token moves as the tokens that it is merged from, and D maps what it has beyond them.
+        """
+        return (self._moved, self._changed) if anchored else (self._x, self._x)
+
     def summary(self, errors: dict[Method, float], method: Method) -> dict[str, Any]:
-        """What a manifest says of the method that was taken."""
-        spread = np.linalg.norm(self._y - self._mean) / max(np.linalg.norm(self._y), np.finfo(float).tiny)
-        r2 = 1 - (errors[method] / max(spread, np.finfo(float).tiny)) ** 2
+        """For a manifest: number of tokens, relative error and R2 of the method taken, and errors of all compared."""
+        spread = np.linalg.norm(self._y - self._mean) / max(np.linalg.norm(self._y), TINY)
+        r2 = 1 - (errors[method] / max(spread, TINY)) ** 2
         return {"tokens": len(self._y), "error": errors[method], "r2": float(r2), "errors": errors}
 
     def _relative(self, predicted: np.ndarray) -> float:
-        return float(np.linalg.norm(predicted - self._y) / max(np.linalg.norm(self._y), np.finfo(float).tiny))
+        return float(np.linalg.norm(predicted - self._y) / max(np.linalg.norm(self._y), TINY))
 
 
 def _check(name: str, matrix: Rows, base: Rows, transfer: Transfer) -> None:

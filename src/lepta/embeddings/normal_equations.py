@@ -20,23 +20,14 @@ import numpy as np
 from scipy import linalg, sparse
 
 from lepta.core.progress import track
-from lepta.embeddings.mix import gather, mix
-from lepta.models.rows import Rows, blocks
+from lepta.models.rows import Rows, blocks, gather, mix
 
 RANK_TOLERANCE = 1e-10  # eigenvalues of the left side below this share of the largest count as zero
 
 
 @dataclass(frozen=True)
 class RightSide:
-    """What a variant adds to the normal equations.
-
-    Attributes
-    ----------
-    cross : float64 array, shape (d, d)
-        X' S C.
-    change, target : float
-        || U C ||^2 and || U Y ||^2.
-    """
+    """What a variant adds: `cross` = X' S C (d x d, float64), `change` = || U C ||^2 and `target` = || U Y ||^2."""
 
     cross: np.ndarray
     change: float
@@ -46,24 +37,51 @@ class RightSide:
         return RightSide(self.cross + other.cross, self.change + other.change, self.target + other.target)
 
 
-class Anchors:
-    """Rows U of a least-squares problem, and the base model's matrix.
+class NormalEquations:
+    """Normal equations for some rows U of a least-squares problem, which extend those of `smaller`.
 
-    Parameters
-    ----------
-    rows : scipy CSR array, float64, shape (any, old rows)
-        U; empty rows do not count.
-    base : Rows, shape (old rows, d)
+    `rows` are sparse matrices with a column for each row of the base; they are summed up one after the other. An empty
+    row is no equation.
     """
+
+    def __init__(self, base: Rows, *rows: sparse.csr_array, smaller: "NormalEquations | None" = None) -> None:
+        self._parts = [_Part(some, base) for some in rows]
+        self._smaller = smaller
+
+    @cached_property
+    def left(self) -> "LeftSide":
+        """The base model's side, for all variants."""
+        gram = self._parts[0].gram()
+        for part in self._parts[1:]:
+            gram += part.gram()
+        number = sum(part.number for part in self._parts)
+        if self._smaller:
+            gram += self._smaller.left.gram
+            number += self._smaller.left.rows
+        return LeftSide(gram, number)
+
+    def right(self, instruct: Rows, known: "dict[NormalEquations, RightSide]") -> RightSide:
+        """A variant's side; `known` keeps what has been summed up for this variant."""
+        if self not in known:
+            sides = [part.right_side(instruct) for part in self._parts]
+            if self._smaller:
+                sides.append(self._smaller.right(instruct, known))
+            known[self] = sum(sides[1:], start=sides[0])
+        return known[self]
+
+
+class _Part:
+    """The sums over one set of rows U."""
 
     def __init__(self, rows: sparse.csr_array, base: Rows) -> None:
         self.number = int((np.diff(rows.indptr) > 0).sum())
         self._base, self._width = base, base.shape[1]
         self._touched = np.unique(rows.indices).astype(np.int64)
         weights = sparse.csr_array(rows.T @ rows)
+        self._weights = weights[self._touched]
+        # Unit rows, the usual case, make S diagonal, and without weights the identity: plain products are enough then.
         self._diagonal = weights.diagonal()[self._touched] if weights.nnz == len(self._touched) else None
         self._scaled = self._diagonal is not None and bool((self._diagonal != 1).any())
-        self._weights = weights[self._touched]
 
     def gram(self) -> np.ndarray:
         """X' S X, shape (d, d), float64."""
@@ -79,7 +97,7 @@ class Anchors:
         return gram
 
     def right_side(self, instruct: Rows) -> RightSide:
-        """The variant's side of the normal equations; `instruct` has the shape of the base matrix."""
+        """The variant's side; `instruct` has the shape of the base matrix."""
         cross = np.zeros((self._width, self._width))
         change = target = 0.0
         for block in self._blocks("variant, blocks of rows"):
@@ -89,9 +107,11 @@ class Anchors:
             if self._diagonal is None:
                 weighted_c = self._weighted(block, x.dtype, instruct, self._base)
                 weighted_y = weighted_c + self._weighted(block, x.dtype, self._base)
-            else:
+            elif self._scaled:
                 scale = self._diagonal[block].astype(x.dtype)[:, None]
-                weighted_c, weighted_y = (c * scale, y * scale) if self._scaled else (c, y)
+                weighted_c, weighted_y = c * scale, y * scale
+            else:
+                weighted_c, weighted_y = c, y
             cross += x.T @ weighted_c
             change += _inner(c, weighted_c)
             target += _inner(y, weighted_y)
@@ -110,50 +130,8 @@ def _inner(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", a, b).sum(dtype=np.float64))
 
 
-class Problem:
-    """A least-squares problem, all rows of a smaller one among its own.
-
-    Parameters
-    ----------
-    anchors : Anchors
-        Rows that the smaller problem does not have.
-    smaller : Problem, optional
-    """
-
-    def __init__(self, *anchors: Anchors, smaller: "Problem | None" = None) -> None:
-        self._anchors, self._smaller = anchors, smaller
-
-    @cached_property
-    def left(self) -> "LeftSide":
-        """The base model's side, for all variants."""
-        gram, rows = self._anchors[0].gram(), self._anchors[0].number
-        for anchors in self._anchors[1:]:
-            gram += anchors.gram()
-            rows += anchors.number
-        if self._smaller:
-            gram += self._smaller.left.gram
-            rows += self._smaller.left.rows
-        return LeftSide(gram, rows)
-
-    def right(self, instruct: Rows, known: "dict[Problem, RightSide]") -> RightSide:
-        """A variant's side; `known` keeps what has been summed up for this variant."""
-        if self not in known:
-            parts = [anchors.right_side(instruct) for anchors in self._anchors]
-            if self._smaller:
-                parts.append(self._smaller.right(instruct, known))
-            known[self] = sum(parts[1:], start=parts[0])
-        return known[self]
-
-
 class LeftSide:
-    """The base model's side of the normal equations, X' S X, and what solves them.
-
-    Parameters
-    ----------
-    gram : float64 array, shape (d, d)
-    rows : int
-        Number of equations.
-    """
+    """The base model's side of `rows` equations, G = X' S X, and what solves them."""
 
     def __init__(self, gram: np.ndarray, rows: int) -> None:
         self.gram, self.rows = gram, rows

@@ -14,11 +14,10 @@ from lepta.core.errors import LeptaError
 from lepta.embeddings.body import body_changes
 from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.maps import ANCHORED, MapFitter, Propagation
-from lepta.embeddings.mix import mean_length, mean_row
 from lepta.embeddings.settings import AnyMethod
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
 from lepta.models.folder import Checkpoint
-from lepta.models.rows import ComputedRows, Rows, all_finite
+from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
 from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokenizer_json import add_special_tokens, post_processor_with_ids

@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lepta.core.errors import LeptaError
+from lepta.models.precision import config_of
 from lepta.models.rows import StoredRows, same_values
 from lepta.text.locate import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 # Ends of tensor names, as the families write them: LLaMA, Mistral, Qwen, Gemma, Phi, OPT / GPT-2, MPT / Falcon, BLOOM,
 # ChatGLM / GPT-NeoX / InternLM2 / Mamba, RWKV.
@@ -68,9 +70,14 @@ class TensorEntry:
 class Checkpoint:
     """A model folder, opened without loading it.
 
+    Parameters
+    ----------
+    folder : str or Path
+    input_name, output_name : str, optional
+        Names of the two matrices, for architectures whose names are not known here.
+
     Attributes
     ----------
-    folder : Path
     config : dict
         Contents of `config.json`.
     entries : dict
@@ -81,18 +88,18 @@ class Checkpoint:
         Name of the output matrix (LM head); None if it is tied to the input.
     stored_output : str or None
         The same whether tied or not: some folders store a tied head too.
-
-    Parameters
-    ----------
-    folder : str or Path
-    input_name, output_name : str, optional
-        Names of the two matrices, for architectures whose names are not known here.
     """
 
     def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise LeptaError(f"{folder}: no such folder; expected a Hugging Face model folder")
+        # transformers would load the adapter along with the model; we copy tensors, and would lose it without a word.
+        if (self.folder / ADAPTER).is_file():
+            raise LeptaError(
+                f"{self.folder}: holds a PEFT adapter ({ADAPTER}), expected a whole model; merge the adapter first "
+                "(peft: AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained)"
+            )
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
         self.entries = {entry.name: entry for file in self._shards() for entry in read_header(file)}
         self._check_index()
@@ -105,11 +112,16 @@ class Checkpoint:
         """Whether one matrix serves as input and output embeddings.
 
         A head that is stored and differs is a head of its own, whatever the config says; so transformers takes it.
+        Where the config says nothing, the family's default in transformers counts, as it does when the model is loaded.
         """
-        if says_tied(self.config) is False:
+        says, head = says_tied(self.config), self.stored_output
+        if says is False:
             return False
-        head = self.stored_output
-        return head is None or same_values(self.rows_of(self.input_name), self.rows_of(head))
+        if head is None:
+            return True
+        if not same_values(self.rows_of(self.input_name), self.rows_of(head)):
+            return False
+        return says or bool(getattr(config_of(self.folder), "tie_word_embeddings", False))
 
     @property
     def embedding_names(self) -> list[str]:
@@ -160,10 +172,7 @@ class Checkpoint:
     def check_replaceable(self) -> None:
         """Refuse a model that takes more than new embeddings and a new head to get another vocabulary.
 
-        Raises
-        ------
-        LeptaError
-            If other tensors have a row for each token too, or the model runs by Python code in its folder.
+        LeptaError if other tensors have a row for each token too, or the model runs by Python code in its folder.
         """
         for name, entry in self.entries.items():
             if name in (self.input_name, self.stored_output) or len(entry.shape) != 2:
@@ -243,8 +252,8 @@ class Checkpoint:
     def _input(self) -> str:
         names = [name for name in self.entries if name.endswith(INPUT_NAMES)]
         if len(names) != 1:
-            matrices = {name: entry for name, entry in self.entries.items() if len(entry.shape) == 2}
-            tallest = sorted(matrices, key=lambda name: -matrices[name].shape[0])[:3]
+            matrices = [entry for entry in self.entries.values() if len(entry.shape) == 2]
+            tallest = [entry.name for entry in sorted(matrices, key=lambda entry: -entry.shape[0])[:3]]
             raise LeptaError(
                 f"{self.folder}: input embeddings: expected one tensor named ...{' or ...'.join(INPUT_NAMES)}, found "
                 f"{', '.join(names) or 'none'}; name it with --input-embeddings (matrices with most rows: "
@@ -262,20 +271,14 @@ class Checkpoint:
 def says_tied(config: dict[str, Any]) -> bool | None:
     """Whether a config says that one matrix serves as input and output embeddings; None if it says nothing."""
     text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
-        if "tie_word_embeddings" in part:
+    for part in (config, text):
+        if isinstance(part, dict) and "tie_word_embeddings" in part:
             return bool(part["tie_word_embeddings"])
     return None
 
 
 def read_header(file: Path) -> list[TensorEntry]:
-    """Read where the tensors of a safetensors file lie.
-
-    Raises
-    ------
-    LeptaError
-        If the file is not whole.
-    """
+    """Read where the tensors of a safetensors file lie; LeptaError if the file is not whole."""
     try:
         with safe_open(file, framework="pt"):
             pass  # the library's own check of the whole header against the file's length

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lepta.core.errors import LeptaError
-from lepta.models.write import save_loaded_model
+from lepta.models.load import complete_model
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.source import TokenizerSource
 
@@ -39,26 +41,14 @@ def import_gguf(path: Path, folder: Path) -> None:
     """Write the model in a GGUF file into an existing folder.
 
     transformers reads the weights; the tokenizer is ours, because transformers drops the pre-tokenizer's name.
-
-    Raises
-    ------
-    LeptaError
-        If the file is damaged, or its architecture is one that transformers cannot read from GGUF.
+    LeptaError if the file is damaged, or its architecture is one that transformers cannot read from GGUF.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     fields = read_gguf_fields(path)
     tokenizer = TokenizerSource(*read_gguf_tokenizer(path, fields), str(path))
-    reader: Any = AutoModelForCausalLM
     try:
-        loaded, found = reader.from_pretrained(
-            path.parent, gguf_file=path.name, dtype="float32", output_loading_info=True
-        )
+        loaded = complete_model(path.parent, gguf_file=path.name, dtype="float32")
     except (ValueError, KeyError, NotImplementedError) as error:
         raise LeptaError(f"{path}: transformers cannot read this GGUF file ({error})") from error
-    if found["missing_keys"]:
-        raise LeptaError(f"{path}: no weights for {min(found['missing_keys'])}; convert the model again")
     # save_pretrained of a model loaded from GGUF refuses: it believes that the weights are still quantised.
     config = loaded.config
     del config.quantization_config
@@ -71,7 +61,8 @@ def import_gguf(path: Path, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config
-    save_loaded_model(model, tokenizer, folder)
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
     name, licence = fields.get("general.name", path.stem), fields.get("general.license", "other")
     card = f"---\nlicense: {licence}\n---\n\n{name}, dequantised to float32 from `{path.name}`.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -11,17 +11,18 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import MODEL_FILES, Checkpoint
-from lepta.models.gguf import import_gguf
 from lepta.models.precision import config_of, fastest_on_cpu
 from lepta.text.locate import locate
 from lepta.vocabulary.source import open_tokenizer
 
+NAMED = 3  # of missing tensors, in a message
+
 
 def device() -> torch.device:
     """The device that models run on: this process's GPU, else the CPU."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
 
 
 def fast_dtype(folder: Path) -> torch.dtype:
@@ -35,37 +36,42 @@ def exact_dtype() -> torch.dtype:
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool = False) -> Any:
-    """Load a causal LM, in evaluation mode.
+    """Load a causal LM, in evaluation mode and in `dtype`, whatever the file holds; default: `fast_dtype`.
 
-    Parameters
-    ----------
-    folder : Path
-    dtype : torch.dtype, optional
-        Whatever the file holds; default: `fast_dtype`.
-    four_bits : bool
-        Keep the linear layers of the body in 4 bits (NF4, by bitsandbytes).
-
-    Raises
-    ------
-    LeptaError
-        If transformers cannot load it, or bitsandbytes is missing.
+    `four_bits` keeps the linear layers of the body in 4 bits (NF4, by bitsandbytes). LeptaError if transformers cannot
+    load it, tensors are missing, or bitsandbytes is.
     """
-    from transformers import AutoModelForCausalLM
-
     Checkpoint(folder)  # names what is missing, and refuses pickle
     dtype = dtype or fast_dtype(folder)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
+    if four_bits:
+        options |= {"quantization_config": _in_four_bits(dtype), "device_map": {"": device()}}
     try:
+        model = complete_model(folder, **options)
         if four_bits:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, quantization_config=_in_four_bits(dtype), device_map={"": device()}
-            )
             model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
             model.to(device())
     except (OSError, ValueError, RuntimeError) as error:
         raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
     return model.eval()
+
+
+def complete_model(folder: Path, **options: Any) -> Any:
+    """`AutoModelForCausalLM.from_pretrained`, for checkpoints that have all tensors; LeptaError names missing ones.
+
+    transformers draws missing tensors at random, and says so in a warning only.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
+        raise LeptaError(
+            f"{folder / options.get('gguf_file', '')}: no weights for {named}; expected all tensors that its config "
+            "asks for; download or convert the model again, or correct config.json"
+        )
+    return model
 
 
 def _in_four_bits(dtype: torch.dtype) -> Any:
@@ -78,13 +84,7 @@ def _in_four_bits(dtype: torch.dtype) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder through transformers, chat template included.
-
-    Raises
-    ------
-    LeptaError
-        Naming the file that is missing or broken.
-    """
+    """Load the tokenizer of a model folder through transformers, chat template included."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -111,24 +111,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def model_folder(source: str | Path, import_to: Path) -> Path:
-    """Make any model source a Hugging Face folder.
+    """Make any model source a Hugging Face folder: it is itself the result, or it is converted to `import_to`.
 
-    Parameters
-    ----------
-    source : str or Path
-        A folder, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
-    import_to : Path
-        Empty folder to write to if the model has to be converted.
-
-    Returns
-    -------
-    Path
-        The folder itself if it is one, else `import_to`.
+    `source` is a folder, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`; `import_to` is empty.
     """
     path = locate(source, hub_files=MODEL_FILES)
     if path.is_dir():
         return path
     if path.suffix == ".gguf":
+        from lepta.models.gguf import import_gguf
+
         import_gguf(path, import_to)
         return import_to
     raise LeptaError(f"{path}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")

@@ -28,13 +28,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def fastest_on_cpu(config: Any) -> torch.dtype:
-    """float32, or bfloat16 where this CPU is faster in it; matrices of the model's own shape are multiplied to know.
-
-    Parameters
-    ----------
-    config : transformers config
-        Of the model.
-    """
+    """float32, or bfloat16 where this CPU is faster in it; matrices of the shape in the model's config tell."""
     text = config.get_text_config()
     width = getattr(text, "hidden_size", None) or SIDE
     inner = getattr(text, "intermediate_size", None)

@@ -12,10 +12,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from lepta.core.errors import LeptaError
 
 BLOCK_BYTES = 1 << 26  # of a block in float32; matrix products are as fast as with larger ones
+LENGTHS_FROM = 8192  # rows that a mean length is taken from
 
 
 class Rows(Protocol):
@@ -35,7 +37,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A matrix in a file, at `start`; rows are read when they are asked for, and the file is not mapped."""
+    """A matrix in a file, at `start`; rows are read when they are asked for.
+
+    The file is not mapped: pages of a mapped file count as memory of the process.
+    """
 
     file: Path
     start: int
@@ -48,12 +53,7 @@ class StoredRows:
             first, last, _ = rows.indices(self.shape[0])
             runs = [(first, max(last - first, 0))]
         else:
-            index = rows.numpy()
-            if len(index) and not 0 <= index.min() <= index.max() < self.shape[0]:
-                raise IndexError(f"rows {index.min()} to {index.max()} of a matrix of {self.shape[0]}")
-            cuts = np.flatnonzero(np.diff(index) != 1) + 1
-            starts, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(index)]])
-            runs = [(int(index[a]), int(b - a)) for a, b in zip(starts, ends, strict=True) if b > a]
+            runs = self._runs(rows.numpy())
         result = torch.empty((sum(length for _, length in runs), *self.shape[1:]), dtype=self.dtype)
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         buffer = result.view(torch.uint8).numpy().reshape(-1).data if result.numel() else memoryview(b"")
@@ -68,17 +68,19 @@ class StoredRows:
                     view = view[read:]
         return result
 
+    def _runs(self, index: np.ndarray) -> list[tuple[int, int]]:
+        """First row and length of each run of neighbours in an index: a run takes one read."""
+        if not len(index):
+            return []
+        if index.min() < 0 or index.max() >= self.shape[0]:
+            raise IndexError(f"rows {index.min()} to {index.max()} of a matrix of {self.shape[0]}")
+        runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+        return [(int(run[0]), len(run)) for run in runs]
+
 
 @dataclass(frozen=True)
 class ComputedRows:
-    """A matrix that comes into being a block of rows at a time.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    rows : callable
-        Given a range of rows, returns them; called once for each block, in order.
-    """
+    """A matrix that comes into being a block of rows at a time: `rows` is called for each block once, in order."""
 
     shape: tuple[int, ...]
     rows: Callable[[slice], torch.Tensor]
@@ -122,3 +124,39 @@ def finite(rows: torch.Tensor) -> bool:
     """Tell whether rows hold neither NaN nor infinite values."""
     low, high = torch.aminmax(rows)  # NaN is passed on; a tenth of the time of isfinite() on bfloat16
     return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def precision(matrix: Rows) -> torch.dtype:
+    """What products of a matrix are computed in: float32, unless it is float64 itself."""
+    return torch.float64 if matrix.dtype == torch.float64 else torch.float32
+
+
+def gather(rows: np.ndarray, matrix: Rows, minus: Rows | None = None) -> torch.Tensor:
+    """Rows of a matrix, or of the difference of two, in the precision of its products."""
+    index = torch.from_numpy(rows)
+    values = matrix[index].to(precision(matrix))
+    return values if minus is None else values - minus[index].to(values.dtype)
+
+
+def mix(weights: sparse.csr_array, matrix: Rows, minus: Rows | None = None) -> torch.Tensor:
+    """Multiply sparse float64 rows by a matrix, or by the difference of two, and sum in float64.
+
+    Only rows that have a weight are read.
+    """
+    used, columns = np.unique(weights.indices, return_inverse=True)
+    values = gather(used, matrix, minus)
+    compact = sparse.csr_array((weights.data, columns, weights.indptr), shape=(weights.shape[0], len(used)))
+    return torch.from_numpy(compact @ values.numpy())
+
+
+def mean_row(matrix: Rows) -> torch.Tensor:
+    """The mean of all rows, shape (d,), float64."""
+    total = sum(matrix[rows].to(torch.float64).sum(dim=0) for rows in blocks(matrix.shape))
+    return torch.as_tensor(total) / matrix.shape[0]
+
+
+def mean_length(matrix: Rows) -> float:
+    """Mean Euclidean length of rows; of a large matrix, of up to 8,192 rows that lie evenly in it."""
+    step = -(-matrix.shape[0] // LENGTHS_FROM)
+    rows = matrix[torch.arange(0, matrix.shape[0], step)].float()
+    return float(rows.norm(dim=1).mean())

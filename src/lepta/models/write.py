@@ -42,36 +42,35 @@ def write_model(
 ) -> None:
     """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
 
+    `matrices` names tensors and their new rows, which are computed as they are written, in the dtype of the tensor
+    they replace. With `untie` the source ties input and output embeddings and the result does not: the new head is
+    written beside the input embeddings. `new_ids` (old id -> new id) is needed where ids changed: configs then name the
+    new ones.
+
     The config's vocabulary size follows the new matrices; settings of generation and of processors and licence files
-    come along. Files whose tensors do not change are copied whole, without taking space where the file system can share
-    blocks.
+    come along. Files whose tensors do not change are copied whole, or shared with the source (`hard_link`): they then
+    take no space, but who edits one edits both.
 
-    Parameters
-    ----------
-    source : Checkpoint
-    matrices : mapping
-        Tensor name -> rows of the new tensor, computed as they are written, in the dtype of the tensor they replace. A
-        head that the source does not store is written beside the input embeddings.
-    tokenizer : TokenizerSource
-    folder : Path
-    new_ids : mapping, optional
-        Old id -> new id of the tokens that the new vocabulary has too, if ids changed; configs then name the new ones.
-    untie : bool
-        The source ties input and output embeddings, the result does not.
-    hard_link : bool
-        Share files that do not change with the source: they take no space, but who edits one edits both.
-
-    Raises
-    ------
-    LeptaError
-        If a replaced tensor is not in the source, the matrices do not agree in rows, or values are not finite.
+    LeptaError if a replaced tensor is not in the source, the matrices do not agree in rows, or values are not finite.
     """
     new = [name for name in matrices if name not in source.entries]
-    if unknown := [name for name in new if not untie]:
-        raise LeptaError(f"{source.folder}: no tensor {unknown[0]} to replace")
+    if new and not untie:
+        raise LeptaError(f"{source.folder}: no tensor {new[0]} to replace")
     rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
+    _write_weights(source, matrices, new, folder, hard_link)
+    _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
+    for pattern in CARRIED_FILES:
+        for file in source.folder.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    tokenizer.save(folder)
+
+
+def _write_weights(
+    source: Checkpoint, matrices: Mapping[str, ComputedRows], new: list[str], folder: Path, hard_link: bool
+) -> None:
+    """Write the weight files of `write_model`, and their index where the source has one."""
     dropped = {source.stored_output} - {source.output_name, *matrices}  # a tied head that is stored all the same
     weight_map: dict[str, str] = {}
     total = 0
@@ -89,11 +88,6 @@ def write_model(
     if (source.folder / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
-    for pattern in CARRIED_FILES:
-        for file in source.folder.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
-    tokenizer.save(folder)
 
 
 def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
@@ -157,12 +151,8 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
     """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
 
     Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
-    not be written (`suppress_tokens`, `bad_words_ids`) is left out where the new vocabulary cannot write it.
-
-    Raises
-    ------
-    LeptaError
-        If a field names a token that the new vocabulary does not have.
+    not be written (`suppress_tokens`, `bad_words_ids`) is left out where the new vocabulary cannot write it. LeptaError
+    if another field names a token that the new vocabulary does not have.
     """
 
     def renamed(field: str, value: Any) -> Any:
@@ -188,13 +178,7 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
 
 
 def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, ComputedRows]) -> int:
-    """Write one safetensors file: `entries` copied byte for byte, except the tensors in `replaced`.
-
-    Returns
-    -------
-    int
-        Bytes of tensors.
-    """
+    """Write one safetensors file, `entries` copied as bytes except those in `replaced`; returns the bytes of tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for entry in entries:
@@ -232,9 +216,3 @@ def bytes_of(entry: TensorEntry) -> Iterator[bytes]:
                 raise LeptaError(f"{entry.file}: shorter than its header says; copy or download it again")
             left -= len(block)
             yield block
-
-
-def save_loaded_model(model: Any, tokenizer: TokenizerSource, folder: Path) -> None:
-    """Write a model that is in memory (transformers) with its tokenizer into an existing folder."""
-    model.save_pretrained(folder)
-    tokenizer.save(folder)
