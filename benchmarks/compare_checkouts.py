@@ -4,8 +4,8 @@ r"""Whether two checkouts of LEPTA make the same bytes: the test of a change tha
 
 Runs a small version of OLD's `recipes/demo.yaml` in each checkout, one after the other: vocabulary, initialisation,
 distillation, pre-training, a variant, propagation, evaluation; then a patch of the propagated model and a task of
-Darumeru. Prints which files and which numbers differ, and exits with 1 if any does. Takes 3 to 5 minutes for each
-checkout on two cores. With `--work`, the results of an OLD without local changes are kept for the next comparison.
+Darumeru. Prints which files and which numbers differ, and exits with 1 if any does. Takes about 3 minutes for
+each checkout on two cores. With `--work`, the results of an OLD without local changes are kept for the next comparison.
 
 Files are compared by SHA-256. Of files that hold times or versions (manifests, evaluation, report, logs of Darumeru)
 the other values are compared; pages are not compared.
@@ -49,26 +49,26 @@ VERSION = re.compile(rb"LEPTA \d+\.\d+\.\d+\w*")  # in model cards
 
 # What the small recipe changes in the demo's. Precisions are named, because `auto` times a matrix product.
 SMALLER: dict[str, dict[str, Any]] = {
-    "distill": {"tokens": 3000, "head_epochs": 1, "body_dtype": "float32"},
+    "distill": {"tokens": 1000, "head_epochs": 1, "body_dtype": "float32"},
     "propagate": {"method": "auto"},
     "evaluate": {
-        "characters": 500,
+        "characters": 200,
         "speed_characters": 100,
         "speed_repeats": 1,
-        "max_tokens": 6,
-        "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 2, "max_tokens": 6},
+        "max_tokens": 4,
+        "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 1, "max_tokens": 4},
     },
 }
-TUNE = {"limit": 12, "body_dtype": "float32"}
+TUNE = {"limit": 8, "body_dtype": "float32"}
 PRETRAIN = {
     "trains": "embeddings",
-    "tokens": 1500,
-    "block": 128,
+    "tokens": 500,
+    "block": 64,
     "batch": 4,
     "micro_batch": 2,
     "body_dtype": "float32",
     "source_share": 0.2,
-    "measure_characters": 400,
+    "measure_characters": 200,
 }
 
 
@@ -109,7 +109,7 @@ def results_of(checkout: Path, recipe: dict[str, Any], place: Path, keep: bool =
         ["adapt", "small.yaml"],
         ["patch", "export", "--original", variant, "--adapted", propagated, "--output", patch],
         ["patch", "apply", "--patch", patch, "--model", variant, "--output", OUTPUT / "patched"],
-        ["darumeru", "run", "--model", propagated, "--tasks", "rucola", "--limit", "6", "--output", OUTPUT / "asked"],
+        ["darumeru", "run", "--model", propagated, "--tasks", "rucola", "--limit", "4", "--output", OUTPUT / "asked"],
     ):
         lepta(checkout, place, [str(argument) for argument in command])
     if commit:
