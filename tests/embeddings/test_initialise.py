@@ -1,6 +1,7 @@
 """E_new = T E_old."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise, initialise_matrix, padded_rows
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import Checkpoint
+from lepta.models.load import load_model
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Kind
@@ -114,6 +116,23 @@ def test_logits_of_old_tokens_do_not_change(tiny_model_folder, extended, tmp_pat
     before, after = (AutoModelForCausalLM.from_pretrained(f).eval()(ids).logits for f in (source, tmp_path))
     assert after.shape[-1] == -(-51_152 // 64) * 64
     np.testing.assert_allclose(after[..., :49_152].detach(), before.detach(), atol=1e-6)
+
+
+def test_head_equal_to_the_embeddings_is_kept_where_no_flag_ties_them(tiny_model_folder, extended, tmp_path):
+    """Llama has no tied head unless its config says so: transformers would draw the one that was left out."""
+    from safetensors.torch import load_file, save_file
+
+    source = tiny_model_folder()
+    config = json.loads((source / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (source / "config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    initialise(Checkpoint(source), extended, tmp_path)
+    ids = torch.tensor([[1, 504, 2338, 260, 49_000]])
+    before, after = (load_model(folder, torch.float32)(ids).logits.detach() for folder in (source, tmp_path))
+    np.testing.assert_allclose(after[..., :49_152], before, atol=1e-6)
 
 
 def test_model_with_a_second_table_of_tokens_is_refused(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):

@@ -66,6 +66,29 @@ def test_untied_model_has_two_embedding_matrices(single):
     assert checkpoint.rows == 4000
 
 
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("gemma", True)])
+def test_equal_head_without_a_flag_is_what_transformers_takes_it_for(family, tied, single):
+    from transformers import AutoConfig
+
+    config = json.loads((single / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (single / "config.json").write_text(json.dumps(config | {"model_type": family, "head_dim": 8}))
+    tensors = load_file(single / SINGLE)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, single / SINGLE)
+    assert AutoConfig.from_pretrained(single).tie_word_embeddings == tied
+    assert Checkpoint(single).tied == tied
+
+
+def test_folders_with_an_adapter_are_refused(single):
+    (single / "adapter_config.json").write_text("{}")
+    with pytest.raises(LeptaError, match=rf"^{single}: holds a PEFT adapter .*merge the adapter first"):
+        Checkpoint(single)
+    for file in (single / "config.json", single / SINGLE):  # as peft itself saves one
+        file.unlink()
+    with pytest.raises(LeptaError, match="merge the adapter first"):
+        Checkpoint(single)
+
+
 def test_tied_model_has_one(tiny_model_folder, tiny_tokenizer):
     checkpoint = Checkpoint(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=True))
     assert checkpoint.tied

@@ -1,13 +1,47 @@
-"""Tokenizers of model folders, and what is said of those that cannot be loaded."""
+"""Models and tokenizers of folders, and what is said of those that cannot be loaded."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import MistralConfig
 
 from lepta.core.errors import LeptaError
-from lepta.models.load import load_tokenizer
+from lepta.models.load import load_model, load_tokenizer
 from lepta.vocabulary.source import open_tokenizer
+
+
+def with_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def without_tensor(folder, name):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (lambda folder: with_config(folder, num_hidden_layers=3), r"model\.layers\.2\.\S+, .* and 6 more"),
+        (lambda folder: without_tensor(folder, "model.norm.weight"), r"model\.norm\.weight"),
+        (lambda folder: without_tensor(folder, "lm_head.weight"), r"lm_head\.weight"),
+    ],
+)
+def test_tensors_that_a_checkpoint_lacks_are_not_drawn_at_random(
+    damage, names, tiny_model_folder, tiny_tokenizer, tmp_path
+):
+    folder = shutil.copytree(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), tmp_path / "model")
+    load_model(folder, torch.float32)
+    damage(folder)
+    with pytest.raises(LeptaError, match=rf"^{folder}: no weights for {names}; expected all tensors"):
+        load_model(folder, torch.float32)
+
 
 TEXTS = ["Hello world, it's 2024!", "Привет, мир.\n  def f(x):\n\treturn 1", " leading", "日本語"]
 

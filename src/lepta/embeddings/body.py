@@ -21,24 +21,10 @@ SAMPLE_BYTES = 1 << 16  # of each quantised one; few of its numbers change
 def body_changes(
     base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, scale: float | None
 ) -> dict[str, ComputedRows]:
-    """The tensors of a variant's body that change.
+    """The tensors of a variant's body that change, with their new rows; none if only embeddings were trained.
 
-    Parameters
-    ----------
-    base, adapted, instruct : Checkpoint
-    scale : float or None
-        0 leaves the variant's body as it is.
-
-    Returns
-    -------
-    dict
-        Tensor name -> its new rows; empty if only embeddings were trained.
-
-    Raises
-    ------
-    LeptaError
-        If the body was trained and there is no scale, what changed is quantised, or the three bodies have different
-        tensors.
+    A `scale` of 0 leaves the variant's body as it is. LeptaError if the body was trained and there is no scale, what
+    changed is quantised, or the three bodies have different tensors.
     """
     outside = {base.input_name, base.stored_output, base.bias_name}
     names = [name for name in base.entries if name not in outside]

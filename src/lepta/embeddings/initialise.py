@@ -17,21 +17,8 @@ from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 def initialise_matrix(transfer: Transfer, old: Rows) -> ComputedRows:
     """Compute the rows of a new vocabulary from those of the old one.
 
-    Rows of tokens in both vocabularies are copied bit for bit. The others are averaged in float64.
-    Padding rows that the old matrix did not have get the mean of all old rows: a mean logit is at most log(1 / V), so
-    padding can hardly be sampled.
-
-    Parameters
-    ----------
-    transfer : Transfer
-        T, shape (new rows, old rows).
-    old : Rows, shape (old rows, d) or, for a bias, (old rows,)
-        Any floating dtype.
-
-    Returns
-    -------
-    ComputedRows, shape (new rows, d) or (new rows,)
-        In the dtype of `old`.
+    `old` has shape (old rows, d) or, for a bias, (old rows,), in any floating dtype, which the result keeps. Rows of
+    tokens in both vocabularies are copied bit for bit. The others are averaged in float64.
     """
     mean = cache(lambda: mean_row(old).to(old.dtype))
 
@@ -42,7 +29,7 @@ def initialise_matrix(transfer: Transfer, old: Rows) -> ComputedRows:
         same, mixed, empty = exact >= 0, (exact < 0) & (fan_in > 0), fan_in == 0
         new[torch.from_numpy(same)] = old[torch.from_numpy(exact[same])]
         new[torch.from_numpy(mixed)] = mix(weights[np.flatnonzero(mixed)], old).to(old.dtype)
-        if empty.any():
+        if empty.any():  # padding: a mean logit is at most log(1 / V), so such a token can hardly be sampled
             new[torch.from_numpy(empty)] = mean()
         return new
 

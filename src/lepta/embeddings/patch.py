@@ -52,12 +52,11 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
     names = _matrices(original, adapted)
     before, after = tensor_hashes(original), tensor_hashes(adapted)
     embeddings = {original.stored_output, *names, *names.values()}
-    for name in sorted((set(before) | set(after)) - embeddings):
-        if before.get(name) != after.get(name):
-            raise LeptaError(
-                f"{adapted.folder}: tensor {name} is not that of {original.folder}; a patch carries embeddings only, "
-                "so the bodies of both models must be the same"
-            )
+    if changed := sorted(_unlike(before, after) - embeddings):
+        raise LeptaError(
+            f"{adapted.folder}: tensor {changed[0]} is not that of {original.folder}; a patch carries embeddings only, "
+            "so the bodies of both models must be the same"
+        )
     tokenizer = open_tokenizer(adapted.folder)
     old, new = open_tokenizer(original.folder).vocabulary(), tokenizer.vocabulary()
     same = transfer_matrix(old, new, original.rows, adapted.rows).exact
@@ -67,7 +66,7 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
         matrix = adapted.rows_of(name)
         changed = _changed_rows(matrix, original.rows_of(source), same)
         carried[name] = len(changed)
-        rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen, matrix, torch.from_numpy(changed)))
+        rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen_rows, matrix, torch.from_numpy(changed)))
         tensors[name] = adapted.entries[name].dtype, rows
         tensors[name + CHANGED] = "I64", ComputedRows.of(torch.from_numpy(changed))
     if not any(carried.values()):
@@ -135,19 +134,17 @@ def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link
     stored = {entry.name: entry for entry in read_header(patch / ROWS)}
     if Hashes().file(patch / ROWS) != content["file"]:
         raise LeptaError(f"{patch / ROWS}: not the file that {PATCH} was written with; copy or download it again")
-    found = tensor_hashes(original)
-    for name in sorted(set(found) | set(content["before"])):
-        if found.get(name) != content["before"].get(name):
-            raise LeptaError(
-                f"{original.folder}: tensor {name} is not that of the model that the patch {patch} was made for; "
-                "give that model, in the same revision and dtype"
-            )
+    if other := sorted(_unlike(tensor_hashes(original), content["before"])):
+        raise LeptaError(
+            f"{original.folder}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
+            "give that model, in the same revision and dtype"
+        )
     rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in stored.items()}
     same = rows[SAME][:].numpy()
     matrices = {
         name: ComputedRows(
             (content["rows"], *rows[name].shape[1:]),
-            partial(_patched, rows[name], rows[name + CHANGED][:].numpy(), original.rows_of(source), same),
+            partial(_patched_rows, rows[name], rows[name + CHANGED][:].numpy(), original.rows_of(source), same),
         )
         for name, source in content["matrices"].items()
     }
@@ -181,6 +178,11 @@ def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dic
     return hashes
 
 
+def _unlike(one: dict[str, str], other: dict[str, str]) -> set[str | None]:
+    """Names of tensors that are not in both, or not with the same hash."""
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
 def _matrices(original: Checkpoint, adapted: Checkpoint) -> dict[str, str]:
     """Name of each matrix with a row for each token in the adapted model -> of that in the original."""
     names = {adapted.input_name: original.input_name}
@@ -209,11 +211,12 @@ def _bits(rows: torch.Tensor) -> torch.Tensor:
     return rows.contiguous().view(torch.uint8).reshape(len(rows), -1)
 
 
-def _chosen(matrix: Rows, index: torch.Tensor, rows: slice) -> torch.Tensor:
+def _chosen_rows(matrix: Rows, index: torch.Tensor, rows: slice) -> torch.Tensor:
     return matrix[index[rows]]
 
 
-def _patched(carried: Rows, changed: np.ndarray, original: Rows, same: np.ndarray, rows: slice) -> torch.Tensor:
+def _patched_rows(carried: Rows, changed: np.ndarray, original: Rows, same: np.ndarray, rows: slice) -> torch.Tensor:
+    """Rows of the adapted matrix: those that the patch carries, the others from the original."""
     first, last = np.searchsorted(changed, [rows.start, rows.stop])
     result = torch.empty((rows.stop - rows.start, *original.shape[1:]), dtype=carried.dtype)
     here = changed[first:last] - rows.start

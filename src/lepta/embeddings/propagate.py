@@ -1,7 +1,7 @@
 """LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,67 +69,40 @@ def propagate(
         If the models do not belong together, values are not finite, or the body was trained too and `body_deltas` does
         not say what to do.
     """
-    tokenizer = open_tokenizer(adapted.folder)
-    old, new = open_tokenizer(base.folder).vocabulary(), tokenizer.vocabulary()
-
-    @cache
-    def transfer_from(rows: int) -> Transfer:
-        return transfer_matrix(old, new, rows, adapted.rows)
-
-    made = [_Variant.of(checkpoint, tokenizer, adapted, base, old, new, transfer_from) for checkpoint, _ in variants]
+    family = _Family(base, adapted)
+    made = [_Variant(family, checkpoint) for checkpoint, _ in variants]
     scales = body_deltas or [None] * len(made)
     bodies = [
         body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
     ]
     _check_finite(adapted)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
+    fits = _fit(family, made, method, weights)
+    folders = [folder for _, folder in variants]
+    return [
+        variant.write(fitted, body, folder, hard_link)
+        for variant, fitted, body, folder in zip(made, fits, bodies, folders, strict=True)
+    ]
 
-    fits = _fit(made, base, old, method, weights)
-    facts = []
-    for variant, fitted, body, (_, folder) in zip(made, fits, bodies, variants, strict=True):
-        matrices, maps, warnings = dict(body), {}, []
-        for role, fit in fitted.items():
-            name = variant.name_of(role)
-            own, trained = _matrix(variant.checkpoint, role), _matrix(adapted, role)
-            matrices[name] = variant.rows(fit, trained, own)
-            lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
-            maps[name] = fit.summary() | {"row_length": lengths}
-            warnings += _length_warnings(name, **lengths)
-        if variant.checkpoint.bias_name:
-            models = (base, variant.checkpoint, adapted)
-            before, own, after = (model.rows_of(model.bias_name or "") for model in models)
-            moved = Propagation("delta", None, (variant.transfer.matrix, before, own))
-            matrices[variant.checkpoint.bias_name] = variant.rows(moved, after, own)
-        write_model(
-            variant.checkpoint,
-            matrices,
-            variant.tokenizer,
-            folder,
-            variant.transfer.change.moved | variant.added,
-            untie=variant.checkpoint.tied and not variant.tied,
-            hard_link=hard_link,
-        )
-        facts.append(
-            {
-                "transfer": variant.transfer.summary(),
-                "special_rows_kept": len(variant.own_rows()[0]),
-                "added_tokens": len(variant.added),
-                "body_tensors_changed": len(body),
-                "maps": maps,
-                "warnings": warnings,
-            }
-        )
-    return facts
+
+class _Family:
+    """The base model before and after adaptation, with their vocabularies; T is computed once for as many rows."""
+
+    def __init__(self, base: Checkpoint, adapted: Checkpoint) -> None:
+        self.base, self.adapted = base, adapted
+        self.tokenizer = open_tokenizer(adapted.folder)
+        self.old, self.new = open_tokenizer(base.folder).vocabulary(), self.tokenizer.vocabulary()
+        self.transfer_from = cache(lambda rows: transfer_matrix(self.old, self.new, rows, adapted.rows))
 
 
 def _fit(
-    made: "list[_Variant]", base: Checkpoint, old: Vocabulary, method: AnyMethod, weights: np.ndarray | None
+    family: _Family, made: "list[_Variant]", method: AnyMethod, weights: np.ndarray | None
 ) -> list[dict[str, Propagation]]:
     """For each variant, the fit of each of its matrices; variants with as many rows share the base's part."""
 
     @cache
     def stand_ins(rows: int) -> sparse.csr_array | None:
-        return stand_in_rows(old, rows) if method in ("auto", *ANCHORED) else None
+        return stand_in_rows(family.old, rows) if method in ("auto", *ANCHORED) else None
 
     fits: list[dict[str, Propagation]] = [{} for _ in made]
     for role in ("input", "output"):
@@ -139,103 +112,112 @@ def _fit(
                 continue
             rows = variant.transfer.matrix.shape[1]
             if rows not in fitters:
-                fitters[rows] = MapFitter(variant.transfer, _matrix(base, role), stand_ins(rows), weights)
+                fitters[rows] = MapFitter(variant.transfer, _matrix(family.base, role), stand_ins(rows), weights)
             fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
     return fits
 
 
-@dataclass(frozen=True)
 class _Variant:
-    """An instruct variant and what the result takes from it.
+    """An instruct variant that belongs to the base, and what the result takes from it.
 
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-    tokenizer : TokenizerSource
-        Of the result: the new vocabulary with the variant's settings and added tokens.
-    transfer : Transfer
-        T from the rows that both the base and the variant have.
-    added : dict
-        Id in the variant -> id in the result, of special tokens that the base does not have.
-    special : int64 array
-        Ids of special tokens of the new vocabulary.
-    adapted : Checkpoint
-    total : int
-        Rows of the result.
+    `tokenizer` is the result's: the new vocabulary with the variant's settings and the special tokens that the base
+    does not have. Those are in `added`: id in the variant -> id in the result, which has `total` rows. `transfer` is T
+    from the rows that both the base and the variant have.
     """
 
-    checkpoint: Checkpoint
-    tokenizer: TokenizerSource
-    transfer: Transfer
-    added: dict[int, int]
-    special: np.ndarray
-    adapted: Checkpoint
-    total: int
-
-    @staticmethod
-    def of(
-        checkpoint: Checkpoint,
-        tokenizer: TokenizerSource,
-        adapted: Checkpoint,
-        base: Checkpoint,
-        old: Vocabulary,
-        new: Vocabulary,
-        transfer_from: Callable[[int], Transfer],
-    ) -> "_Variant":
-        """Check that a variant belongs to the base, and put together the tokenizer of its result."""
+    def __init__(self, family: _Family, checkpoint: Checkpoint) -> None:
         checkpoint.check_replaceable()
-        own = open_tokenizer(checkpoint.folder)
+        own, new = open_tokenizer(checkpoint.folder), family.new
         vocabulary = own.vocabulary()
-        _check_family(base, adapted, checkpoint, old, vocabulary)
-        only_here = [i for i in range(vocabulary.size) if old.is_hole(i) and not vocabulary.is_hole(i)]
-        by_text = new.ids_by_bytes(Kind.SPECIAL)
-        missing = [i for i in only_here if vocabulary.data(i) not in by_text]
-        added = {i: by_text[vocabulary.data(i)] for i in only_here if vocabulary.data(i) in by_text}
-        added |= dict(zip(missing, range(new.size, new.size + len(missing)), strict=True))
-        tokens = [token for token in own.spec["added_tokens"] if token["id"] in missing]
-        spec = add_special_tokens(tokenizer.spec, [token | {"id": added[token["id"]]} for token in tokens])
-        total = adapted.rows
-        if new.size + len(missing) > total:
-            total = padded_rows(adapted.rows, new.size, new.size + len(missing), None)
-        return _Variant(
-            checkpoint,
-            _with_settings_of(own, replace(tokenizer, spec=spec)),
-            transfer_from(min(base.rows, checkpoint.rows)),
-            added,
-            np.flatnonzero(new.kinds == Kind.SPECIAL),
-            adapted,
-            total,
-        )
+        _check_family(family, checkpoint, vocabulary)
+        self.checkpoint, self._family = checkpoint, family
+        self.transfer: Transfer = family.transfer_from(min(family.base.rows, checkpoint.rows))
+
+        known = new.ids_by_bytes(Kind.SPECIAL)
+        self.added: dict[int, int] = {}
+        appended: list[int] = []
+        for i in range(vocabulary.size):
+            if not family.old.is_hole(i) or vocabulary.is_hole(i):
+                continue
+            if (data := vocabulary.data(i)) in known:
+                self.added[i] = known[data]
+            else:
+                self.added[i] = new.size + len(appended)
+                appended.append(i)
+        tokens = [token for token in own.spec["added_tokens"] if token["id"] in appended]
+        renumbered = [token | {"id": self.added[token["id"]]} for token in tokens]
+        spec = add_special_tokens(family.tokenizer.spec, renumbered)
+        self.tokenizer = _with_settings_of(own, replace(family.tokenizer, spec=spec))
+        size = new.size + len(appended)
+        self.total = family.adapted.rows
+        if size > self.total:
+            self.total = padded_rows(family.adapted.rows, new.size, size, None)
 
     @property
     def tied(self) -> bool:
         """Whether the result has one matrix for input and output."""
-        return self.checkpoint.tied and self.adapted.tied
+        return self.checkpoint.tied and self._family.adapted.tied
 
-    def name_of(self, role: str) -> str:
+    def write(
+        self, fits: dict[str, Propagation], body: dict[str, ComputedRows], folder: Path, hard_link: bool
+    ) -> dict[str, Any]:
+        """Write the result, and tell what was done."""
+        base, adapted = self._family.base, self._family.adapted
+        matrices, maps, warnings = dict(body), {}, []
+        for role, fit in fits.items():
+            name = self._name_of(role)
+            own, trained = _matrix(self.checkpoint, role), _matrix(adapted, role)
+            matrices[name] = self._rows(fit, trained, own)
+            lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
+            maps[name] = fit.summary() | {"row_length": lengths}
+            warnings += _length_warnings(name, **lengths)
+        if self.checkpoint.bias_name:
+            before, own, after = (model.rows_of(model.bias_name or "") for model in (base, self.checkpoint, adapted))
+            moved = Propagation("delta", None, (self.transfer.matrix, before, own))
+            matrices[self.checkpoint.bias_name] = self._rows(moved, after, own)
+        write_model(
+            self.checkpoint,
+            matrices,
+            self.tokenizer,
+            folder,
+            self.transfer.change.moved | self.added,
+            untie=self.checkpoint.tied and not self.tied,
+            hard_link=hard_link,
+        )
+        return {
+            "transfer": self.transfer.summary(),
+            "special_rows_kept": len(self._own_rows()[0]),
+            "added_tokens": len(self.added),
+            "body_tensors_changed": len(body),
+            "maps": maps,
+            "warnings": warnings,
+        }
+
+    def _name_of(self, role: str) -> str:
         """Name of a matrix in the result."""
         if role == "input":
             return self.checkpoint.input_name
-        name = self.checkpoint.stored_output or self.adapted.stored_output
+        name = self.checkpoint.stored_output or self._family.adapted.stored_output
         return name or "lm_head.weight"
 
-    def own_rows(self) -> tuple[np.ndarray, np.ndarray]:
+    def _own_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
         old_id_of = self.transfer.change.old_id_of
-        shared = self.special[old_id_of[self.special] >= 0]
+        special = np.flatnonzero(self._family.new.kinds == Kind.SPECIAL)
+        shared = special[old_id_of[special] >= 0]
         own = dict(zip(shared.tolist(), old_id_of[shared].tolist(), strict=True))
         own |= {there: here for here, there in self.added.items()}
         # A token may be without a row: one that was added to a tokenizer only.
         places = np.array(sorted(place for place in own if own[place] < self.checkpoint.rows), dtype=np.int64)
         return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
 
-    def rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
+    def _rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
         """Propagated rows with the variant's own in their places; rows beyond both get the variant's mean row.
 
         In the wider of the two dtypes: what is written in the variant's is rounded once, and its own rows not at all.
         """
         propagated = fit.apply(trained, torch.promote_types(trained.dtype, own.dtype))
-        places, sources = self.own_rows()
+        places, sources = self._own_rows()
         mean = cache(lambda: mean_row(own))
 
         def block(rows: slice) -> torch.Tensor:
@@ -300,10 +282,9 @@ def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> Token
     return replace(tokenizer, spec=spec, config=config, chat_template=own.chat_template or tokenizer.chat_template)
 
 
-def _check_family(
-    base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, old: Vocabulary, own: Vocabulary
-) -> None:
-    """Refuse models that are not a base, its adaptation and its variant."""
+def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> None:
+    """Refuse models that are not a base, its adaptation and its variant (with the vocabulary `own`)."""
+    base, adapted, old = family.base, family.adapted, family.old
     if not base.width == adapted.width == instruct.width:
         raise LeptaError(
             f"embedding widths differ: base {base.width} ({base.folder}), adapted {adapted.width} ({adapted.folder}), "

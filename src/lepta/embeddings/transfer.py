@@ -20,14 +20,9 @@ from lepta.vocabulary.tokens import Kind, Vocabulary
 class Transfer:
     """T with the rows that are exact told apart.
 
-    Attributes
-    ----------
-    matrix : scipy CSR array, float64, shape (new rows, old rows)
-        Rows sum to 1. A row is empty where nothing old corresponds: padding rows that the old matrix did not have.
-    change : VocabularyChange
-        What became of the tokens; `change.old_id_of` has an entry for each new row.
-    exact : int64 array, shape (new rows,)
-        `change.old_id_of` where the old matrix has that row, else -1.
+    `matrix` is T (new rows x old rows, float64); a row is empty where nothing old corresponds: padding rows that the
+    old matrix did not have. `change.old_id_of` has an entry for each new row; `exact` is the same where the old matrix
+    has that row, else -1.
     """
 
     matrix: sparse.csr_array
@@ -100,11 +95,8 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
 def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
     """What each token of a vocabulary would be mixed of if it were new: the two tokens that merge into it.
 
-    Returns
-    -------
-    scipy CSR array, shape (rows, rows), or None
-        Rows sum to 1; those of bytes and special tokens, which nothing merges into, hold the token itself. None for a
-        vocabulary without merges.
+    A square matrix whose rows sum to 1; those of bytes and special tokens, which nothing merges into, hold the token
+    itself. None for a vocabulary without merges.
     """
     if "merges" not in vocabulary.spec["model"]:
         return None

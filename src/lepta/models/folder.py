@@ -101,8 +101,7 @@ class Checkpoint:
                 "(peft: AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained)"
             )
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
-        self.entries = {entry.name: entry for file in self._shards() for entry in read_header(file)}
-        self._check_index()
+        self.entries = self._read_entries()
         self.input_name = self._named(input_name) or self._input()
         self.stored_output = self._named(output_name) or self._output()
         self.output_name = None if self.tied else self.stored_output
@@ -202,46 +201,37 @@ class Checkpoint:
         """The weight files, in order."""
         return list(dict.fromkeys(entry.file for entry in self.entries.values()))
 
-    def names_in(self, shard: Path) -> list[str]:
-        """Names of the tensors in one of the files."""
-        return [name for name, entry in self.entries.items() if entry.file == shard]
-
-    def _shards(self) -> list[Path]:
+    def _read_entries(self) -> dict[str, TensorEntry]:
+        """Where all tensors lie, in the order of the files."""
         index = self.folder / INDEX
-        if index.is_file():
-            files = [self.folder / name for name in sorted(set(self._weight_map().values()))]
-            for file in files:
-                if file.parent.resolve() != self.folder.resolve():
-                    raise LeptaError(f"{index}: names {file}, which is outside the folder")
-                if not file.is_file():
-                    raise LeptaError(f"{index}: names {file.name}, which is missing; download it again")
-            return files
+        if not index.is_file():
+            return {entry.name: entry for entry in read_header(self._single_file())}
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise LeptaError(f"{index}: no weight_map in it; expected the file of each tensor; download it again")
+        entries: dict[str, TensorEntry] = {}
+        for file in [self.folder / name for name in sorted(set(weight_map.values()))]:
+            if file.parent.resolve() != self.folder.resolve():
+                raise LeptaError(f"{index}: names {file}, which is outside the folder")
+            if not file.is_file():
+                raise LeptaError(f"{index}: names {file.name}, which is missing; download it again")
+            entries |= {entry.name: entry for entry in read_header(file)}
+        for name, file_name in weight_map.items():
+            if name not in entries or entries[name].file.name != file_name:
+                raise LeptaError(
+                    f"{index}: names {name} in {file_name}, which does not hold it; download the folder again"
+                )
+        return entries
+
+    def _single_file(self) -> Path:
         if (self.folder / SINGLE).is_file():
-            return [self.folder / SINGLE]
+            return self.folder / SINGLE
         if pickles := [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]:
             raise LeptaError(
                 f"{self.folder}: weights only as pickle ({pickles[0]}), which can run any code when read; "
                 "convert them to safetensors with save_pretrained() where you trust them"
             )
         raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")
-
-    def _weight_map(self) -> dict[str, str]:
-        """Tensor name -> file name, as the index says; empty if there is none."""
-        index = self.folder / INDEX
-        if not index.is_file():
-            return {}
-        named = read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not named:
-            raise LeptaError(f"{index}: no weight_map in it; expected the file of each tensor; download it again")
-        return named
-
-    def _check_index(self) -> None:
-        """Refuse an index that names tensors that are not in its files: the rest of the model would be left random."""
-        for name, file in self._weight_map().items():
-            if name not in self.entries or self.entries[name].file.name != file:
-                raise LeptaError(
-                    f"{self.folder / INDEX}: names {name} in {file}, which does not hold it; download the folder again"
-                )
 
     def _named(self, name: str | None) -> str | None:
         if name is not None and name not in self.entries:

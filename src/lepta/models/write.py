@@ -75,12 +75,13 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     total = 0
     for shard in source.shards():
-        entries = [entry for entry in source.entries.values() if entry.file == shard and entry.name not in dropped]
+        stored = [entry for entry in source.entries.values() if entry.file == shard]
+        entries = [entry for entry in stored if entry.name not in dropped]
         if source.input_name in {entry.name for entry in entries}:
             entries += [replace(source.entries[source.input_name], name=name) for name in new]
         weight_map |= {entry.name: shard.name for entry in entries}
         replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
-        if replaced or len(entries) < len(source.names_in(shard)):
+        if replaced or len(entries) < len(stored):
             total += write_shard(folder / shard.name, entries, replaced)
         else:
             total += sum(entry.end - entry.start for entry in entries)
@@ -178,7 +179,7 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
 
 
 def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, ComputedRows]) -> int:
-    """Write one safetensors file, `entries` copied as bytes except those in `replaced`; returns the bytes of tensors."""
+    """Write one safetensors file, its entries copied as bytes, except those in `replaced`; returns bytes of tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for entry in entries:
