@@ -178,7 +178,7 @@ def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dic
     return hashes
 
 
-def _unlike(one: dict[str, str], other: dict[str, str]) -> set[str | None]:
+def _unlike(one: dict[str, str], other: dict[str, str]) -> set[str]:
     """Names of tensors that are not in both, or not with the same hash."""
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 

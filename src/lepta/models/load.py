@@ -64,7 +64,8 @@ def complete_model(folder: Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    auto: Any = AutoModelForCausalLM
+    model, found = auto.from_pretrained(folder, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
         named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
         raise LeptaError(
