@@ -143,5 +143,5 @@ def test_launchers_are_valid_and_name_options_that_exist():
 
 def test_sharding_brings_llama_to_cards_of_24_gb():
     recipe = read_recipe(ROOT / "llama-3-8b/extended.yaml")
-    found = fit(shape_of(recipe.base), recipe.pretrain[0], 128256, 24.0, 8, "DDP")
+    found = fit(shape_of(recipe.base), recipe.pretrain[0], 128256, 24.0, 8)
     assert found.change["sharding"] == "FSDP2" and found.needs_then <= 24

@@ -16,46 +16,33 @@ CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
 def calibration_cost(settings: CalibrateSettings, weights: int) -> dict[str, int]:
     """Count what the calibration of one variant costs at most, from its prompts.
 
-    Parameters
-    ----------
-    settings : CalibrateSettings
-    weights : int
-        Of the propagated model; the original, which answers, is taken to be as large. A judge is not counted.
-
-    Returns
-    -------
-    dict
-        Prompts by what becomes of them, then what is done at most; `answer_flops` and `training_flops` are products of
-        matrices.
-
-    Raises
-    ------
-    LeptaError
-        If the prompts cannot be read, or all of them are put aside.
+    `weights` are those of the propagated model; the original, which answers, is taken to be as large. A judge is not
+    counted. LeptaError if the prompts cannot be read, or all of them are put aside.
     """
     from lepta.calibration.prompts import check_asked, read_prompts  # with transformers, which takes seconds
 
     counts: Counter[str] = Counter()
-    prompts = itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None)
-    characters = sum(len(message["content"]) for prompt in prompts for message in prompt.messages)
+    characters = 0
+    for prompt in itertools.islice(read_prompts(settings.prompts, settings.limit, counts), settings.shown, None):
+        characters += sum(len(message["content"]) for message in prompt.messages)
     asked = max(counts["prompts"] - settings.shown, 0)
     check_asked(settings, counts["prompts"], asked)
-    answers = asked * settings.answers.samples
-    read = characters / CHARACTERS_PER_TOKEN * settings.answers.samples
-    written = answers * settings.answers.max_tokens
-    copied = settings.copies.number * settings.copies.characters * 2 / CHARACTERS_PER_TOKEN
-    trained = (characters / CHARACTERS_PER_TOKEN + asked * settings.answers.max_tokens) + copied
-    trained *= settings.tune.epochs
-    examples = asked + settings.copies.number
+    copies, tune, max_tokens = settings.copies, settings.tune, settings.answers.max_tokens
+    samples = settings.answers.samples
+    prompt_tokens = characters / CHARACTERS_PER_TOKEN
+    read, written = prompt_tokens * samples, asked * samples * max_tokens
+    copied = copies.number * copies.characters * 2 / CHARACTERS_PER_TOKEN  # once to read and once to repeat
+    trained = (prompt_tokens + asked * max_tokens + copied) * tune.epochs  # one answer of each prompt is kept
+    grades = asked * samples * (1 + settings.judge.repeat_share) if settings.judge else 0
     return {
         "prompts": counts["prompts"],
         "shown": counts["prompts"] - asked,
         "duplicate": counts["duplicate"],
-        "answers": answers,
+        "answers": asked * samples,
         "answer_tokens_at_most": written,
-        "grades": round(answers * (1 + settings.judge.repeat_share)) if settings.judge else 0,
-        "copies": settings.copies.number,
-        "steps_at_most": -(-examples * settings.tune.epochs // settings.tune.batch),
+        "grades": round(grades),
+        "copies": copies.number,
+        "steps_at_most": -(-(asked + copies.number) * tune.epochs // tune.batch),
         "training_tokens_at_most": round(trained),
         "answer_flops": round(2 * weights * (read + written)),
         "training_flops": round(6 * weights * trained),

@@ -19,23 +19,12 @@ SIDES, REPEATS = {"cpu": 2048, "cuda": 8192}, 4  # of the product that is timed
 
 @dataclass(frozen=True)
 class Device:
-    """Something that trains.
-
-    Attributes
-    ----------
-    name : str
-    tflops : float
-        Peak of dense bfloat16 products; of this machine's CPU, measured with float32.
-    memory : float
-        GiB.
-    share : float or None
-        Share of the peak that training reaches; None where it is for the user to say.
-    """
+    """Something that trains."""
 
     name: str
-    tflops: float
-    memory: float
-    share: float | None = None
+    tflops: float  # peak of dense bfloat16 products; of this machine's CPU, measured with float32
+    memory: float  # GiB
+    share: float | None = None  # of the peak that training reaches; None where it is for the user to say
 
 
 @cache
@@ -46,26 +35,21 @@ def known_devices() -> dict[str, Device]:
 
 
 def devices_named(names: list[str] | None) -> list[Device]:
-    """Find devices by name, whatever its case and hyphens; all of them if no name is given.
-
-    Raises
-    ------
-    LeptaError
-        For an unknown name, with the nearest one.
-    """
+    """Find devices by name, whatever its case and hyphens; all of them if no name is given."""
     known = {_plain(name): device for name, device in known_devices().items()}
     found = []
     for name in names or ():
-        if _plain(name) not in known:
+        device = known.get(_plain(name))
+        if device is None:
             near = difflib.get_close_matches(_plain(name), known, n=1)
             hint = f"did you mean {known[near[0]].name}?" if near else f"known are {', '.join(known_devices())}"
             raise LeptaError(f"--gpu {name}: not in the table; {hint}")
-        found.append(known[_plain(name)])
+        found.append(device)
     return found or list(known.values())
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def this_machine() -> Device:
@@ -85,8 +69,8 @@ def _speed(device: str, dtype: object) -> float:
 
     side = SIDES[device]
     matrix = torch.rand(side, side, device=device).to(dtype)  # type: ignore[call-overload]
-    float((matrix @ matrix)[0, 0])
+    float((matrix @ matrix)[0, 0])  # warm-up
     started = time.perf_counter()
     for _ in range(REPEATS):
-        float((matrix @ matrix)[0, 0])
+        float((matrix @ matrix)[0, 0])  # reading a number waits for a GPU to finish
     return REPEATS * 2 * side**3 / (time.perf_counter() - started) / 1e12

@@ -1,6 +1,7 @@
 """The plan of a recipe: stages of training, devices and disk, with the vocabulary and the text put together."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lepta.plan.training import (
 )
 from lepta.plan.vocabulary import (
     AUTO_ADDED,
+    SIDES,
     Densities,
     NewVocabulary,
     densities_of,
@@ -31,39 +33,27 @@ from lepta.plan.vocabulary import (
     with_vocabulary,
 )
 from lepta.recipe import Recipe
-from lepta.text.settings import Language
+from lepta.training import blocks
 from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
+from lepta.vocabulary.tokens import Vocabulary
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
 BLOCK_TOKEN_BYTES = 4
-# Characters that are tokenised for each token of the budget, and those that a token is taken to have: training.blocks.
-TOKENISED, CHARACTERS_PER_TOKEN = 8, 4
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
-CHECKPOINTS_AT_ONCE = 2  # the last one goes when the next is whole
+CHECKPOINTS_AT_ONCE = 2  # the last one is deleted when the next is complete
 BEST_BYTES = 4  # of a trained weight, beside the checkpoints, where the best ones are kept
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of pre-training.
-
-    Attributes
-    ----------
-    name : str
-    settings : PretrainSettings
-    weights : StageWeights
-    flops : Flops
-        For one token.
-    swept : int
-        Tokens that the choice of a learning rate takes besides.
-    """
+    """One stage of pre-training."""
 
     name: str
     settings: PretrainSettings
     weights: StageWeights
-    flops: Flops
-    swept: int
+    flops: Flops  # for one token
+    swept: int  # tokens that the choice of a learning rate takes besides
 
     @property
     def blocks(self) -> int:
@@ -80,6 +70,27 @@ class StagePlan:
         """Floating-point operations of the whole stage."""
         return (self.settings.tokens + self.swept) * self.flops.total
 
+    def share_of(self, side: str) -> float:
+        """Share of the tokens that are text of the target or the source language."""
+        return self.settings.source_share if side == "source" else 1 - self.settings.source_share
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What follows from a recipe and the sizes of its base model alone."""
+
+    recipe: Recipe
+    old: Vocabulary | None  # of the base model, if it is on this machine
+    before: Shape
+    wanted: NewVocabulary
+    after: Shape  # the base model with the new vocabulary
+    stages: list[StagePlan]
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of all stages."""
+        return sum(stage.operations for stage in self.stages)
+
 
 def make_plan(
     recipe: Recipe,
@@ -91,79 +102,56 @@ def make_plan(
 ) -> dict[str, Any]:
     """Work out what a recipe costs, without the network and without any weights.
 
-    Parameters
-    ----------
-    recipe : Recipe
-    gpus : list of str, optional
-        Names of devices; default: all that are known.
-    number : int
-        GPUs at work together.
-    mfu : float
-        Share of a GPU's peak that training reaches, 0 to 1.
-    models : Path, optional
-        See `lepta.plan.shapes.shape_of`.
-    measure : bool
-        Time a matrix product on this machine too, and measure tokenizers that are here.
+    `gpus` are names of devices, `number` of them at work together; by default each one that is known. `mfu` is the
+    share of their peak that training reaches, `models` a file for `shape_of`. With `measure`, a matrix product is timed
+    on this machine too, and tokenizers that are here are measured.
 
-    Returns
-    -------
-    dict
-        As JSON: `recipe`, `base`, `vocabulary`, `text`, `stages`, `total`, `devices`, `disk`, `notes`; with
-        self-calibration whose prompts are here, also what it takes for each variant, `calibration`, and for all of
-        them the `calibration_hours` of each device. Memory in GiB, disk in bytes, operations in FLOP, times in hours.
-
-    Raises
-    ------
-    LeptaError
-        If the sizes of the base model are not known, or a GPU's name, or a file that is here cannot be read.
+    The plan can be written as JSON. Memory is in GiB, disk in bytes, operations in FLOP, times in hours.
     """
     chosen = devices_named(gpus)
-    before = shape_of(recipe.base, models)
-    old = vocabulary_at(here(recipe.base))
+    outline = _outline(recipe, models)
+    before, after, wanted = outline.before, outline.after, outline.wanted
+    densities = densities_of(recipe, before, wanted.size, outline.old if measure else None)
+    text = {side: _text(outline, side, densities) for side in SIDES}
+    devices = [_gpu(device, outline, number, mfu) for device in chosen]
+    if measure:
+        devices.append(_this_machine(outline, mfu))
+    calibration = _calibration(recipe, after, devices)
+    plan = {
+        "recipe": recipe.name,
+        "base": _base(before),
+        "vocabulary": vocabulary_facts(recipe, before, after, wanted.how, densities),
+        "text": text,
+        "stages": [_stage(stage, after, number, densities) for stage in outline.stages],
+        "total": _total(outline, densities),
+        "devices": devices,
+        "disk": _disk(outline, text, densities),
+        "notes": _notes(outline, number),
+    }
+    if calibration:
+        plan["calibration"] = calibration
+    return plan
+
+
+def cost_here(recipe: Recipe) -> dict[str, float | int]:
+    """Tell what pre-training costs on this machine, whose speed is measured by one matrix product."""
+    outline, machine = _outline(recipe), this_machine()
+    return {
+        "tokens": sum(stage.settings.tokens for stage in outline.stages),
+        "weights": outline.after.weights,
+        "gigaflop": round(outline.operations / 1e9),
+        "gigaflops_here": round(machine.tflops * 1e3),
+        "minutes": round(60 * _hours(outline.operations, machine, 1, MFU), 1),
+    }
+
+
+def _outline(recipe: Recipe, models: Path | None = None) -> Outline:
+    before, old = shape_of(recipe.base, models), vocabulary_at(here(recipe.base))
     if old is not None:
         before = replace(before, tokens=old.size, tokenizer=before.tokenizer or measured_name(old))
     wanted = new_vocabulary(recipe, before)
     after = with_vocabulary(before, recipe, wanted.size)
-    stages = plan_stages(recipe, after, wanted.first_new)
-    densities = densities_of(recipe, before, wanted, old if measure else None)
-    text = _text(recipe, densities, stages)
-    devices = _devices(chosen, stages, after, wanted.first_new, number, mfu, measure)
-    calibration = _calibration(recipe, after, devices)
-    return {
-        "recipe": recipe.name,
-        "base": _base(before),
-        "vocabulary": vocabulary_facts(recipe, before, after, wanted, densities),
-        "text": text,
-        "stages": [_stage(stage, after, number, densities) for stage in stages],
-        "total": _total(stages, recipe, densities),
-        "devices": devices,
-        "disk": _disk(recipe, before, after, stages, text, densities),
-        "notes": _notes(recipe, before, wanted, number),
-    } | ({"calibration": calibration} if calibration else {})
-
-
-def cost_here(recipe: Recipe) -> dict[str, float | int]:
-    """Tell what pre-training costs on this machine, whose speed is measured by one matrix product.
-
-    Returns
-    -------
-    dict
-        `tokens`, `weights`, `gigaflop` in all, `gigaflops_here` and `minutes`.
-    """
-    before = shape_of(recipe.base)
-    if (old := vocabulary_at(here(recipe.base))) is not None:
-        before = replace(before, tokens=old.size)
-    wanted = new_vocabulary(recipe, before)
-    after = with_vocabulary(before, recipe, wanted.size)
-    stages, machine = plan_stages(recipe, after, wanted.first_new), this_machine()
-    operations = sum(stage.operations for stage in stages)
-    return {
-        "tokens": sum(stage.settings.tokens for stage in stages),
-        "weights": after.weights,
-        "gigaflop": round(operations / 1e9),
-        "gigaflops_here": round(machine.tflops * 1e3),
-        "minutes": round(60 * _hours(operations, machine, 1, MFU), 1),
-    }
+    return Outline(recipe, old, before, wanted, after, plan_stages(recipe, after, wanted.first_new))
 
 
 def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]:
@@ -184,41 +172,43 @@ def _base(before: Shape) -> dict[str, Any]:
     return {"name": before.name, "shape_from": before.source, "weights": before.weights, "body": before.body} | shape
 
 
-def _text(recipe: Recipe, densities: Densities, stages: list[StagePlan]) -> dict[str, Any]:
-    def side(name: str, language: Language) -> dict[str, Any]:
-        amount = count_text(language.train)
-        new = densities[name][1].characters_per_token
-        tokens = round(amount.characters / new) if amount.characters and new else None
-        wanted = sum(
-            stage.settings.tokens
-            * (stage.settings.source_share if name == "source" else 1 - stage.settings.source_share)
-            for stage in stages
-        )
-        return {
-            "language": language.language,
-            "sources": language.train,
-            "characters": amount.characters,
-            "how": amount.how,
-            "tokens": tokens,
-            "trained_tokens": round(wanted),
-            "trained_characters": round(wanted * new) if new else None,
-            "passes": wanted / tokens if tokens else None,
-        }
+def _text(outline: Outline, side: str, densities: Densities) -> dict[str, Any]:
+    language = getattr(outline.recipe.text, side)
+    amount = count_text(language.train)
+    new = densities[side][1].characters_per_token
+    tokens = round(amount.characters / new) if amount.characters and new else None
+    wanted = sum(stage.settings.tokens * stage.share_of(side) for stage in outline.stages)
+    return {
+        "language": language.language,
+        "sources": language.train,
+        "characters": amount.characters,
+        "how": amount.how,
+        "tokens": tokens,
+        "trained_tokens": round(wanted),
+        "trained_characters": round(wanted * new) if new else None,
+        "passes": wanted / tokens if tokens else None,
+    }
 
-    return {"target": side("target", recipe.text.target), "source": side("source", recipe.text.source)}
+
+def _under_original(tokens: int, densities: Densities) -> int | None:
+    """Tokens that the same text of the target language takes in the original vocabulary."""
+    original, new = (density.characters_per_token for density in densities["target"])
+    return round(tokens * new / original) if original and new else None
 
 
 def _stage(stage: StagePlan, after: Shape, number: int, densities: Densities) -> dict[str, Any]:
     settings, weights = stage.settings, stage.weights
-    original, new = (density.characters_per_token for density in densities["target"])
+    memory_gib = {}
     ways: list[Sharding] = ["one process"] if number == 1 else ["DDP", "FSDP2"]
-    memories = {way: memory(after, settings, weights, number, way) for way in ways}
+    for sharding in ways:
+        parts = memory(after, settings, weights, number, sharding)
+        memory_gib[sharding] = {part: size / GIB for part, size in asdict(parts).items()} | {"total": parts.total / GIB}
     return {
         "name": stage.name,
         "trains": settings.trains,
         "tokens": settings.tokens,
         "swept_tokens": stage.swept,
-        "tokens_under_original": round(settings.tokens * new / original) if original and new else None,
+        "tokens_under_original": _under_original(settings.tokens, densities),
         "blocks": stage.blocks,
         "steps": stage.steps,
         "tokens_per_step": settings.batch * settings.block,
@@ -228,77 +218,61 @@ def _stage(stage: StagePlan, after: Shape, number: int, densities: Densities) ->
         "weights": asdict(weights) | {"trained": weights.trained, "frozen": weights.frozen},
         "flops_per_token": asdict(stage.flops) | {"total": stage.flops.total},
         "flops": stage.operations,
-        "memory_gib": {
-            way: {part: size / GIB for part, size in asdict(parts).items()} | {"total": parts.total / GIB}
-            for way, parts in memories.items()
-        },
+        "memory_gib": memory_gib,
     }
 
 
-def _total(stages: list[StagePlan], recipe: Recipe, densities: Densities) -> dict[str, Any]:
-    tokens = sum(stage.settings.tokens for stage in stages)
-    original, new = (density.characters_per_token for density in densities["target"])
+def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
+    tokens = sum(stage.settings.tokens for stage in outline.stages)
     return {
         "tokens": tokens,
-        "swept_tokens": sum(stage.swept for stage in stages),
-        "tokens_under_original": round(tokens * new / original) if original and new else None,
-        "steps": sum(stage.steps for stage in stages),
-        "flops": sum(stage.operations for stage in stages),
-        "propagated_models": len(recipe.variants),
+        "swept_tokens": sum(stage.swept for stage in outline.stages),
+        "tokens_under_original": _under_original(tokens, densities),
+        "steps": sum(stage.steps for stage in outline.stages),
+        "flops": outline.operations,
+        "propagated_models": len(outline.recipe.variants),
     }
 
 
-def _hours(operations: int, device: Device, number: int, mfu: float) -> float:
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+def _hours(operations: float, device: Device, number: int, mfu: float) -> float:
     return operations / (device.tflops * 1e12 * (device.share or mfu) * number) / 3600
 
 
-def _devices(
-    chosen: list[Device],
-    stages: list[StagePlan],
-    after: Shape,
-    first_new: int,
-    number: int,
-    mfu: float,
-    measure: bool,
-) -> list[dict[str, Any]]:
-    sharding: Sharding = "one process" if number == 1 else "DDP"
-    operations, rows = sum(stage.operations for stage in stages), []
-    for device in chosen:
-        fits = {stage.name: fit(after, stage.settings, first_new, device.memory, number, sharding) for stage in stages}
-        rows.append(
-            {
-                "name": device.name,
-                "number": number,
-                "peak_tflops": device.tflops,
-                "share_of_peak": device.share or mfu,
-                "memory_gib": device.memory,
-                "hours": _hours(operations, device, number, mfu),
-                "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in stages},
-                "needs_gib": max((part.needs for part in fits.values()), default=0.0),
-                "fits": all(part.fits for part in fits.values()),
-                "changes": {name: part.change for name, part in fits.items() if not part.fits},
-                "needs_then_gib": {name: part.needs_then for name, part in fits.items() if not part.fits},
-            }
-        )
-    return rows + ([_machine_row(stages, after, mfu)] if measure else [])
+def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
+    first_new = outline.wanted.first_new
+    fits = {
+        stage.name: fit(outline.after, stage.settings, first_new, device.memory, number) for stage in outline.stages
+    }
+    tight = {name: part for name, part in fits.items() if not part.fits}
+    return _times(device, outline, number, mfu) | {
+        "needs_gib": max((part.needs for part in fits.values()), default=0.0),
+        "fits": not tight,
+        "changes": {name: part.change for name, part in tight.items()},
+        "needs_then_gib": {name: part.needs_then for name, part in tight.items()},
+    }
 
 
-def _machine_row(stages: list[StagePlan], after: Shape, mfu: float) -> dict[str, Any]:
+def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
-    needs = max((memory(after, stage.settings, stage.weights, cpu=cpu).total for stage in stages), default=0) / GIB
+    sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
+    needs = max(sizes, default=0) / GIB
+    fits = {"needs_gib": needs, "fits": needs <= machine.memory, "changes": {}, "needs_then_gib": {}}
+    return _times(machine, outline, 1, mfu) | fits
+
+
+def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
     return {
-        "name": machine.name,
-        "number": 1,
-        "peak_tflops": machine.tflops,
-        "share_of_peak": machine.share or mfu,
-        "memory_gib": machine.memory,
-        "hours": _hours(sum(stage.operations for stage in stages), machine, 1, mfu),
-        "stage_hours": {stage.name: _hours(stage.operations, machine, 1, mfu) for stage in stages},
-        "needs_gib": needs,
-        "fits": needs <= machine.memory,
-        "changes": {},
-        "needs_then_gib": {},
+        "name": device.name,
+        "number": number,
+        "peak_tflops": device.tflops,
+        "share_of_peak": device.share or mfu,
+        "memory_gib": device.memory,
+        "hours": _hours(outline.operations, device, number, mfu),
+        "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in outline.stages},
     }
 
 
@@ -314,32 +288,20 @@ def _calibration(recipe: Recipe, after: Shape, devices: list[dict[str, Any]]) ->
     return cost
 
 
-def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -> int:
-    """Bytes of the tokens that a stage's text becomes on disk: all of it, or as much as the budget could take."""
-    size, source_share = 0.0, stage.settings.source_share
-    for side, share in (("target", 1 - source_share), ("source", source_share)):
-        budget, there = TOKENISED * stage.settings.tokens * share, text[side]["characters"]
-        characters = budget if there is None else min(there, budget)
-        size += BLOCK_TOKEN_BYTES * characters / (densities[side][1].characters_per_token or CHARACTERS_PER_TOKEN)
-    return round(size)
+# --- disk -------------------------------------------------------------------------------------------------------------
 
 
-def _disk(
-    recipe: Recipe,
-    before: Shape,
-    after: Shape,
-    stages: list[StagePlan],
-    text: dict[str, Any],
-    densities: Densities,
-) -> dict[str, Any]:
-    """Bytes that a run writes; blocks and checkpoints go when their stage is done."""
-    original, adapted = before.weights * before.file_bytes, after.weights * after.file_bytes
+def _disk(outline: Outline, text: dict[str, Any], densities: Densities) -> dict[str, Any]:
+    """Bytes that a run writes; blocks and checkpoints are deleted when their stage is done."""
+    recipe, stages = outline.recipe, outline.stages
+    original = outline.before.weights * outline.before.file_bytes
+    adapted = outline.after.weights * outline.after.file_bytes
     parts: dict[str, int] = {}
     if recipe.base.endswith(".gguf"):
         parts["base"] = original
     elif here(recipe.base) is None:
         parts["download of base"] = original
-    parts["vocabulary"] = after.tokens * TOKEN_BYTES
+    parts["vocabulary"] = outline.after.tokens * TOKEN_BYTES
     parts["initialised"] = adapted
     for stage in stages:
         parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
@@ -348,9 +310,10 @@ def _disk(
     best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0
     parts["checkpoints"] = (CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES + best) * largest
     for name, variant in recipe.variants.items():
-        if variant.tune or (variant.model or "").endswith(".gguf"):
+        model = variant.model or ""
+        if variant.tune or model.endswith(".gguf"):
             parts[f"variants/{name}"] = original
-        elif here(variant.model or "") is None:
+        elif here(model) is None:
             parts[f"download of {name}"] = original
     for name in recipe.variants:
         parts[f"propagated/{name}"] = adapted
@@ -360,38 +323,53 @@ def _disk(
     return {"parts": parts, "total": total, "after": total - parts["checkpoints"] - parts["blocks of tokens"]}
 
 
-def _notes(recipe: Recipe, before: Shape, wanted: NewVocabulary, number: int) -> list[str]:
-    notes = _refused(recipe, number) + _left_out(recipe)
-    if wanted.how.startswith("size: auto"):
+def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -> int:
+    """Bytes of the tokens that a stage's text becomes on disk: all of it, or as much as training would tokenise."""
+    size = 0.0
+    for side in SIDES:
+        characters = blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN * stage.settings.tokens * stage.share_of(side)
+        if text[side]["characters"] is not None:
+            characters = min(text[side]["characters"], characters)
+        density = densities[side][1].characters_per_token or blocks.CHARACTERS_PER_TOKEN
+        size += BLOCK_TOKEN_BYTES * characters / density
+    return round(size)
+
+
+# --- notes ------------------------------------------------------------------------------------------------------------
+
+
+def _notes(outline: Outline, number: int) -> list[str]:
+    recipe, context = outline.recipe, outline.before.context
+    notes = [*_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
+    if outline.wanted.how.startswith("size: auto"):
         notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
     if recipe.vocabulary.scenario == "optimized":
         notes.append("optimized: special tokens are kept beside vocabulary.keep, so a few more rows are old")
-    notes += [
-        f"block {stage.block:,} is longer than the model's context of {before.context:,} tokens"
-        for stage in recipe.pretrain
-        if stage.block > before.context
-    ]
+    for stage in recipe.pretrain:
+        if stage.block > context:
+            notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
     return notes
 
 
-def _refused(recipe: Recipe, number: int) -> list[str]:
+def _refused(recipe: Recipe, number: int) -> Iterator[str]:
     """What training says of batches that so many processes cannot share."""
-    several = len(recipe.pretrain) > 1
-    runs: dict[str, PretrainSettings | TuneSettings]
-    runs = {f"pretrain.{n}" if several else "pretrain": stage for n, stage in enumerate(recipe.pretrain)}
-    runs |= {f"variants.{name}.tune": variant.tune for name, variant in recipe.variants.items() if variant.tune}
-    runs |= {"calibrate.tune": recipe.calibrate.tune} if recipe.calibrate else {}
-    notes = []
+    runs: dict[str, PretrainSettings | TuneSettings] = {}
+    for place, stage in enumerate(recipe.pretrain):
+        runs[f"pretrain.{place}" if len(recipe.pretrain) > 1 else "pretrain"] = stage
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            runs[f"variants.{name}.tune"] = variant.tune
+    if recipe.calibrate:
+        runs["calibrate.tune"] = recipe.calibrate.tune
     for name, run in runs.items():
         try:
             split_batch(run.batch, run.micro_batch, number)
         except LeptaError as error:
-            notes.append(f"training will refuse {name}.{error}")
-    return notes
+            yield f"training will refuse {name}.{error}"
 
 
-def _left_out(recipe: Recipe) -> list[str]:
-    """Files that are not here, and parts of the cost that are not counted."""
+def _absent(recipe: Recipe) -> Iterator[str]:
+    """The files that a recipe names and that are not on this machine, with the fields that name them."""
     named = {
         "text.target.train": recipe.text.target.train,
         "text.target.valid": recipe.text.target.valid,
@@ -399,18 +377,13 @@ def _left_out(recipe: Recipe) -> list[str]:
         "text.source.valid": recipe.text.source.valid,
         "vocabulary.corpus": recipe.vocabulary.corpus,
     }
-    tuned = {name: variant.tune for name, variant in recipe.variants.items() if variant.tune}
-    named |= {f"variants.{name}.tune.dialogues": [tune.dialogues] for name, tune in tuned.items()}
-    notes = [f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan" for name in tuned]
-    if recipe.distill:
-        notes.append("distill: hours, memory and checkpoints of distillation are not in this plan")
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            named[f"variants.{name}.tune.dialogues"] = [variant.tune.dialogues]
     if (calibrate := recipe.calibrate) and recipe.variants:
-        copies = calibrate.copies
-        named |= {"calibrate.prompts": calibrate.prompts, "calibrate.copies.text": copies.text}
-        named["calibrate.copies.apart_from"] = copies.apart_from or []
-        what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
-        what += "the judge's hours, " if calibrate.judge else ""
-        notes.append(f"calibrate: {what}memory and checkpoints of training are not in this plan")
+        named["calibrate.prompts"] = calibrate.prompts
+        named["calibrate.copies.text"] = calibrate.copies.text
+        named["calibrate.copies.apart_from"] = calibrate.copies.apart_from or []
     if behaviour := recipe.evaluate.behaviour:
         named["evaluate.behaviour.dialogues"] = [behaviour.dialogues]
     absent: dict[str, list[str]] = {}
@@ -419,5 +392,17 @@ def _left_out(recipe: Recipe) -> list[str]:
             absent.setdefault(source, []).append(field)
     if absent:
         files = "; ".join(f"{source} ({', '.join(fields)})" for source, fields in absent.items())
-        notes.insert(0, f"not on this machine: {files}; the plan does without them, `lepta adapt` will not")
-    return notes
+        yield f"not on this machine: {files}; the plan does without them, `lepta adapt` will not"
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    """Parts of the cost that are not counted."""
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            yield f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan"
+    if recipe.distill:
+        yield "distill: hours, memory and checkpoints of distillation are not in this plan"
+    if (calibrate := recipe.calibrate) and recipe.variants:
+        what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
+        what += "the judge's hours, " if calibrate.judge else ""
+        yield f"calibrate: {what}memory and checkpoints of training are not in this plan"

@@ -1,4 +1,4 @@
-"""What a model is made of, without its weights: from headers, from config.json, or from a table of known models."""
+"""Sizes of a model without its weights: from headers, from config.json, or from a table of known models."""
 
 import json
 import math
@@ -12,23 +12,14 @@ from typing import Any
 import yaml
 
 from lepta.core.errors import LeptaError
-from lepta.text.locate import HUB_ID, PACKAGE, locate, read_json
+from lepta.text.locate import HUB_ID, locate, read_json
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear layers of one name.
-
-    Attributes
-    ----------
-    name : str
-        Last part of its name, such as `q_proj`.
-    inputs, outputs : int
-    number : int
-        How many the model has.
-    """
+    """All linear layers of one name, the last part of it, such as `q_proj`; biases are left out."""
 
     name: str
     inputs: int
@@ -37,54 +28,30 @@ class Linear:
 
     @property
     def weights(self) -> int:
-        """Weights of all of them, biases left out."""
+        """Weights of all of them."""
         return self.inputs * self.outputs * self.number
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder-only language model.
-
-    Attributes
-    ----------
-    name : str
-    source : str
-        Where the sizes are from.
-    layers, width, intermediate, heads, kv_heads, head_dim : int
-    rows : int
-        Of the embedding matrices, padding included.
-    tokens : int
-        Ids of the tokenizer.
-    tied : bool
-        Whether one matrix serves as input and output embeddings.
-    body : int
-        Weights outside the embedding matrices.
-    linear : tuple of Linear
-        Linear layers of the body.
-    context : int
-        Longest text in tokens.
-    dtype : str
-        Of the files.
-    tokenizer : str or None
-        Its name among the vocabularies that were measured.
-    """
+    """Sizes of a decoder-only language model."""
 
     name: str
-    source: str
+    source: str  # where the sizes are from
     layers: int
     width: int
     intermediate: int
     heads: int
     kv_heads: int
     head_dim: int
-    rows: int
-    tokens: int
-    tied: bool
-    body: int
-    linear: tuple[Linear, ...]
-    context: int
-    dtype: str
-    tokenizer: str | None = None
+    rows: int  # of the embedding matrices, padding included
+    tokens: int  # ids of the tokenizer
+    tied: bool  # one matrix serves as input and output embeddings
+    body: int  # weights outside the embedding matrices
+    linear: tuple[Linear, ...]  # of the body
+    context: int  # longest text, in tokens
+    dtype: str  # of the files
+    tokenizer: str | None = None  # its name in data/plan/vocabularies.yaml, if it was measured
 
     @property
     def matrices(self) -> int:
@@ -92,9 +59,14 @@ class Shape:
         return 1 if self.tied else 2
 
     @property
+    def embeddings(self) -> int:
+        """Weights of these matrices."""
+        return self.matrices * self.rows * self.width
+
+    @property
     def weights(self) -> int:
-        """Weights in all."""
-        return self.body + self.matrices * self.rows * self.width
+        """All weights."""
+        return self.body + self.embeddings
 
     @property
     def linear_weights(self) -> int:
@@ -118,8 +90,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """What a layer of a family has besides the matrices that all have."""
+class Family:
+    """What a layer has besides the matrices of attention and MLP that all families have."""
 
     norms: int = 2
     qkv_bias: bool = False
@@ -128,16 +100,17 @@ class _Layer:
     tied: bool = False  # where config.json does not say
 
 
+# transformers could build any of these without memory, but the import of a model class takes it 3 s, as long as the
+# whole plan. So the families of the table have a formula, which a test compares with what transformers builds.
 FAMILIES = {
-    "llama": _Layer(),
-    "mistral": _Layer(),
-    "qwen2": _Layer(qkv_bias=True),
-    "qwen3": _Layer(head_norms=True),
-    "gemma2": _Layer(norms=4, tied=True),
-    "phi3": _Layer(merged=True),
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(head_norms=True),
+    "gemma2": Family(norms=4, tied=True),
+    "phi3": Family(merged=True),
 }
-# Field of config.json -> ours.
-CONFIG_FIELDS = {
+CONFIG_FIELDS = {  # of config.json -> of the table and of `Shape`
     "num_hidden_layers": "layers",
     "hidden_size": "width",
     "intermediate_size": "intermediate",
@@ -159,20 +132,10 @@ GGUF_FIELDS = {
 
 
 def shape_of(source: str, models: Path | None = None) -> Shape:
-    """Find the sizes of a model without loading it and without the network.
+    """Find the sizes of a model as a recipe names it, without loading it and without the network.
 
-    Parameters
-    ----------
-    source : str
-        As in a recipe: folder (with or without weights), GGUF file, `package:NAME/FILE`, or a hub id, which is looked
-        for in the local hub cache and in the table of known models.
-    models : Path, optional
-        YAML file with more rows for that table.
-
-    Raises
-    ------
-    LeptaError
-        If the sizes are nowhere to be found, with what to do.
+    A hub id is looked for in the local hub cache, then in the table of known models, to which the YAML file `models`
+    adds rows. LeptaError if the sizes are nowhere to be found, with what to do.
     """
     place = here(source)
     if place is None:
@@ -186,11 +149,9 @@ def shape_of(source: str, models: Path | None = None) -> Shape:
 
 def here(source: str) -> Path | None:
     """Where a model or tokenizer lies on this machine; None for a hub id that is not in the hub's cache."""
-    if source.startswith(PACKAGE) or Path(source).expanduser().exists():
-        return locate(source, hub_files=[])
     match = HUB_ID.fullmatch(source)
-    if match is None:
-        return locate(source, hub_files=[])  # says that there is nothing
+    if match is None or Path(source).expanduser().exists():
+        return locate(source, hub_files=[])
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(match["repo"], "config.json", revision=match["revision"])
@@ -203,16 +164,22 @@ def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
     shipped = resources.files("lepta").joinpath("data/plan/models.yaml").read_text(encoding="utf-8")
     rows = yaml.safe_load(shipped)
     if models is not None:
-        try:
-            own = yaml.safe_load(models.read_bytes())
-        except (OSError, yaml.YAMLError) as error:
-            raise LeptaError(f"{models}: cannot be read as YAML ({error})") from error
-        for row in own if isinstance(own, list) else [own]:
-            missing = {*CONFIG_FIELDS.values(), "ids", "model_type", "tied"} - set(row if isinstance(row, dict) else ())
-            if missing:
-                raise LeptaError(f"{models}: a row lacks {', '.join(sorted(missing))}; expected rows as in models.yaml")
-            rows.append(row)
+        rows += _own_rows(models)
     return {name.lower(): row for row in rows for name in row["ids"]}
+
+
+def _own_rows(models: Path) -> list[dict[str, Any]]:
+    try:
+        own = yaml.safe_load(models.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise LeptaError(f"{models}: cannot be read as YAML ({error})") from error
+    rows = own if isinstance(own, list) else [own]
+    needed = {*CONFIG_FIELDS.values(), "ids", "model_type", "tied"}
+    for row in rows:
+        missing = needed - set(row if isinstance(row, dict) else ())
+        if missing:
+            raise LeptaError(f"{models}: a row lacks {', '.join(sorted(missing))}; expected rows as in models.yaml")
+    return rows
 
 
 def _from_table(source: str, models: Path | None) -> Shape:
@@ -225,36 +192,9 @@ def _from_table(source: str, models: Path | None) -> Shape:
             "again, or give its shape in a file of your own: --models FILE (a list of rows with ids, model_type, "
             "layers, width, intermediate, heads, kv_heads, head_dim, rows, tied, context)"
         )
-    return _built(source, "table of known models", row)
-
-
-def _built(name: str, origin: str, row: dict[str, Any]) -> Shape:
-    """A shape by the formula of its family."""
-    family = FAMILIES.get(row["model_type"])
-    if family is None:
-        raise LeptaError(f"{name}: model_type {row['model_type']!r}; known here are {', '.join(FAMILIES)}")
-    layers, width, inner = row["layers"], row["width"], row["intermediate"]
-    queries, keys = row["heads"] * row["head_dim"], row["kv_heads"] * row["head_dim"]
-    if family.merged:
-        pairs = [("qkv_proj", width, queries + 2 * keys), ("gate_up_proj", width, 2 * inner)]
-    else:
-        pairs = [("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys)]
-        pairs += [("gate_proj", width, inner), ("up_proj", width, inner)]
-    pairs += [("o_proj", queries, width), ("down_proj", inner, width)]
-    linear = tuple(Linear(*pair, layers) for pair in pairs)
-    small = family.norms * width + (queries + 2 * keys) * family.qkv_bias + 2 * row["head_dim"] * family.head_norms
-    sizes = {field: row[field] for field in CONFIG_FIELDS.values()}
-    return Shape(
-        name=name,
-        source=origin,
-        **sizes,
-        tokens=row.get("tokens", row["rows"]),
-        tied=row["tied"],
-        body=sum(layer.weights for layer in linear) + layers * small + width,
-        linear=linear,
-        dtype=row.get("dtype", "bfloat16"),
-        tokenizer=row.get("tokenizer"),
-    )
+    if row["model_type"] not in FAMILIES:
+        raise LeptaError(f"{source}: model_type {row['model_type']!r}; known here are {', '.join(FAMILIES)}")
+    return _by_formula(source, "table of known models", row)
 
 
 def _from_folder(source: str, folder: Path) -> Shape:
@@ -282,19 +222,19 @@ def _from_gguf(source: str, file: Path) -> Shape:
     kind = str(fields.get("general.architecture"))
     config = {ours: fields[f"{kind}.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"{kind}.{theirs}" in fields}
     # Of a model that sees images too, GGUF has the part for text alone.
-    config |= {
-        "model_type": {"gemma3": "gemma3_text"}.get(kind, kind),
-        "vocab_size": counted.rows,
-        "tie_word_embeddings": counted.matrices == 1,
-    }
+    config["model_type"] = "gemma3_text" if kind == "gemma3" else kind
+    config["vocab_size"] = counted.rows
+    config["tie_word_embeddings"] = counted.matrices == 1
     shape = _from_config(source, config, str(file))
-    # It is worked on as float32: lepta.models.gguf.
+    # A GGUF file is dequantised to float32 before work begins: lepta.models.gguf.
     return replace(shape, source="headers of its file", body=counted.body, dtype="float32")
 
 
 def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
-    """A shape from a config.json: by the family's formula, or for other families by what transformers would build."""
-    whole, config = config, config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    """Read a config.json: by the family's formula, or for other families by what transformers would build."""
+    whole = config
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
     row = {ours: config[theirs] for theirs, ours in CONFIG_FIELDS.items() if config.get(theirs) is not None}
     row.setdefault("kv_heads", row.get("heads"))
     if missing := set(CONFIG_FIELDS.values()) - set(row) - {"head_dim", "context", "intermediate"}:
@@ -303,33 +243,62 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     row.setdefault("head_dim", row["width"] // row["heads"])
     row.setdefault("context", 2048)
     row.setdefault("intermediate", 4 * row["width"])
-    family = FAMILIES.get(str(config.get("model_type")))
-    tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings"))
-    row["tied"] = bool(family and family.tied) if tied is None else bool(tied)
     row["dtype"] = str(whole.get("dtype") or whole.get("torch_dtype") or config.get("dtype") or "bfloat16")
-    row["model_type"] = config.get("model_type")
-    if family and not config.get("attention_bias") and not config.get("mlp_bias"):
-        return _built(source, "config.json", row)
-    plain = _built(source, "config.json", row | {"model_type": "llama"})
-    return replace(plain, **_as_transformers_builds_it(config, where))
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or config.get("attention_bias") or config.get("mlp_bias"):
+        return _shape(source, "config.json", row, **_as_transformers_builds_it(config, where))
+    tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings"))
+    row["tied"] = family.tied if tied is None else bool(tied)
+    return _by_formula(source, "config.json", row | {"model_type": config["model_type"]})
+
+
+def _by_formula(name: str, origin: str, row: dict[str, Any]) -> Shape:
+    """The shape of a model of a known family."""
+    family = FAMILIES[row["model_type"]]
+    layers, width, inner = row["layers"], row["width"], row["intermediate"]
+    queries, keys = row["heads"] * row["head_dim"], row["kv_heads"] * row["head_dim"]
+    if family.merged:
+        pairs = [("qkv_proj", width, queries + 2 * keys), ("gate_up_proj", width, 2 * inner)]
+    else:
+        pairs = [("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys)]
+        pairs += [("gate_proj", width, inner), ("up_proj", width, inner)]
+    pairs += [("o_proj", queries, width), ("down_proj", inner, width)]
+    linear = tuple(Linear(*pair, layers) for pair in pairs)
+    small = family.norms * width + (queries + 2 * keys) * family.qkv_bias + 2 * row["head_dim"] * family.head_norms
+    body = sum(layer.weights for layer in linear) + layers * small + width  # the last norm
+    return _shape(name, origin, row, body, linear, row["tied"])
 
 
 def _as_transformers_builds_it(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """`body`, `linear` and `tied`, from a model without memory behind it."""
+    """`body`, `linear` and `tied`, from a model on the meta device, which has no memory behind it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
+            # A copy, since transformers changes what it is given.
             model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
     except (KeyError, TypeError, ValueError) as error:
         raise LeptaError(f"{where}: transformers knows no such language model ({error})") from error
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
-    found = Counter(
-        (name.rpartition(".")[2], module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and id(module.weight) not in ends
-    )
+    found: Counter[tuple[str, int, int]] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and id(module.weight) not in ends:
+            found[name.rpartition(".")[2], module.in_features, module.out_features] += 1
     linear = tuple(Linear(*key, number) for key, number in found.items())
     return {"body": body, "linear": linear, "tied": len(ends) == 1}
+
+
+def _shape(name: str, origin: str, row: dict[str, Any], body: int, linear: tuple[Linear, ...], tied: bool) -> Shape:
+    return Shape(
+        name=name,
+        source=origin,
+        **{field: row[field] for field in CONFIG_FIELDS.values()},
+        tokens=row.get("tokens", row["rows"]),
+        tied=tied,
+        body=body,
+        linear=linear,
+        dtype=row.get("dtype", "bfloat16"),
+        tokenizer=row.get("tokenizer"),
+    )

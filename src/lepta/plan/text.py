@@ -1,18 +1,24 @@
 """How much text there is, and how much of it a token holds: counted or measured where it can be, else estimated."""
 
-import gzip
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, NamedTuple
 
 import yaml
 
 from lepta.core.errors import LeptaError
-from lepta.text.sources import BENCHMARK, DATASET, STARTER, is_word_list, read_documents, text_field, text_files
+from lepta.text.formats import PARQUET, decode
+from lepta.text.sources import (
+    BENCHMARK,
+    DATASET,
+    STARTER,
+    is_word_list,
+    read_documents,
+    read_file,
+    text_field,
+    text_files,
+)
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.tokens import Vocabulary
@@ -25,35 +31,18 @@ SPECIAL_TOKENS = 300  # that variants of one tokenizer differ by at most
 RUSSIAN, ENGLISH = ("ru", "rus", "russian"), ("en", "eng", "english")
 
 
-@dataclass(frozen=True)
-class Amount:
-    """How much text some sources hold.
+class Amount(NamedTuple):
+    """How much text some sources hold."""
 
-    Attributes
-    ----------
-    characters : int or None
-        None if that cannot be told here.
-    how : str
-        How it is known, or why not.
-    """
-
-    characters: int | None
-    how: str
+    characters: int | None  # None if that cannot be told here
+    how: str  # it is known, or why not
 
 
-@dataclass(frozen=True)
-class Density:
-    """Characters per token of a vocabulary in one language.
-
-    Attributes
-    ----------
-    characters_per_token : float or None
-    how : str
-        `measured here`, or what it is an estimate from.
-    """
+class Density(NamedTuple):
+    """How much text a token of a vocabulary holds in one language."""
 
     characters_per_token: float | None
-    how: str
+    how: str  # it is known: measured here, or what it is an estimate from
 
 
 def is_absent(source: str) -> bool:
@@ -64,19 +53,10 @@ def is_absent(source: str) -> bool:
 
 
 def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
-    """Count the characters of text sources, from a sample if they are large.
+    """Count the characters of text sources.
 
-    Parameters
-    ----------
-    sources : list of str
-    counted : int
-        Bytes of files that are read whole. Of more, the beginnings of up to 100 files are read, and the sizes of all
-        files tell the rest.
-
-    Raises
-    ------
-    LeptaError
-        If a source that is here cannot be read.
+    If their files have more than `counted` bytes, the beginnings of up to 100 of them are read, and the sizes of all
+    tell the rest. LeptaError if a source that is here cannot be read.
     """
     sources = [source for source in sources if not is_word_list(source)]
     files: list[tuple[Path, str]] = []
@@ -92,30 +72,29 @@ def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
     if total <= counted:
         return Amount(sum(map(len, read_documents(sources))), "counted")
     some = files[:: -(-len(files) // SAMPLED_FILES)]
-    samples = [_sample(file, field, counted // len(some)) for file, field in some]
-    characters, read = (sum(part) for part in zip(*samples, strict=True))
+    characters = read = 0
+    for file, field in some:
+        sample = _sample(file, field, counted // len(some))
+        characters, read = characters + sample[0], read + sample[1]
     if not read:
         return Amount(None, f"{total / 1e9:,.1f} GB of files that only reading them whole would count")
     return Amount(round(total / read * characters), f"from a sample of {read / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
 
 def _sample(file: Path, field: str, limit: int) -> tuple[int, int]:
-    """Characters in the beginning of a file, and the bytes of the file that they take; 0 and 0 for other formats."""
-    packed, rows = file.name.endswith(".gz"), file.name.endswith((".jsonl", ".jsonl.gz"))
-    if not rows and file.suffix != ".txt":
+    """Characters in the beginning of a file, and the bytes of the file that they take; 0 and 0 for Parquet."""
+    if file.suffix == PARQUET:  # only whole row groups can be read, and one may be all of the file
         return 0, 0
-    characters = 0
-    with file.open("rb") as raw:
-        for line in cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw:
-            try:
-                characters += len(json.loads(line)[field] or "") if rows and line.strip() else len(line.decode())
-            except (ValueError, KeyError, TypeError) as error:
-                raise LeptaError(
-                    f"{file}: cannot be counted ({error}); expected UTF-8, JSONL with a string field {field!r}"
-                ) from error
-            if raw.tell() >= limit:
-                break
-        return characters, raw.tell()
+    if file.suffix == ".txt":
+        with file.open("rb") as text:
+            data = text.read(limit) + text.readline()
+        return len(decode(data, str(file))), len(data)
+    characters = position = 0
+    for document, position in read_file(file, field):
+        characters += len(document.text)
+        if position >= limit:
+            break
+    return characters, position
 
 
 def vocabulary_at(place: Path | None) -> Vocabulary | None:
@@ -134,8 +113,14 @@ def measured(vocabulary: Vocabulary | None, texts: list[str]) -> Density | None:
     """Measure a vocabulary on the beginning of held-out texts; None if either is not here."""
     if vocabulary is None:
         return None
+    documents: list[str] = []
+    left = MEASURED_CHARACTERS
     try:
-        documents = _beginning(read_documents(_local(texts)), MEASURED_CHARACTERS)
+        for document in read_documents(text for text in texts if not text.startswith(DATASET)):
+            documents.append(document[:left])
+            left -= len(document)
+            if left <= 0:
+                break
     except LeptaError:
         return None
     characters, tokens = sum(map(len, documents)), sum(map(len, vocabulary.encode(documents)))
@@ -153,20 +138,6 @@ def measured_name(vocabulary: Vocabulary | None) -> str | None:
     return None
 
 
-def _local(texts: list[str]) -> list[str]:
-    return [text for text in texts if not text.startswith(DATASET)]
-
-
-def _beginning(documents: Iterable[str], characters: int) -> list[str]:
-    kept: list[str] = []
-    for document in documents:
-        kept.append(document[:characters])
-        characters -= len(document)
-        if characters <= 0:
-            break
-    return kept
-
-
 @cache
 def measured_vocabularies() -> dict[str, Any]:
     """What was measured of tokenizers and new vocabularies: docs/vocabulary.md."""
@@ -176,7 +147,9 @@ def measured_vocabularies() -> dict[str, Any]:
 
 def language_code(name: str) -> str | None:
     """`ru` or `en` where there are measurements for a language, by its name in a recipe."""
-    return "ru" if name.lower() in RUSSIAN else "en" if name.lower() in ENGLISH else None
+    if name.lower() in RUSSIAN:
+        return "ru"
+    return "en" if name.lower() in ENGLISH else None
 
 
 def original_estimate(tokenizer: str | None, language: str) -> Density:
@@ -188,17 +161,10 @@ def original_estimate(tokenizer: str | None, language: str) -> Density:
 
 
 def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int, language: str) -> Density:
-    """Characters per token to expect of a new vocabulary: that of the measured one nearest in scenario and size.
+    """Characters per token to expect of a new vocabulary with `size` ids.
 
-    Parameters
-    ----------
-    tokenizer : str or None
-        Name of the original among those that were measured.
-    settings : VocabularySettings
-    size : int
-        Ids of the new vocabulary.
-    language : str
-        Name in the recipe.
+    They are those of the measured vocabulary that is nearest in scenario and size; `tokenizer` is the name of the
+    original among those that were measured.
     """
     table, code = measured_vocabularies(), language_code(language)
     known = table["tokenizers"].get(tokenizer)

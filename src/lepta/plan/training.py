@@ -1,7 +1,7 @@
 """What one stage of pre-training costs: weights that train, operations, memory of a GPU. Formulas: docs/plan.md."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 from lepta.plan.shapes import Shape
@@ -15,31 +15,22 @@ FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight: 4 bits, and a float32 scale for e
 MASTER, GRADIENT, ADAM = 4, 4, 8  # bytes of a trained weight, all float32
 GATHERED_LAYERS = 2  # FSDP2: the layer at work and the next one
 CONTEXT = 1.5 * GIB  # of CUDA, cuBLAS and NCCL
+CPU_OVERHEAD = 0.5 * GIB
 FRAGMENTS = 0.05  # of everything else
 
 
 @dataclass(frozen=True)
 class StageWeights:
-    """Weights by what becomes of them.
+    """Number of weights by what becomes of them."""
 
-    Attributes
-    ----------
-    new_rows, old_rows : int
-        That train, of the input embeddings.
-    new_head, old_head : int
-        That train, of the head; 0 where it is the same matrix as the input embeddings.
-    lora, body : int
-        That train.
-    frozen_rows, frozen_body : int
-        That stay as they are, rows of both matrices together.
-    """
-
+    # These train; those of the head are 0 where it is the same matrix as the input embeddings.
     new_rows: int
     old_rows: int
     new_head: int
     old_head: int
     lora: int
     body: int
+    # These stay as they are, rows of both matrices together.
     frozen_rows: int
     frozen_body: int
 
@@ -55,90 +46,75 @@ class StageWeights:
 
 
 def stage_weights(shape: Shape, settings: PretrainSettings, first_new: int) -> StageWeights:
-    """Count what trains and what does not.
-
-    Parameters
-    ----------
-    shape : Shape
-        With the new vocabulary.
-    settings : PretrainSettings
-    first_new : int
-        Rows of old tokens; 0 where the vocabulary is replaced.
-    """
+    """Count what trains; `shape` has the new vocabulary, whose first `first_new` rows are those of old tokens."""
     old, new = first_new * shape.width, (shape.rows - first_new) * shape.width
-    frozen_old = settings.trains == "new-rows"
-    untied = not shape.tied
+    trained_old = 0 if settings.trains == "new-rows" else old
     full = settings.trains == "full"
     return StageWeights(
         new_rows=new,
-        old_rows=0 if frozen_old else old,
-        new_head=new * untied,
-        old_head=0 if frozen_old else old * untied,
+        old_rows=trained_old,
+        new_head=0 if shape.tied else new,
+        old_head=0 if shape.tied else trained_old,
         lora=lora_weights(shape, settings.lora) if settings.trains == "embeddings+lora" else 0,
         body=shape.body if full else 0,
-        frozen_rows=old * shape.matrices if frozen_old else 0,
+        frozen_rows=(old - trained_old) * shape.matrices,
         frozen_body=0 if full else shape.body,
     )
 
 
 def lora_weights(shape: Shape, lora: Lora) -> int:
     """Weights of low-rank changes: rank * (inputs + outputs) for each linear layer that has one."""
-    chosen = [layer for layer in shape.linear if lora.targets == "all-linear" or layer.name in lora.targets]
     share = lora_layers(shape, lora) / shape.layers
-    return sum(lora.rank * (layer.inputs + layer.outputs) * round(layer.number * share) for layer in chosen)
+    weights = 0
+    for layer in shape.linear:
+        if lora.targets == "all-linear" or layer.name in lora.targets:
+            weights += lora.rank * (layer.inputs + layer.outputs) * round(layer.number * share)
+    return weights
 
 
 def lora_layers(shape: Shape, lora: Lora) -> int:
     """How many layers have low-rank changes."""
-    return shape.layers if lora.layers is None else len({layer % shape.layers for layer in lora.layers})
+    if lora.layers is None:
+        return shape.layers
+    return len({layer % shape.layers for layer in lora.layers})
+
+
+def _trained_head(shape: Shape, weights: StageWeights) -> int:
+    """Weights of the head that train, also where it is the same matrix as the input embeddings."""
+    if shape.tied:
+        return weights.new_rows + weights.old_rows
+    return weights.new_head + weights.old_head
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations for one token of training, each multiplication and each addition one.
+    """Operations for one token of training, each multiplication and each addition one."""
 
-    Attributes
-    ----------
-    forward : int
-        2 per weight of the body.
-    attention : int
-        Scores and values, forward and backward: 2 * layers * block * width of all heads, three times; half of what
-        all pairs of tokens would take, since tokens see only those before them.
-    backward : int
-        2 per weight: gradients that pass through the body.
-    gradients : int
-        2 per weight of the body that trains: its own gradients.
-    head : int
-        6 per weight: forward, gradients of states, gradients of weights.
-    recomputed : int
-        Gradient checkpointing: body and attention forward once more.
-    """
-
-    forward: int
-    attention: int
-    backward: int
-    gradients: int
+    forward: int  # of the body
+    attention: int  # scores and values, forward and backward
+    backward: int  # gradients that pass through the body
+    gradients: int  # of the weights of the body that train
     head: int
-    recomputed: int
+    recomputed: int  # gradient checkpointing
 
     @property
     def total(self) -> int:
         """All together."""
-        return self.forward + self.attention + self.backward + self.gradients + self.head + self.recomputed
+        return sum(astuple(self))
 
 
 def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeights) -> Flops:
     """Operations for one token of a stage; `shape` has the new vocabulary."""
     body = shape.body + weights.lora
+    # Two products of block x width for each token, halved: a token attends only to those before it.
     attention = 2 * shape.layers * settings.block * shape.attention_width
     head = 2 * shape.rows * shape.width
-    trained_head = weights.new_rows + weights.old_rows if shape.tied else weights.new_head + weights.old_head
     return Flops(
         forward=2 * body,
         attention=3 * attention,
         backward=2 * body,
         gradients=2 * (weights.body + weights.lora),
-        head=2 * head + 2 * trained_head,
+        head=2 * head + 2 * _trained_head(shape, weights),
         recomputed=(2 * body + attention) if settings.gradient_checkpointing else 0,
     )
 
@@ -158,8 +134,12 @@ class Memory:
     @property
     def total(self) -> float:
         """All together."""
-        state = self.frozen + self.masters + self.gradients + self.optimizer
-        return state + self.activations + self.loss + self.overhead
+        return sum(astuple(self))
+
+
+def usual_sharding(processes: int) -> Sharding:
+    """How processes share a model unless it does not fit."""
+    return "one process" if processes == 1 else "DDP"
 
 
 def micro_batch(settings: PretrainSettings, processes: int) -> int:
@@ -176,38 +156,25 @@ def memory(
     sharding: Sharding = "one process",
     cpu: bool = False,
 ) -> Memory:
-    """Estimate the memory of one process of a stage.
-
-    Parameters
-    ----------
-    shape : Shape
-        With the new vocabulary.
-    settings : PretrainSettings
-    weights : StageWeights
-    processes : int
-        GPUs.
-    sharding : {"one process", "DDP", "FSDP2"}
-    cpu : bool
-        Everything in float32, and no CUDA.
-    """
+    """Estimate the memory of one process of a stage; on a CPU everything is float32."""
     single = cpu or settings.body_dtype == "float32"
     compute = 4 if single else 2  # bytes of an activation
     frozen = _frozen_bytes(shape, weights, settings, compute)
     masters, gradients, optimizer = (float(weights.trained * size) for size in (MASTER, GRADIENT, ADAM))
-    head = weights.new_rows + weights.old_rows if shape.tied else weights.new_head + weights.old_head
-    # The gradient of the head is summed up beside that of the steps before, and its products come in 16 bits.
-    loss = float(LOGITS + 4 * head) + (0 if single else LOGITS / 2 + 2 * compute * head)
+    head = _trained_head(shape, weights)
+    loss = float(LOGITS + 4 * head)  # the gradient of this step's head, beside the sum of those before
+    if not single:
+        loss += LOGITS / 2 + 2 * compute * head  # the head and its gradient in 16 bits
     if weights.body and not single and sharding != "FSDP2":
         loss += compute * weights.body  # 16-bit copies of trained matrices, which autocast keeps until the step's end
     if sharding == "DDP":
         gradients *= 2  # the buckets that travel between GPUs
     if sharding == "FSDP2":
         frozen, masters, gradients, optimizer = (size / processes for size in (frozen, masters, gradients, optimizer))
-        gathered = GATHERED_LAYERS * shape.body / shape.layers + shape.matrices * shape.rows * shape.width
-        loss += compute * gathered
+        loss += compute * (GATHERED_LAYERS * shape.body / shape.layers + shape.embeddings)
     activations = _activation_bytes(shape, settings, micro_batch(settings, processes), compute)
     rest = frozen + masters + gradients + optimizer + activations + loss
-    overhead = 0.5 * GIB if cpu else CONTEXT + FRAGMENTS * rest
+    overhead = CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest
     return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead)
 
 
@@ -220,11 +187,11 @@ def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSetting
 def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:
     """Bytes that one layer, with low-rank changes if there are any, keeps of one token for the backward pass.
 
-    Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
-    activation and up. Linear layers keep their input only if they train or have a low-rank change. A test holds it
-    against what autograd keeps of a LLaMA.
+    A test compares them with what autograd keeps of a LLaMA.
     """
     d, a, k, i = shape.width, shape.attention_width, shape.kv_width, shape.intermediate
+    # Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
+    # activation and up. Linear layers keep their input only if they train or have a low-rank change.
     kept = 8 * d + compute * (2 * a + 2 * k + 3 * i)
     if settings.trains == "embeddings+lora":
         inputs = 5 * d + a + i if compute == 2 else 2 * d + i  # cast for each layer; in float32, one serves several
@@ -235,59 +202,44 @@ def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute
 
 
 def _activation_bytes(shape: Shape, settings: PretrainSettings, blocks: int, compute: int) -> float:
-    tokens, layer = blocks * settings.block, activation_bytes_per_token(shape, settings, compute)
-    kept = shape.layers * (shape.width * compute if settings.gradient_checkpointing else layer)
-    if settings.trains == "embeddings+lora" and not settings.gradient_checkpointing:
-        plain = activation_bytes_per_token(shape, settings.model_copy(update={"trains": "embeddings"}), compute)
-        kept -= (shape.layers - lora_layers(shape, settings.lora)) * (layer - plain)
+    layer = activation_bytes_per_token(shape, settings, compute)
     # Beside what is kept: one layer in the backward pass, its gradients, and the last states with theirs.
-    at_work = layer * (2 if settings.gradient_checkpointing else 1) + 16 * shape.width
-    return tokens * (kept + at_work)
+    if settings.gradient_checkpointing:
+        kept, at_work = shape.layers * shape.width * compute, 2 * layer
+    else:
+        kept, at_work = shape.layers * layer, layer
+        if settings.trains == "embeddings+lora":
+            plain = activation_bytes_per_token(shape, settings.model_copy(update={"trains": "embeddings"}), compute)
+            kept -= (shape.layers - lora_layers(shape, settings.lora)) * (layer - plain)
+    return blocks * settings.block * (kept + at_work + 16 * shape.width)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a stage fits a device, and what would make it fit.
-
-    Attributes
-    ----------
-    fits : bool
-    needs : float
-        GiB as the recipe stands.
-    change : dict
-        Settings, and `sharding` with `gpus`, that make it fit; empty if it fits or nothing does.
-    needs_then : float or None
-        GiB with that change.
-    """
+    """Whether a stage fits a device, and what would make it fit; sizes in GiB."""
 
     fits: bool
-    needs: float
-    change: Change
-    needs_then: float | None
+    needs: float  # as the recipe stands
+    change: Change  # that makes it fit; empty if it fits or nothing does
+    needs_then: float | None  # with that change
 
 
-def fit(
-    shape: Shape, settings: PretrainSettings, first_new: int, limit: float, processes: int, sharding: Sharding
-) -> Fit:
-    """Compare a stage with a GPU's memory; if it does not fit, find the mildest change with which it does.
+def fit(shape: Shape, settings: PretrainSettings, first_new: int, limit: float, processes: int) -> Fit:
+    """Compare a stage with a GPU's memory of `limit` GiB; if it does not fit, find the mildest change that makes it.
 
     Tried in this order: a smaller micro_batch, which costs next to nothing; gradient checkpointing, which costs one
     more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs. The trainer takes all
     that is named: processes share a batch equally, and a micro_batch divides their shares.
-
-    Parameters
-    ----------
-    limit : float
-        GiB of the GPU.
     """
 
     def needs(changed: PretrainSettings, number: int, way: Sharding) -> float:
         return memory(shape, changed, stage_weights(shape, changed, first_new), number, way).total / GIB
 
+    sharding = usual_sharding(processes)
     now = needs(settings, processes, sharding)
     if now <= limit:
         return Fit(True, now, {}, None)
-    for number, way, quantise in _ways(processes, sharding):
+    for number, way, quantise in _ways(processes):
         if settings.batch % number:
             continue
         moved: Change = {"sharding": way, "gpus": number} if way != sharding else {}
@@ -298,13 +250,12 @@ def fit(
     return Fit(False, now, {}, None)
 
 
-def _ways(processes: int, sharding: Sharding) -> Iterator[tuple[int, Sharding, bool]]:
+def _ways(processes: int) -> Iterator[tuple[int, Sharding, bool]]:
     """GPUs, sharding, and whether the body is to be in 4 bits: 4-bit weights are not sharded."""
-    yield processes, sharding, False
-    if processes > 1 and sharding != "FSDP2":
+    yield processes, usual_sharding(processes), False
+    if processes > 1:
         yield processes, "FSDP2", False
-    if sharding != "FSDP2":
-        yield processes, sharding, True
+    yield processes, usual_sharding(processes), True
     for number in (2, 4, 8):
         if number > processes:
             yield number, "FSDP2", False
@@ -314,12 +265,13 @@ def _changes(settings: PretrainSettings, share: int, quantise: bool) -> Iterator
     """Changes of a stage that save memory, mildest first; a process has `share` blocks of a step."""
     if quantise and (settings.trains == "full" or settings.body_dtype == "4bit"):
         return
-    body: Change = {"body_dtype": "4bit"} if quantise else {}
+    bodies: Change = {"body_dtype": "4bit"} if quantise else {}
     checkpointings: list[Change] = [{}]
     if not settings.gradient_checkpointing:
         checkpointings.append({"gradient_checkpointing": True})
     now = settings.micro_batch or share
-    sizes = [size for size in range(min(now, share), 0, -1) if share % size == 0]
-    for checkpointed in checkpointings:
-        for size in sizes:
-            yield body | checkpointed | ({"micro_batch": size} if size != now else {})
+    for checkpointing in checkpointings:
+        for size in range(min(now, share), 0, -1):
+            if share % size == 0:
+                smaller: Change = {"micro_batch": size} if size != now else {}
+                yield bodies | checkpointing | smaller

@@ -1,7 +1,7 @@
 """The vocabulary that a recipe asks for: its size, what it adds to the model, and how dense it makes text."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST
@@ -9,30 +9,19 @@ from lepta.plan.shapes import Shape
 from lepta.plan.text import Density, measured, new_estimate, original_estimate, vocabulary_at
 from lepta.recipe import Recipe
 from lepta.text.locate import read_json
-from lepta.text.settings import Language
 from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
-Densities = dict[str, tuple[Density, Density]]  # target and source: original and new vocabulary
+SIDES = ("target", "source")
+Densities = dict[str, tuple[Density, Density]]  # of each side: original and new vocabulary
 
 
-@dataclass(frozen=True)
-class NewVocabulary:
-    """Size of the vocabulary that a recipe asks for.
+class NewVocabulary(NamedTuple):
+    """Size of the vocabulary that a recipe asks for."""
 
-    Attributes
-    ----------
-    size : int
-        Ids.
-    first_new : int
-        Ids below it are old tokens that stay; 0 where the vocabulary is replaced.
-    how : str
-        Where the size is from.
-    """
-
-    size: int
-    first_new: int
-    how: str
+    size: int  # ids
+    first_new: int  # ids below it are old tokens that stay; 0 where the vocabulary is replaced
+    how: str  # where the size is from
 
 
 def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
@@ -57,13 +46,16 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
 
 
 def _made_size(recipe: Recipe) -> int | None:
+    """Ids of the vocabulary that a run of the recipe made; None if it was made with other settings, or not at all."""
     manifest = recipe.output / "vocabulary" / MANIFEST
     if not manifest.is_file():
         return None
-    content, settings = read_json(manifest), recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"})
+    content = read_json(manifest)
     made_with = content.get("key", {}).get("settings", {})
-    same = all(made_with.get(name) == value for name, value in settings.items())
-    return content.get("facts", {}).get("new_size") if same else None
+    for name, value in recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"}).items():
+        if made_with.get(name) != value:
+            return None
+    return content.get("facts", {}).get("new_size")
 
 
 def with_vocabulary(before: Shape, recipe: Recipe, size: int) -> Shape:
@@ -73,79 +65,69 @@ def with_vocabulary(before: Shape, recipe: Recipe, size: int) -> Shape:
     return replace(before, tokens=size, rows=padded_rows(before.rows, before.tokens, size, recipe.vocabulary.pad_to))
 
 
-def densities_of(recipe: Recipe, before: Shape, wanted: NewVocabulary, old: Vocabulary | None) -> Densities:
+def densities_of(recipe: Recipe, before: Shape, size: int, old: Vocabulary | None) -> Densities:
     """Characters per token of both languages; measured where the tokenizers are here, `old` being the original one."""
     made = vocabulary_at(recipe.output / "vocabulary") if _made_size(recipe) and old else None
-    return {
-        "target": _density(recipe, recipe.text.target, before, wanted, old, made),
-        "source": _density(recipe, recipe.text.source, before, wanted, old, made),
-    }
-
-
-def _density(
-    recipe: Recipe,
-    side: Language,
-    before: Shape,
-    wanted: NewVocabulary,
-    old: Vocabulary | None,
-    made: Vocabulary | None,
-) -> tuple[Density, Density]:
-    table = original_estimate(before.tokenizer, side.language)
-    original = measured(old, side.valid) or table
-    new = measured(made, side.valid) or new_estimate(before.tokenizer, recipe.vocabulary, wanted.size, side.language)
-    here, there, then = (density.characters_per_token for density in (original, table, new))
-    if new.how.startswith("estimate") and original is not table and here and there and then:
-        ratio = here / there
-        new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
-    return original, new
+    densities: Densities = {}
+    for side in SIDES:
+        language = getattr(recipe.text, side)
+        table = original_estimate(before.tokenizer, language.language)
+        original = measured(old, language.valid) or table
+        new = measured(made, language.valid)
+        if new is None:
+            new = new_estimate(before.tokenizer, recipe.vocabulary, size, language.language)
+            here, there, then = (density.characters_per_token for density in (original, table, new))
+            if original is not table and here and there and then:
+                # This text is not the one that was measured; both vocabularies find it equally easier or harder.
+                ratio = here / there
+                new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
+        densities[side] = original, new
+    return densities
 
 
 def vocabulary_facts(
-    recipe: Recipe, before: Shape, after: Shape, wanted: NewVocabulary, densities: Densities
+    recipe: Recipe, before: Shape, after: Shape, new_tokens_from: str, densities: Densities
 ) -> dict[str, Any]:
     """What the new vocabulary changes: tokens, weights, and for each language tokens, operations and context."""
-
-    def embeddings(shape: Shape) -> int:
-        return shape.matrices * shape.rows * shape.width
-
-    def language(side: str) -> dict[str, Any]:
-        original, new = densities[side]
-        facts: dict[str, Any] = {
-            "language": getattr(recipe.text, side).language,
-            "original_characters_per_token": original.characters_per_token,
-            "original_from": original.how,
-            "new_characters_per_token": new.characters_per_token,
-            "new_from": new.how,
-            "tokens_ratio": None,
-            "inference_flops_ratio": None,
-            "context_characters": None,
-        }
-        if original.characters_per_token and new.characters_per_token:
-            tokens = original.characters_per_token / new.characters_per_token
-            facts["tokens_ratio"] = tokens
-            facts["inference_flops_ratio"] = tokens * _read_flops(after) / _read_flops(before)
-            reached = original.characters_per_token, new.characters_per_token
-            facts["context_characters"] = [round(characters * before.context) for characters in reached]
-        return facts
-
-    return {
+    facts = {
         "scenario": recipe.vocabulary.scenario,
         "original_tokens": before.tokens,
         "new_tokens": after.tokens,
-        "new_tokens_from": wanted.how,
+        "new_tokens_from": new_tokens_from,
         "original_rows": before.rows,
         "new_rows": after.rows,
         "original_weights": before.weights,
         "new_weights": after.weights,
-        "original_embedding_weights": embeddings(before),
-        "new_embedding_weights": embeddings(after),
+        "original_embedding_weights": before.embeddings,
+        "new_embedding_weights": after.embeddings,
         "added_weights": after.weights - before.weights,
         "added_share": after.weights / before.weights - 1,
-        "original_embedding_share": embeddings(before) / before.weights,
-        "new_embedding_share": embeddings(after) / after.weights,
-        "target": language("target"),
-        "source": language("source"),
+        "original_embedding_share": before.embeddings / before.weights,
+        "new_embedding_share": after.embeddings / after.weights,
     }
+    for side in SIDES:
+        language = getattr(recipe.text, side).language
+        facts[side] = {"language": language} | _density_facts(before, after, *densities[side])
+    return facts
+
+
+def _density_facts(before: Shape, after: Shape, original: Density, new: Density) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "original_characters_per_token": original.characters_per_token,
+        "original_from": original.how,
+        "new_characters_per_token": new.characters_per_token,
+        "new_from": new.how,
+        "tokens_ratio": None,
+        "inference_flops_ratio": None,
+        "context_characters": None,
+    }
+    if original.characters_per_token and new.characters_per_token:
+        tokens = original.characters_per_token / new.characters_per_token
+        facts["tokens_ratio"] = tokens
+        facts["inference_flops_ratio"] = tokens * _read_flops(after) / _read_flops(before)
+        reached = original.characters_per_token, new.characters_per_token
+        facts["context_characters"] = [round(characters * before.context) for characters in reached]
+    return facts
 
 
 def _read_flops(shape: Shape) -> int:

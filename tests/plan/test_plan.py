@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.models.weights import count_weights
-from lepta.plan import plan as plan_module
 from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
@@ -22,7 +21,6 @@ from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token
 from lepta.recipe import Recipe
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
-from lepta.training import blocks
 from lepta.training.settings import PretrainSettings, split_batch
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -266,26 +264,26 @@ def test_memory_by_part_and_sharding():
 
 def test_change_that_makes_a_stage_fit_does_so():
     shape, settings = shape_of(MISTRAL), PretrainSettings(tokens=1, block=1024, batch=256)  # all at once
-    on_h100 = fit(shape, settings, 0, 79.6, 1, "one process")
+    on_h100 = fit(shape, settings, 0, 79.6, 1)
     assert not on_h100.fits and on_h100.needs > 1000 and set(on_h100.change) == {"micro_batch"}
     changed = settings.model_copy(update=on_h100.change)
-    assert fit(shape, changed, 0, 79.6, 1, "one process").fits and on_h100.needs_then <= 79.6
-    small = fit(shape, changed, 0, 16.0, 1, "one process")
+    assert fit(shape, changed, 0, 79.6, 1).fits and on_h100.needs_then <= 79.6
+    small = fit(shape, changed, 0, 16.0, 1)
     assert small.change["body_dtype"] == "4bit"
     full = PretrainSettings(tokens=1, trains="full", block=1024, batch=256, micro_batch=1)
-    assert fit(shape, full, 0, 79.6, 1, "one process").change["sharding"] == "FSDP2"
-    assert fit(shape, full, 0, 79.6, 8, "DDP").change["sharding"] == "FSDP2"
-    assert fit(shape, full, 0, 4.0, 8, "DDP").change == {}
+    assert fit(shape, full, 0, 79.6, 1).change["sharding"] == "FSDP2"
+    assert fit(shape, full, 0, 79.6, 8).change["sharding"] == "FSDP2"
+    assert fit(shape, full, 0, 4.0, 8).change == {}
 
 
 @pytest.mark.parametrize("micro_batch", [None, 12, 64])
 @pytest.mark.parametrize(("batch", "processes"), [(50, 1), (36, 1), (256, 8), (100, 3)])
 def test_change_that_makes_a_stage_fit_is_one_that_training_takes(batch, processes, micro_batch):
-    sharding, found = "DDP" if processes > 1 else "one process", []
+    found = []
     for block in (256, 512, 1024):
         for limit in (22.0, 39.6, 79.6):
             settings = PretrainSettings(tokens=1, batch=batch, block=block, micro_batch=micro_batch)
-            change = fit(shape_of(MISTRAL), settings, 0, limit, processes, sharding).change
+            change = fit(shape_of(MISTRAL), settings, 0, limit, processes).change
             if change:
                 changed = settings.model_copy(update=change)
                 found.append(split_batch(batch, changed.micro_batch, change.get("gpus", processes)))
@@ -473,10 +471,6 @@ def test_blocks_hold_the_text_or_as_much_as_the_budget_could_take():
 
     assert stored(tokens=1_000_000) == pytest.approx(4 * text["tokens"], abs=4)  # gone through many times
     assert stored(tokens=100) == pytest.approx(4 * 800 / 4.404, abs=1)
-    assert (plan_module.TOKENISED, plan_module.CHARACTERS_PER_TOKEN) == (
-        blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN,
-        blocks.CHARACTERS_PER_TOKEN,
-    )
 
 
 CALIBRATE = {"prompts": ["starter:dialogues/train.jsonl"], "limit": 20, "shown": 4, "answers": {"max_tokens": 100}}
