@@ -29,7 +29,7 @@ from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
 from lepta.report.card import write_card
 from lepta.report.darumeru import side_by_side, write_comparison_page
-from lepta.report.page import write_report
+from lepta.report.run import write_report
 from lepta.text.locate import locate, read_json
 from lepta.text.settings import Text
 from lepta.text.sources import BENCHMARK, dialogue_file, read_documents

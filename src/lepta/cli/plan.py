@@ -12,7 +12,17 @@ from lepta.core.errors import LeptaError
 
 UNKNOWN = "–"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
-PARTS = {
+
+# Rows of the tables: field of the plan -> label. A row that is zero or unknown in all columns is left out.
+AMOUNTS = {
+    "tokens": "tokens",
+    "swept_tokens": "  to choose the learning rate",
+    "tokens_under_original": "  the same text, original vocabulary",
+    "blocks": "blocks",
+    "steps": "steps",
+    "tokens_per_step": "tokens per step",
+}
+WEIGHTS = {
     "new_rows": "new rows, input",
     "new_head": "new rows, head",
     "old_rows": "old rows, input",
@@ -21,6 +31,15 @@ PARTS = {
     "body": "body",
     "trained": "[bold]trained[/]",
     "frozen": "frozen",
+}
+FLOPS = {
+    "forward": "body, forward",
+    "backward": "body, backward",
+    "gradients": "body, gradients of its weights",
+    "attention": "attention",
+    "head": "head",
+    "recomputed": "gradient checkpointing",
+    "total": "in all",
 }
 MEMORY = {
     "frozen": "frozen weights",
@@ -90,8 +109,10 @@ def plan(
         f"({base['layers']} layers of width {base['width']:,}; {base['shape_from']})",
         highlight=False,
     )
-    calibration = [_calibration] if "calibration" in facts else []
-    for view in (_vocabulary, _training, _flops, *calibration, _memory, _devices, _disk):
+    views = [_vocabulary, _training, _flops, _memory, _devices, _disk]
+    if "calibration" in facts:
+        views.insert(3, _calibration)
+    for view in views:
         table, notes = view(facts)
         console.print()
         console.print(table)
@@ -130,6 +151,12 @@ def _table(title: str, first: str, *rest: str) -> Table:
     return Table(Column(first, overflow="fold"), *numbers, title=title, title_justify="left", title_style="bold")
 
 
+def _add_counts(table: Table, labels: dict[str, str], columns: list[dict[str, Any]]) -> None:
+    for field, label in labels.items():
+        if any(column[field] for column in columns):
+            table.add_row(label, *(_count(column[field]) for column in columns))
+
+
 def _vocabulary(facts: dict[str, Any]) -> View:
     part = facts["vocabulary"]
     table = _table(f"Vocabulary: {part['scenario']}", "", "original", "new", "ratio")
@@ -138,47 +165,29 @@ def _vocabulary(facts: dict[str, Any]) -> View:
     table.add_row("embedding weights", *map(_count, sizes), _decimal(sizes[1] / sizes[0]))
     shares = part["original_embedding_share"], part["new_embedding_share"]
     table.add_row("their share of the model", *(f"{share:.1%}" for share in shares), "")
-    table.add_row(
-        "weights in all",
-        _count(part["original_weights"]),
-        _count(part["new_weights"]),
-        f"{1 + part['added_share']:.3f}",
-    )
-    for side in _sides(part):
+    weights = part["original_weights"], part["new_weights"]
+    table.add_row("weights in all", *map(_count, weights), f"{1 + part['added_share']:.3f}")
+    notes = []
+    for side in (part["target"], part["source"]):
         densities = side["original_characters_per_token"], side["new_characters_per_token"]
         ratio = densities[1] / densities[0] if all(densities) else None
         table.add_row(f"characters per token, {escape(side['language'])}", *map(_decimal, densities), _decimal(ratio))
         table.add_row("  operations to read the same text", "1", _decimal(side["inference_flops_ratio"]), "")
         context = side["context_characters"] or (None, None)
         table.add_row("  characters in the context", *map(_count, context), "")
-    how = [f"{side['language']}: original {side['original_from']}; new {side['new_from']}" for side in _sides(part)]
-    return table, how
-
-
-def _sides(part: dict[str, Any]) -> list[dict[str, Any]]:
-    return [part["target"], part["source"]]
+        notes.append(f"{side['language']}: original {side['original_from']}; new {side['new_from']}")
+    return table, notes
 
 
 def _training(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    notes = [f"{side['language']}: {_text_note(side)}" for side in _sides(facts["text"]) if side["sources"]]
     table = _table("Training", "", *(stage["name"] for stage in stages))
     table.add_row("trains", *(stage["trains"] for stage in stages))
-    for field, label in (
-        ("tokens", "tokens"),
-        ("swept_tokens", "  to choose the learning rate"),
-        ("tokens_under_original", "  the same text, original vocabulary"),
-        ("blocks", "blocks"),
-        ("steps", "steps"),
-        ("tokens_per_step", "tokens per step"),
-    ):
-        if any(stage[field] for stage in stages):
-            table.add_row(label, *(_count(stage[field]) for stage in stages))
+    _add_counts(table, AMOUNTS, stages)
     table.add_section()
-    for field, label in PARTS.items():
-        if any(stage["weights"][field] for stage in stages):
-            table.add_row(label, *(_count(stage["weights"][field]) for stage in stages))
-    return table, notes
+    _add_counts(table, WEIGHTS, [stage["weights"] for stage in stages])
+    sides = (facts["text"]["target"], facts["text"]["source"])
+    return table, [f"{side['language']}: {_text_note(side)}" for side in sides if side["sources"]]
 
 
 def _text_note(side: dict[str, Any]) -> str:
@@ -192,21 +201,12 @@ def _text_note(side: dict[str, Any]) -> str:
 
 def _flops(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    caption = "Body 2 per weight and pass; attention 6 x layers x block x width of heads; head 2 per weight and pass."
     table = _table("Operations", "FLOP per token", *(stage["name"] for stage in stages))
-    for field, label in {
-        "forward": "body, forward",
-        "backward": "body, backward",
-        "gradients": "body, gradients of its weights",
-        "attention": "attention",
-        "head": "head",
-        "recomputed": "gradient checkpointing",
-        "total": "in all",
-    }.items():
-        if any(stage["flops_per_token"][field] for stage in stages):
-            table.add_row(label, *(_count(stage["flops_per_token"][field]) for stage in stages))
+    _add_counts(table, FLOPS, [stage["flops_per_token"] for stage in stages])
     table.add_row("[bold]FLOP of the stage[/]", *(_count(stage["flops"]) for stage in stages))
-    return table, [caption]
+    return table, [
+        "Body 2 per weight and pass; attention 6 x layers x block x width of heads; head 2 per weight and pass."
+    ]
 
 
 def _calibration(facts: dict[str, Any]) -> View:
@@ -217,32 +217,33 @@ def _calibration(facts: dict[str, Any]) -> View:
 
 
 def _memory(facts: dict[str, Any]) -> View:
-    columns = [(stage, way) for stage in facts["stages"] for way in stage["memory_gib"]]
-    headings = [stage["name"] + ("" if way == "one process" else f", {way}") for stage, way in columns]
+    headings, blocks, columns = [], [], []
+    for stage in facts["stages"]:
+        for sharding, parts in stage["memory_gib"].items():
+            headings.append(stage["name"] + ("" if sharding == "one process" else f", {sharding}"))
+            blocks.append(f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}")
+            columns.append(parts)
     table = _table("Memory of one GPU, GiB", "", *headings)
-    blocks = [
-        f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}" for stage, _ in columns
-    ]
     table.add_row("blocks at once", *blocks)
     for field, label in MEMORY.items():
-        table.add_row(label, *(_decimal(stage["memory_gib"][way][field], 1) for stage, way in columns))
+        table.add_row(label, *(_decimal(parts[field], 1) for parts in columns))
     return table, ["An estimate; leave a tenth to spare."]
 
 
 def _devices(facts: dict[str, Any]) -> View:
-    gpus = [row for row in facts["devices"] if row["share_of_peak"] == facts["devices"][0]["share_of_peak"]]
-    caption = f"GPUs at {gpus[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
-    calibrated = "calibration" in facts
-    if calibrated:
+    devices = facts["devices"]
+    caption = f"GPUs at {devices[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
+    times = {"time": "hours"}
+    if "calibration" in facts:
+        times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
-    table = _table("Time", "device", "time", *(["calibration"] if calibrated else []), "needs, GiB", "has", "fits")
+    table = _table("Time", "device", *times, "needs, GiB", "has", "fits")
     table.columns[-1].justify = "left"
     table.columns[-1].overflow = "fold"
-    for row in facts["devices"]:
+    for row in devices:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
-        sizes = (f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}")
-        times = [_hours(row[kind]) for kind in ("hours", "calibration_hours") if kind in row]
-        table.add_row(escape(name), *times, *sizes, _verdict(row))
+        hours = [_hours(row[field]) for field in times.values()]
+        table.add_row(escape(name), *hours, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
     return table, [caption]
 
 
@@ -251,18 +252,17 @@ def _verdict(row: dict[str, Any]) -> str:
         return "[green]yes[/]"
     said = []
     for stage, change in row["changes"].items():
-        needs = row["needs_then_gib"][stage]
         which = f"{stage}: " if len(row["changes"]) > 1 else ""
-        said.append(which + (f"with {_change(change)} ({needs:.1f})" if change else "no"))
+        what = f"with {_change(change)} ({row['needs_then_gib'][stage]:.1f})" if change else "no"
+        said.append(which + what)
     return "[yellow]" + escape("; ".join(said) or "no") + "[/]"
 
 
 def _change(change: dict[str, Any]) -> str:
     settings = dict(change)
     sharding, number = settings.pop("sharding", None), settings.pop("gpus", None)
-    words = [f"{name}: {str(value).lower()}" for name, value in settings.items()]
-    if sharding:
-        words.insert(0, f"{sharding} on {number} GPUs")
+    words = [f"{sharding} on {number} GPUs"] if sharding else []
+    words += [f"{name}: {str(value).lower()}" for name, value in settings.items()]
     return ", ".join(words)
 
 
@@ -272,4 +272,4 @@ def _disk(facts: dict[str, Any]) -> View:
     for name, size in disk["parts"].items():
         table.add_row(escape(name), f"{size / 1e9:,.2f}")
     table.add_row("[bold]in all[/]", f"{disk['total'] / 1e9:,.2f}")
-    return table, ["Blocks and checkpoints go when their stage is done."]
+    return table, ["Blocks and checkpoints are deleted when their stage is done."]

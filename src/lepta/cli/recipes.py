@@ -55,7 +55,7 @@ def report(
 ) -> None:
     """Print the numbers of a finished run and say where its page is."""
     from lepta.adapt import report_data
-    from lepta.report.page import print_summary
+    from lepta.report.run import print_summary
 
     data = report_data(folder)
     if as_json:
