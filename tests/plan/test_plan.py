@@ -4,9 +4,12 @@ import gzip
 import json
 import socket
 
+import pyarrow
 import pytest
 import torch
 import yaml
+import zstandard
+from pyarrow import parquet
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -343,6 +346,23 @@ def test_large_text_is_counted_from_a_sample(tmp_path):
         (gigabytes / f"{number}.txt").write_text("Привет, мир!\n" * 1000, encoding="utf-8")
     sampled = count_text([str(gigabytes)], counted=100_000)
     assert sampled.how.startswith("from a sample of") and sampled.characters == pytest.approx(13 * 200_000, rel=0.01)
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstandard.compress])
+def test_large_packed_text_is_counted_from_a_sample(tmp_path, packed):
+    suffix = ".jsonl.gz" if packed is gzip.compress else ".jsonl.zst"
+    rows = [json.dumps({"text": f"{number}: Привет, мир!"}) for number in range(20_000)]
+    (tmp_path / f"a{suffix}").write_bytes(packed("\n".join(rows).encode()))
+    sampled = count_text([str(tmp_path)], counted=50_000)
+    assert sampled.how.startswith("from a sample of")
+    assert sampled.characters == pytest.approx(sum(len(json.loads(row)["text"]) for row in rows), rel=0.3)
+
+
+def test_large_parquet_is_not_counted(tmp_path):
+    table = pyarrow.table({"text": [f"{number} строк" for number in range(1000)]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert count_text([str(tmp_path)], counted=100).characters is None
+    assert count_text([str(tmp_path)]).how == "counted"
 
 
 @pytest.mark.parametrize("counted", [1 << 26, 100])
