@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.models.weights import count_weights
+from lepta.plan import plan as plan_module
 from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
@@ -24,6 +25,7 @@ from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token
 from lepta.recipe import Recipe
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
+from lepta.training import blocks
 from lepta.training.settings import PretrainSettings, split_batch
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -491,6 +493,10 @@ def test_blocks_hold_the_text_or_as_much_as_the_budget_could_take():
 
     assert stored(tokens=1_000_000) == pytest.approx(4 * text["tokens"], abs=4)  # gone through many times
     assert stored(tokens=100) == pytest.approx(4 * 800 / 4.404, abs=1)
+    assert (plan_module.TOKENISED, plan_module.CHARACTERS_PER_TOKEN) == (
+        blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN,
+        blocks.CHARACTERS_PER_TOKEN,
+    )
 
 
 CALIBRATE = {"prompts": ["starter:dialogues/train.jsonl"], "limit": 20, "shown": 4, "answers": {"max_tokens": 100}}

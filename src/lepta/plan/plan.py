@@ -33,13 +33,15 @@ from lepta.plan.vocabulary import (
     with_vocabulary,
 )
 from lepta.recipe import Recipe
-from lepta.training import blocks
 from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
 from lepta.vocabulary.tokens import Vocabulary
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
 BLOCK_TOKEN_BYTES = 4
+# As in lepta.training.blocks, which imports transformers.
+TOKENISED = 8  # characters of text that are tokenised for each token of the budget
+CHARACTERS_PER_TOKEN = 4
 CHECKPOINT_BYTES = 12  # of a trained weight: itself and what AdamW knows of it
 CHECKPOINTS_AT_ONCE = 2  # the last one is deleted when the next is complete
 BEST_BYTES = 4  # of a trained weight, beside the checkpoints, where the best ones are kept
@@ -117,7 +119,7 @@ def make_plan(
     if measure:
         devices.append(_this_machine(outline, mfu))
     calibration = _calibration(recipe, after, devices)
-    plan = {
+    plan: dict[str, Any] = {
         "recipe": recipe.name,
         "base": _base(before),
         "vocabulary": vocabulary_facts(recipe, before, after, wanted.how, densities),
@@ -327,10 +329,10 @@ def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -
     """Bytes of the tokens that a stage's text becomes on disk: all of it, or as much as training would tokenise."""
     size = 0.0
     for side in SIDES:
-        characters = blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN * stage.settings.tokens * stage.share_of(side)
+        characters = TOKENISED * stage.settings.tokens * stage.share_of(side)
         if text[side]["characters"] is not None:
             characters = min(text[side]["characters"], characters)
-        density = densities[side][1].characters_per_token or blocks.CHARACTERS_PER_TOKEN
+        density = densities[side][1].characters_per_token or CHARACTERS_PER_TOKEN
         size += BLOCK_TOKEN_BYTES * characters / density
     return round(size)
 

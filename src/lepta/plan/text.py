@@ -89,12 +89,13 @@ def _sample(file: Path, field: str, limit: int) -> tuple[int, int]:
         with file.open("rb") as text:
             data = text.read(limit) + text.readline()
         return len(decode(data, str(file))), len(data)
-    characters = position = 0
+    characters = read = 0
     for document, position in read_file(file, field):
-        characters += len(document.text)
-        if position >= limit:
+        # Packed files are read a chunk at a time, so many rows may have one position: all of them count, or none.
+        if position > read >= limit:
             break
-    return characters, position
+        characters, read = characters + len(document.text), position
+    return characters, read
 
 
 def vocabulary_at(place: Path | None) -> Vocabulary | None:

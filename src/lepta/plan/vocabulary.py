@@ -89,7 +89,7 @@ def vocabulary_facts(
     recipe: Recipe, before: Shape, after: Shape, new_tokens_from: str, densities: Densities
 ) -> dict[str, Any]:
     """What the new vocabulary changes: tokens, weights, and for each language tokens, operations and context."""
-    facts = {
+    facts: dict[str, Any] = {
         "scenario": recipe.vocabulary.scenario,
         "original_tokens": before.tokens,
         "new_tokens": after.tokens,

@@ -94,9 +94,9 @@ def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Mar
     return Markup(render("scores.svg.j2", view))
 
 
-def _interval(score: Mapping[str, float | None]) -> list[float]:
+def _interval(score: Mapping[str, Any]) -> list[float]:
     """Where an interval starts and ends; the value itself if there is none."""
-    return [score["value"] if score[end] is None else score[end] for end in ("low", "high")]  # type: ignore[misc]
+    return [score["value"] if score[end] is None else score[end] for end in ("low", "high")]
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:

@@ -42,7 +42,7 @@ def write_comparison(
 
 def summaries(measured: Measured) -> dict[str, dict[str, Any]]:
     """Name -> `Measure.summary` of all text, with `sources`: source -> the same."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, (total, sources) in measured.items():
         parts = {source: part.summary() for source, part in sources.items()}
         found[name] = total.summary() | {"sources": parts}
@@ -56,7 +56,7 @@ def _view(vocabularies: dict[str, Vocabulary], measured: Measured) -> dict[str, 
         shown[name] |= {"name": name, "label": label, "family": vocabulary.family}
     total, sources = next(iter(measured.values()))
     largest = sorted(sources, key=lambda source: -sources[source].characters)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for source in largest[:SHOWN_SOURCES]:
         densities = [tokenizer["sources"][source]["characters_per_token"] for tokenizer in shown.values()]
         rows.append({"name": source, "characters": sources[source].characters, "densities": densities})
