@@ -8,7 +8,7 @@ from typing import Any
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.models.folder import Checkpoint
-from lepta.plan.devices import this_machine
+from lepta.plan.devices import MFU, this_machine
 
 CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
 
@@ -55,8 +55,6 @@ def calibration_cost_here(propagated: Path, settings: CalibrateSettings) -> dict
     See `calibration_cost`. The hours count products of matrices at their full speed: answers, written token by token,
     take longer the fewer are written at once.
     """
-    from lepta.plan.plan import MFU  # which imports this module
-
     weights = sum(math.prod(entry.shape) for entry in Checkpoint(propagated).entries.values())
     counted: dict[str, Any] = dict(calibration_cost(settings, weights))
     machine = this_machine()

@@ -11,6 +11,7 @@ import yaml
 
 from lepta.core.errors import LeptaError
 
+MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 # Share of a large float32 product's speed that training reaches on a CPU. The demo's 22,900 GFLOP took 268 s on 2
 # cores, loading and held-out measurements included, where the product ran at 145 GFLOP/s.
 CPU_SHARE = 0.6

@@ -8,7 +8,7 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.plan.calibration import calibration_cost
-from lepta.plan.devices import Device, devices_named, this_machine
+from lepta.plan.devices import MFU, Device, devices_named, this_machine
 from lepta.plan.shapes import Shape, here, shape_of
 from lepta.plan.text import count_text, is_absent, measured_name, vocabulary_at
 from lepta.plan.training import (
@@ -36,7 +36,6 @@ from lepta.recipe import Recipe
 from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
 from lepta.vocabulary.tokens import Vocabulary
 
-MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 TOKEN_BYTES = 100  # of tokenizer.json for a token and its merge; 60 to 130 in those that were looked at
 BLOCK_TOKEN_BYTES = 4
 # As in lepta.training.blocks, which imports transformers.
