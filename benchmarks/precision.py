@@ -31,7 +31,7 @@ from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText, training_blocks
 from lepta.training.precision import load_for_training
-from lepta.training.pretrain import pretrain
+from lepta.training.pretrain import Pretraining, pretrain
 from lepta.training.settings import PretrainSettings
 from lepta.training.trainer import Watch
 from lepta.vocabulary.build import build_vocabulary
@@ -69,10 +69,9 @@ def train(folder: Path, first_new: int, dtype: str, steps: int) -> tuple[dict[st
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         text = TrainingText(lambda: read_documents(["starter:ru/train"]), 1.0)
-        blocks = training_blocks([text], tokenizer, tokens, BLOCK, 1, work / "blocks", BATCH)
-        trained = pretrain(
-            model, blocks, blocks.sizes, 0, work, settings, first_new=first_new, rate=1e-3, seed=1, watch=Watch(note, 1)
-        )
+        blocks = training_blocks([text], tokenizer, settings, 1, work / "blocks")
+        run = Pretraining(settings, blocks, first_new, rate=1e-3, seed=1, work=work)
+        trained = pretrain(model, run, Watch(note, 1))
     losses = [entry["loss"] for entry in trained.curve if "loss" in entry]
     return speeds(int(sum(blocks.sizes[BATCH:])), clocks[1], clocks[-1]), losses[-1]
 

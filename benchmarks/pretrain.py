@@ -73,9 +73,18 @@ def make_examples(number: int) -> list[dict[str, list[int]]]:
     return [{"input_ids": block, "labels": block} for block in (ranks % SIZE).tolist()]
 
 
+class RandomBlocks(list[dict[str, list[int]]]):
+    """Examples that know their sizes."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each."""
+        return [BLOCK] * len(self)
+
+
 def train_lepta(steps: int) -> tuple[list[float], list[float]]:
     """Times after each step, and losses."""
-    from lepta.training.pretrain import pretrain
+    from lepta.training.pretrain import Pretraining, pretrain
     from lepta.training.settings import PretrainSettings
     from lepta.training.trainer import Watch
 
@@ -86,20 +95,10 @@ def train_lepta(steps: int) -> tuple[list[float], list[float]]:
         return {}
 
     settings = PretrainSettings(tokens=1, batch=BATCH, warmup_steps=2, weight_decay=0.1, save_every=10**6)
-    examples = make_examples(steps * BATCH)
+    examples = RandomBlocks(make_examples(steps * BATCH))
     with tempfile.TemporaryDirectory() as work:
-        trained = pretrain(
-            make_model(),
-            examples,
-            [BLOCK] * len(examples),
-            0,
-            Path(work),
-            settings,
-            first_new=0,
-            rate=1e-3,
-            seed=0,
-            watch=Watch(note_time, 1),
-        )
+        run = Pretraining(settings, examples, first_new=0, rate=1e-3, seed=0, work=Path(work))
+        trained = pretrain(make_model(), run, Watch(note_time, 1))
     return times[1:], [entry["loss"] for entry in trained.curve if "loss" in entry]  # the first is before any step
 
 

@@ -13,7 +13,7 @@ from lepta.inference.chat import chat_prompt
 from lepta.inference.generation import generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
-from lepta.models.loss import IGNORED, give_loss
+from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.training.conversations import conversation_example
 from lepta.training.trainer import collate
 
@@ -99,7 +99,7 @@ def _answers(model: Any, tokenizer: Any, items: list[dict[str, Any]], batch: int
 @torch.no_grad()
 def answer_bits(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float:
     """Bits per byte of the reference answers, the end of the turn included in the bits."""
-    give_loss(model)
+    patch_chunked_loss(model)
     examples = [conversation_example(tokenizer, item["messages"]) for item in items]
     examples.sort(key=lambda example: len(example["input_ids"]))
     nats = 0.0

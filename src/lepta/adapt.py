@@ -20,7 +20,7 @@ from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import propagate
-from lepta.evaluation.benchmark import ask
+from lepta.evaluation.benchmark import ask, scores_of
 from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
 from lepta.inference.bits import WINDOW, windows
 from lepta.models.folder import MODEL_FILES, Checkpoint
@@ -33,10 +33,9 @@ from lepta.report.run import write_report
 from lepta.text.locate import locate, read_json
 from lepta.text.settings import Text
 from lepta.text.sources import BENCHMARK, dialogue_file, read_documents
-from lepta.training.alone import run_together
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import announce, processes
+from lepta.training.distributed import announce, processes, run_together
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings, rows_apart
 from lepta.training.tune import tune_folder
@@ -302,6 +301,7 @@ def pretrain(
         target.language,
         source.language,
         frozenset(ids.tolist()),
+        partial(scores_of, settings=settings.darumeru) if settings.darumeru else None,
     )
     first_new = int(ids[0]) if len(ids) else Checkpoint(start).rows
     return _with_curve(folder, pretrain_folder(start, first_new, learned, held_out, settings, seed, folder))

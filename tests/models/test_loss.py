@@ -108,7 +108,7 @@ def test_autocast_multiplies_in_16_bits_and_sums_in_32():
 def test_heads_that_cap_or_scale_have_the_same_loss():
     import transformers
 
-    from lepta.models.loss import LogitRule, give_loss, logit_rule
+    from lepta.models.loss import LogitRule, logit_rule, patch_chunked_loss
 
     sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": None}
@@ -120,7 +120,7 @@ def test_heads_that_cap_or_scale_have_the_same_loss():
         assert logit_rule(model) == rule, name
         ids = torch.arange(20)[None]
         before = model(input_ids=ids, labels=ids).loss
-        give_loss(model)
+        patch_chunked_loss(model)
         after = model(input_ids=ids, labels=ids)
         torch.testing.assert_close(after.loss, before)
         assert "logits" not in after and not model.keeps_own_loss
@@ -135,7 +135,7 @@ def test_other_heads_keep_their_own_loss(monkeypatch):
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     ids = torch.arange(20)[None]
     before = model(input_ids=ids, labels=ids)
-    module.give_loss(model)
+    module.patch_chunked_loss(model)
     assert model.keeps_own_loss and torch.equal(model(input_ids=ids, labels=ids).loss, before.loss)
 
 

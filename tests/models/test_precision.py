@@ -11,8 +11,7 @@ from lepta.core.errors import LeptaError
 from lepta.models import precision
 from lepta.models.load import load_model
 from lepta.models.precision import fastest_on_cpu
-from lepta.training.precision import PRECISION, agreed, begun_with, settled
-from lepta.training.settings import PretrainSettings
+from lepta.training.precision import PRECISION, agreed_dtype, recorded_dtype, resolved_body_dtype
 
 CONFIG = LlamaConfig(hidden_size=512, intermediate_size=1024)
 
@@ -105,22 +104,21 @@ def test_a_config_that_transformers_does_not_know_is_one_line(tmp_path):
 
 
 def test_a_run_goes_on_as_it_began(tmp_path):
-    assert begun_with(tmp_path, lambda: torch.bfloat16) == torch.bfloat16
-    assert begun_with(tmp_path, lambda: torch.float32) == torch.bfloat16
+    assert recorded_dtype(tmp_path, lambda: torch.bfloat16) == torch.bfloat16
+    assert recorded_dtype(tmp_path, lambda: torch.float32) == torch.bfloat16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_settings_name_what_the_run_began_with(tiny_model_folder, tiny_tokenizer, tmp_path, monkeypatch):
     folder = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
-    settings = PretrainSettings(tokens=1)
     monkeypatch.setattr("lepta.training.precision.fastest_on_cpu", lambda config: torch.bfloat16)
-    assert settled(settings, folder, tmp_path).body_dtype == "bfloat16"
+    assert resolved_body_dtype("auto", folder, tmp_path) == "bfloat16"
     monkeypatch.setattr("lepta.training.precision.fastest_on_cpu", lambda config: torch.float32)
-    assert settled(settings, folder, tmp_path).body_dtype == "bfloat16"
-    assert settled(settings, folder, tmp_path / "another").body_dtype == "float32"
-    given = PretrainSettings(tokens=1, body_dtype="float32")
-    assert settled(given, folder, tmp_path) is given
-    assert settled(given, folder, tmp_path / "given") is given and not (tmp_path / "given" / PRECISION).exists()
+    assert resolved_body_dtype("auto", folder, tmp_path) == "bfloat16"
+    assert resolved_body_dtype("auto", folder, tmp_path / "another") == "float32"
+    assert resolved_body_dtype("float32", folder, tmp_path) == "float32"
+    assert resolved_body_dtype("float32", folder, tmp_path / "given") == "float32"
+    assert not (tmp_path / "given" / PRECISION).exists()
 
 
 def test_of_several_processes_the_first_decides(tmp_path, monkeypatch):
@@ -130,5 +128,5 @@ def test_of_several_processes_the_first_decides(tmp_path, monkeypatch):
     other = SimpleNamespace(is_main_process=False, num_processes=2)
     monkeypatch.setattr("lepta.training.precision.processes", lambda: other)
     monkeypatch.setattr("lepta.training.precision.broadcast_object_list", send)
-    assert agreed(tmp_path, lambda: torch.float32) == torch.bfloat16
+    assert agreed_dtype(tmp_path, lambda: torch.float32) == torch.bfloat16
     assert not list(tmp_path.iterdir())

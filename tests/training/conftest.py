@@ -4,6 +4,20 @@ import pytest
 import torch
 
 
+class Listed(list):
+    """Examples in memory, as training asks for them."""
+
+    @property
+    def sizes(self):
+        return [len(example["input_ids"]) for example in self]
+
+
+@pytest.fixture(scope="session")
+def listed():
+    """Make examples of lists of token ids."""
+    return lambda rows: Listed({"input_ids": row, "labels": row} for row in rows)
+
+
 @pytest.fixture(scope="session")
 def experts(tiny_tokenizer, tmp_path_factory):
     """A tiny Qwen3Moe: its experts are single parameters, and stored under other names."""

@@ -12,6 +12,7 @@ from lepta.core.errors import LeptaError
 from lepta.models.load import load_tokenizer
 from lepta.text.sources import read_documents
 from lepta.training.blocks import SECTIONS, TokenStore, TrainingText, cut, fit, lay_out, training_blocks, write_tokens
+from lepta.training.settings import PretrainSettings
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)
 END = 2
@@ -38,9 +39,10 @@ def store_of(lengths):
     return TokenStore(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def run(tokenizer, texts, folder, tokens=6000, length=LENGTH, share=0.25, seed=1, **rest):
+def run(tokenizer, texts, folder, tokens=6000, length=LENGTH, share=0.25, seed=1, batch=1, **rest):
     parts = [TrainingText(lambda: texts[0], 1 - share), TrainingText(lambda: texts[1], share)]
-    return training_blocks(parts, tokenizer, tokens, length, seed, folder, **rest)
+    chosen = PretrainSettings(tokens=tokens, block=length, batch=batch, **rest)
+    return training_blocks(parts, tokenizer, chosen, seed, folder)
 
 
 def ids_of(blocks):
@@ -230,7 +232,7 @@ def test_a_draw_that_kept_nothing_is_made_again_by_a_run_that_goes_on(tokenizer,
 def test_text_without_tokens_is_named(tokenizer, tmp_path):
     text = TrainingText(lambda: [" \n"], 1.0, "text in ru")
     with pytest.raises(LeptaError, match=r"text in ru: it holds no token; expected text for 500"):
-        training_blocks([text], tokenizer, 500, LENGTH, 1, tmp_path)
+        training_blocks([text], tokenizer, PretrainSettings(tokens=500), 1, tmp_path)
 
 
 def test_a_tokenizer_without_an_end_of_text_token_is_named(smollm2, tmp_path):

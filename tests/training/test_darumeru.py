@@ -1,6 +1,7 @@
 """The benchmark asked of a model while it trains: the same scores as of the result, and training is not disturbed."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from lepta.models.folder import Checkpoint
 from lepta.models.write import write_model
 from lepta.training.merge import changed_tensors
 from lepta.training.precision import load_for_training
-from lepta.training.pretrain import HeldOut, _watch, pretrain, pretrain_folder
+from lepta.training.pretrain import HeldOut, Pretraining, pretrain, pretrain_folder, watch_of
 from lepta.training.settings import PretrainSettings
 
 ROWS, FIRST_NEW = 4000, 3600
@@ -30,7 +31,7 @@ def folder(tiny_model_folder, tiny_tokenizer):
 
 
 @pytest.fixture
-def go(folder, tiny_tokenizer, tmp_path):
+def go(folder, tiny_tokenizer, tmp_path, listed):
     """Train for 6 steps of random blocks, measuring at every third; returns curve, weights and the written result."""
 
     def train(name="run", measured=True, **values):
@@ -41,13 +42,11 @@ def go(folder, tiny_tokenizer, tmp_path):
         )
         generator = torch.Generator().manual_seed(0)
         rows = [torch.randint(0, ROWS, (40,), generator=generator).tolist() for _ in range(12)]
-        examples = [{"input_ids": row, "labels": row} for row in rows]
         model, tokenizer = load_for_training(folder, chosen), AutoTokenizer.from_pretrained(folder)
-        watch = _watch(model, tokenizer, HeldOut(), chosen)
-        work = tmp_path / f"{name}-work"
-        trained = pretrain(
-            model, examples, [40] * 12, 0, work, chosen, first_new=FIRST_NEW, rate=1e-2, seed=0, watch=watch
-        )
+        held_out = HeldOut(benchmark=partial(scores_of, settings=chosen.darumeru))
+        watch = watch_of(model, tokenizer, held_out, chosen)
+        run = Pretraining(chosen, listed(rows), FIRST_NEW, rate=1e-2, seed=0, work=tmp_path / f"{name}-work")
+        trained = pretrain(model, run, watch)
         output, source = tmp_path / name, Checkpoint(folder)
         output.mkdir()
         write_model(source, changed_tensors(model, trained.weights, source), tiny_tokenizer, output)
@@ -111,4 +110,7 @@ def test_sharded_weights_are_refused_at_once(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     settings = PretrainSettings.model_validate({"tokens": 10, "darumeru": ASKED})
     with pytest.raises(LeptaError, match="FSDP2"), contextlib.chdir(tmp_path):
+        pretrain_folder(folder, FIRST_NEW, [], HeldOut(), settings, 0, tmp_path)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    with pytest.raises(LeptaError, match=r"pretrain\.darumeru: needs HeldOut\.benchmark"):
         pretrain_folder(folder, FIRST_NEW, [], HeldOut(), settings, 0, tmp_path)

@@ -14,8 +14,8 @@ from lepta.models.split import SplitEmbedding, split_rows
 from lepta.models.write import write_model
 from lepta.training.blocks import TrainingText
 from lepta.training.merge import changed_tensors
-from lepta.training.precision import load_for_training, products_dtype
-from lepta.training.pretrain import HeldOut, no_gain, pretrain, pretrain_folder, warmup
+from lepta.training.precision import compute_dtype, load_for_training
+from lepta.training.pretrain import HeldOut, Pretraining, no_gain, pretrain, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.trainable import make_trainable
 from lepta.training.trainer import Trained
@@ -35,14 +35,18 @@ def blocks(number=12, length=40):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, ROWS, (length,), generator=generator).tolist() for _ in range(number)]
     rows[3] = rows[3][:17]
-    return [{"input_ids": row, "labels": row} for row in rows]
+    return rows
 
 
-def train(model, work, chosen, rate=1e-2, examples=None):
-    examples = examples or blocks()
-    sizes = [len(example["input_ids"]) for example in examples]
-    trained = pretrain(model, examples, sizes, 0, work, chosen, first_new=FIRST_NEW, rate=rate, seed=0)
-    return trained.curve, trained.weights
+@pytest.fixture
+def train(listed):
+    """Train a model on random blocks; returns curve and weights."""
+
+    def run(model, work, chosen, rate=1e-2, rows=None):
+        trained = pretrain(model, Pretraining(chosen, listed(rows or blocks()), FIRST_NEW, rate, seed=0, work=work))
+        return trained.curve, trained.weights
+
+    return run
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -51,7 +55,7 @@ def folder(request, tiny_model_folder, tiny_tokenizer):
 
 
 @pytest.fixture
-def trained(folder, tiny_tokenizer, tmp_path):
+def trained(folder, tiny_tokenizer, tmp_path, train):
     """Train a folder and write the result; returns its tensors, those before, and the trained model."""
 
     def run(**values):
@@ -91,7 +95,7 @@ def test_old_rows_move_as_slowly_as_they_are_told(trained):
         assert 0 < moved[:FIRST_NEW].max() < 1e-3 < moved[FIRST_NEW:].max()
 
 
-def test_split_rows_train_as_whole_ones_do(folder, tmp_path):
+def test_split_rows_train_as_whole_ones_do(folder, tmp_path, train):
     whole, _ = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "a", settings())
     split, _ = train(
         AutoModelForCausalLM.from_pretrained(folder), tmp_path / "b", settings(old_rows_learning_rate=0.00999999)
@@ -127,7 +131,7 @@ def test_body_rate_is_its_own(trained):
     assert max(value for name, value in moved.items() if "layers" in name) < 1e-4 < moved["model.embed_tokens.weight"]
 
 
-def test_what_trains_has_float32_masters_over_a_body_in_16_bits(folder, tmp_path):
+def test_what_trains_has_float32_masters_over_a_body_in_16_bits(folder, tmp_path, train):
     """Updates far below the spacing of bfloat16 add up; a body in bfloat16 keeps its bits."""
     chosen = settings(body_dtype="bfloat16")
     model = load_for_training(folder, chosen)
@@ -145,7 +149,7 @@ def test_what_trains_has_float32_masters_over_a_body_in_16_bits(folder, tmp_path
     torch.testing.assert_close(*losses, rtol=0, atol=2e-2)
 
 
-def test_gradient_checkpointing_and_parts_of_a_batch_change_no_loss(folder, tmp_path):
+def test_gradient_checkpointing_and_parts_of_a_batch_change_no_loss(folder, tmp_path, train):
     curves = []
     for number, values in enumerate(({}, {"gradient_checkpointing": True}, {"micro_batch": 1})):
         model = AutoModelForCausalLM.from_pretrained(folder)
@@ -155,13 +159,13 @@ def test_gradient_checkpointing_and_parts_of_a_batch_change_no_loss(folder, tmp_
     torch.testing.assert_close(curves[2], curves[0], rtol=0, atol=1e-4)
 
 
-def test_loss_curve_is_that_of_the_stock_trainer(folder, tmp_path, monkeypatch):
-    from lepta.training import loss
+def test_loss_curve_is_that_of_the_stock_trainer(folder, tmp_path, monkeypatch, train):
+    from lepta.models import loss
 
-    examples, chosen = blocks()[:1] * 9 + blocks()[3:4] + blocks()[:1] * 2, settings(weight_decay=0.1)
-    ours, mine = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "ours", chosen, examples=examples)
+    rows, chosen = blocks()[:1] * 9 + blocks()[3:4] + blocks()[:1] * 2, settings(weight_decay=0.1)
+    ours, mine = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "ours", chosen, rows=rows)
     monkeypatch.setattr(loss, "logit_rule", lambda model: None)
-    stock, theirs = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "stock", chosen, examples=examples)
+    stock, theirs = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "stock", chosen, rows=rows)
     assert len(ours) == 6
     assert ours[-1]["loss"] < ours[0]["loss"]
     for one, other in zip(ours, stock, strict=True):
@@ -224,10 +228,12 @@ def test_four_bits_need_a_gpu(folder):
     ],
 )
 def test_a_default_warm_up_gives_way_to_a_short_run(values, steps, expected):
-    assert warmup(PretrainSettings.model_validate({"tokens": 1} | values), steps) == expected
+    chosen = PretrainSettings.model_validate({"tokens": 1, "batch": 2} | values)
+    run = Pretraining(chosen, [None] * (2 * steps - 1), FIRST_NEW, 1e-2, seed=0, work=None)
+    assert run.warmup_steps == expected
 
 
-def test_a_warm_up_that_never_ends_is_refused_before_training(folder, tmp_path, monkeypatch):
+def test_a_warm_up_that_never_ends_is_refused_before_training(folder, tmp_path, monkeypatch, train):
     monkeypatch.setattr("lepta.training.pretrain.make_trainable", None)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(LeptaError, match=r"warmup_steps: 6, but there are 6 steps, so the rate .* fewer than 6"):
@@ -274,7 +280,7 @@ def test_a_sweep_survives_rates_that_cannot_be_used(on_russian):
         on_russian(learning_rate=[1e30, 1e31], warmup_steps=0)
 
 
-def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path):
+def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path, train):
     from transformers import OPTConfig, OPTForCausalLM
 
     model = OPTForCausalLM(
@@ -295,7 +301,7 @@ def test_automatic_precision_on_a_gpu_that_only_emulates_bfloat16(monkeypatch):
     """As a T4, whose capability is 7.5."""
     monkeypatch.setattr("lepta.training.precision.device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert products_dtype(settings(), None) == torch.float16
+    assert compute_dtype("auto", None) == torch.float16
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -10,7 +10,7 @@ from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
-from lepta.training.rate import BODY, MOST, rate_for, rows_rms, settled_rates
+from lepta.training.rate import BODY, MOST, rate_for, resolved_rates, rows_rms
 from lepta.training.settings import PretrainSettings
 
 ROWS = 4000
@@ -70,7 +70,7 @@ def test_large_tables_are_looked_at_in_part(tmp_path, folder, monkeypatch):
 
 
 def test_numbers_that_are_given_stay(folder):
-    assert settled_rates(PretrainSettings(tokens=1, learning_rate=[1e-4, 2e-4]), Checkpoint(folder)) == (
+    assert resolved_rates(PretrainSettings(tokens=1, learning_rate=[1e-4, 2e-4]), Checkpoint(folder)) == (
         [1e-4, 2e-4],
         {},
     )
@@ -78,10 +78,10 @@ def test_numbers_that_are_given_stay(folder):
 
 def test_auto_is_one_of_several(folder):
     settings = PretrainSettings(tokens=1, learning_rate=["auto", 1e-4], batch=2, block=256)
-    rates, chosen = settled_rates(settings, Checkpoint(folder))
+    rates, chosen = resolved_rates(settings, Checkpoint(folder))
     assert rates == [chosen["auto_learning_rate"], 1e-4]
     assert chosen["auto_learning_rate"] == rate_for(chosen["rows_rms"], 512)
-    same = settled_rates(settings.model_copy(update={"learning_rate": ["auto", rates[0]]}), Checkpoint(folder))[0]
+    same = resolved_rates(settings.model_copy(update={"learning_rate": ["auto", rates[0]]}), Checkpoint(folder))[0]
     assert same == rates[:1]
 
 

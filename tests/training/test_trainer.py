@@ -21,18 +21,16 @@ def folder(tiny_model_folder, tiny_tokenizer):
 
 
 @pytest.fixture
-def go(folder, tmp_path):
+def go(folder, tmp_path, listed):
     """Train the embeddings for 10 steps of 2 short blocks; the fifth may be another one."""
     block = torch.randint(0, 4000, (24,), generator=torch.Generator().manual_seed(0)).tolist()
 
-    def run(watch=None, work=tmp_path / "work", examples=None, rate=1e-2, **values):
+    def run(watch=None, work=tmp_path / "work", rate=1e-2, **values):
         model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
         weight = model.get_input_embeddings().weight.requires_grad_()
         groups = [{"params": [weight], "lr": rate, "weight_decay": 0.0}]
-        chosen = Run(**({"batch": 2, "groups": groups, "warmup_steps": 1, "seed": 0} | values))
-        examples = examples or [{"input_ids": block, "labels": block}] * 20
-        sizes = [len(example["input_ids"]) for example in examples]
-        trained = train(model, examples, sizes, 0, work, "training", chosen, watch and watch(model))
+        chosen = {"batch": 2, "warmup_steps": 1, "seed": 0, "watch": watch and watch(model)} | values
+        trained = train(Run(model, listed([block] * 20), groups, work, **chosen))
         return trained.curve, trained.weights["model.embed_tokens.weight"], trained.stopped
 
     return run
@@ -82,13 +80,13 @@ def test_a_half_written_checkpoint_is_left_for_the_one_before(go, tmp_path):
     assert not (tmp_path / "work" / "checkpoint-12").exists()
 
 
-def test_a_checkpoint_of_other_weights_is_refused(go, tmp_path, folder):
+def test_a_checkpoint_of_other_weights_is_refused(go, tmp_path, folder, listed):
     go(save_every=5)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    run = Run(batch=2, groups=[{"params": list(model.parameters()), "lr": 1e-3}], warmup_steps=0, seed=0)
-    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 40
+    groups = [{"params": list(model.parameters()), "lr": 1e-3}]
+    run = Run(model, listed([[1, 2, 3]] * 40), groups, tmp_path / "work", batch=2, seed=0)
     with pytest.raises(LeptaError, match=r"checkpoint-10.*of a run with other settings"):
-        train(model, examples, [3] * 40, 0, tmp_path / "work", "training", run)
+        train(run)
 
 
 def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(go, tmp_path, monkeypatch):
@@ -193,29 +191,29 @@ def test_trackers_get_the_curve(go, tmp_path):
 @pytest.mark.parametrize(
     ("values", "limits"), [((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), ()), ((1.0, 9.0), (("score", 0.5),))], ids=["all", "limit"]
 )
-def test_weights_that_only_got_worse_are_those_it_began_with(folder, tmp_path, values, limits):
+def test_weights_that_only_got_worse_are_those_it_began_with(folder, tmp_path, listed, values, limits):
     model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
     weight = model.get_input_embeddings().weight.requires_grad_()
     before = weight.detach().clone()
-    run = Run(batch=2, groups=[{"params": [weight], "lr": 1e-2, "weight_decay": 0.0}], warmup_steps=1, seed=0)
-    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 20
+    groups = [{"params": [weight], "lr": 1e-2, "weight_decay": 0.0}]
     watch = scores(*values)(keep_best="score", limits=limits)(model)
-    trained = train(model, examples, [3] * 20, 0, tmp_path, "training", run, watch)
+    run = Run(model, listed([[1, 2, 3]] * 20), groups, tmp_path, batch=2, seed=0, warmup_steps=1, watch=watch)
+    trained = train(run)
     assert torch.equal(trained.weights["model.embed_tokens.weight"], before) and trained.kept_step == 0
     assert bool(trained.stopped) == bool(limits)
 
 
-def test_the_step_of_the_best_weights_is_told(folder, tmp_path):
+def test_the_step_of_the_best_weights_is_told(folder, tmp_path, listed):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    run = Run(batch=2, groups=[{"params": list(model.parameters()), "lr": 1e-3}], warmup_steps=1, seed=0)
-    examples = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 20
+    groups = [{"params": list(model.parameters()), "lr": 1e-3}]
     watch = scores(9.0, 3.0, 2.0, 4.0, 5.0, 6.0)(keep_best="score")(model)
-    assert train(model, examples, [3] * 20, 0, tmp_path, "training", run, watch).kept_step == 4
+    run = Run(model, listed([[1, 2, 3]] * 20), groups, tmp_path, batch=2, seed=0, warmup_steps=1, watch=watch)
+    assert train(run).kept_step == 4
 
 
 def test_overflowing_gradients_are_fatal_in_all_precisions_but_float16(tmp_path):
     """A GradScaler leaves such a step out and goes on with a smaller scale."""
-    callback = trainer._Callback(None, None, None, None, tmp_path)
+    callback = trainer._Callback(Run(None, [], [], tmp_path, batch=1, seed=0), None, None)
     state, logs = SimpleNamespace(global_step=1, max_steps=9), {"loss": 9.1, "grad_norm": float("inf")}
     callback.on_log(SimpleNamespace(fp16=True), state, None, logs)
     with pytest.raises(trainer.Diverged, match="grad_norm is inf at step 1 of 9"):

@@ -255,7 +255,7 @@ def test_the_command(folders, tmp_path):
 @pytest.mark.parametrize(("batch", "steps", "expected"), [(128, 1, 0), (10, 5, 0), (5, 10, 1), (4, 13, 1)])
 def test_no_step_is_lost_to_warming_up(folders, tokenizer, dialogues, tmp_path, monkeypatch, batch, steps, expected):
     runs = []
-    monkeypatch.setattr("lepta.training.tune.train", lambda *arguments: runs.append(arguments[-1]))
+    monkeypatch.setattr("lepta.training.tune.train", runs.append)
     model = AutoModelForCausalLM.from_pretrained(folders[False])
     _, counts = tune(model, tokenizer, dialogues, tmp_path, settings(batch=batch))
     assert (counts["steps"], runs[0].warmup_steps) == (steps, expected)

@@ -27,10 +27,9 @@ from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.text.locate import locate, read_json
-from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import processes
-from lepta.training.precision import begun_with, noted
+from lepta.training.distributed import facts_of, processes, run_stages
+from lepta.training.precision import recorded, recorded_dtype
 from lepta.training.tune import CURVE, tune_folder
 
 ANSWERS, GRADES, EXAMPLES, SHOWN = "answers.jsonl", "grades.jsonl", "examples.jsonl", "shown.jsonl"
@@ -73,7 +72,7 @@ def opened_writer(place: Place, settings: AnswerSettings, work: Path | None = No
         return
     with opened(place.model) as checkpoint:
         choose = partial(fast_dtype, checkpoint.folder)
-        dtype = begun_with(work, choose) if work else choose()
+        dtype = recorded_dtype(work, choose) if work else choose()
         model, tokenizer = load_model(checkpoint.folder, dtype), load_tokenizer(checkpoint.folder)
         yield LocalWriter(model, tokenizer, settings.context, settings.batch)
 
@@ -161,7 +160,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     rows.file.replace(folder / ANSWERS)
     read = {name: counts[name] for name in ("read", "duplicate", "no_question", "prompts")}
     facts = {**read, "shown": len(shown), "answers": count_answers(read_rows(folder / ANSWERS))}
-    return facts | noted(folder / CHECKPOINTS)
+    return facts | recorded(folder / CHECKPOINTS)
 
 
 def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: 
     rows.file.replace(folder / GRADES)
     counts = count_grades(read_rows(folder / GRADES), settings.judge.keep)
     facts = {"judge": str(judge.model), "rubric": load_rubric().version, "form": form, **counts}
-    return facts | noted(folder / CHECKPOINTS)
+    return facts | recorded(folder / CHECKPOINTS)
 
 
 def make_examples(

@@ -180,7 +180,7 @@ def pretrain(
 
 def _run(stage: Stage, output: Path, force: bool, dry_run: bool, as_json: bool) -> dict[str, Any]:
     """Run one stage as a pipeline of its own; with `dry_run` print what would run, and end the command."""
-    from lepta.training.alone import facts_of, run_stages
+    from lepta.training.distributed import facts_of, run_stages
 
     if dry_run:
         print_status(Pipeline(output.parent, [stage], remember=False).status(), as_json)
@@ -213,12 +213,21 @@ def tune(
         if copies.model_fields_set:
             raise LeptaError("lepta tune: copies need --copy-text, a text source of what is to be repeated")
         copies = CopySettings(number=0)
-    from lepta.training.tune import tune_stage
+    from functools import partial
+
+    from lepta.calibration.copies import copy_examples
+    from lepta.training.tune import Copies, TuneCommand, tune_stage
 
     copies = copies.model_copy(update={"apart_from": [*(apart_from or []), BENCHMARK]})
     lora = step.lora.model_copy(update={"rank": settings.lora.rank, "alpha": settings.lora.alpha})
     step = step.model_copy(update={"lora": lora, "max_length": settings.max_length})
-    facts = tune_stage(model, data, settings, seed, output, force, copies, preference, step)
+    added = None
+    if copies.number:
+        texts = {"copies": copies.text, "apart from": copies.apart_from or []}
+        made = partial(copy_examples, copies, texts["apart from"], seed)
+        added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
+    command = TuneCommand(settings, seed, data, added, preference or [], step)
+    facts = tune_stage(model, command, output, force)
     result({"output": str(output), **facts}, as_json)
 
 

@@ -32,7 +32,7 @@ from lepta.models.precision import config_of
 from lepta.models.rows import ComputedRows, Rows, same_values
 from lepta.models.write import write_model
 from lepta.training.distributed import processes
-from lepta.training.precision import products_dtype, settled
+from lepta.training.precision import compute_dtype, resolved_body_dtype
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
 from lepta.vocabulary.source import open_tokenizer
@@ -98,8 +98,8 @@ def distill_folder(
         seed,
     )
     work = folder / CHECKPOINTS
-    settings = settled(settings, initialised, work)
-    dtype = products_dtype(settings, config_of(initialised))
+    body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)
+    dtype = compute_dtype(body_dtype, config_of(initialised))
     model = load_model(initialised, dtype)
     layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
     _check_context(passages.chosen, model.config.get_text_config())
@@ -226,18 +226,21 @@ def _learn_inputs(
     whole = len(passages.chosen) // settings.batch * settings.batch
     examples = Examples(passages.chosen[:whole], learned, size, settings.batch, seed)
     run = Run(
-        batch=settings.batch,
+        distiller,
+        examples,
+        [{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
+        work / "inputs",
+        settings.batch,
+        seed,
+        description="hidden states",
         micro_batch=settings.micro_batch,
-        groups=[{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
         warmup_steps=min(10, whole // settings.batch // 10),
-        seed=seed,
         save_every=settings.save_every,
         dtype=distiller.embedding.table.dtype,
+        collate=collate_passages,
     )
     distiller.head.rows.requires_grad_(distiller.tied)
-    trained = train(
-        distiller, examples, examples.sizes, 0, work / "inputs", "hidden states", run, None, collate_passages
-    )
+    trained = train(run)
     load_trained(distiller, trained.weights, str(work))
     losses = [entry for entry in trained.curve if "loss" in entry]
     return [{"step": e["step"], "tokens": e["tokens"], "hidden_distance": e["loss"]} for e in losses]

@@ -112,7 +112,7 @@ class Distiller(nn.Module):
         Layers that hidden states are compared after.
     """
 
-    has_chunked_loss = True  # as `give_loss` leaves a model: the loss is computed here
+    has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
 
     old_rows: torch.Tensor
 

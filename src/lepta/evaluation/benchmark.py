@@ -4,8 +4,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lepta.core.errors import LeptaError
 from lepta.core.stages import CHECKPOINTS
 from lepta.darumeru.log import UNFORESEEN, read_results
@@ -13,6 +11,7 @@ from lepta.darumeru.runner import run
 from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
 from lepta.evaluation.evaluate import Contestant
+from lepta.models.precision import autocast_of
 from lepta.report.darumeru import write_run_page
 
 ASKED = "darumeru"  # the runner's output, until it is whole
@@ -56,11 +55,7 @@ def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, floa
     LeptaError
         If a task could not be asked as a whole.
     """
-    low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    with (
-        tempfile.TemporaryDirectory(prefix="lepta-") as folder,
-        torch.autocast(model.device.type, low, enabled=low is not None),  # as the Trainer calls it
-    ):
+    with tempfile.TemporaryDirectory(prefix="lepta-") as folder, autocast_of(model):
         backend = TransformersBackend(model, tokenizer, "in training", chat=False)
         summary = run(backend, settings.data, Path(folder), settings.tasks, settings.shots, limit=settings.limit)
     asked = settings.tasks or summary.refused

@@ -11,7 +11,7 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
 from lepta.inference.scoring import in_batches
-from lepta.models.loss import IGNORED, give_loss
+from lepta.models.loss import IGNORED, patch_chunked_loss
 
 WINDOW = 1500  # characters that a model sees at once, where no recipe says otherwise
 CPU_TOKENS, GPU_TOKENS = 1024, 8192  # of one pass, padding included
@@ -60,7 +60,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise LeptaError("tokenizer: neither bos_token nor eos_token; bits per byte need a token that starts a text")
-    give_loss(model)
+    patch_chunked_loss(model)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     rows = sorted(((start, *ids) for ids in encoded), key=len)
     nats, done = 0.0, 0

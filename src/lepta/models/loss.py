@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
+from lepta.models.precision import autocast_of
 from lepta.models.split import parts_of
 
 IGNORED = -100  # label of tokens that the loss leaves out
@@ -19,18 +20,10 @@ LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
 
 @dataclass(frozen=True)
 class LogitRule:
-    """What a family does to the products of last hidden states and head.
+    """What a family does to the products of last hidden states and head: scale them, then cap them softly."""
 
-    Attributes
-    ----------
-    scale : float
-        Factor of the products (Cohere; Granite divides).
-    cap : float or None
-        Soft cap c: logits become c tanh(logit / c) (Gemma 2).
-    """
-
-    scale: float = 1.0
-    cap: float | None = None
+    scale: float = 1.0  # Cohere multiplies, Granite divides
+    cap: float | None = None  # logits become cap * tanh(logit / cap) (Gemma 2)
 
     def apply(self, products: torch.Tensor) -> torch.Tensor:
         """Logits of the products of hidden states and head."""
@@ -38,11 +31,10 @@ class LogitRule:
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-def give_loss(model: Any) -> None:
+def patch_chunked_loss(model: Any) -> None:
     """Have a causal LM compute its loss without all logits whenever it is called with `labels`.
 
-    The model's own `forward` is replaced on the instance, so whatever wraps the model (DDP, FSDP2) has its weights
-    where they are needed. Models whose logits are no `LogitRule` of their head keep their own loss.
+    Models whose logits are no `LogitRule` of their head keep their own loss.
     """
     if getattr(model, "has_chunked_loss", False):
         return
@@ -63,25 +55,22 @@ def give_loss(model: Any) -> None:
         )
         return CausalLMOutput(loss=loss)
 
+    # Replaced on the instance, so that whatever wraps the model (DDP, FSDP2) has gathered its weights when it runs.
     model.forward = forward_with_loss
     model.accepts_loss_kwargs = True  # the Trainer then says by how many tokens of the whole step to divide
 
 
 @torch.no_grad()
 def logit_rule(model: Any) -> LogitRule | None:
-    """How a model's logits follow from its head and its last hidden states, compared on a few tokens.
+    """How a model's logits follow from its head and its last hidden states; None if they follow in another way.
 
-    Returns
-    -------
-    LogitRule or None
-        None if they follow in another way.
+    The config names scale and cap; that nothing else is done is seen on a few tokens.
     """
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     rule = LogitRule(scale, getattr(config, "final_logit_softcapping", None))
     inputs = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
-    low = next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
-    with torch.autocast(model.device.type, low, enabled=low is not None):
+    with autocast_of(model):
         expected = model(input_ids=inputs).logits
         found = rule.apply(model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state))
     same = found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
@@ -96,25 +85,13 @@ def linear_cross_entropy(
     divisor: torch.Tensor | int | None = None,
     rule: LogitRule | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of `hidden @ weight.T + bias`, with gradients computed along with it.
+    """Cross-entropy of `rule(hidden @ weight.T + bias)`, with gradients computed along with it.
 
-    Parameters
-    ----------
-    hidden : tensor, shape (n, d)
-    weight : tensor, shape (V, d), or a sequence of tensors that are its rows in order
-        Parts that need no gradient cost none.
-    labels : int64 tensor, shape (n,)
-        -100 where there is nothing to predict.
-    bias : tensor, shape (V,), optional
-    divisor : int or scalar tensor, optional
-        What the sum is divided by; default: the number of labels that are predicted.
-    rule : LogitRule, optional
-        What becomes of the products; default: they are the logits. A scale is not for heads with a bias.
+    Shapes: hidden (n, d); weight (V, d), or several tensors that are its rows in order, of which those without
+    `requires_grad` cost no gradient; labels (n,), -100 where there is nothing to predict. The sum is divided by
+    `divisor`, by default the number of labels that are predicted. A rule with a scale is not for heads with a bias.
 
-    Returns
-    -------
-    tensor, float32 (float64 for float64 weights)
-        Scalar, nats per token.
+    Returns a float32 scalar (float64 for float64 weights), in nats per token.
     """
     parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
     if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
@@ -146,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (scale,) = outputs
         of_hidden, of_bias, *of_parts = ctx.gradients
-        del ctx.gradients  # whoever takes a gradient that nobody else holds need not copy it
+        del ctx.gradients  # autograd takes a gradient that nobody else holds without a copy
         scale = scale * ctx.left
         for gradient in (of_hidden, of_bias, *of_parts):
             if gradient is not None and gradient.dtype == torch.float16:
@@ -166,23 +143,21 @@ def _sum_up(
     parts: tuple[torch.Tensor, ...],
     products: torch.dtype,
 ) -> torch.Tensor:
-    """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in its own.
-
-    One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
-    as a fourth matrix product (the system hands it out page by page). Those of 16 bits have one of 32 bits beside it.
-    """
+    """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in the weight's own."""
     kept = labels != IGNORED
     states, targets = hidden[kept].to(products), labels[kept]
     head = _Head([part.to(products) for part in parts], None if bias is None else bias.to(products))
     sums = torch.promote_types(parts[0].dtype, torch.float32)
     scale = 1 / torch.as_tensor(max(len(states), 1) if divisor is None else divisor, dtype=sums, device=hidden.device)
-    # One of many thousand tokens is next to nothing in float16: the backward pass divides, when the loss is scaled up.
+    # 1 / num_tokens underflows in float16, so there the backward pass divides, after loss scaling.
     ctx.left, factor = (scale, torch.ones_like(scale)) if products == torch.float16 else (1.0, scale)
     gradients = _Gradients(
         torch.empty_like(states) if ctx.needs_input_grad[0] else None,
         [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[5:], strict=True)],
         torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None,
     )
+    # One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
+    # as a fourth matrix product (the system hands it out page by page). Logits in 16 bits have a 32-bit buffer beside.
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
     buffer = torch.empty(rows, head.size, dtype=products, device=hidden.device)
     wide = buffer if products == sums else torch.empty_like(buffer, dtype=sums)
@@ -204,8 +179,8 @@ def _sum_up(
         loss += (total.log() + highest - of_target).sum()
         if not any(ctx.needs_input_grad):
             continue
-        # Probabilities, less 1 at the target, are `change / total`. The division is done on the narrow side, except in
-        # 16 bits, where totals overflow.
+        # The gradient of the logits, probabilities less 1 at the target, is `change / total`. Dividing states (n, d)
+        # is cheaper than dividing `change` (n, V); but in 16 bits `change` would overflow without the division.
         change, narrow = exponentials.scatter_add_(1, target, -total), factor / total
         if slope is not None:
             change = change.mul_(slope)

@@ -27,6 +27,17 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def low_dtype(model: Any) -> torch.dtype | None:
+    """The 16-bit precision that a model has weights in; None if it has none."""
+    return next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
+
+
+def autocast_of(model: Any) -> torch.autocast:
+    """The context in which the Trainer calls a model: mixed precision, if its body is in 16 bits."""
+    low = low_dtype(model)
+    return torch.autocast(model.device.type, low, enabled=low is not None)
+
+
 def fastest_on_cpu(config: Any) -> torch.dtype:
     """float32, or bfloat16 where this CPU is faster in it; matrices of the shape in the model's config tell."""
     text = config.get_text_config()

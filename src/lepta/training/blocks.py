@@ -21,6 +21,7 @@ import regex
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
 from lepta.models.loss import IGNORED
+from lepta.training.settings import PretrainSettings
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
 CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches
@@ -33,23 +34,19 @@ TOKENS, SECTIONS = "tokens.bin", "sections.npy"
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Tokenised text on disk.
+    """Tokenised text on disk: sections, one after the other."""
 
-    Attributes
-    ----------
-    tokens : uint32 array, mapped
-        All sections, one after the other.
-    starts : int64 array, shape (sections + 1,)
-        Where each section starts; the last entry is the number of tokens.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
+    tokens: np.ndarray  # uint32, memory-mapped
+    starts: np.ndarray  # int64, where each section starts; the last entry is the number of tokens
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each section, int64."""
         return np.diff(self.starts)
+
+    def section(self, number: int) -> np.ndarray:
+        """Tokens of a section, uint32."""
+        return np.asarray(self.tokens[self.starts[number] : self.starts[number + 1]])
 
     @staticmethod
     def open(folder: Path) -> "TokenStore":
@@ -62,28 +59,10 @@ class TokenStore:
 def write_tokens(
     documents: Iterable[str], tokenizer: Any, length: int, folder: Path, share: float = 1.0, seed: int = 0
 ) -> TokenStore:
-    """Tokenise documents to disk, cut into sections of whole paragraphs.
+    """Tokenise documents to disk, cut into sections of at most `length` tokens that are whole paragraphs.
 
-    Parameters
-    ----------
-    documents : iterable of str
-        Gone through once.
-    tokenizer : transformers tokenizer
-        Its end-of-text token closes each document.
-    length : int
-        Most tokens of a section.
-    folder : Path
-        Two files are written here, the index last.
-    share : float
-        Share of the text that is kept, drawn at random in parts of about a block: training that sees a little of a
-        corpus should see a little of many documents, not all of a few (12,000 tokens from four whole documents made
-        held-out Russian worse, 2.036 -> 2.049 bits per byte).
-    seed : int
-
-    Raises
-    ------
-    LeptaError
-        If the tokenizer has no end-of-text token.
+    The tokenizer's end-of-text token closes each document. `share` of the text is kept, drawn at random in parts of
+    about a block.
     """
     if tokenizer.eos_token_id is None:
         raise LeptaError(
@@ -91,18 +70,17 @@ def write_tokens(
             "in tokenizer_config.json"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    draw, starts = random.Random(seed), array("q", [0])
-    parts = (part for text in documents for part in parts_of_document(text, length, share))
-    kept = (part for part in parts if share >= 1 or draw.random() < share)
+    starts = array("q", [0])
+    parts = _drawn_parts(documents, length, share, seed)
     with (folder / TOKENS).open("wb") as out, progress("tokens", None) as bar:
-        while batch := list(itertools.islice(kept, AT_ONCE)):
+        while batch := list(itertools.islice(parts, AT_ONCE)):
             for section in _sections(tokenizer, batch, length):
                 out.write(np.asarray(section, dtype=np.uint32).tobytes())
                 starts.append(starts[-1] + len(section))
             bar.set(starts[-1])
     partial = folder / f".{SECTIONS}"
     np.save(partial, np.asarray(starts, dtype=np.int64))
-    partial.replace(folder / SECTIONS)
+    partial.replace(folder / SECTIONS)  # the index comes last: where it is, the tokens are whole
     return TokenStore.open(folder)
 
 
@@ -114,15 +92,22 @@ class Part:
     ends_document: bool
 
 
-def parts_of_document(document: str, length: int, share: float) -> Iterator[Part]:
-    """A document whole, or, if only a share of the text is wanted, in parts of about `length` tokens."""
-    paragraphs = PARAGRAPH.findall(document.strip())
-    start = size = 0
-    for end, paragraph in enumerate(paragraphs, 1):
-        size += len(paragraph)
-        if end == len(paragraphs) or (share < 1 and size >= length * CHARACTERS_PER_TOKEN):
-            yield Part(paragraphs[start:end], end == len(paragraphs))
-            start, size = end, 0
+def _drawn_parts(documents: Iterable[str], length: int, share: float, seed: int) -> Iterator[Part]:
+    """Whole documents, or, if only a share of the text is wanted, parts of about `length` tokens at random.
+
+    Training that sees a little of a corpus should see a little of many documents, not all of a few: 12,000 tokens from
+    four whole documents made held-out Russian worse (2.036 -> 2.049 bits per byte).
+    """
+    draw = random.Random(seed)
+    for document in documents:
+        paragraphs = PARAGRAPH.findall(document.strip())
+        start = size = 0
+        for end, paragraph in enumerate(paragraphs, 1):
+            size += len(paragraph)
+            if end == len(paragraphs) or (share < 1 and size >= length * CHARACTERS_PER_TOKEN):
+                if share >= 1 or draw.random() < share:
+                    yield Part(paragraphs[start:end], end == len(paragraphs))
+                start, size = end, 0
 
 
 def _sections(tokenizer: Any, parts: Sequence[Part], length: int) -> Iterator[list[int]]:
@@ -152,19 +137,10 @@ def cut(paragraphs: Iterable[list[int]], length: int) -> Iterator[list[int]]:
 
 
 def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
-    """Put sections together to blocks, best fit first: each goes to the fullest block that still has room.
+    """Pack sections into blocks, best fit first: each goes to the fullest block that still has room.
 
-    Parameters
-    ----------
-    lengths : int array
-        Tokens of each section, none above `length`.
-    length : int
-        Block length in tokens.
-
-    Yields
-    ------
-    list of int
-        Numbers of the sections of a block, longest first; blocks come in the order in which they were begun.
+    Gives the numbers of the sections of each block, longest first; blocks come in the order in which they were begun.
+    No section may be longer than `length`, in tokens.
     """
     blocks: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, block), sorted
@@ -184,7 +160,7 @@ def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Blocks of one text: `members[ends[n - 1]:ends[n]]` are the numbers of the sections in block n; int64 arrays."""
+    """Blocks of one text: `members[ends[n - 1]:ends[n]]` are the numbers of the sections in block n, int64."""
 
     store: TokenStore
     members: np.ndarray
@@ -201,82 +177,65 @@ class Packed:
         return np.add.reduceat(self.store.lengths[self.members], starts) if len(self.ends) else self.ends
 
 
-class Blocks:
-    """The blocks of a whole run in training order; `blocks[n]` is an example for training.
+def example_of(ids: np.ndarray, labels: np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    """An example of several sections that do not see each other: positions restart from 0 in each.
 
-    Attributes
-    ----------
-    texts : tuple of Packed
-    text_of : uint8 array, shape (blocks,)
-        Which text a block is from.
-    number_of : int64 array, shape (blocks,)
-        Its number there.
-    documents_apart : bool
-        Positions start from 0 in each section, and what stands before a section in its block is not seen from it.
+    The label of a section's first token is dropped, as nothing that could predict it is seen.
     """
+    labels[np.cumsum(lengths)[:-1]] = IGNORED
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
-    def __init__(self, texts: tuple[Packed, ...], documents_apart: bool = False) -> None:
+
+class Blocks:
+    """The blocks of a whole run in training order; `blocks[n]` is an example for training."""
+
+    def __init__(self, texts: Sequence[Packed], documents_apart: bool = False) -> None:
         self.texts, self.documents_apart = texts, documents_apart
         # Evenly spread: the n-th of N blocks of a text stands at (n + 1/2) / N of the run.
         places = np.concatenate([(np.arange(len(text.ends)) + 0.5) / max(len(text.ends), 1) for text in texts])
         order = np.argsort(places, kind="stable")
-        numbers = [len(text.ends) for text in texts]
-        self.text_of = np.repeat(np.arange(len(texts), dtype=np.uint8), numbers)[order]
-        self.number_of = np.concatenate([np.arange(number) for number in numbers])[order]
+        counts = [len(text.ends) for text in texts]
+        self.text_of = np.repeat(np.arange(len(texts), dtype=np.uint8), counts)[order]  # which text a block is from
+        self.number_of = np.concatenate([np.arange(count) for count in counts])[order]  # its number there
         self.sizes = np.concatenate([text.sizes for text in texts])[order]  # tokens of each block
 
     def __len__(self) -> int:
         return len(self.text_of)
 
     def first(self, share: float) -> "Blocks":
-        """The first blocks of the run, so many of them."""
+        """The first blocks of the run, so large a share of them."""
         part, number = copy.copy(self), max(1, round(len(self) * share))
-        part.text_of, part.number_of, part.sizes = (
-            values[:number] for values in (self.text_of, self.number_of, self.sizes)
-        )
+        part.text_of, part.number_of, part.sizes = self.text_of[:number], self.number_of[:number], self.sizes[:number]
         return part
 
     def facts(self, length: int) -> dict[str, Any]:
-        """What they hold, for people: tokens, blocks, how full they are, and how often each text is gone through."""
-        passes = [
-            float(self.sizes[self.text_of == n].sum() / max(text.store.starts[-1], 1))
-            for n, text in enumerate(self.texts)
-        ]
+        """For the manifest: tokens, blocks, how full they are, and how often each text is gone through."""
+        passes = []
+        for number, text in enumerate(self.texts):
+            seen = self.sizes[self.text_of == number].sum()
+            passes.append(round(float(seen / max(text.store.starts[-1], 1)), 3))
         return {
             "tokens": int(self.sizes.sum()),
             "blocks": len(self),
             "full": round(float(self.sizes.mean() / length), 4),
-            "passes": [round(number, 3) for number in passes],
+            "passes": passes,
         }
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         text = self.texts[self.text_of[number]]
-        store, sections = text.store, text.sections(int(self.number_of[number]))
-        ids = np.concatenate([store.tokens[store.starts[s] : store.starts[s + 1]] for s in sections]).astype(np.int64)
+        sections = [text.store.section(section) for section in text.sections(int(self.number_of[number]))]
+        ids = np.concatenate(sections).astype(np.int64)
         if not self.documents_apart:
             return {"input_ids": ids, "labels": ids}
-        lengths, labels = store.starts[sections + 1] - store.starts[sections], ids.copy()
-        labels[np.cumsum(lengths)[:-1]] = IGNORED  # nothing that a section's first token could be told from is seen
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "position_ids": np.concatenate([np.arange(length) for length in lengths]),
-        }
+        return example_of(ids, ids.copy(), [len(section) for section in sections])
 
 
 def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int = 1, others: int = 0) -> Packed:
-    """Go through a text as often as a budget of tokens asks for, each time in another order.
+    """Go through a text as often as a budget of tokens asks for, each time in another order, in blocks of `length`.
 
-    Parameters
-    ----------
-    store : TokenStore
-    tokens : int
-        The last block may go beyond.
-    length : int
-        Block length in tokens.
-    seed : int
-    batch, others : int
-        Go on until the blocks, with so many of other texts, make whole batches: processes share a batch equally.
+    The last block may go beyond the budget. Blocks are added until they, with `others` of other texts, make whole
+    batches: processes share a batch equally.
     """
     if not len(store.lengths):
         raise LeptaError("training text: it holds no token")
@@ -303,61 +262,31 @@ def _one_pass(lengths: np.ndarray, length: int, generator: np.random.Generator) 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """One language's part of the training text.
+    """One language's part of the training text."""
 
-    Attributes
-    ----------
-    documents : callable
-        Streams the documents; called once to count characters, and again for each draw, which is mostly one.
-    share : float
-        Share of all tokens that is of this text.
-    name : str
-        For messages.
-    """
-
-    documents: Callable[[], Iterable[str]]
-    share: float
-    name: str = "training text"
+    documents: Callable[[], Iterable[str]]  # called once to count characters, and again for each draw, mostly one
+    share: float  # of all tokens
+    name: str = "training text"  # for messages
 
 
 def training_blocks(
-    texts: Sequence[TrainingText],
-    tokenizer: Any,
-    tokens: int,
-    length: int,
-    seed: int,
-    folder: Path,
-    batch: int = 1,
-    documents_apart: bool = False,
+    texts: Sequence[TrainingText], tokenizer: Any, settings: PretrainSettings, seed: int, folder: Path
 ) -> Blocks:
-    """Tokenise what a run needs of its texts, unless that was done already, and lay its blocks out.
+    """Tokenise into `folder` what a run needs of its texts, unless that was done already, and lay out its blocks.
 
-    Parameters
-    ----------
-    texts : sequence of TrainingText
-        The one with most text first.
-    tokenizer : transformers tokenizer
-    tokens : int
-        Tokens to train on in all; the last batch may go beyond.
-    length : int
-        Block length in tokens.
-    seed : int
-    folder : Path
-        For the tokenised texts.
-    batch : int
-        Blocks in a step.
-    documents_apart : bool
-        See `Blocks`.
+    The text with the largest share comes first: it fills up the last batch.
     """
     packed: list[Packed] = []
-    for number, text in reversed([(number, text) for number, text in enumerate(texts) if text.share]):
-        place, budget = folder / str(number), max(1, round(tokens * text.share))
+    for number, text in reversed(list(enumerate(texts))):
+        if not text.share:
+            continue
+        place, budget = folder / str(number), max(1, round(settings.tokens * text.share))
         store = TokenStore.open(place) if (place / SECTIONS).is_file() else None
         if store is None or not len(store.lengths):
-            store = _drawn(text, tokenizer, budget, length, seed, place)
+            store = _drawn(text, tokenizer, budget, settings.block, seed, place)
         others = sum(len(other.ends) for other in packed)
-        packed.append(lay_out(store, budget, length, seed, 1 if number else batch, others))
-    return Blocks(tuple(reversed(packed)), documents_apart)
+        packed.append(lay_out(store, budget, settings.block, seed, 1 if number else settings.batch, others))
+    return Blocks(packed[::-1], settings.documents_apart)
 
 
 def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: int, place: Path) -> TokenStore:

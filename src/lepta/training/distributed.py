@@ -1,19 +1,25 @@
-"""Several processes as one run: who they are, and who of them writes."""
+"""Several processes as one run: who they are, who of them writes, and stages in which all take part."""
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
-# The others wait while the first process tokenises a corpus or runs another stage; what hangs is stopped by people.
-PATIENCE = timedelta(days=2)
+from lepta.core.output import MANIFEST, partial_of
+from lepta.core.stages import Pipeline, Stage
+from lepta.text.locate import read_json
+
+# The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
+TIMEOUT = timedelta(days=2)
 
 
 def processes() -> PartialState:
     """The processes that `accelerate launch` or `torchrun` started; one if the command was started alone."""
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # accelerate 1.15 shards on accelerators only, and silently not on CPUs, though torch can (gloo)
         state.distributed_type = DistributedType.MULTI_GPU
@@ -21,13 +27,32 @@ def processes() -> PartialState:
 
 
 def announce(stage: str | None) -> None:
-    """Tell the other processes which stage they are to take part in now; None: there is none any more."""
+    """Tell the other processes which stage they take part in now; None: no stage is left."""
     if processes().num_processes > 1:
         broadcast_object_list([stage])
 
 
-def announced() -> str | None:
-    """Wait for what the first process announces."""
+def run_together(
+    pipeline: Pipeline, start: str | None = None, force: bool = False, report: Callable[[str], None] = lambda line: None
+) -> None:
+    """Run a pipeline that has `announce`; the first process runs all stages, the others those that are `together`."""
+    if processes().is_main_process:
+        pipeline.run(start, force, report)
+        announce(None)
+        return
+    stages = {stage.name: stage for stage in pipeline.stages}
     box: list[str | None] = [None]
     broadcast_object_list(box)
-    return box[0]
+    while name := box[0]:
+        stages[name].run(partial_of(pipeline.output / name))
+        broadcast_object_list(box)
+
+
+def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
+    """Run the stages of a single command to folders below `output`; `force` starts over what was interrupted."""
+    run_together(Pipeline(output, stages, announce, remember=False), force=force)
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """The facts in the manifest of a stage."""
+    return read_json(folder / MANIFEST)["facts"]

@@ -1,6 +1,5 @@
 """What training changed, as tensors of the model's own files: parts joined, low-rank changes added."""
 
-import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model
+from lepta.models.precision import autocast_of, low_dtype
 from lepta.models.rows import ComputedRows, Rows
 from lepta.models.split import parts_of
 from lepta.models.write import write_model
@@ -22,68 +22,56 @@ LARGEST_ROUNDING = 0.1  # the same where weights are stored in 16 bits
 
 
 def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkpoint) -> dict[str, ComputedRows]:
-    """Turn trained weights into the tensors that a model folder is to be written with.
+    """Turn trained weights, as `trained_weights` gives them, into tensors of the folder that the model was loaded from.
 
     Low-rank changes are added to the weights of the files, in float32, a few rows at a time: whatever precision the
-    body was trained in, the files keep theirs.
-
-    Parameters
-    ----------
-    model : transformers causal LM
-        As `lepta.training.trainable.make_trainable` left it.
-    weights : dict
-        Parameter name -> tensor, as `trained_weights` gives them.
-    source : Checkpoint
-        The folder that the model was loaded from.
-
-    Returns
-    -------
-    dict
-        Tensor name -> its rows.
-
-    Raises
-    ------
-    LeptaError
-        If the files know a trained tensor by no name.
+    body was trained in, the files keep theirs. LeptaError if the files have no tensor of a trained parameter's name.
     """
-    left, result = dict(weights), {}
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    for stored, module in _ends(model, source):
-        names = [name_of[id(part)] for part in parts_of(module)]
-        trained = [left.pop(name, None) for name in names]
-        if any(part is not None for part in trained):
-            starts = [0, *itertools.accumulate(len(part) for part in parts_of(module))]
-            parts = [(start, part) for start, part in zip(starts, trained, strict=False) if part is not None]
-            rows = source.rows_of(stored)
-            result[stored] = ComputedRows(rows.shape, partial(_replaced, rows, parts))
+    left = dict(weights)
+    result = _changed_rows(model, left, source)
     for path, module in model.named_modules():
-        if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
+        if ADAPTER in getattr(module, "lora_A", {}):
             up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
             name = _known(f"{path}.weight", source)
-            rows = source.rows_of(name)
-            result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
-        if ADAPTER in getattr(module, "lora_embedding_A", {}):
-            up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}") for factor in ("A", "B"))
-            rows = source.rows_of(source.input_name)
-            scaled = up.T * module.scaling[ADAPTER]
-            result[source.input_name] = ComputedRows(rows.shape, partial(_added, rows, scaled, down.T))
+        elif ADAPTER in getattr(module, "lora_embedding_A", {}):
+            # An embedding is a linear layer of one-hot rows, so peft's factors are transposed.
+            up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}").T for factor in ("A", "B"))
+            name = source.input_name
+        else:
+            continue
+        rows = source.rows_of(name)
+        result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
     for name, tensor in left.items():
         result[_known(name, source)] = ComputedRows.of(tensor)
     return result
 
 
-@torch.no_grad()
-def give_exact_rows(model: Any, source: Checkpoint) -> None:
-    """Take the rows that train from the files again: beside a body in 16 bits they were rounded to as many.
+def _changed_rows(model: Any, left: dict[str, torch.Tensor], source: Checkpoint) -> dict[str, ComputedRows]:
+    """Embeddings and head, if any part of them was trained; their parameters are taken out of `left`."""
+    result: dict[str, ComputedRows] = {}
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    for stored, module in _ends(model, source):
+        start, parts = 0, list[tuple[int, torch.Tensor]]()
+        for part in parts_of(module):
+            trained = left.pop(name_of[id(part)], None)
+            if trained is not None:
+                parts.append((start, trained))
+            start += len(part)
+        if parts:
+            rows = source.rows_of(stored)
+            result[stored] = ComputedRows(rows.shape, partial(_replaced, rows, parts))
+    return result
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        As `lepta.training.trainable.make_trainable` left it.
-    source : Checkpoint
-        The folder that it was loaded from.
+
+@torch.no_grad()
+def prepare_merge(model: Any, source: Checkpoint) -> None:
+    """Raise before training what `changed_tensors` would raise after it, and give rows that train their exact values.
+
+    Beside a body in 16 bits they were rounded to as many when the model was loaded.
     """
-    if _low_dtype(model) is None:
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changed_tensors(model, trained, source)
+    if low_dtype(model) is None:
         return
     for stored, module in _ends(model, source):
         rows, start = source.rows_of(stored), 0
@@ -101,52 +89,30 @@ def _ends(model: Any, source: Checkpoint) -> list[tuple[str, Any]]:
     return ends
 
 
-def check_mergeable(model: Any, source: Checkpoint) -> None:
-    """Raise before training what `changed_tensors` would raise after it; nothing is computed or written."""
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    changed_tensors(model, trained, source)
+def write_trained(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
+    """Write the folder `source` with what training changed; all else is copied byte for byte."""
+    checkpoint = Checkpoint(source)
+    write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(source), folder)
 
 
 def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> float:
-    """Write a model folder with what training changed in its weights, and check it.
-
-    Parameters
-    ----------
-    model : transformers causal LM
-        That was trained.
-    weights : dict
-        As for `changed_tensors`.
-    source : Path
-        Folder that it was loaded from.
-    folder : Path
-        Existing folder for the result.
-
-    Returns
-    -------
-    float
-        See `merged_error`.
-    """
-    checkpoint = Checkpoint(source)
-    write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(source), folder)
+    """As `write_trained`, and check the result; returns the `merged_error`."""
+    write_trained(model, weights, source, folder)
     return merged_error(model, folder)
 
 
 def merged_error(model: Any, folder: Path) -> float:
     """Largest difference between the logits of the model that was trained and of the one that was written.
 
-    In float32 each layer rounds; where that may be all that differs, both are computed again in float64.
-
-    Raises
-    ------
-    LeptaError
-        If it is more than rounding explains.
+    LeptaError if it is more than rounding explains.
     """
     checkpoint = Checkpoint(folder)
-    low = {entry.dtype for entry in checkpoint.entries.values()} != {"F32"} or _low_dtype(model) is not None
+    low = {entry.dtype for entry in checkpoint.entries.values()} != {"F32"} or low_dtype(model) is not None
     ids = torch.linspace(0, checkpoint.rows - 1, PROBE).long()[None].to(model.device)
     merged = load_model(folder, torch.float32)
     error, largest = _difference(model, merged, ids)
     if not low and error > LARGEST_ERROR:
+        # Each layer rounds in float32; where that may be all that differs, float64 tells.
         error, largest = _difference(model.double(), merged.double(), ids)
         model.float()
     if error > (LARGEST_ROUNDING if low else LARGEST_ERROR) * max(1.0, largest):
@@ -157,14 +123,10 @@ def merged_error(model: Any, folder: Path) -> float:
 @torch.no_grad()
 def _difference(model: Any, merged: Any, ids: torch.Tensor) -> tuple[float, float]:
     """Largest difference of logits, and the largest logit."""
-    with torch.autocast(model.device.type, _low_dtype(model), enabled=_low_dtype(model) is not None):
+    with autocast_of(model):
         before = model(input_ids=ids).logits
     after = merged(input_ids=ids).logits
     return float((before - after).abs().max()), float(before.abs().max())
-
-
-def _low_dtype(model: Any) -> torch.dtype | None:
-    return next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), None)
 
 
 def _replaced(stored: Rows, parts: list[tuple[int, torch.Tensor]], rows: slice) -> torch.Tensor:

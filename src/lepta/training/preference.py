@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,24 +21,21 @@ from lepta.text.formats import read_rows
 from lepta.text.sources import text_files
 from lepta.training.conversations import calls_tools, messages_of
 from lepta.training.distributed import processes
-from lepta.training.merge import check_mergeable, write_merged
-from lepta.training.precision import agreed
+from lepta.training.merge import prepare_merge, write_merged
+from lepta.training.precision import agreed_dtype
 from lepta.training.settings import PreferenceMethod, PreferenceSettings, split_batch
 from lepta.training.trainable import lora_config, trained_weights
 from lepta.training.trainer import last_checkpoint
 
 Example = dict[str, Any]
+LOGGED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl")  # of what TRL logs
 
 
 def read_preferences(sources: Iterable[str], method: PreferenceMethod) -> Iterator[Example]:
     """Stream examples: `prompt` (a string, or `messages`) with `chosen` and `rejected`, or with `answer` and `label`.
 
-    KTO takes a pair as one good and one bad answer; DPO and SimPO need pairs.
-
-    Raises
-    ------
-    LeptaError
-        Naming the file and line of a row that is no such example.
+    KTO takes a pair as one good and one bad answer; DPO and SimPO need pairs. LeptaError names the file and line of a
+    row that is no such example.
     """
     for source in sources:
         for file in text_files(source):
@@ -69,34 +67,14 @@ def _turn(text: str) -> list[dict[str, str]]:
 def prefer_folder(
     source: Path, examples: Iterable[Example], settings: PreferenceSettings, seed: int, folder: Path
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Train a tuned model on preferences and write the result as a plain folder.
+    """Train a tuned model on preferences, as `read_preferences` gives them, and write the result as a plain folder.
 
-    Parameters
-    ----------
-    source : Path
-        Model folder.
-    examples : iterable
-        As `read_preferences` gives them.
-    settings : PreferenceSettings
-    seed : int
-    folder : Path
-        Existing folder for the result; checkpoints found in it are resumed from.
-
-    Returns
-    -------
-    facts : dict
-        Examples, how many were left out as `too_long` or `refused` (by the template, or because they call tools), and
-        the error of merging.
-    curve : list of dict
-        `step`, `loss`, and what TRL says of rewards.
-
-    Raises
-    ------
-    LeptaError
-        If TRL is missing, or no example is left.
+    Checkpoints found in `folder` are resumed from. The facts say how many examples there are, how many were left out as
+    `too_long` or `refused` (by the template, or because they call tools), and the error of merging; the curve has
+    `step`, `loss`, and what TRL says of rewards. LeptaError if TRL is missing, or too few examples are left.
     """
-    dtype = agreed(folder / CHECKPOINTS, lambda: fast_dtype(source))
-    model, tokenizer, checkpoint = load_model(source, dtype), load_tokenizer(source), Checkpoint(source)
+    dtype = agreed_dtype(folder / CHECKPOINTS, lambda: fast_dtype(source))
+    model, tokenizer = load_model(source, dtype), load_tokenizer(source)
     counts: Counter[str] = Counter()
     fitting = [example for example in examples if _fits(example, tokenizer, settings.max_length, counts)]
     if len(fitting) < settings.micro_batch:
@@ -105,17 +83,19 @@ def prefer_folder(
         fitting = spread(fitting, settings.micro_batch, seed)
     torch.manual_seed(seed)  # LoRA starts from random numbers
     trainer = _trainer(model, tokenizer, fitting, settings, seed, folder / CHECKPOINTS)
-    check_mergeable(model, checkpoint)
+    prepare_merge(model, Checkpoint(source))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
-    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl")
-    curve = [
-        {"step": entry["step"], **{name: float(entry[name]) for name in names if name in entry}}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
+    curve: list[dict[str, float]] = []
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            curve.append({"step": entry["step"], **{name: float(entry[name]) for name in LOGGED if name in entry}})
     model.eval()
-    facts: dict[str, Any] = {"examples": len(fitting), "too_long": counts["too_long"], "refused": counts["refused"]}
-    facts["body_dtype"] = name_of(dtype)
+    facts: dict[str, Any] = {
+        "examples": len(fitting),
+        "too_long": counts["too_long"],
+        "refused": counts["refused"],
+        "body_dtype": name_of(dtype),
+    }
     if processes().is_main_process:
         facts["merged_error"] = write_merged(model, trained_weights(model), source, folder)
     processes().wait_for_everyone()
@@ -134,14 +114,15 @@ def spread(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
     for example in shuffled:
         answers.setdefault(json.dumps(example["prompt"]), []).append(example)
     lists, ordered = list(answers.values()), list[Example]()
-    waiting = [(-len(of_prompt), place) for place, of_prompt in enumerate(lists)]
+    waiting = [(-len(of_prompt), number) for number, of_prompt in enumerate(lists)]
     heapq.heapify(waiting)
     while waiting:  # prompts with most answers come first, or these would be left over
-        taken = [heapq.heappop(waiting) for _ in range(min(size - len(ordered) % size, len(waiting)))]
-        ordered += [lists[place].pop() for _, place in taken]
-        for left, place in taken:
+        free = size - len(ordered) % size  # places in the micro-batch
+        taken = [heapq.heappop(waiting) for _ in range(min(free, len(waiting)))]
+        ordered += [lists[number].pop() for _, number in taken]
+        for left, number in taken:
             if left < -1:
-                heapq.heappush(waiting, (left + 1, place))
+                heapq.heappush(waiting, (left + 1, number))
     return ordered
 
 
@@ -174,8 +155,9 @@ def _trainer(
     micro_batch, accumulation = split_batch(settings.batch, settings.micro_batch, processes().num_processes)
     kinds = {"kto": (KTOConfig, KTOTrainer), "dpo": (DPOConfig, DPOTrainer), "simpo": (CPOConfig, CPOTrainer)}
     config, trainer = kinds[settings.method]
-    # TRL's CPO adds a loss of its own to SimPO's unless told not to.
-    own = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": settings.gamma}
+    own: dict[str, Any] = {}
+    if settings.method == "simpo":  # in TRL a loss of CPO, which adds one of its own unless cpo_alpha is 0
+        own = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": settings.gamma}
     arguments = config(
         output_dir=str(work),
         beta=settings.strength,
@@ -185,7 +167,7 @@ def _trainer(
         gradient_accumulation_steps=accumulation,
         num_train_epochs=settings.epochs,
         lr_scheduler_type="cosine",
-        warmup_steps=-(-len(examples) // settings.batch) * settings.epochs // 10,
+        warmup_steps=math.ceil(len(examples) / settings.batch) * settings.epochs // 10,
         logging_steps=1,
         save_steps=settings.save_every,
         save_total_limit=1,
@@ -195,7 +177,7 @@ def _trainer(
         gradient_checkpointing=False,
         report_to="none",
         disable_tqdm=True,
-        **(own if settings.method == "simpo" else {}),
+        **own,
     )
     made = trainer(
         model=model,

@@ -2,12 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import parse_flag_from_env
 
@@ -15,138 +14,97 @@ from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import console
 from lepta.core.stages import CHECKPOINTS
-from lepta.evaluation.benchmark import scores_of
 from lepta.inference.bits import score_text
 from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
-from lepta.models.write import write_model
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
-from lepta.training.merge import changed_tensors, check_mergeable, give_exact_rows
-from lepta.training.precision import load_for_training, products_dtype, settled
-from lepta.training.rate import BODY, described, settled_rates
+from lepta.training.merge import prepare_merge, write_trained
+from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
+from lepta.training.rate import BODY, resolved_rates
 from lepta.training.settings import PretrainSettings
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
-from lepta.vocabulary.source import open_tokenizer
 
 SWEEP = "sweep.json"
-OPENINGS, OPENING, CONTINUATION = (
-    4,
-    60,
-    16,
-)  # prompts, their characters, and the tokens that follow, to see what is written
+PROMPTS, PROMPT, CONTINUATION = 4, 60, 16  # to count new tokens in: number, characters, tokens that are generated
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text that is not trained on.
-
-    Attributes
-    ----------
-    target, source : sequences of str
-        Windows of text; either may be empty.
-    target_language, source_language : str
-        Names in the curve.
-    new_ids : frozenset of int
-        Tokens that only the new vocabulary has.
-    """
+    """What a run is measured on: windows of text that is not trained on, either may be empty, and the benchmark."""
 
     target: Sequence[str] = ()
     source: Sequence[str] = ()
-    target_language: str = "target"
+    target_language: str = "target"  # names in the curve
     source_language: str = "source"
-    new_ids: frozenset[int] = frozenset()
+    new_ids: frozenset[int] = frozenset()  # tokens that only the new vocabulary has
+    # Scores, by name, of a model and its tokenizer; needed where the settings have `darumeru` tasks
+    # (`lepta.evaluation.benchmark.scores_of`).
+    benchmark: Callable[[Any, Any], dict[str, float]] | None = None
 
 
-def pretrain(
-    model: Any,
-    examples: Examples,
-    sizes: Sequence[int] | np.ndarray,
-    pad_id: int,
-    work: Path,
-    settings: PretrainSettings,
-    *,
-    first_new: int,
-    rate: float,
-    seed: int,
-    watch: Watch | None = None,
-    source: Checkpoint | None = None,
-) -> Trained:
-    """Train what the settings say on blocks of text.
+@dataclass(frozen=True)
+class Pretraining:
+    """A run of continued pre-training: how which rows learn from which blocks."""
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        Trained in place; its embeddings may be split and low-rank layers put in (`make_trainable`).
-    examples : Examples
-    sizes : sequence of int
-        Tokens of each example.
-    pad_id : int
-    work : Path
-        Folder for checkpoints.
-    settings : PretrainSettings
-    first_new : int
-        Rows before it are of tokens that the model had before its vocabulary changed.
-    rate : float
-        Peak learning rate of the embeddings.
-    seed : int
-    watch : Watch, optional
-    source : Checkpoint, optional
-        That the result is to be written from: before training it is checked that it can be.
+    settings: PretrainSettings
+    blocks: Examples
+    first_new: int  # rows before it are of tokens that the model had before its vocabulary changed
+    rate: float  # peak learning rate of the embeddings
+    seed: int
+    work: Path  # checkpoints
+    pad_id: int = 0
+    source: Checkpoint | None = None  # that the result is to be written from
 
-    Raises
-    ------
-    LeptaError
-        If the settings do not fit each other, the model or the number of examples.
-    """
-    warmup_steps = warmup(settings, -(-len(examples) // settings.batch))
-    if settings.documents_apart:
-        check_apart(model, "documents_apart")
-    torch.manual_seed(seed)  # LoRA starts from random numbers
-    groups = make_trainable(model, settings, first_new, rate)
-    if source is not None:
-        check_mergeable(model, source)
-        give_exact_rows(model, source)
-    run = Run(
-        batch=settings.batch,
-        micro_batch=settings.micro_batch,
-        groups=groups,
-        warmup_steps=warmup_steps,
-        adam_epsilon=settings.adam_epsilon,
-        seed=seed,
-        save_every=settings.save_every,
-        dtype=products_dtype(settings, model.config),
-        gradient_checkpointing=settings.gradient_checkpointing,
-        report_to=tuple(settings.report_to),
-    )
-    return train(model, examples, sizes, pad_id, work, "continued pre-training", run, watch)
-
-
-def warmup(settings: PretrainSettings, steps: int) -> int:
-    """Steps in which the rate rises to its peak.
-
-    Parameters
-    ----------
-    settings : PretrainSettings
-    steps : int
-        Of the whole run.
-
-    Raises
-    ------
-    LeptaError
-        If the settings name a number that the run would end before; a default gives way.
-    """
-    if settings.warmup_steps < steps or not settings.warmup_steps:
-        return settings.warmup_steps
-    if "warmup_steps" in settings.model_fields_set:
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the rate rises to its peak; LeptaError if the settings ask for more than there are."""
+        settings, steps = self.settings, math.ceil(len(self.blocks) / self.settings.batch)
+        if settings.warmup_steps < steps or not settings.warmup_steps:
+            return settings.warmup_steps
+        if "warmup_steps" not in settings.model_fields_set:
+            return steps // 10  # a default gives way
         tried = f" to try a rate in (sweep_share {settings.sweep_share:g})" if len(settings.learning_rate) > 1 else ""
         raise LeptaError(
             f"pretrain.warmup_steps: {settings.warmup_steps}, but there are {steps} steps{tried}, so the rate would "
             f"never reach its peak; expected fewer than {steps}, or more tokens"
         )
-    return steps // 10
+
+
+def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Trained:
+    """Train a model in place; its embeddings may be split and low-rank layers put in (`make_trainable`).
+
+    LeptaError if the settings do not fit each other, the model or the number of blocks.
+    """
+    settings, warmup_steps = run.settings, run.warmup_steps
+    if settings.documents_apart:
+        check_apart(model, "documents_apart")
+    torch.manual_seed(run.seed)  # LoRA starts from random numbers
+    groups = make_trainable(model, settings, run.first_new, run.rate)
+    if run.source is not None:
+        prepare_merge(model, run.source)
+    return train(
+        Run(
+            model,
+            run.blocks,
+            groups,
+            run.work,
+            settings.batch,
+            run.seed,
+            description="continued pre-training",
+            pad_id=run.pad_id,
+            micro_batch=settings.micro_batch,
+            warmup_steps=warmup_steps,
+            adam_epsilon=settings.adam_epsilon,
+            save_every=settings.save_every,
+            dtype=compute_dtype(settings.body_dtype, model.config),
+            gradient_checkpointing=settings.gradient_checkpointing,
+            report_to=settings.report_to,
+            watch=watch,
+        )
+    )
 
 
 def pretrain_folder(
@@ -181,77 +139,72 @@ def pretrain_folder(
     """
     settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
-    if settings.darumeru and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise LeptaError(
-            "pretrain.darumeru: weights that FSDP2 has in parts cannot be asked; use evaluate.darumeru, or DDP"
-        )
     tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
     with processes().main_process_first():  # the others then find the tokens on disk
-        blocks = training_blocks(
-            texts,
-            tokenizer,
-            settings.tokens,
-            settings.block,
-            seed,
-            work / "blocks",
-            settings.batch,
-            settings.documents_apart,
-        )
-    settings = settled(settings, initialised, work)
-    facts = blocks.facts(settings.block) | {"body_dtype": settings.body_dtype}
-    rates, chosen = settled_rates(settings, Checkpoint(initialised))
+        blocks = training_blocks(texts, tokenizer, settings, seed, work / "blocks")
+    body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)
+    settings = settings.model_copy(update={"body_dtype": body_dtype})
+    facts = blocks.facts(settings.block) | {"body_dtype": body_dtype}
+    source = Checkpoint(initialised)
+    rates, chosen = resolved_rates(settings, source)
     if chosen:
         facts |= chosen
-        console.print(f"  {described(chosen, settings.batch * settings.block)}", highlight=False)
-        settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
-    rate = rates[0]
-    if len(rates) > 1:
-        rate, facts["sweep"] = _sweep(initialised, first_new, blocks, held_out, settings, rates, seed, work)
-    model, trained = _run(initialised, first_new, blocks, held_out, settings, rate, seed, work)
-    facts["learning_rate"] = rate
-    warmup_steps = warmup(settings, -(-len(blocks) // settings.batch))
-    if warmup_steps != settings.warmup_steps:
-        facts["warmup_steps"] = warmup_steps
-    if trained.kept_step is not None:
-        facts["kept_step"] = trained.kept_step
-    if missed := unreached(model, settings):
-        facts["unreached"] = missed
-    if trained.stopped:
-        facts["stopped"] = trained.stopped
-    if warning := no_gain(trained, f"{held_out.target_language}_bits_per_byte"):
-        facts["warnings"] = [warning]
-    if processes().is_main_process:
-        checkpoint = Checkpoint(initialised)
-        write_model(
-            checkpoint, changed_tensors(model, trained.weights, checkpoint), open_tokenizer(initialised), folder
+        console.print(
+            f"  learning rate {chosen['auto_learning_rate']:g} (auto: rows of RMS {chosen['rows_rms']:.3g}, "
+            f"{settings.batch * settings.block:,} tokens a step)",
+            highlight=False,
         )
+        settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    run = Pretraining(settings, blocks, first_new, rates[0], seed, work, pad_id, source)
+    if len(rates) > 1:
+        rate, facts["sweep"] = _sweep(run, blocks, held_out, rates)
+        run = replace(run, rate=rate)
+    model, trained = _load_and_train(run, held_out)
+    facts |= _facts_of(run, model, trained, f"{held_out.target_language}_bits_per_byte")
+    if processes().is_main_process:
+        write_trained(model, trained.weights, initialised, folder)
     processes().wait_for_everyone()
     return facts, trained.curve
 
 
-def no_gain(trained: Trained, measure: str) -> str:
-    """What there is to say of a run after which held-out text is no better than before it; empty if it is better.
+def _facts_of(run: Pretraining, model: Any, trained: Trained, measure: str) -> dict[str, Any]:
+    """What the manifest says of training; what is as expected is left out."""
+    facts: dict[str, Any] = {"learning_rate": run.rate}
+    if run.warmup_steps != run.settings.warmup_steps:
+        facts["warmup_steps"] = run.warmup_steps
+    if trained.kept_step is not None:
+        facts["kept_step"] = trained.kept_step
+    if missed := unreached(model, run.settings):
+        facts["unreached"] = missed
+    if trained.stopped:
+        facts["stopped"] = trained.stopped
+    if warning := no_gain(trained, measure):
+        facts["warnings"] = [warning]
+    return facts
 
-    Parameters
-    ----------
-    trained : Trained
-    measure : str
-        Name of the bits per byte of the target language in the curve.
+
+def no_gain(trained: Trained, measure: str) -> str:
+    """A warning if held-out text is no better after training than before; empty if it is better.
+
+    `measure` is the name of the target language's bits per byte in the curve.
     """
     measured = [entry[measure] for entry in trained.curve if measure in entry]
-    if not measured or (trained.kept_step is None and measured[-1] <= measured[0]) or trained.kept_step:
+    if not measured or trained.kept_step:
         return ""
-    made = "made held-out text worse" if not measured[-1] <= measured[0] else "made held-out text no better"
-    change = f"training {made} ({measured[0]:.4f} -> {measured[-1]:.4f} bits per byte)"
+    before, after = measured[0], measured[-1]
+    made = "made held-out text no better" if after <= before else "made held-out text worse"  # worse: NaN too
+    change = f"training {made} ({before:.4f} -> {after:.4f} bits per byte)"
     if trained.kept_step is None:
-        return f"{change}; these weights are written all the same, since keep is last"
-    if trained.stopped and measured[-1] < measured[0]:
+        kept = "these weights are written all the same, since keep is last"
+        return "" if after <= before else f"{change}; {kept}"
+    if trained.stopped and after < before:
         change = f"training was stopped before any weights could be kept ({trained.stopped})"
     return f"{change}; the weights before training are kept"
 
 
 def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
-    """LeptaError if the settings ask for a choice that there is no text to make by."""
+    """LeptaError if the settings ask for a choice or a measurement that `held_out` does not allow."""
     if not held_out.target and (settings.keep == "best" or len(settings.learning_rate) > 1):
         asks = "keep: best" if settings.keep == "best" else "several learning rates"
         raise LeptaError(f"pretrain: {asks} need held-out text of the target language to choose by; name it as valid")
@@ -262,65 +215,52 @@ def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
         )
     if settings.forget_limit is not None and not held_out.source:
         raise LeptaError("pretrain.forget_limit: needs held-out text of the source language; name it as valid")
+    if not settings.darumeru:
+        return
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise LeptaError(
+            "pretrain.darumeru: weights that FSDP2 has in parts cannot be asked; use evaluate.darumeru, or DDP"
+        )
+    if held_out.benchmark is None:
+        raise LeptaError(
+            "pretrain.darumeru: needs HeldOut.benchmark, a function of a model and its tokenizer; "
+            "expected lepta.evaluation.benchmark.scores_of with these settings"
+        )
 
 
-def _run(
-    initialised: Path,
-    first_new: int,
-    blocks: Blocks,
-    held_out: HeldOut,
-    settings: PretrainSettings,
-    rate: float,
-    seed: int,
-    work: Path,
-) -> tuple[Any, Trained]:
-    model, tokenizer = load_for_training(initialised, settings), load_tokenizer(initialised)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    watch = _watch(model, tokenizer, held_out, settings)
-    return model, pretrain(
-        model,
-        blocks,
-        blocks.sizes,
-        pad_id,
-        work,
-        settings,
-        first_new=first_new,
-        rate=rate,
-        seed=seed,
-        watch=watch,
-        source=Checkpoint(initialised),
-    )
+def _load_and_train(run: Pretraining, held_out: HeldOut) -> tuple[Any, Trained]:
+    assert run.source is not None
+    folder = run.source.folder
+    model, tokenizer = load_for_training(folder, run.settings), load_tokenizer(folder)
+    return model, pretrain(model, run, watch_of(model, tokenizer, held_out, run.settings))
 
 
 def _sweep(
-    initialised: Path,
-    first_new: int,
-    blocks: Blocks,
-    held_out: HeldOut,
-    settings: PretrainSettings,
-    rates: Sequence[float],
-    seed: int,
-    work: Path,
+    run: Pretraining, blocks: Blocks, held_out: HeldOut, rates: Sequence[float]
 ) -> tuple[float, dict[str, float | None]]:
     """Try each learning rate on a part of the blocks (paper 2.4.1); the lowest bits per byte of the target wins.
 
-    A rate with which training diverges, or passes the limit to forgetting, has None.
+    A rate with which training diverges, or passes the limit to forgetting, has None. Scores are kept on disk, so a
+    resumed run tries no rate twice.
     """
-    file, part = work / SWEEP, blocks.first(settings.sweep_share)
-    settings = settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
+    file = run.work / SWEEP
+    settings = run.settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
+    run = replace(run, settings=settings, blocks=blocks.first(settings.sweep_share))
     scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
     for rate in rates:
         name = f"{rate:g}"
         if name in scores:
             continue
+        scores[name] = None
         try:
-            _, trained = _run(initialised, first_new, part, held_out, settings, rate, seed, work / f"rate-{name}")
+            _, trained = _load_and_train(replace(run, rate=rate, work=run.work / f"rate-{name}"), held_out)
         except Diverged:
-            scores[name] = None
+            pass
         else:
-            measured = [entry for entry in trained.curve if "loss" not in entry]
-            last = measured[-1][f"{held_out.target_language}_bits_per_byte"]
-            scores[name] = last if math.isfinite(last) and not trained.stopped else None
+            last = [entry for entry in trained.curve if "loss" not in entry][-1]
+            score = last[f"{held_out.target_language}_bits_per_byte"]
+            if math.isfinite(score) and not trained.stopped:
+                scores[name] = score
         if processes().is_main_process:
             write_json(file, scores)
     usable = {rate: score for rate in rates if (score := scores[f"{rate:g}"]) is not None}
@@ -332,34 +272,27 @@ def _sweep(
     return min(usable, key=lambda rate: usable[rate]), scores
 
 
-def _watch(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:
-    """What is measured along the run: bits per byte, the share of new tokens in what is written, the benchmark."""
-    texts = {
-        f"{language}_bits_per_byte": windows
-        for language, windows in (
-            (held_out.target_language, held_out.target),
-            (held_out.source_language, held_out.source),
-        )
-        if windows
-    }
-    benchmark = settings.darumeru
-    if not texts and not benchmark:
+def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:
+    """What is measured along the run: bits per byte, the share of new tokens in what is generated, the benchmark."""
+    target, source = f"{held_out.target_language}_bits_per_byte", f"{held_out.source_language}_bits_per_byte"
+    texts = {name: windows for name, windows in ((target, held_out.target), (source, held_out.source)) if windows}
+    benchmark = held_out.benchmark if settings.darumeru else None
+    if not texts and benchmark is None:
         return None
-    openings = [text[:OPENING] for text in held_out.target[:OPENINGS]] if held_out.new_ids else []
+    prompts = [text[:PROMPT] for text in held_out.target[:PROMPTS]] if held_out.new_ids else []
 
     def measure() -> dict[str, float]:
         model.eval()
         found = {name: score_text(model, tokenizer, text, name).bits_per_byte for name, text in texts.items()}
-        if openings:
-            written = generate(model, tokenizer, openings, CONTINUATION, "continuations")
-            found["new_token_share"] = written.share_of(held_out.new_ids) or 0.0
-        if benchmark:
-            found |= scores_of(model, tokenizer, benchmark)
+        if prompts:
+            generated = generate(model, tokenizer, prompts, CONTINUATION, "continuations")
+            found["new_token_share"] = generated.share_of(held_out.new_ids) or 0.0
+        if benchmark is not None:
+            found |= benchmark(model, tokenizer)
         model.train()
         return found
 
     limits: tuple[tuple[str, float], ...] = ()
     if settings.forget_limit is not None and held_out.source:
-        limits = ((f"{held_out.source_language}_bits_per_byte", settings.forget_limit),)
-    best = f"{held_out.target_language}_bits_per_byte" if settings.keep == "best" else None
-    return Watch(measure, settings.measure_every, best, limits)
+        limits = ((source, settings.forget_limit),)
+    return Watch(measure, settings.measure_every, target if settings.keep == "best" else None, limits)

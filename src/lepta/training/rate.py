@@ -4,8 +4,7 @@ AdamW moves each number of a row by about the rate in a step, however large the 
 of one model is little for those of another.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,36 +14,21 @@ from lepta.training.settings import AUTO, PretrainSettings
 
 SHARE, TOKENS = 0.0075, 512  # of the rows' RMS, at so many tokens a step (measured: docs/training.md)
 MOST = 4.0  # times that, however many tokens a step has
-SAMPLE = 4096  # rows that are looked at
+SAMPLE = 4096  # rows that the RMS is computed on
 BODY = 1e-4  # of the body: one of the paper's
 
 
-def settled_rates(settings: PretrainSettings, source: Checkpoint) -> tuple[list[float], dict[str, Any]]:
-    """Learning rates as numbers.
-
-    Parameters
-    ----------
-    settings : PretrainSettings
-    source : Checkpoint
-        Model that is trained.
-
-    Returns
-    -------
-    list of float
-    dict
-        For the manifest, where one of them was `auto`: `auto_learning_rate` and what it follows from, `rows_rms`.
-    """
-    if AUTO not in settings.learning_rate:
-        return numbers(settings.learning_rate), {}
-    rms = rows_rms(source)
-    auto = rate_for(rms, settings.batch * settings.block)
-    rates = [auto if rate == AUTO else rate for rate in settings.learning_rate]
-    return list(dict.fromkeys(numbers(rates))), {"auto_learning_rate": auto, "rows_rms": rms}
-
-
-def numbers(rates: Sequence[float | Literal["auto"]]) -> list[float]:
-    """Rates that are numbers all."""
-    return [float(rate) for rate in rates]
+def resolved_rates(settings: PretrainSettings, source: Checkpoint) -> tuple[list[float], dict[str, Any]]:
+    """Learning rates as numbers, each once; and for the manifest, if one was `auto`, which that is and why."""
+    facts: dict[str, Any] = {}
+    rates = []
+    for rate in settings.learning_rate:
+        if rate == AUTO:
+            rms = rows_rms(source)
+            rate = rate_for(rms, settings.batch * settings.block)
+            facts = {"auto_learning_rate": rate, "rows_rms": rms}
+        rates.append(float(rate))
+    return list(dict.fromkeys(rates)), facts
 
 
 def rows_rms(source: Checkpoint) -> float:
@@ -65,9 +49,3 @@ def rate_for(rms: float, tokens: int) -> float:
     limit: the rows' own size says how far a step may go.
     """
     return float(f"{SHARE * rms * min((tokens / TOKENS) ** 0.5, MOST):.2g}")
-
-
-def described(chosen: dict[str, Any], tokens: int) -> str:
-    """What was chosen, and why, in a line."""
-    rate, rms = chosen["auto_learning_rate"], chosen["rows_rms"]
-    return f"learning rate {rate:g} (auto: rows of RMS {rms:.3g}, {tokens:,} tokens a step)"

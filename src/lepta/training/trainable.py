@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,36 +14,20 @@ from lepta.training.settings import Lora, PretrainSettings, TuneSettings
 ADAPTER = "default"  # peft's own name for an adapter
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Peak learning rates of the parts of a model."""
-
-    new: float
-    old: float
-    body: float
-
-
 def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate: float) -> list[dict[str, Any]]:
-    """Freeze what does not train, give float32 masters to what does, and group it by learning rate.
+    """Freeze what does not train; the rest as parameter groups for AdamW: `name`, `params`, `lr`, `weight_decay`.
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        Changed in place: embeddings may be split, low-rank layers put in. A body in 16 or 4 bits stays as it is.
-    settings : PretrainSettings
-    first_new : int
-        Rows before it are of tokens that the model had before its vocabulary changed.
-    rate : float
-        Peak learning rate of the embeddings.
-
-    Returns
-    -------
-    list of dict
-        Groups for AdamW: `name`, `params`, `lr`, `weight_decay` (0 for biases and norms, as usual).
+    The model is changed in place: its embeddings may be split at row `first_new`, the first of a new token, and
+    low-rank layers put in. What trains becomes float32; a body in 16 or 4 bits stays as it is. `rate` is the peak rate
+    of the embeddings.
     """
     model.requires_grad_(False)
-    rates = Rates(rate, settings.old_rows_learning_rate or rate, settings.body_learning_rate or rate)
-    if settings.trains == "new-rows" or rates.old != rates.new:
+    rates = {
+        "embeddings": rate,
+        "old rows": settings.old_rows_learning_rate or rate,
+        "body": settings.body_learning_rate or rate,
+    }
+    if settings.trains == "new-rows" or rates["old rows"] != rate:
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         if tied and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise LeptaError(
@@ -56,14 +39,13 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         add_lora(model, settings.lora)
     elif settings.trains == "full":
         model.requires_grad_(True)
-    ends = model.get_input_embeddings(), model.get_output_embeddings()
-    for module in ends:
+    for module in _ends(model):
         *old, new = parts_of(module)
         new.requires_grad_(True)
         for part in old:
             part.requires_grad_(settings.trains != "new-rows")
-    _give_masters(model)
-    return _groups(model, ends, rates, settings.weight_decay)
+    _make_masters(model)
+    return _groups(model, rates, settings.weight_decay)
 
 
 def make_tunable(model: Any, settings: TuneSettings) -> list[dict[str, Any]]:
@@ -71,19 +53,23 @@ def make_tunable(model: Any, settings: TuneSettings) -> list[dict[str, Any]]:
     model.requires_grad_(settings.trains == "full")
     if settings.trains != "full":
         add_lora(model, settings.lora, of_embeddings=settings.trains != "embeddings+lora")
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    for module in {"lora+head": [head], "embeddings+lora": [embeddings, head]}.get(settings.trains, []):
+    embeddings, head = _ends(model)
+    whole = {"lora+head": [head], "embeddings+lora": [embeddings, head]}
+    for module in whole.get(settings.trains, []):
         module.weight.requires_grad_(True)  # peft has frozen all but its own
-    _give_masters(model)
-    rates = Rates(settings.learning_rate, settings.learning_rate, settings.learning_rate)
-    return _groups(model, (model.get_input_embeddings(), model.get_output_embeddings()), rates, settings.weight_decay)
+    _make_masters(model)
+    rates = dict.fromkeys(("embeddings", "old rows", "body"), settings.learning_rate)
+    return _groups(model, rates, settings.weight_decay)
 
 
-def _give_masters(model: Any) -> None:
-    """Make float32 of what trains; embeddings that became float32 give the body what it computes in."""
-    compute_dtype = next(
-        (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad), torch.float32
-    )
+def _ends(model: Any) -> tuple[Any, Any]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _make_masters(model: Any) -> None:
+    """Make what trains float32; embeddings that became float32 still give the body the precision it computes in."""
+    frozen = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
+    compute_dtype = next(frozen, torch.float32)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -91,31 +77,27 @@ def _give_masters(model: Any) -> None:
         model.get_input_embeddings().register_forward_hook(lambda module, inputs, rows: rows.to(compute_dtype))
 
 
-def _groups(model: Any, ends: tuple[Any, Any], rates: Rates, weight_decay: float) -> list[dict[str, Any]]:
-    rate_of = {}
-    for module in ends:
-        parts = parts_of(module)
-        for part, rate in zip(parts, (rates.old, rates.new) if len(parts) == 2 else (rates.new,), strict=True):
-            rate_of[id(part)] = ("old rows" if len(parts) == 2 and part is parts[0] else "embeddings", rate)
+def _groups(model: Any, rates: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    name_of = {}
+    for module in _ends(model):
+        *old, new = parts_of(module)
+        name_of[id(new)] = "embeddings"
+        name_of |= {id(part): "old rows" for part in old}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            name, rate = rate_of.get(id(parameter), ("body", rates.body))
-            decays = parameter.ndim > 1
-            empty = {"name": name, "params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
-            groups.setdefault((name, decays), empty)["params"].append(parameter)
+        if not parameter.requires_grad:
+            continue
+        name = name_of.get(id(parameter), "body")
+        decays = parameter.ndim > 1  # not biases and norms, as usual
+        empty = {"name": name, "params": [], "lr": rates[name], "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault((name, decays), empty)["params"].append(parameter)
     return list(groups.values())
 
 
 def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
     """Put low-rank layers beside the linear layers of a model's body, in place, and freeze all else.
 
-    Parameters
-    ----------
-    model : transformers causal LM
-    lora : Lora
-    of_embeddings : bool
-        The targets may name the input embeddings too, if they are not tied to the head.
+    With `of_embeddings` the targets may name the input embeddings too, if they are not tied to the head.
     """
     from peft import inject_adapter_in_model
 
@@ -127,21 +109,16 @@ def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
 
 
 def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
-    """The settings as peft's; parameters are those of `add_lora`.
-
-    Raises
-    ------
-    LeptaError
-        If there are no such layers, or what is named is trained otherwise.
-    """
+    """The settings as peft's. LeptaError if there are no such layers, or what is named is trained otherwise."""
     from peft import LoraConfig
 
-    head, embeddings, layers = model.get_output_embeddings(), model.get_input_embeddings(), None
+    layers = None
     if lora.layers is not None:
         number = model.config.get_text_config().num_hidden_layers
         if wrong := [layer for layer in lora.layers if not -number <= layer < number]:
             raise LeptaError(f"lora.layers: no layer {wrong[0]}; this model has {number}, from 0 or -{number} on")
         layers = sorted({layer % number for layer in lora.layers})
+    embeddings, head = _ends(model)
     targets = _linear(model) if lora.targets == "all-linear" else lora.targets
     if named := _names(model, lambda module: module is head) & set(targets):
         raise LeptaError(f"lora.targets: {named.pop()} is the head; to train it give trains: lora+head")
@@ -161,24 +138,20 @@ def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
 def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str]:
     """Matrices of the body that `all-linear` leaves out because they are no linear layer's, such as those of experts.
 
-    Returns
-    -------
-    list of str
-        Names of parameters, with `*` for numbers of layers; empty where no low-rank changes are trained, or where
-        their layers are named.
+    Names of parameters, with `*` for numbers of layers; none where no low-rank changes are trained, or where their
+    layers are named.
     """
     if "lora" not in settings.trains or settings.lora.targets != "all-linear":
         return []
-    ends = {id(p) for end in (model.get_input_embeddings(), model.get_output_embeddings()) for p in parts_of(end)}
-    return sorted(
-        {
-            re.sub(r"\b\d+\b", "*", f"{path}.{name}")
-            for path, module in model.named_modules()
-            if not isinstance(module, torch.nn.Linear | torch.nn.Embedding)
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.ndim > 1 and id(parameter) not in ends
-        }
-    )
+    rows = {id(part) for end in _ends(model) for part in parts_of(end)}
+    names = set()
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1 and id(parameter) not in rows:
+                names.add(re.sub(r"\b\d+\b", "*", f"{path}.{name}"))
+    return sorted(names)
 
 
 def _linear(model: Any) -> list[str]:
@@ -204,13 +177,7 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_trained(model: Any, weights: dict[str, torch.Tensor], where: str) -> None:
-    """Copy weights that `trained_weights` gave back into the model.
-
-    Raises
-    ------
-    LeptaError
-        If they are not those of the parameters that train.
-    """
+    """Copy weights that `trained_weights` gave back; LeptaError if they are not of the parameters that train."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
         raise LeptaError(

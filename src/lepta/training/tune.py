@@ -1,24 +1,23 @@
 """Tune a model on conversations (paper 2.4.3): low-rank changes and what trains whole, merged into plain weights."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lepta.calibration.copies import copy_examples
-from lepta.calibration.settings import CopySettings
 from lepta.core.output import write_json
 from lepta.core.stages import CHECKPOINTS, Stage
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import load_tokenizer, opened
 from lepta.text.locate import locate, read_json
-from lepta.training.alone import facts_of, run_stages
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
-from lepta.training.distributed import processes
-from lepta.training.merge import check_mergeable, give_exact_rows, write_merged
-from lepta.training.precision import load_for_training, products_dtype, settled
+from lepta.training.distributed import facts_of, processes, run_stages
+from lepta.training.merge import prepare_merge, write_merged
+from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.settings import PreferenceSettings, TuneSettings
 from lepta.training.trainable import make_tunable, unreached
@@ -35,7 +34,6 @@ def tune(
     work: Path,
     settings: TuneSettings,
     seed: int = 1,
-    description: str = "tuning",
     source: Checkpoint | None = None,
 ) -> tuple[Trained, dict[str, Any]]:
     """Tune a model, in place, on conversations.
@@ -48,11 +46,9 @@ def tune(
     conversations : iterable of lists of {"role", "content"}
         Gone through once, to files in `work`.
     work : Path
-        Folder for examples and checkpoints; whole ones found there are gone on from.
+        Folder for examples and checkpoints; a whole checkpoint found there is resumed from.
     settings : TuneSettings
     seed : int
-    description : str
-        What the progress bar says.
     source : Checkpoint, optional
         That the result is to be written from: before training it is checked that it can be.
 
@@ -72,29 +68,34 @@ def tune(
     number = processes().num_processes
     length = settings.max_length if settings.packing else None
     rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)
-    steps = -(-len(rows) // settings.batch)
+    steps = math.ceil(len(rows) / settings.batch)
     if settings.packing:
         check_apart(model, "packing")
     torch.manual_seed(seed)  # LoRA starts from random numbers
     groups = make_tunable(model, settings)
     if source is not None:
-        check_mergeable(model, source)
-        give_exact_rows(model, source)
+        prepare_merge(model, source)
     run = Run(
-        batch=settings.batch,
+        model,
+        rows,
+        groups,
+        work,
+        settings.batch,
+        seed,
+        description="tuning",
+        pad_id=(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
-        groups=groups,
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
-        seed=seed,
         save_every=settings.save_every,
-        dtype=products_dtype(settings, model.config),
+        dtype=compute_dtype(settings.body_dtype, model.config),
         gradient_checkpointing=settings.gradient_checkpointing,
-        report_to=tuple(settings.report_to),
+        report_to=settings.report_to,
     )
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trained = train(model, rows, rows.sizes, pad_id or 0, work, description, run)
-    missed = unreached(model, settings)
-    return trained, {**counts, "rows": len(rows), "steps": steps} | ({"unreached": missed} if missed else {})
+    trained = train(run)
+    facts: dict[str, Any] = {**counts, "rows": len(rows), "steps": steps}
+    if missed := unreached(model, settings):
+        facts["unreached"] = missed
+    return trained, facts
 
 
 def _micro_batch(share: int) -> int:
@@ -123,86 +124,82 @@ def tune_folder(
     curve : list of dict
     """
     work = folder / CHECKPOINTS
-    settings = settled(settings, source, work)
+    body_dtype = resolved_body_dtype(settings.body_dtype, source, work)
+    settings = settings.model_copy(update={"body_dtype": body_dtype})
     model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
-    trained, facts = tune(model, tokenizer, conversations, work, settings, seed, source=Checkpoint(source))
-    facts["body_dtype"] = settings.body_dtype
+    trained, facts = tune(model, tokenizer, conversations, work, settings, seed, Checkpoint(source))
+    facts["body_dtype"] = body_dtype
     if processes().is_main_process:
         facts["merged_error"] = write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
     return facts, trained.curve
 
 
-def tune_stage(
-    model: str,
-    data: list[str],
-    settings: TuneSettings,
-    seed: int,
-    output: Path,
-    force: bool,
-    copies: CopySettings | None = None,
-    preferences: list[str] | None = None,
-    preference: PreferenceSettings | None = None,
-) -> dict[str, Any]:
-    """Tune any model source into a folder, as a stage that goes on when it was interrupted.
+@dataclass(frozen=True)
+class Copies:
+    """Conversations that ask to repeat a text, added to those of the files."""
 
-    Parameters
-    ----------
-    model : str
-    data : list of str
-        Files of conversations.
-    settings : TuneSettings
-    seed : int
-    output : Path
-    force : bool
-        Start over where another run was interrupted.
-    copies : CopySettings, optional
-        Texts to repeat, added to the conversations.
-    preferences : list of str, optional
-        Files of preferences for a step after tuning (see `read_preferences`).
-    preference : PreferenceSettings, optional
+    make: Callable[[], tuple[list[list[Message]], dict[str, int]]]  # conversations, and counts for the manifest
+    settings: dict[str, Any]  # with the texts, all that decides them
+    texts: dict[str, list[str]]  # label -> text sources
 
-    Returns
-    -------
-    dict
-        See `tune_folder`; with `copies` and `preference` where there are such.
-    """
-    copies, preference = copies or CopySettings(number=0), preference or PreferenceSettings()
-    apart = copies.apart_from or []
 
-    def run(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TuneCommand:
+    """What `lepta tune` makes of a model: tuned on conversations, and then perhaps on preferences."""
+
+    settings: TuneSettings
+    seed: int
+    data: list[str]  # files of conversations
+    copies: Copies | None = None
+    preferences: list[str] = field(default_factory=list)  # files of preferences (see `read_preferences`)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+
+    def run(self, model: str, folder: Path) -> dict[str, Any]:
+        """Tune a model source into a folder; returns the facts of `tune_folder`, `copies` and `preference`."""
         with opened(model) as start:
-            if not preferences:
-                return _tune_on(start.folder, data, copies, settings, seed, folder)
+            if not self.preferences:
+                return self._tune(start.folder, folder)
             tuned, done = folder / CHECKPOINTS / "tuned", folder / CHECKPOINTS / "tuned.json"
             if not done.is_file():
                 tuned.mkdir(parents=True, exist_ok=True)
-                write_json(done, _tune_on(start.folder, data, copies, settings, seed, tuned))
+                write_json(done, self._tune(start.folder, tuned))
             processes().wait_for_everyone()
-            examples = read_preferences(preferences, preference.method)
-            facts, curve = prefer_folder(tuned, examples, preference, seed, folder)
+            examples = read_preferences(self.preferences, self.preference.method)
+            facts, curve = prefer_folder(tuned, examples, self.preference, self.seed, folder)
         if processes().is_main_process:
             write_json(folder / CURVE, {"curve": read_json(tuned / CURVE)["curve"], "preference": curve})
         return {**read_json(done), "preference": facts}
 
-    place = locate(model, hub_files=MODEL_FILES)
-    key = {**settings.model_dump(), "seed": seed}
-    texts = {"data": data, "preferences": preferences or []}
-    if copies.number:
-        key["copies"] = copies.model_dump(exclude={"text", "apart_from"})
-        texts |= {"copies": copies.text, "apart from": apart}
-    if preferences:
-        key["preference"] = preference.model_dump()
-    used = {label: names for label, names in texts.items() if names}
-    run_stages(output.parent, [Stage(output.name, {"model": place}, key, run, used, together=True)], force)
+    def _tune(self, source: Path, folder: Path) -> dict[str, Any]:
+        conversations: Iterable[Sequence[Message]] = read_conversations(self.data)
+        counts = {}
+        if self.copies:
+            added, counts["copies"] = self.copies.make()
+            conversations = itertools.chain(conversations, added)
+        facts, curve = tune_folder(source, conversations, self.settings, self.seed, folder)
+        if processes().is_main_process:
+            write_json(folder / CURVE, {"curve": curve})
+        return facts | counts
+
+    def stage(self, model: str, name: str) -> Stage:
+        """The stage that `run` is, of this name."""
+        key = {**self.settings.model_dump(), "seed": self.seed}
+        texts = {"data": self.data}
+        if self.copies:
+            key["copies"] = self.copies.settings
+            texts |= self.copies.texts
+        if self.preferences:
+            key["preference"] = self.preference.model_dump()
+            texts["preferences"] = self.preferences
+        place = locate(model, hub_files=MODEL_FILES)
+        return Stage(name, {"model": place}, key, lambda folder: self.run(model, folder), texts, together=True)
+
+
+def tune_stage(model: str, command: TuneCommand, output: Path, force: bool) -> dict[str, Any]:
+    """Tune any model source into a folder, as a stage that resumes; `force` starts over what was interrupted.
+
+    Returns its facts in the first process, nothing in the others.
+    """
+    run_stages(output.parent, [command.stage(model, output.name)], force)
     return facts_of(output) if processes().is_main_process else {}
-
-
-def _tune_on(
-    source: Path, data: list[str], copies: CopySettings, settings: TuneSettings, seed: int, folder: Path
-) -> dict[str, Any]:
-    repeated, copied = copy_examples(copies, copies.apart_from or [], seed)
-    facts, curve = tune_folder(source, itertools.chain(read_conversations(data), repeated), settings, seed, folder)
-    if processes().is_main_process:
-        write_json(folder / CURVE, {"curve": curve})
-    return facts | ({"copies": copied} if copies.number else {})
