@@ -46,7 +46,7 @@ class ServerBackend(TokenizerBackend):
         """Continue greedily."""
         prompts = self.ids([request.prompt for request in requests])
         pairs = list(zip(requests, prompts, strict=True))
-        return at_once(lambda pair: self._generate(*pair, max_tokens), pairs)
+        return at_once(lambda pair: self._generate(pair[0], pair[1], max_tokens), pairs)
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation; the server must echo prompts with log-probabilities."""

@@ -52,9 +52,9 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
     names = _matrices(original, adapted)
     before, after = tensor_hashes(original), tensor_hashes(adapted)
     embeddings = {original.stored_output, *names, *names.values()}
-    if changed := sorted(_unlike(before, after) - embeddings):
+    if unlike := sorted(_unlike(before, after) - embeddings):
         raise LeptaError(
-            f"{adapted.folder}: tensor {changed[0]} is not that of {original.folder}; a patch carries embeddings only, "
+            f"{adapted.folder}: tensor {unlike[0]} is not that of {original.folder}; a patch carries embeddings only, "
             "so the bodies of both models must be the same"
         )
     tokenizer = open_tokenizer(adapted.folder)

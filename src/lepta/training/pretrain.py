@@ -263,7 +263,11 @@ def _sweep(
                 scores[name] = score
         if processes().is_main_process:
             write_json(file, scores)
-    usable = {rate: score for rate in rates if (score := scores[f"{rate:g}"]) is not None}
+    usable: dict[float, float] = {}
+    for rate in rates:
+        found = scores[f"{rate:g}"]
+        if found is not None:
+            usable[rate] = found
     if not usable:
         raise LeptaError(
             f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed forget_limit "
