@@ -128,7 +128,7 @@ def test_embeddings_of_an_unknown_name_are_asked_for_and_taken(tiny_model_folder
 
 
 def test_head_that_equals_the_input_embeddings_is_a_head_if_neither_config_nor_family_ties_it(tiny_model_folder):
-    """transformers would not tie them either, and so draw a head at random if there were none."""
+    """Transformers would not tie them either, and so draw a head at random if there were none."""
     import json
 
     from safetensors.torch import load_file, save_file
