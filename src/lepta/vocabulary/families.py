@@ -80,7 +80,12 @@ class ByteLevelBPE(Vocabulary):
         steps = []
         for step in components(self.spec["pre_tokenizer"]):
             steps.append(step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step)
-        bare: dict[str, Any] = {"added_tokens": [], "normalizer": None, "post_processor": None, "pre_tokenizer": sequence(*steps)}
+        bare: dict[str, Any] = {
+            "added_tokens": [],
+            "normalizer": None,
+            "post_processor": None,
+            "pre_tokenizer": sequence(*steps),
+        }
         return Tokenizer.from_str(json.dumps(self.spec | bare))
 
     def split(self, pieces: Sequence[bytes]) -> list[list[int]]:
