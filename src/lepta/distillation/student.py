@@ -89,6 +89,7 @@ class LearnedHead(nn.Module):
 
 
 OUTLIER = 10.0  # times the median of squared lengths
+LEAST_VARIANCE = 1e-6
 
 
 class _Reached(Exception):  # not an error: the layer that was asked for has its states
@@ -215,10 +216,12 @@ def hidden_distance(target: torch.Tensor, found: torch.Tensor, weights: torch.Te
     weights : tensor, shape (B, E)
     """
     lengths = target.square().sum(-1)
-    median = lengths[weights > 0].median()
-    weights = weights * (lengths < OUTLIER * median)
-    distances = (found - target).square().sum(-1)
-    return (distances * weights).sum() / (median * weights.sum().clamp(min=1.0))
+    counted = weights > 0
+    counted &= lengths < OUTLIER * lengths[counted].median()
+    chosen = target[counted]
+    variance = chosen.var(0, correction=0) + LEAST_VARIANCE * chosen.square().mean()
+    distances = ((found - target).square() / variance).mean(-1)
+    return (distances * weights * counted).sum() / (weights * counted).sum().clamp(min=1.0)
 
 
 def _layers_of(model: Any) -> nn.ModuleList:
