@@ -13,7 +13,7 @@ from lepta.core.errors import LeptaError
 from lepta.distillation import distill as module
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
-from lepta.distillation.targets import target_rows
+from lepta.distillation.targets import learned_rows
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
 from lepta.text.sources import read_documents
@@ -51,8 +51,9 @@ def run(pair, folder, **values):
 def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
     facts, curve = run(pair, tmp_path / "out")
     old, new = (open_tokenizer(folder).vocabulary() for folder in pair)
-    fresh = VocabularyChange.between(old, new).new_ids
-    moves = set(fresh.tolist()) | set(target_rows(new, fresh).tolist())
+    change = VocabularyChange.between(old, new)
+    fresh = change.new_ids
+    moves = set(learned_rows(old, new, fresh, change.old_id_of, move_targets=True, tied=False).moving.tolist())
     before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
     assert before.keys() == after.keys()
     for name, tensor in after.items():

@@ -6,10 +6,11 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.distillation.alignment import Aligner
-from lepta.distillation.head import HeadStates, calibrate, constant_direction, cross_entropy, fit
+from lepta.distillation.head import FrozenRows, HeadStates, calibrate, constant_direction, cross_entropy, fit
 from lepta.distillation.passages import choose_passages, cut
-from lepta.distillation.student import LearnedHead, hidden_distance
-from lepta.distillation.targets import target_rows
+from lepta.distillation.pieces import PieceTree, Targets, branch_targets
+from lepta.distillation.student import hidden_distance
+from lepta.distillation.targets import learned_rows, target_rows
 from lepta.models.loss import LogitRule
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.change import VocabularyChange
@@ -65,13 +66,22 @@ def test_tokens_in_latin_have_no_rows_of_their_script_alone(smollm2, old):
     assert len(target_rows(polish, VocabularyChange.between(old, polish).new_ids)) == 0
 
 
-def test_distance_leaves_out_what_is_far_longer_than_the_rest():
-    target = torch.ones(1, 5, 4)
-    target[0, 2] *= 1000
-    found, weights = target + 0.5, torch.tensor([[0.0, 1, 1, 1, 1]])
-    found[0, 2] = 0
-    assert hidden_distance(target, found, weights) == pytest.approx(4 * 0.25 / 4)
+def test_distance_is_in_units_of_variance():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(1, 50, 4, generator=generator) * torch.tensor([100.0, 1.0, 0.01, 1.0])
+    found = target + 0.5 * target.std(1, keepdim=True)
+    weights = torch.ones(1, 50)
     assert hidden_distance(target, target, weights) == 0
+    assert hidden_distance(target, found, weights) == pytest.approx(0.25, rel=0.1), "whatever the size of a dimension"
+
+
+def test_distance_leaves_out_what_is_far_longer_than_the_rest():
+    target = torch.randn(1, 50, 4, generator=torch.Generator().manual_seed(0))
+    found, weights = target + 0.5, torch.ones(1, 50)
+    known = hidden_distance(target[:, 1:], found[:, 1:], weights[:, 1:])
+    target[0, 0] *= 1000
+    found[0, 0] = 0
+    torch.testing.assert_close(hidden_distance(target, found, weights), known)
 
 
 def states_of(rows, labels, learned, rule=LogitRule()):  # noqa: B008  # a frozen value
@@ -93,12 +103,15 @@ def test_calibrated_rows_are_as_likely_as_their_tokens_occur(rule):
     true = torch.randn(30, 16) * 0.3
     found = states_of(true, 4000, 10, rule)
     start = torch.zeros(10, 16)
-    rows = calibrate(start, found, rule, None)
+    moves = torch.ones(10)
+    moves[3] = 0
+    rows = calibrate(start, found, rule, None, moves)
+    assert torch.equal(rows[3], start[3])
     logits = rule.apply(found.states @ rows.T)
     total = torch.logaddexp(found.rest, logits.logsumexp(1))
     expected = (logits - total[:, None]).exp().sum(0)
     counts = torch.bincount(found.slot[found.slot >= 0], minlength=10).float()
-    torch.testing.assert_close(expected, counts, rtol=0.05, atol=1.0)
+    torch.testing.assert_close(expected[moves > 0], counts[moves > 0], rtol=0.05, atol=1.0)
     assert cross_entropy(rows, found, rule).mean() < cross_entropy(start, found, rule).mean()
     direction = constant_direction(found.states)
     assert (found.states @ direction).std() < 0.05
@@ -109,16 +122,102 @@ def test_fitted_rows_find_those_that_made_the_text():
     true = torch.randn(30, 16) * 0.5
     found = states_of(true, 8000, 10)
     rows = torch.nn.Parameter(torch.zeros(10, 16))
-    fit(rows, found, LogitRule(), None, 0.05, 30, 0)
+    fit(rows, found, None, LogitRule(), None, 0.05, 30, 0)
     best = cross_entropy(true[20:], found, LogitRule()).mean()
     assert cross_entropy(rows.detach(), found, LogitRule()).mean() < best + 0.02
 
 
-def test_head_gives_rows_by_token():
-    weight, learned = torch.randn(9, 4), torch.tensor([2, 7])
-    head = LearnedHead(weight, learned, torch.nn.Parameter(weight[learned].clone()), None)
-    torch.testing.assert_close(head.row(torch.arange(9)), weight)
-    assert head.place[learned].tolist() == [7, 8]
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(cap=5.0)])
+def test_likely_rows_stand_for_all(rule):
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(200, 8, generator=generator), torch.randn(3000, 8, generator=generator)
+    weight[:2500, 0] -= 6
+    states[:, 0] = 1
+    whole = FrozenRows(weight, None, rule)
+    exact = rule.apply(states @ weight.T).logsumexp(1)
+    torch.testing.assert_close(whole.total(states), exact, rtol=0, atol=1e-4)
+    fewer = whole.likely(states[:100], torch.zeros(100))
+    torch.testing.assert_close(fewer.total(states[100:]), exact[100:], rtol=0, atol=0.05)
+
+
+# Tokens: 0 = a, 1 = ab, 2 = abc, 3 = abd, 4 = e (nothing begins with it), 5 = fg, where f is no token.
+PATHS = [[7], [7, 8], [7, 8, 9], [7, 8, 10], [11], [12, 13]]
+
+
+def test_mass_of_a_branch_is_that_of_the_tokens_below_it():
+    tree = PieceTree(PATHS, torch.device("cpu"))
+    logits = torch.randn(6, 5, requires_grad=True)
+    mass = tree.log_mass(logits)
+    assert tree.first_pieces.tolist() == [7, 11, 12]
+    torch.testing.assert_close(mass[0], logits[:4].logsumexp(0))
+    torch.testing.assert_close(mass[1], logits[4])
+    torch.testing.assert_close(mass[2], logits[5])
+    ab = tree.inner_nodes([7, 8])[1]
+    torch.testing.assert_close(mass[ab], logits[1:4].logsumexp(0))
+    torch.testing.assert_close(mass[int(tree.leaf(np.asarray([ab]))[0])], logits[1])
+    (gradient,) = torch.autograd.grad(mass[ab].sum(), logits)
+    torch.testing.assert_close(gradient[1:4], logits[1:4].softmax(0))
+    assert not gradient[[0, 4, 5]].any()
+
+
+def test_branches_have_the_probabilities_of_the_next_old_token():
+    tree = PieceTree(PATHS, torch.device("cpu"))
+    head, states = torch.randn(20, 4), torch.randn(3, 4)
+    probability = (states @ head.T).softmax(1)
+    nodes = np.asarray([tree.inner_nodes([7])[0], tree.inner_nodes([7, 8])[1], tree.inner_nodes([12])[0]])
+    entry, branch, found = branch_targets(tree, nodes, states, (states @ head.T).logsumexp(1), head, LogitRule())
+    by_branch = dict(zip(branch.tolist(), found.tolist(), strict=True))
+    assert np.bincount(entry, found) == pytest.approx([1, 1, 1])
+    a, ab, f = (int(node) for node in nodes)
+    assert by_branch[ab] == pytest.approx(float(probability[0, 8]))
+    assert by_branch[int(tree.leaf(nodes)[0])] == pytest.approx(1 - float(probability[0, 8]))
+    assert by_branch[int(tree.leaf(nodes)[1])] == pytest.approx(1 - float(probability[1, 9] + probability[1, 10]))
+    assert tree.leaf(nodes)[2] == -1, "f alone is no token, so fg is certain"
+    assert [by_branch[int(i)] for i in branch[entry == 2]] == [1.0]
+    assert {int(tree.parent[i]) for i in branch[entry == 0]} == {a} and f != a
+
+
+def test_rows_that_say_what_the_original_expects_are_best():
+    """The loss is smallest, and its gradient zero, where each token has the probability of its pieces."""
+    tree = PieceTree(PATHS[:4], torch.device("cpu"))
+    head, states = torch.randn(20, 4), torch.randn(2, 4)
+    total = (states @ head.T).logsumexp(1)
+    nodes = np.asarray(tree.inner_nodes([7, 8]))
+    after = torch.randn(2, 4)
+    _, branch, probability = branch_targets(tree, nodes, after, (after @ head.T).logsumexp(1), head, LogitRule())
+    start = torch.tensor([0, len(branch), len(branch)])  # the second position has first pieces alone
+    targets = Targets(
+        states, total, torch.ones(2).bool(), start, torch.from_numpy(branch), torch.from_numpy(probability)
+    )
+    first = (states @ head[7] - total).exp()
+    b, c, d = (after @ head.T).softmax(1)[0, 8], *(after @ head.T).softmax(1)[1, [9, 10]]
+    exact = torch.stack([1 - b, b * (1 - c - d), b * c, b * d])[:, None] * first
+    logits = exact.log().requires_grad_(True)
+    rest = (1 - first).log()
+    loss = targets.cross_entropy(torch.arange(2), tree, head[tree.first_pieces], LogitRule(), logits, rest)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.abs().max() < 1e-5
+    other = targets.cross_entropy(
+        torch.arange(2), tree, head[tree.first_pieces], LogitRule(), logits + torch.randn(4, 1), rest
+    )
+    assert (other > loss).all()
+
+
+def test_learned_rows_of_a_real_vocabulary(old, new):
+    change = VocabularyChange.between(old, new)
+    fresh = change.new_ids
+    moving = learned_rows(old, new, fresh, change.old_id_of, move_targets=True, tied=False)
+    assert set(fresh) < set(moving.moving) <= set(moving.outputs)
+    assert moving.inputs.tolist() == fresh.tolist()
+    for token, path in zip(moving.outputs.tolist(), moving.paths, strict=True):
+        assert b"".join(map(old.data, path)) == new.data(token)
+    new_places = np.flatnonzero(moving.first >= 0)
+    assert new_places.size > len(fresh) / 2
+    for place in new_places[:50]:
+        piece = new.data(int(moving.outputs[moving.first[place]]))
+        assert new.data(int(moving.outputs[place])).startswith(piece)
+    still = learned_rows(old, new, fresh, change.old_id_of, move_targets=False, tied=True)
+    assert still.moving.tolist() == fresh.tolist() and still.inputs.tolist() == still.outputs.tolist()
 
 
 def test_passages_have_each_token_often_enough_first(tiny_tokenizer, tiny_extended):

@@ -20,11 +20,12 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import track
 from lepta.core.stages import CHECKPOINTS
 from lepta.distillation.alignment import Aligner, Alignment
-from lepta.distillation.head import calibrate, collect_states, cross_entropy, fit
+from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, cross_entropy, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages
+from lepta.distillation.pieces import PieceTree
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
-from lepta.distillation.targets import target_rows
+from lepta.distillation.targets import LearnedRows, learned_rows
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
@@ -41,7 +42,7 @@ from lepta.vocabulary.tokens import Vocabulary
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
-FITTED = 800_000  # positions that the head goes through, where no setting says how often
+CACHED = 4 << 30  # bytes of last hidden states that the head learns from; more text than that teaches inputs alone
 
 
 def distill_folder(
@@ -84,8 +85,9 @@ def distill_folder(
     fresh = np.flatnonzero((transfer.exact[: new.size] < 0) & (np.diff(transfer.matrix.indptr)[: new.size] > 0))
     if not len(fresh):
         raise LeptaError(f"{initialised}: has no token that {original} lacks, so there is nothing to learn")
-    targets = target_rows(new, fresh)
-    learned = np.sort(np.concatenate([fresh, targets])) if settings.rows == "target-rows" else fresh
+    untie = settings.untie and student.output_name is None
+    tied = student.output_name is None and not untie
+    learned = learned_rows(old, new, fresh, transfer.change.old_id_of, settings.rows == "target-rows", tied)
     passages = choose_passages(
         documents(),
         Aligner(old, new, start_of(original), start_of(initialised)),
@@ -103,13 +105,20 @@ def distill_folder(
     model = load_model(initialised, dtype)
     layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
     _check_context(passages.chosen, model.config.get_text_config())
-    ids = torch.from_numpy(learned).to(model.device)
-    old_rows = teacher.rows_of(teacher.input_name)[:].to(model.device)
-    untie = settings.untie and student.output_name is None
-    distiller = Distiller(model, old_rows, ids, untie, layer)
+    distiller = Distiller(
+        model,
+        _matrix(teacher, teacher.input_name).to(model.device),
+        torch.from_numpy(learned.inputs).to(model.device),
+        torch.from_numpy(learned.outputs).to(model.device),
+        untie,
+        layer,
+        None if teacher.output_name is None else _matrix(teacher, teacher.output_name).to(model.device),
+    )
+    _hold(distiller.embedding.rows, learned.inputs, learned.moving)
+    _hold(distiller.head.rows, learned.outputs, learned.moving)
     unit = float(distiller.embedding.rows.detach().square().mean().sqrt())
     facts: dict[str, Any] = {
-        "learned_rows": len(learned),
+        "learned_rows": len(learned.moving),
         "new_rows": len(fresh),
         "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
         "layer": layer,
@@ -119,11 +128,10 @@ def distill_folder(
     }
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
-    curve = _learn_inputs(distiller, passages, settings, seed, unit, work, learned, new.size)
+    curve = _learn_inputs(distiller, passages, settings, seed, unit, work, fresh, new.size)
     if processes().is_main_process:
         best.measure("inputs learned")
-        first = _first_pieces(old, new, fresh, targets, transfer.change.old_id_of)
-        _learn_head(distiller, passages, settings, seed, unit, learned, fresh, first, best)
+        _learn_head(distiller, passages, settings, seed, unit, learned, best)
         best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
@@ -252,27 +260,36 @@ def _learn_head(
     settings: DistillSettings,
     seed: int,
     unit: float,
-    learned: np.ndarray,
-    fresh: np.ndarray,
-    first: np.ndarray,
+    learned: LearnedRows,
     best: "BestRows",
 ) -> None:
     """Calibrate the head and fit it."""
     head, rule = distiller.head, distiller.rule
+    device = head.rows.device
+    chosen = _cached(passages.chosen, head.rows.shape[1])
+    if head.bias is None:
+        tree = PieceTree(learned.paths, device)
+        found, targets = collect_targets(distiller, tree, chosen, settings.batch)
+        expected = Expectations(targets, tree, distiller.old_head[tree.first_pieces])
+    else:  # the original's biases are not read, so what it expects is not known
+        found, expected = collect_states(distiller, chosen, settings.batch), None
     bias = None if head.bias is None else head.bias[len(head.frozen) :]
-    found = collect_states(distiller, passages.chosen, settings.batch)
+    moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)
+    starts = torch.from_numpy(np.flatnonzero(learned.first >= 0)).to(device)
     with torch.no_grad():
         rows = head.rows.detach().clone()
-        slots = torch.from_numpy(np.searchsorted(learned, fresh[first >= 0])).to(rows.device)
-        rows[slots] = (rows[slots] + head.row(torch.from_numpy(first[first >= 0]).to(rows.device))) / 2
-        head.rows.copy_(calibrate(rows, found, rule, bias))
+        rows[starts] = (rows[starts] + rows[torch.from_numpy(learned.first).to(device)[starts]]) / 2
+        head.rows.copy_(calibrate(rows, found, rule, bias, moves))
     best.measure("calibrated")
     head.rows.requires_grad_(True)
-    epochs = settings.head_epochs
-    if epochs is None:
-        epochs = min(8.0, max(2.0, FITTED / len(found)))
-    fit(head.rows, found, rule, bias, settings.head_rate * unit, epochs, seed)
+    fit(head.rows, found, expected, rule, bias, settings.head_rate * unit, settings.head_epochs, seed)
     best.measure("fitted")
+
+
+def _cached(passages: list[Alignment], width: int) -> list[Alignment]:
+    """Passages whose last hidden states fit into `CACHED` bytes, two of 16 bits for each token."""
+    sizes = np.cumsum([4 * width * len(passage.new_ids) for passage in passages])
+    return passages[: int(np.searchsorted(sizes, CACHED)) + 1]
 
 
 class BestRows:
@@ -315,20 +332,6 @@ class BestRows:
         return [parameter.detach().clone() for parameter in self._parameters()]
 
 
-def _first_pieces(
-    old: Vocabulary, new: Vocabulary, fresh: np.ndarray, targets: np.ndarray, same: np.ndarray
-) -> np.ndarray:
-    """Id in the new vocabulary of the first old piece of each token; -1 where text of another script uses it too.
-
-    Such a piece is likely in text of other languages, and so would be tokens whose rows begin as its row.
-    """
-    first = np.asarray([pieces[0] for pieces in old.split([new.data(int(i)) for i in fresh])])
-    new_of_old = np.full(old.size, -1)
-    new_of_old[same[same >= 0]] = np.flatnonzero(same >= 0)
-    ids = new_of_old[first]
-    return np.where(np.isin(ids, targets), ids, -1)
-
-
 def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pad passages on the right; what is padding has weight 0. See `Distiller.forward`."""
 
@@ -353,16 +356,31 @@ def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
     return nats / math.log(2) / sum(passage.size for passage in passages)
 
 
-def _matrices(distiller: Distiller, source: Checkpoint, learned: np.ndarray) -> dict[str, ComputedRows]:
+def _matrix(model: Checkpoint, name: str) -> torch.Tensor:
+    return model.rows_of(name)[:]
+
+
+def _hold(rows: torch.nn.Parameter, ids: np.ndarray, moving: np.ndarray) -> None:
+    """Give rows of other tokens than `moving` no gradient."""
+    if not np.isin(ids, moving).all():
+        moves = torch.from_numpy(np.isin(ids, moving)).to(rows.device)[:, None]
+        requires = rows.requires_grad
+        rows.requires_grad_(True).register_hook(lambda gradient: gradient * moves)
+        rows.requires_grad_(requires)
+
+
+def _matrices(distiller: Distiller, source: Checkpoint, learned: LearnedRows) -> dict[str, ComputedRows]:
     """The matrices of the result: those of the source with the rows that learned in their places."""
-    names = {source.input_name: distiller.embedding.rows}
+    changed = {source.input_name: (learned.inputs, distiller.embedding.rows)}
     if not distiller.tied:
-        names[source.output_name or HEAD] = distiller.head.rows
-    stored = {name: source.rows_of(name if name in source.entries else source.input_name) for name in names}
-    return {
-        name: ComputedRows(tuple(rows.shape), partial(_replaced, rows, learned, names[name].detach().cpu()))
-        for name, rows in stored.items()
-    }
+        changed[source.output_name or HEAD] = (learned.outputs, distiller.head.rows)
+    matrices = {}
+    for name, (ids, rows) in changed.items():
+        stored = source.rows_of(name if name in source.entries else source.input_name)
+        moves = np.isin(ids, learned.moving)
+        values = rows.detach().cpu()[torch.from_numpy(moves)]
+        matrices[name] = ComputedRows(tuple(stored.shape), partial(_replaced, stored, ids[moves], values))
+    return matrices
 
 
 def _replaced(stored: Rows, learned: np.ndarray, rows: torch.Tensor, block: slice) -> torch.Tensor:

@@ -1,27 +1,36 @@
-"""New tokens as a tree of the old tokens that they split into.
+"""New tokens as a tree of the old tokens that they split into, and what the original model says of its branches.
 
-The original model gives a probability to each next old token, so to each branch of this tree; the adapted model gives
+The original model gives a probability to each next old token, so to each branch of this tree. The adapted model gives
 one to each token, so to each branch the sum over the tokens below it. Both speak of the same text, so they can be
-compared branch by branch: a target for the head that knows more than which token came next.
+compared branch by branch. Such a target knows more than which token came next: of a text of 40,000 tokens, most new
+tokens occur a few times at best.
 """
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from lepta.models.loss import LogitRule
+
 LEAST = 1e-4  # probability of a branch below which it is left out of the targets
+TINY = 1e-30  # float32 probabilities below this are 0
 
 
 class PieceTree:
     """Which tokens lie below which sequence of old tokens.
 
+    Nodes from 0 to `len(first_pieces) - 1` are first pieces. A token that is the beginning of others has a leaf of its
+    own below its node: the text goes on with something else.
+
     Attributes
     ----------
-    parent : int64 tensor, shape (nodes,)
-        -1 for first pieces, which are the nodes from 0 to `firsts` - 1.
     first_pieces : int64 tensor, shape (firsts,)
-        Their old ids.
+        Old ids.
+    parent : int64 tensor, shape (nodes,)
+        -1 for first pieces.
     below : sparse float32 CSR tensor, shape (nodes, tokens)
         1 where a token lies below a node.
     """
@@ -32,105 +41,215 @@ class PieceTree:
         Parameters
         ----------
         paths : sequence of sequences of int
-            Old ids that each token splits into, in the order of the rows of its logits.
+            Old ids that each token splits into, in the order of its logits.
         device : torch.device
         """
         firsts = sorted({path[0] for path in paths})
-        found: dict[tuple[int, int], int] = {(-1, piece): node for node, piece in enumerate(firsts)}
         parents, pieces = [-1] * len(firsts), list(firsts)
+        self._node = {(-1, piece): node for node, piece in enumerate(firsts)}
         ends = []
         for path in paths:
             node = -1
             for piece in path:
-                known = found.get((node, piece))
-                if known is None:
-                    known = found[node, piece] = len(parents)
+                branch = (node, piece)
+                if branch not in self._node:
+                    self._node[branch] = len(parents)
                     parents.append(node)
                     pieces.append(piece)
-                node = known
+                node = self._node[branch]
             ends.append(node)
         inner = set(parents)
-        # A token that is the beginning of others has a leaf of its own: the text goes on with something else.
-        leaves = list(ends)
         for token, end in enumerate(ends):
             if end in inner:
-                leaves[token] = len(parents)
+                ends[token] = len(parents)
                 parents.append(end)
                 pieces.append(-1)
-        self._found = found
-        self.parent = torch.tensor(parents, device=device)
         self.first_pieces = torch.tensor(firsts, device=device)
-        self.below = self._below(parents, leaves, device)
-        self._children(np.asarray(parents), np.asarray(pieces))
+        self.parent = torch.tensor(parents, device=device)
+        self.below = _incidence(parents, ends).to(device)
+        self._above = self.below.to_sparse_coo().t().to_sparse_csr()
+        self._index_branches(np.asarray(parents), np.asarray(pieces))
 
-    @staticmethod
-    def _below(parents: list[int], leaves: list[int], device: torch.device) -> torch.Tensor:
-        places: list[tuple[int, int]] = []
-        for token, node in enumerate(leaves):
-            while node >= 0:
-                places.append((node, token))
-                node = parents[node]
-        indices = torch.tensor(places, device=device).T
-        size = (len(parents), len(leaves))
-        return torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1], device=device), size).coalesce().to_sparse_csr()
-
-    def _children(self, parents: np.ndarray, pieces: np.ndarray) -> None:
-        """Branches of each node, in one array: those that are old tokens, and the leaf of the node itself."""
+    def _index_branches(self, parents: np.ndarray, pieces: np.ndarray) -> None:
+        """Branches of each node in one array, and its leaf (-1 if it has none)."""
         branches = np.flatnonzero((parents >= 0) & (pieces >= 0))
-        order = branches[np.argsort(parents[branches], kind="stable")]
-        self._branch, self._branch_piece = order, pieces[order]
-        self._branch_start = np.searchsorted(parents[order], np.arange(len(parents) + 1))
+        self._branch = branches[np.argsort(parents[branches], kind="stable")]
+        self._piece = pieces[self._branch]
+        self._start = np.searchsorted(parents[self._branch], np.arange(len(parents) + 1))
+        leaves = np.flatnonzero(pieces < 0)
         self._leaf = np.full(len(parents), -1)
-        leaf = np.flatnonzero((parents >= 0) & (pieces < 0))
-        self._leaf[parents[leaf]] = leaf
+        self._leaf[parents[leaves]] = leaves
 
-    def path(self, pieces: Sequence[int]) -> list[int]:
+    def inner_nodes(self, pieces: Sequence[int]) -> list[int]:
         """Nodes with branches that old tokens lead through, from the first piece on."""
         nodes, node = [], -1
         for piece in pieces:
-            known = self._found.get((node, piece))
-            if known is None:
+            node = self._node.get((node, int(piece)), -1)
+            if node < 0 or self._start[node] == self._start[node + 1]:
                 break
-            node = known
-            if self._branch_start[node] < self._branch_start[node + 1]:
-                nodes.append(node)
+            nodes.append(node)
         return nodes
 
-    def targets(
-        self, nodes: np.ndarray, places: np.ndarray, states, head, rule, total: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities of the branches below some nodes, each sum 1.
+    def branches(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number of a node in `nodes`, branch, and old token of each branch of some nodes, leaves apart."""
+        number = self._start[nodes + 1] - self._start[nodes]
+        entry = np.repeat(np.arange(len(nodes)), number)
+        before = np.repeat(np.cumsum(number) - number, number)
+        place = self._start[nodes][entry] + np.arange(len(entry)) - before
+        return entry, self._branch[place], self._piece[place]
+
+    def leaf(self, nodes: np.ndarray) -> np.ndarray:
+        """Leaf of each node, -1 where no token ends."""
+        return self._leaf[nodes]
+
+    def log_mass(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log of the summed exponentials of the tokens below each node.
 
         Parameters
         ----------
-        nodes : int64 array, shape (n,)
-        places : int64 array, shape (n,)
-            Row of `logits` that tells what follows each node.
-        logits : tensor, shape (rows, old tokens)
-        total : tensor, shape (rows,)
-            Their log of the sum of exponentials.
+        logits : float32 tensor, shape (tokens, positions)
 
         Returns
         -------
-        entry : int64 array
-            Which of the nodes each probability belongs to.
-        node : int64 array
-        probability : float32 array
+        float32 tensor, shape (nodes, positions)
         """
-        start, end = self._branch_start[nodes], self._branch_start[nodes + 1]
-        number = end - start
-        entry = np.repeat(np.arange(len(nodes)), number)
-        within = np.arange(len(entry)) - np.repeat(np.cumsum(number) - number, number)
-        place = start[entry] + within
-        rows = torch.from_numpy(places[entry]).to(head.device)
-        columns = torch.from_numpy(self._branch_piece[place]).to(head.device)
-        chance = (rule.apply((states[rows] * head[columns]).float().sum(1)) - total[rows]).exp().cpu().numpy()
-        branched = np.bincount(entry, chance, minlength=len(nodes))
-        leaf = self._leaf[nodes]
-        has_leaf = np.flatnonzero(leaf >= 0)
-        whole = np.where(leaf >= 0, 1.0, np.maximum(branched, 1e-9))
-        entries = np.concatenate([entry, has_leaf])
-        found = np.concatenate([self._branch[place], leaf[has_leaf]])
-        chances = np.concatenate([chance / whole[entry], np.maximum(0.0, 1.0 - branched[has_leaf])])
-        kept = chances > LEAST
-        return entries[kept], found[kept], chances[kept].astype(np.float32)
+        top = logits.detach().max(0).values
+        mass: torch.Tensor = _SparseProduct.apply(self.below, self._above, (logits - top).exp())
+        return mass.clamp(min=TINY).log() + top
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; torch would build the transpose anew for every gradient."""
+
+    @staticmethod
+    def forward(ctx, matrix, transposed, dense):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        ctx.transposed = transposed
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        return None, None, ctx.transposed @ gradient
+
+
+def _incidence(parents: list[int], ends: list[int]) -> torch.Tensor:
+    nodes, tokens = [], []
+    for token, end in enumerate(ends):
+        node = end
+        while node >= 0:
+            nodes.append(node)
+            tokens.append(token)
+            node = parents[node]
+    size = (len(parents), len(ends))
+    places = torch.tensor([nodes, tokens])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "Sparse CSR tensor support is in beta state"
+        return torch.sparse_coo_tensor(places, torch.ones(len(nodes)), size).coalesce().to_sparse_csr()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the original model expects after each position, as far as the tree tells it apart.
+
+    Attributes
+    ----------
+    states : tensor, shape (n, d)
+        Last hidden states of the original where it has read the same text.
+    total : float32 tensor, shape (n,)
+        Log of the sum of exponentials of its logits.
+    known : bool tensor, shape (n,)
+        False where no old token ends at this byte.
+    start : int64 tensor, shape (n + 1,)
+        Where the branches of each position begin.
+    branch : int64 tensor, shape (m,)
+        Nodes: the branches that leave the path of the text.
+    probability : float32 tensor, shape (m,)
+        Their probabilities; those below the same node sum to 1.
+    """
+
+    states: torch.Tensor
+    total: torch.Tensor
+    known: torch.Tensor
+    start: torch.Tensor
+    branch: torch.Tensor
+    probability: torch.Tensor
+
+    def cross_entropy(
+        self,
+        rows: torch.Tensor,
+        tree: PieceTree,
+        old_rows: torch.Tensor,
+        rule: LogitRule,
+        logits: torch.Tensor,
+        rest: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cross-entropy of branches in some positions, nats, shape (len(rows),); at first pieces and along the path.
+
+        Parameters
+        ----------
+        rows : int64 tensor
+            Which positions.
+        tree : PieceTree
+        old_rows : tensor, shape (firsts, d)
+            Rows of the original's head for first pieces.
+        rule : LogitRule
+        logits : float32 tensor, shape (tokens, len(rows))
+            Of the student.
+        rest : float32 tensor, shape (len(rows),)
+            Log of the sum of exponentials of all its other logits.
+        """
+        mass = tree.log_mass(logits)
+        firsts = len(tree.first_pieces)
+        total = torch.logaddexp(mass[:firsts].logsumexp(0), rest)
+        expected = (rule.apply((old_rows @ self.states[rows].T).float()) - self.total[rows]).exp()
+        others = (1 - expected.sum(0)).clamp(min=0.0)
+        of_firsts = -(expected * (mass[:firsts] - total)).sum(0) - others * (rest - total)
+        number = self.start[rows + 1] - self.start[rows]
+        column = torch.repeat_interleave(number)
+        before = torch.repeat_interleave(number.cumsum(0) - number, number)
+        place = self.start[rows][column] + torch.arange(len(column), device=column.device) - before
+        branch = self.branch[place]
+        share = mass[branch, column] - mass[tree.parent[branch], column]
+        return of_firsts.index_add(0, column, -self.probability[place] * share)
+
+
+def branch_targets(
+    tree: PieceTree,
+    nodes: np.ndarray,
+    states: torch.Tensor,
+    total: torch.Tensor,
+    head: torch.Tensor,
+    rule: LogitRule,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the original model expects below some nodes.
+
+    Parameters
+    ----------
+    tree : PieceTree
+    nodes : int64 array, shape (n,)
+    states : tensor, shape (n, d)
+        Its last hidden state after the old tokens that lead to each node.
+    total : float32 tensor, shape (n,)
+    head : tensor, shape (old rows, d)
+    rule : LogitRule
+
+    Returns
+    -------
+    entry : int64 array
+        Number in `nodes`.
+    branch : int64 array
+    probability : float32 array
+    """
+    entry, branch, piece = tree.branches(nodes)
+    at, columns = torch.from_numpy(entry).to(head.device), torch.from_numpy(piece).to(head.device)
+    logits = rule.apply((states[at] * head[columns]).sum(1).float())
+    chance = (logits - total[at]).exp().cpu().numpy()
+    branched = np.bincount(entry, chance, minlength=len(nodes))
+    leaf = tree.leaf(nodes)
+    ends = np.flatnonzero(leaf >= 0)
+    # Where no token ends, text that takes none of the branches is not told apart here.
+    whole = np.where(leaf >= 0, 1.0, np.maximum(branched, TINY))
+    entries = np.concatenate([entry, ends])
+    branches = np.concatenate([branch, leaf[ends]])
+    chances = np.concatenate([chance / whole[entry], np.maximum(0.0, 1.0 - branched[ends])])
+    kept = chances > LEAST
+    return entries[kept], branches[kept], chances[kept].astype(np.float32)

@@ -13,8 +13,8 @@ class DistillSettings(Section):
     tokens: int = Field(ge=1, description="Tokens of text to learn from, in the new vocabulary")
     rows: Literal["new-rows", "target-rows"] = Field(
         "target-rows",
-        description="target-rows: rows of new tokens, and of old tokens that only text in the script of the new ones "
-        "uses; new-rows: those of new tokens alone",
+        description="target-rows: rows of new tokens, and of their first old pieces where only text in their script "
+        "has those; new-rows: those of new tokens alone",
     )
     untie: bool = Field(False, description="Give a model whose head is its embeddings a head of its own, which learns")
     layer: int | None = Field(
@@ -27,13 +27,8 @@ class DistillSettings(Section):
         None, ge=1, description="Passages that one process holds at once; default: its share"
     )
     hidden_rate: float = Field(0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
-    head_rate: float = Field(0.1, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
-    head_epochs: float | None = Field(
-        None,
-        ge=0,
-        description="Times that the head goes through the hidden states of the text; default: 8, and 2 for more than "
-        "400,000 tokens",
-    )
+    head_rate: float = Field(0.03, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
+    head_epochs: float = Field(3.0, ge=0, description="Times that the head goes through the hidden states of the text")
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the frozen body"
     )

@@ -81,15 +81,9 @@ class LearnedHead(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach()[order], persistent=False)
         self.rows = rows
 
-    def row(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of some tokens, shape (n, d), float32."""
-        places, frozen = self.place[ids], len(self.frozen)
-        old = self.frozen[places.clamp(max=frozen - 1)].float()
-        return torch.where((places < frozen)[:, None], old, self.rows[(places - frozen).clamp(min=0)])
-
 
 OUTLIER = 10.0  # times the median of squared lengths
-LEAST_VARIANCE = 1e-6
+LEAST_VARIANCE = 1e-9  # of the mean square: a dimension that is constant in a batch must not divide by 0
 
 
 class _Reached(Exception):  # not an error: the layer that was asked for has its states
@@ -105,19 +99,31 @@ class Distiller(nn.Module):
         With the new vocabulary.
     old_rows : tensor, shape (old rows, d)
         Input embeddings of the original model.
-    learned : int64 tensor
-        Ids of the tokens whose rows learn.
+    inputs, outputs : int64 tensors
+        Ids of the tokens whose rows learn in the embeddings and in the head; the same where both are one matrix.
     untie : bool
         Learn a head of its own for a model whose head is its embeddings.
     layer : int
         Layers that hidden states are compared after.
+    old_head : tensor, shape (old rows, d), or None
+        Head of the original model; None where it is `old_rows`.
     """
 
     has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
 
     old_rows: torch.Tensor
+    old_head: torch.Tensor
 
-    def __init__(self, model: Any, old_rows: torch.Tensor, learned: torch.Tensor, untie: bool, layer: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        old_rows: torch.Tensor,
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
+        untie: bool,
+        layer: int,
+        old_head: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         model.requires_grad_(False)
@@ -131,10 +137,12 @@ class Distiller(nn.Module):
         self.tied = head.weight is embedding.weight and not untie
         weight, scale = embedding.weight.detach(), float(getattr(embedding, "embed_scale", 1.0))
         self._check_embedding(embedding, weight, scale)
-        self.embedding = LearnedEmbedding(weight, learned, scale)
-        rows = self.embedding.rows if self.tied else nn.Parameter(head.weight.detach()[learned].float())
-        self.head = LearnedHead(head.weight, learned, rows, head.bias)
+        self.embedding = LearnedEmbedding(weight, inputs, scale)
+        rows = self.embedding.rows if self.tied else nn.Parameter(head.weight.detach()[outputs].float())
+        self.head = LearnedHead(head.weight, outputs, rows, head.bias)
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
+        old_head = self.old_rows if old_head is None else old_head.to(weight.dtype)
+        self.register_buffer("old_head", old_head, persistent=False)
         self.body = model.base_model
         self._ends_at_layer = True
         self._states: list[torch.Tensor] = []
@@ -163,10 +171,22 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def last_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states on new tokens, shape (B, N_new, d)."""
+        return self._last(self.embedding(ids))
+
+    @torch.no_grad()
+    def teacher_last_states(self, ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of the original model on old tokens, shape (B, N_old, d)."""
+        return self._last(self._old_embedding(ids))
+
+    def _last(self, rows: torch.Tensor) -> torch.Tensor:
         self._ends_at_layer = False
-        last: torch.Tensor = self.body(inputs_embeds=self.embedding(ids), use_cache=False).last_hidden_state
+        last: torch.Tensor = self.body(inputs_embeds=rows, use_cache=False).last_hidden_state
         self._states.clear()
         return last
+
+    def _old_embedding(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = F.embedding(ids, self.old_rows)
+        return rows if self.embedding.scale == 1.0 else rows * self.embedding.scale
 
     def forward(
         self,
@@ -192,9 +212,7 @@ class Distiller(nn.Module):
             `loss`: see `hidden_distance`.
         """
         with torch.no_grad():
-            old_rows = F.embedding(old_ids, self.old_rows)
-            scaled = old_rows if self.embedding.scale == 1.0 else old_rows * self.embedding.scale
-            target = at(self._states_of(scaled), old_ends)
+            target = at(self._states_of(self._old_embedding(old_ids)), old_ends)
         found = at(self._states_of(self.embedding(new_ids)), new_ends)
         return {"loss": hidden_distance(target, found, weights)}
 
@@ -205,10 +223,11 @@ def at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def hidden_distance(target: torch.Tensor, found: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of hidden states in units of the median squared length.
+    """Mean squared distance of hidden states in units of the variance of each dimension.
 
-    Positions whose state is ten medians long (attention sinks) would be most of a squared error and say nothing about
-    rows; they do not count.
+    Two of the 640 dimensions of Gemma 3 270M carry 60 % of the plain squared distance. Measured so, 100,000 tokens
+    brought last hidden states 11 % nearer to the teacher's; in units of variance 40,000 tokens brought them 16 %.
+    Positions whose state is ten medians long (attention sinks) say nothing about rows; they do not count.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ Rows of such pieces may move where text of other scripts never meets them.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,65 @@ from lepta.vocabulary.extend import dominant_script
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 LETTER_BYTES = 0x80  # ASCII is below it
+
+
+@dataclass(frozen=True)
+class LearnedRows:
+    """Ids in the new vocabulary of the rows that a run has in float32, all in order.
+
+    Attributes
+    ----------
+    moving : int64 array
+        Tokens whose rows change.
+    inputs, outputs : int64 arrays
+        Rows of the embeddings and of the head. The head has first pieces of new tokens besides those that move.
+    paths : list of lists of int
+        Old ids that each token of `outputs` splits into.
+    first : int64 array, shape (len(outputs),)
+        Place in `outputs` of a new token's first piece; -1 for old tokens, and where text of another script uses the
+        piece too: it is likely there, and so would be a token whose row begins as that of the piece.
+    """
+
+    moving: np.ndarray
+    inputs: np.ndarray
+    outputs: np.ndarray
+    paths: list[list[int]]
+    first: np.ndarray
+
+
+def learned_rows(
+    old: Vocabulary, new: Vocabulary, fresh: np.ndarray, old_id_of: np.ndarray, move_targets: bool, tied: bool
+) -> LearnedRows:
+    """Which rows learn.
+
+    Parameters
+    ----------
+    old, new : Vocabulary
+    fresh : int64 array
+        Ids of new tokens, in order.
+    old_id_of : int64 array
+        Old id of each new id, -1 for tokens that the old vocabulary lacks.
+    move_targets : bool
+        Move first pieces of new tokens that only text in their script uses.
+    tied : bool
+        The head is the embeddings.
+    """
+    splits = old.split([new.data(int(i)) for i in fresh])
+    new_id_of = np.full(old.size, -1)
+    kept = np.flatnonzero(old_id_of >= 0)
+    kept = kept[old_id_of[kept] < old.size]
+    new_id_of[old_id_of[kept]] = kept
+    first_of = new_id_of[[split[0] for split in splits]]
+    pieces = np.unique(first_of[first_of >= 0])
+    targets = np.intersect1d(target_rows(new, fresh), pieces)
+    moving = np.union1d(fresh, targets) if move_targets else fresh
+    outputs = np.union1d(fresh, pieces)
+    split_of = dict(zip(fresh.tolist(), splits, strict=True))
+    paths = [split_of.get(i) or [int(old_id_of[i])] for i in outputs.tolist()]
+    first = np.full(len(outputs), -1)
+    of_script = np.isin(first_of, targets)
+    first[np.searchsorted(outputs, fresh[of_script])] = np.searchsorted(outputs, first_of[of_script])
+    return LearnedRows(moving, outputs if tied else fresh, outputs, paths, first)
 
 
 def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
