@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.adapt import pretrain
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Hashes
+from lepta.stages import Hashes
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
 

@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from lepta.core.stages import Hashes
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import INDEX, Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
+from lepta.stages import Hashes
 from lepta.vocabulary.source import open_tokenizer
 
 ROWS = 4000

@@ -14,7 +14,7 @@ from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
 from lepta.adapt import CURVE
 from lepta.core.output import MANIFEST
-from lepta.core.stages import environment
+from lepta.stages import environment
 from lepta.text.locate import read_json
 
 RESULTS = "results.json"

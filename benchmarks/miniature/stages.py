@@ -17,7 +17,6 @@ from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, t
 from benchmarks.miniature.text import draw_text, write_rows
 from lepta.adapt import CURVE
 from lepta.core.output import write_json
-from lepta.core.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
@@ -28,6 +27,7 @@ from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
+from lepta.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations

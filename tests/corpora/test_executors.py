@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Hashes
 from lepta.corpora.executors import Stage, Stopped, run_stage
 from lepta.corpora.settings import Executor
 from lepta.corpora.work import Work
+from lepta.stages import Hashes
 
 SBATCH = """#!/bin/bash
 # Runs each task of an array in turn; a job's number is how many there were. Waiting for others is being last in line.

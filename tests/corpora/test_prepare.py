@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Hashes
 from lepta.corpora import plan, shards
 from lepta.corpora.settings import CorpusSettings
+from lepta.stages import Hashes
 from lepta.text.sources import read_documents, read_labelled, text_files
 
 ANY = {"min_characters": 1, "min_words": 1}

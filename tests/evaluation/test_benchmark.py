@@ -8,11 +8,11 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST
-from lepta.core.stages import Pipeline, Stage
 from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Contestant
+from lepta.stages import Pipeline, Stage
 
 SETTINGS = Benchmark(tasks=["rucola"], limit=4)
 

@@ -10,7 +10,7 @@ import zstandard
 from pyarrow import parquet
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Hashes
+from lepta.stages import Hashes
 from lepta.text.formats import read_rows, read_text
 from lepta.text.sources import read_documents, read_labelled, text_files
 

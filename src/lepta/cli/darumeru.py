@@ -48,9 +48,9 @@ def import_command(
     Try: lepta darumeru import rucola out_of_domain_dev.csv --task rucola --output my-data
     """
     from lepta.core.output import publishing, refuse_existing
-    from lepta.core.stages import write_manifest
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
+    from lepta.stages import write_manifest
 
     place, shots_files = output / task, shots_file or []
     refuse_existing(place, force)

@@ -26,8 +26,8 @@ from lepta.cli.common import (
 )
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
-from lepta.core.stages import write_manifest
 from lepta.embeddings.settings import AnyMethod
+from lepta.stages import write_manifest
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, print_json, result
-from lepta.core.stages import Verdict
 from lepta.recipe import read_recipe
+from lepta.stages import Verdict
 
 
 def adapt(

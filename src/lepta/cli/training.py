@@ -21,8 +21,8 @@ from lepta.cli.common import (
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Pipeline, Stage
 from lepta.distillation.settings import DistillSettings
+from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
 from lepta.text.settings import Language, Text
 from lepta.text.sources import BENCHMARK

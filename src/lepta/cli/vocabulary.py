@@ -58,7 +58,7 @@ def vocab_build(
 ) -> None:
     """Build a new vocabulary from a tokenizer and text."""
     from lepta.core.output import publishing
-    from lepta.core.stages import write_manifest
+    from lepta.stages import write_manifest
     from lepta.text.locate import locate
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer

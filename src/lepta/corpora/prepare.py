@@ -12,7 +12,6 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupFi
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing, refuse_existing, write_json
-from lepta.core.stages import write_manifest
 from lepta.corpora import plan as planning
 from lepta.corpora.contamination import build_index
 from lepta.corpora.duplicates import Clusters, Signatures, minhash_config
@@ -21,6 +20,7 @@ from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.steps import DUPLICATE, CleanTexts, Dropped, ReadShards, WriteTexts
 from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
+from lepta.stages import write_manifest
 from lepta.text.locate import read_json
 from lepta.version import __version__
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import Hashes
 from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
 from lepta.inference.scoring import Branch
 from lepta.models.folder import MODEL_FILES
 from lepta.models.load import model_folder
+from lepta.stages import Hashes
 from lepta.text.locate import locate
 
 

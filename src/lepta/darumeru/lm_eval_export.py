@@ -15,11 +15,11 @@ import yaml
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
-from lepta.core.stages import write_manifest
 from lepta.darumeru.aggregate import task_result
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, named_tasks
+from lepta.stages import write_manifest
 from lepta.vocabulary.source import open_tokenizer
 
 DATA, TOKENIZER = "data", "tokenizer"

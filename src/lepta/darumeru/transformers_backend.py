@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lepta.core.stages import Hashes
 from lepta.darumeru.backend import Completion, GenerationRequest, TokenizerBackend
 from lepta.darumeru.log import logged_dtype
 from lepta.inference.generation import generate_batch
@@ -18,6 +17,7 @@ from lepta.inference.scoring import Question, Scorer
 from lepta.models.folder import MODEL_FILES
 from lepta.models.load import load_model, load_tokenizer, model_folder
 from lepta.models.precision import DTYPES
+from lepta.stages import Hashes
 from lepta.text.locate import locate
 
 CONTEXT = 4096  # of the paper's runs

@@ -18,7 +18,6 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
-from lepta.core.stages import CHECKPOINTS
 from lepta.distillation.alignment import Aligner, Alignment
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, cross_entropy, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages
@@ -32,6 +31,7 @@ from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import config_of
 from lepta.models.rows import ComputedRows, Rows, same_values
 from lepta.models.write import write_model
+from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
 from lepta.training.precision import compute_dtype, resolved_body_dtype
 from lepta.training.trainable import load_trained

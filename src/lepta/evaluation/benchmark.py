@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import CHECKPOINTS
 from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.settings import Benchmark
@@ -13,6 +12,7 @@ from lepta.darumeru.transformers_backend import TransformersBackend, opened_back
 from lepta.evaluation.evaluate import Contestant
 from lepta.models.precision import autocast_of
 from lepta.report.darumeru import write_run_page
+from lepta.stages import CHECKPOINTS
 
 ASKED = "darumeru"  # the runner's output, until it is whole
 

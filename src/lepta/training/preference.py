@@ -13,10 +13,10 @@ import torch
 from transformers import PrinterCallback
 
 from lepta.core.errors import LeptaError
-from lepta.core.stages import CHECKPOINTS
 from lepta.models.folder import Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer
 from lepta.models.precision import name_of
+from lepta.stages import CHECKPOINTS
 from lepta.text.formats import read_rows
 from lepta.text.sources import text_files
 from lepta.training.conversations import calls_tools, messages_of

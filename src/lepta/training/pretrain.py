@@ -13,11 +13,11 @@ from accelerate.utils import parse_flag_from_env
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import console
-from lepta.core.stages import CHECKPOINTS
 from lepta.inference.bits import score_text
 from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
+from lepta.stages import CHECKPOINTS
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
 from lepta.training.merge import prepare_merge, write_trained

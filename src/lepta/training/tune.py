@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from lepta.core.output import write_json
-from lepta.core.stages import CHECKPOINTS, Stage
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import load_tokenizer, opened
+from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate, read_json
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import facts_of, processes, run_stages

@@ -7,7 +7,7 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, partial_of
-from lepta.core.stages import CHECKPOINTS, Hashes, Pipeline, Stage
+from lepta.stages import CHECKPOINTS, Hashes, Pipeline, Stage
 
 
 class Workshop:
