@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -336,6 +337,25 @@ def test_command_prints_json_and_keeps_errors_to_one_line(tmp_path, write_rows, 
     assert last.startswith("lepta: ") and "raw/b.jsonl, line 4: not JSON" in last
     assert "Traceback" not in failed.stderr and "datatrove" not in failed.stderr
     assert (tmp_path / "out" / "report.json").is_file()  # what was there stays
+
+
+@pytest.mark.parametrize("limit", [0, 2_000, 30_000], ids=["at once", "in a worker", "later"])
+def test_full_disk_is_one_line_and_the_run_goes_on_afterwards(run, tmp_path, write_rows, documents, limit):
+    """A limit of the size of files fails as a full disk does: an OSError in the middle of a write."""
+    path = write_rows("a.jsonl", documents)
+    failed = subprocess.run(
+        command(tmp_path, path),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert failed.returncode == 2, failed.stderr
+    assert "File too large" in failed.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in failed.stderr
+    run({"raw": path}, name="out")
+    run({"raw": path}, name="other")
+    assert files(tmp_path / "out") == files(tmp_path / "other")
 
 
 def test_dry_run_writes_nothing_and_estimates(tmp_path, write_rows, documents):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+import tracemalloc
 
 import pyarrow
 import pytest
@@ -88,6 +89,13 @@ def test_field_is_part_of_what_a_stage_depends_on(tmp_path):
 def test_unknown_option_raises(tmp_path):
     with pytest.raises(LeptaError, match="unknown option 'fields'; known is field"):
         read(f"{write(tmp_path / 'a.jsonl')}?fields=body")
+
+
+def test_empty_option_raises(tmp_path):
+    with pytest.raises(LeptaError, match="the option 'field' is empty; expected field=VALUE"):
+        read(f"{write(tmp_path / 'a.jsonl')}?field=")
+    with pytest.raises(LeptaError, match="the option 'split' is empty; expected split=VALUE"):
+        read("dataset:x/y?split=&field=text")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -182,3 +190,28 @@ def test_line_of_50_megabytes_takes_no_quadratic_time(tmp_path, name):
     started = time.monotonic()
     assert read(path) == [text]
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_line_that_is_too_long_is_refused_before_it_is_in_memory(tmp_path, name):
+    """A gzip file of 1 MB may hold a line of 1 GB."""
+    size = 1 << 30
+    path = tmp_path / name
+    with gzip.open(path, "wb", 1) if name.endswith("gz") else path.open("wb") as file:
+        sink = zstandard.ZstdCompressor(1).stream_writer(file, closefd=False) if name.endswith("zst") else file
+        sink.write(b'{"text": "first"}\n')
+        for _ in range(size >> 24):
+            sink.write(b" " * (1 << 24))
+        if sink is not file:
+            sink.close()
+    errors = []
+    tracemalloc.start()
+    assert [row.value["text"] for row in read_rows(path, "text", errors.append)] == ["first"]
+    with pytest.raises(LeptaError, match="longer than 256 MiB; divide the text"):
+        read_text(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2: longer than 256 MiB; divide the text into several documents"
+    ]

@@ -182,6 +182,23 @@ def test_absent_source_raises_naming_it(source):
         list(read_documents([source]))
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("text")
+    for source in ("", "?field=text"):
+        with pytest.raises(LeptaError, match="an empty text source; name a file or folder"):
+            read(source)
+    assert read(".") == ["text"]
+
+
+@pytest.mark.parametrize("place", ["/etc", "../darumeru", "ru/../../darumeru"])
+def test_starter_reads_nothing_outside_the_starter_corpus(place):
+    with pytest.raises(LeptaError, match=f"starter:{place}: not in the starter corpus"):
+        text_files(f"starter:{place}")
+    with pytest.raises(LeptaError, match=f"starter:{place}: not in the starter corpus"):
+        dialogue_file(f"starter:{place}")
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.9])
 def test_truncated_gzip_raises(tmp_path, keep):
     data = gzip.compress("".join(row(str(n)) + "\n" for n in range(500)).encode())

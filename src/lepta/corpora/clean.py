@@ -49,20 +49,12 @@ _LETTERS = regex.compile(r"[\p{L}\p{M}]+")
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A document after cleaning.
-
-    Attributes
-    ----------
-    text : str
-    removed : dict
-        What was taken out -> characters. They sum to the difference in length; Unicode's normal form may add some.
-    foreign_share : float
-        Share of letters that are of no script of the alphabet, before they were taken out.
-    """
+    """A document after cleaning."""
 
     text: str
+    # What was taken out -> characters. They sum to the difference in length; Unicode's normal form may add some.
     removed: dict[str, int]
-    foreign_share: float
+    foreign_share: float  # of letters: those of no script of the alphabet, before they were taken out
 
 
 class Cleaner:
@@ -84,12 +76,7 @@ class Cleaner:
         self._steps: dict[str, Callable[[str], str]] = {name: step for name, step in steps.items() if step}
 
     def clean(self, text: str) -> Cleaned:
-        """Clean one document.
-
-        Returns
-        -------
-        Cleaned
-        """
+        """Clean one document."""
         removed: dict[str, int] = {}
         for name, step in self._steps.items():
             text = _note(removed, name, text, step(text))

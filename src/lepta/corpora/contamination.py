@@ -17,18 +17,8 @@ from lepta.text.sources import DATASET, read_documents, read_file, text_files
 def build_index(settings: Decontaminate, clean: Clean, place: Path) -> dict[str, int]:
     """Write the hashes of all runs of words of the texts to keep out: sorted, eight bytes each.
 
-    Texts are looked for in cleaned documents, so each is also cleaned as a document is.
-
-    Returns
-    -------
-    dict
-        How many strings and runs there are, and how many strings are shorter than a run when they are cleaned, so that
-        nothing guards them.
-
-    Raises
-    ------
-    LeptaError
-        If a text cannot be read, or no string is as long as a run.
+    Texts are looked for in cleaned documents, so each is also cleaned as a document is. Returns how many strings and
+    runs there are, and how many strings are shorter than a run when they are cleaned, so that nothing guards them.
     """
     cleaners = [Cleaner(clean)]
     if clean.scripts:  # a line that is foreign by itself may be part of one that is not
@@ -51,15 +41,10 @@ def build_index(settings: Decontaminate, clean: Clean, place: Path) -> dict[str,
 
 
 class Contamination:
-    """Finds the runs of an index in documents.
-
-    Parameters
-    ----------
-    place : Path
-        What `build_index` wrote; it is mapped, so that all workers of a machine share it.
-    """
+    """Finds the runs of an index in documents."""
 
     def __init__(self, settings: Decontaminate, place: Path) -> None:
+        # What `build_index` wrote is mapped, so that all workers of a machine share it.
         self._settings, self._index = settings, np.load(place, mmap_mode="r")
 
     def found(self, text: str) -> bool:

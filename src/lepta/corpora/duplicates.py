@@ -25,12 +25,7 @@ class Signatures(MinhashDedupSignature):
         super().__init__(folder, config, language=WORDS)
 
     def get_shingles(self, text: str) -> np.ndarray:
-        """Hash the runs of words of a text; a text shorter than a run is one run.
-
-        Returns
-        -------
-        ndarray of uint64, (runs, 1)
-        """
+        """Hash the runs of words of a text as uint64 (runs, 1); a text shorter than a run is one run."""
         words = word_hashes(text)
         return ngram_hashes(words, min(self.config.n_grams, len(words)))[:, None] if len(words) else words[:, None]
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -36,26 +36,13 @@ class Stopped(LeptaError):
 
 @dataclass
 class Stage:
-    """Steps that many workers run at once.
-
-    Attributes
-    ----------
-    name : str
-    steps : list
-        datatrove's pipeline.
-    tasks : int
-        Parts that the work is divided into.
-    work : Work
-        Where it is done.
-    size : int
-        Bytes to read, for the progress; 0 if unknown.
-    """
+    """Steps that many workers run at once."""
 
     name: str
-    steps: list[Any]
-    tasks: int
+    steps: list[Any]  # datatrove's pipeline
+    tasks: int  # parts that the work is divided into
     work: Work
-    size: int = 0
+    size: int = 0  # bytes to read, for the progress; 0 if unknown
 
 
 class _Quiet(PipelineExecutor):
@@ -68,7 +55,8 @@ class _Quiet(PipelineExecutor):
         if self.is_rank_completed(rank):
             return PipelineStats()
         logger.remove()
-        logger.add(str(self.work.folder / "logs" / self.stage / f"{rank:06d}.log"), mode="w")
+        # catch=False: by default loguru prints a traceback where the log cannot be written, as on a full disk.
+        logger.add(str(self.work.folder / "logs" / self.stage / f"{rank:06d}.log"), mode="w", catch=False)
         try:
             data: Any = None
             for step in self.pipeline:
@@ -80,8 +68,9 @@ class _Quiet(PipelineExecutor):
             self.mark_rank_as_completed(rank)
             return stats
         except Exception as error:  # whatever a step raises is written down for the first process, and raised again
-            logger.exception(error)
-            self.work.write_failure(self.stage, rank, error)
+            with suppress(OSError):  # on a full disk there is no place for the reason either
+                logger.exception(error)
+                self.work.write_failure(self.stage, rank, error)
             raise
         finally:
             logger.remove()
@@ -132,10 +121,7 @@ def workers_of(settings: Executor) -> int:
 def run_stage(stage: Stage, settings: Executor) -> None:
     """Run a stage to its end, here or on Ray, and show how far it is.
 
-    Raises
-    ------
-    LeptaError
-        What was wrong with the input, as the first worker that met it said; `Stopped` for any other reason.
+    LeptaError says what was wrong with the input, as the first worker that met it did; `Stopped` has another reason.
     """
     if not stage.tasks:
         return
@@ -152,18 +138,7 @@ def run_stage(stage: Stage, settings: Executor) -> None:
 
 
 def submit(stages: list[Stage], settings: Executor) -> list[str]:
-    """Queue stages on Slurm, each after the one before it.
-
-    Returns
-    -------
-    list of str
-        Ids of the jobs.
-
-    Raises
-    ------
-    LeptaError
-        If there is no Slurm here, or it refuses.
-    """
+    """Queue stages on Slurm, each after the one before it; returns the ids of the jobs."""
     if shutil.which("sbatch") is None:
         raise LeptaError(
             "executor.kind slurm: no command sbatch here; run this on a login node of the cluster, or give kind local"

@@ -33,13 +33,7 @@ class Task:
 
 
 def plan(settings: CorpusSettings) -> list[Task]:
-    """Divide the sources of a corpus into tasks, in the order of the settings.
-
-    Raises
-    ------
-    LeptaError
-        If a source does not exist or has no text in it.
-    """
+    """Divide the sources of a corpus into tasks, in the order of the settings."""
     tasks: list[Task] = []
     for name, source in settings.sources.items():
         group: list[Input] = []

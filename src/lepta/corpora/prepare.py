@@ -32,33 +32,16 @@ MOST_PARTS = 512  # files that the merging of signatures opens at once
 def prepare(
     settings: CorpusSettings, output: Path, force: bool, report: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Make a corpus.
+    """Make a corpus in the folder `output`, which `force` replaces; `report` is told one line about each stage.
 
-    Parameters
-    ----------
-    settings : CorpusSettings
-    output : Path
-        Folder to write; it appears when it is whole.
-    force : bool
-        Replace the folder if it exists.
-    report : callable
-        Told one line about each stage.
-
-    Returns
-    -------
-    dict
-        The report; on Slurm the ids of the jobs that were queued, under `jobs`.
-
-    Raises
-    ------
-    LeptaError
-        If the output exists, an input is missing or damaged, nothing is left, or a worker stopped.
+    Returns the report; on Slurm the ids of the jobs that were queued, under `jobs`.
     """
     refuse_existing(output, force)
     tasks = planning.plan(settings)
     work = work_of(settings, output)
-    work.open({"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(settings)})
+    key = {"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(settings)}
     try:
+        work.open(key)
         write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
         if settings.decontaminate and not (work.folder / AGAINST).is_file():
             write_json(work.folder / AGAINST, build_index(settings.decontaminate, settings.clean, work.index))
@@ -133,18 +116,7 @@ class Publish(PipelineStep):
 
 
 def publish(settings: CorpusSettings, work: Work, output: Path, force: bool, remove: bool = True) -> dict[str, Any]:
-    """Give a corpus its place: shards, report, manifest.
-
-    Returns
-    -------
-    dict
-        The report.
-
-    Raises
-    ------
-    LeptaError
-        If nothing is left, or the counts do not add up.
-    """
+    """Give a corpus its place: shards, report, manifest; returns the report."""
     facts = Tally.sum(work.counts()).report()
     if settings.decontaminate:
         facts["against"] = read_json(work.folder / AGAINST)

@@ -7,7 +7,7 @@ from lepta.corpora.duplicates import Signatures, minhash_config
 from lepta.corpora.executors import workers_of
 from lepta.corpora.plan import Task, inputs_of
 from lepta.corpora.settings import CorpusSettings
-from lepta.corpora.steps import Refinery, read_task
+from lepta.corpora.steps import DocumentFilter, read_task
 from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
 
@@ -16,33 +16,20 @@ OVERHEAD = 1.4  # measured: the whole run against reading, cleaning and signing
 
 
 def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, Any]:
-    """Clean the beginning of each source in this process, and tell what the whole would come to.
+    """Clean so many characters of the beginning of each source in this process, and tell what the whole would come to.
 
-    Parameters
-    ----------
-    characters : int
-        To read of each source.
-
-    Returns
-    -------
-    dict
-        `sample`: the counts; `estimate`: source -> bytes of its files, share of them sampled, characters kept and
-        about how many tokens (weighed; duplicates are not looked for); `seconds`: for all of it, on this machine.
-
-    Raises
-    ------
-    LeptaError
-        If an input is missing or damaged.
+    `sample` holds the counts; `estimate`, for each source, bytes of its files, share of them sampled, characters kept
+    and about how many tokens (weighed; duplicates are not looked for); `seconds` is for all of it, on this machine.
     """
     parts, estimate, seconds = [], {}, 0.0
     for name, source in settings.sources.items():
         task = Task(name, inputs_of(source))
-        refinery, started, position = Refinery(settings, work), time.monotonic(), 0
+        document_filter, started, position = DocumentFilter(settings, work), time.monotonic(), 0
         sign = _signer(settings, work)
         read = kept = 0
-        for document, place in read_task(task, refinery, settings.on_error):
+        for document, place in read_task(task, document_filter, settings.on_error):
             position = place
-            row = refinery.refine(name, document)
+            row = document_filter.filter(name, document)
             if row:
                 kept += len(row["text"])
                 if sign:
@@ -52,7 +39,7 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
                 break
         else:
             position = task.size
-        parts.append(refinery.tally.as_json())
+        parts.append(document_filter.tally.as_json())
         share = position / task.size if task.size else None
         estimate[name] = _estimate(read, kept, share, source.weight, task.size)
         seconds += (time.monotonic() - started) / share if share else 0.0

@@ -14,13 +14,7 @@ LEVEL = {"zst": 3, "gz": 6}
 
 
 class ShardWriter:
-    """Writes rows to one file, whose bytes depend on nothing but the rows.
-
-    Parameters
-    ----------
-    path : Path
-        Ends in .zst or .gz.
-    """
+    """Writes rows to one file (.zst or .gz), whose bytes depend on nothing but the rows."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

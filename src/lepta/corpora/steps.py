@@ -25,7 +25,7 @@ from lepta.text.sources import Document as Text
 DUPLICATE, WEIGHT, UNREADABLE, CONTAMINATED = "duplicate", "weight", "unreadable", "contaminated"
 
 
-class Refinery:
+class DocumentFilter:
     """Cleans and judges the documents of a corpus, and counts."""
 
     def __init__(self, settings: CorpusSettings, work: Work) -> None:
@@ -35,14 +35,8 @@ class Refinery:
         against = settings.decontaminate
         self._contamination = Contamination(against, work.index) if against else None
 
-    def refine(self, source: str, document: Text) -> dict[str, Any] | None:
-        """Clean a document; None if it is dropped.
-
-        Returns
-        -------
-        dict
-            The row of a shard: text, source, doc, characters read, characters removed.
-        """
+    def filter(self, source: str, document: Text) -> dict[str, Any] | None:
+        """Clean a document and give the row of a shard; None if it is dropped."""
         read = len(document.text)
         self.tally.read(source, read)
         cleaned = self._cleaner.clean(document.text)
@@ -78,11 +72,11 @@ class CleanTexts(PipelineStep):
             done = self._clean(number, tasks[number], rank, done)
 
     def _clean(self, number: int, task: Task, rank: int, done: int) -> int:
-        refinery, shard, part = Refinery(self._settings, self._work), None, 0
+        document_filter, shard, part = DocumentFilter(self._settings, self._work), None, 0
         self._work.remove_shards(number)
-        for document, position in read_task(task, refinery, self._settings.on_error):
+        for document, position in read_task(task, document_filter, self._settings.on_error):
             self._work.pulse("clean", rank, done + position)
-            if row := refinery.refine(task.source, document):
+            if row := document_filter.filter(task.source, document):
                 shard = shard or ShardWriter(self._work.clean_shard(number, part))
                 shard.write(row)
                 if shard.characters >= SHARD:
@@ -90,13 +84,13 @@ class CleanTexts(PipelineStep):
                     shard, part = None, part + 1
         if shard:
             shard.close()
-        self._work.write_counts("clean", number, refinery.tally.as_json())
+        self._work.write_counts("clean", number, document_filter.tally.as_json())
         return done + task.size
 
 
-def read_task(task: Task, refinery: Refinery, on_error: str) -> Iterator[tuple[Text, int]]:
+def read_task(task: Task, document_filter: DocumentFilter, on_error: str) -> Iterator[tuple[Text, int]]:
     """Stream the documents of a task, with the bytes that were read so far."""
-    bad = stop if on_error == "stop" else lambda error: refinery.unreadable(task.source, error)
+    bad = stop if on_error == "stop" else lambda error: document_filter.unreadable(task.source, error)
     before = 0
     for part in task.inputs:
         if part.place.startswith(DATASET):

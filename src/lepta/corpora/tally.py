@@ -68,18 +68,10 @@ class Tally:
         return total
 
     def report(self) -> dict[str, Any]:
-        """Describe each source and all of them together.
+        """Describe each source, and all together as `total`; LeptaError if the counts do not add up.
 
-        Returns
-        -------
-        dict
-            `sources`: name -> `read`, `kept`, `written` (documents and characters), `dropped` (reason -> the same and
-            samples), `removed` (what -> characters out of kept documents). `total`: the same without samples.
-
-        Raises
-        ------
-        LeptaError
-            If the counts do not add up.
+        `read`, `kept` and `written` hold documents and characters; `dropped`, by reason, the same and samples (not in
+        the total); `removed` the characters that cleaning took out of kept documents.
         """
         total = Tally()
         for counts in self._sources.values():

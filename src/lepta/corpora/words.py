@@ -44,12 +44,7 @@ WORDS = Words()
 
 
 def word_hashes(text: str) -> np.ndarray:
-    """Hash each word of a text, lower-cased.
-
-    Returns
-    -------
-    ndarray of uint64
-    """
+    """Hash each word of a text, lower-cased, as uint64."""
     parts = [
         np.fromiter(map(xxhash.xxh64_intdigest, map(str.encode, words)), np.uint64, len(words))
         for start in range(0, len(text), PIECE)
@@ -59,13 +54,7 @@ def word_hashes(text: str) -> np.ndarray:
 
 
 def ngram_hashes(words: np.ndarray, n: int) -> np.ndarray:
-    """Hash each run of n words, given the hashes of the words.
-
-    Returns
-    -------
-    ndarray of uint64
-        One for each run; empty if there are fewer than n words.
-    """
+    """Hash each run of n words, given the hashes of the words; empty if there are fewer than n."""
     count = max(len(words) - n + 1, 0)
     hashes = np.zeros(count, np.uint64)
     for i in range(n):

@@ -16,20 +16,11 @@ REMOVALS = 50  # attempts, a tenth of a second apart
 
 @dataclass
 class Work:
-    """Names of what is in the folder.
-
-    Attributes
-    ----------
-    folder : Path
-    compression : str
-        Of the result: zst or gz.
-    parts : int
-        That the cleaned text is divided into; 0 until it is.
-    """
+    """Names of what is in the folder."""
 
     folder: Path
-    compression: str
-    parts: int = 0
+    compression: str  # of the result: zst or gz
+    parts: int = 0  # that the cleaned text is divided into; 0 until it is
     _pulsed: float = field(default=0.0, repr=False)
 
     def open(self, key: dict[str, Any]) -> None:

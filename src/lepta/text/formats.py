@@ -16,60 +16,44 @@ PARQUET = ".parquet"
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
 BATCH = 64  # rows of Parquet that are Python objects at once
 CHUNK = 1 << 15  # compressed bytes at once
+# Bytes of a line. A small gzip file can hold a line of many gigabytes (a "bomb"); text has none as long as this.
+LONGEST_LINE = 1 << 28
 
 
 class Row(NamedTuple):
-    """One row of a file.
+    """One row of a file."""
 
-    Attributes
-    ----------
-    where : str
-        File and line, or file, row group and row.
-    number : int
-        From 1; of a JSONL file the line.
-    value : dict
-    position : int
-        Bytes of the file that were read so far.
-    """
-
-    where: str
-    number: int
+    where: str  # file and line, or file, row group and row
+    number: int  # from 1; of a JSONL file the line
     value: dict[str, Any]
-    position: int
+    position: int  # bytes of the file that were read so far
 
 
 def stop(error: LeptaError) -> NoReturn:
-    """Take what is damaged as the end of all: the default of what to do with it."""
+    """Raise: the default handler of damaged rows and files."""
     raise error
 
 
 def read_rows(file: Path, field: str | None = None, bad: Callable[[LeptaError], None] = stop) -> Iterator[Row]:
-    """Stream the rows of a file.
+    """Stream the rows of a file whose name ends in one of `ROW_SUFFIXES`.
 
-    Parameters
-    ----------
-    file : Path
-        Its name ends in one of `ROW_SUFFIXES`.
-    field : str, optional
-        The text field; of a Parquet file, only it and `source` and `doc` are read.
-    bad : callable
-        Told of each damaged row or row group (which is then skipped) or file (which then ends). By default it raises.
-
-    Raises
-    ------
-    LeptaError
-        From `bad`: naming the file and the line or row group, what was expected and what to do.
+    `field` holds the text; of a Parquet file, only it and `source` and `doc` are read. `bad` is told of each damaged
+    row or row group, which is then skipped, and of a damaged file, which then ends.
     """
-    return (_parquet_rows if file.name.endswith(PARQUET) else _json_rows)(file, field, bad)
+    if file.name.endswith(PARQUET):
+        return _parquet_rows(file, field, bad)
+    return _json_rows(file, field, bad)
 
 
 def read_text(file: Path) -> str:
     """Read a whole UTF-8 text file, plain or packed like those of `read_rows`; LeptaError if it is damaged."""
     with _opened(file) as (_, lines):
         try:
-            data = lines.read()
+            data = lines.read(LONGEST_LINE + 1)
         except DAMAGE as error:
             raise LeptaError(f"{file}: not a whole {_kind(file)} file ({error}); copy it again") from error
+    if len(data) > LONGEST_LINE:
+        raise _too_long(str(file))
     return decode(data, str(file)).removeprefix("\ufeff")
 
 
@@ -88,7 +72,7 @@ def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None])
     number = 0
     try:
         with _opened(file) as (raw, lines):
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(_lines(lines), 1):
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if not line.strip():
                     continue
@@ -99,8 +83,22 @@ def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None])
                     bad(error)
                     continue
                 yield Row(where, number, value, raw.tell())
+    except LongLine:
+        bad(_too_long(f"{file}, line {number + 1}"))
     except DAMAGE as error:
         bad(LeptaError(f"{file}: not a whole {_kind(file)} file, it ends after line {number} ({error}); copy it again"))
+
+
+def _lines(data: BinaryIO) -> Iterator[bytes]:
+    """Stream lines; `LongLine` at one that is longer than `LONGEST_LINE`, before all of it is in memory."""
+    while line := data.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise LongLine
+        yield line
+
+
+def _too_long(where: str) -> LeptaError:
+    return LeptaError(f"{where}: longer than {LONGEST_LINE >> 20} MiB; divide the text into several documents")
 
 
 def _kind(file: Path) -> str:
@@ -130,6 +128,10 @@ def _opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield raw, io.BufferedReader(_Chunks(_zstd_chunks(raw, file)), 1 << 17)
         else:
             yield raw, raw
+
+
+class LongLine(Exception):
+    """A line that is longer than `LONGEST_LINE`."""
 
 
 class ZstdDamage(Exception):

@@ -14,19 +14,10 @@ HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def locate(source: str | Path, hub_files: list[str]) -> Path:
-    """Find a model or tokenizer on disk, fetching it from the hub if it is a hub id.
+    """Find a model or tokenizer on disk; of a hub id, fetch the files that match the patterns `hub_files`.
 
-    Parameters
-    ----------
-    source : str or Path
-        A path, `package:NAME/FILE` (a file that an installed Python package carries) or `OWNER/NAME[@REVISION]`.
-    hub_files : list of str
-        Patterns of the files to fetch if it is a hub id.
-
-    Raises
-    ------
-    LeptaError
-        If nothing is there, with what to do.
+    `source` is a path, `package:NAME/FILE` (a file that an installed Python package carries) or
+    `OWNER/NAME[@REVISION]`.
     """
     text = str(source)
     if text.startswith(PACKAGE):

@@ -48,22 +48,26 @@ def text_field(source: str) -> tuple[str, str]:
     if source.startswith(DATASET) or Path(source).expanduser().exists():
         return source, FIELD
     place, _, query = source.partition("?")
-    options = dict(parse_qsl(query))
-    field = options.pop("field", FIELD)
-    if options:
-        raise LeptaError(f"{source}: unknown option {min(options)!r}; known is field")
-    return place, field
+    options = _options(source, query, ("field",))
+    return place, options.get("field", FIELD)
+
+
+def _options(source: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
+    """Options behind the "?" of a text source; LeptaError if one is unknown or empty."""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := set(options) - set(known):
+        verb = "is" if len(known) == 1 else "are"
+        raise LeptaError(f"{source}: unknown option {min(unknown)!r}; known {verb} {', '.join(known)}")
+    if empty := [name for name, value in options.items() if not value]:
+        raise LeptaError(f"{source}: the option {empty[0]!r} is empty; expected {empty[0]}=VALUE")
+    return options
 
 
 def text_files(source: str) -> list[Path]:
-    """List the files behind one text source, in a fixed order.
-
-    Raises
-    ------
-    LeptaError
-        If the source does not exist, has no text in it, or is of an unknown type.
-    """
+    """List the files behind one text source, in a fixed order."""
     place, _ = text_field(source)
+    if not place:  # Path("") is the current folder, which nobody named
+        raise LeptaError(f"{source!r}: an empty text source; name a file or folder")
     if place.startswith(STARTER):
         path = starter_path(place.removeprefix(STARTER))
     else:
@@ -86,8 +90,10 @@ def text_files(source: str) -> list[Path]:
 
 def starter_path(relative: str) -> Path:
     """Locate a file or folder of the starter corpus that comes with the package."""
-    path = Path(str(resources.files("lepta"))) / "data" / "starter" / relative
-    if not path.exists():
+    root = Path(str(resources.files("lepta"))) / "data" / "starter"
+    path = root / relative
+    # An absolute name replaces the root, and ".." leaves it.
+    if not path.resolve().is_relative_to(root.resolve()) or not path.exists():
         raise LeptaError(
             f"{STARTER}{relative}: not in the starter corpus; it has ru/, en/ (train, valid) and dialogues/"
         )
@@ -96,20 +102,11 @@ def starter_path(relative: str) -> Path:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it is from.
-
-    Attributes
-    ----------
-    text : str
-    source : str
-        Kind of text: the row's field `source`, else the name of the file; of a .txt file, that of its folder.
-    name : str
-        The work that it is a piece of: the row's field `doc`, else file and line.
-    """
+    """A text and where it is from."""
 
     text: str
-    source: str
-    name: str
+    source: str  # kind of text: the row's field `source`, else the name of the file; of a .txt file, that of its folder
+    name: str  # the work that it is a piece of: the row's field `doc`, else file and line
 
 
 def read_documents(sources: Iterable[str]) -> Iterator[str]:
@@ -118,13 +115,7 @@ def read_documents(sources: Iterable[str]) -> Iterator[str]:
 
 
 def read_labelled(sources: Iterable[str]) -> Iterator[Document]:
-    """Stream the documents of several text sources.
-
-    Raises
-    ------
-    LeptaError
-        On invalid UTF-8 (naming the byte), broken JSON or gzip (naming the line), or if there is no text at all.
-    """
+    """Stream the documents of several text sources; LeptaError also if there is no text at all."""
     sources = list(sources)
     found = False
     for source in sources:
@@ -153,10 +144,8 @@ def read_dataset(source: str) -> Iterator[Document]:
     except ImportError as error:
         raise LeptaError(f"{source}: the package datasets is missing; pip install 'lepta[datasets]'") from error
     place, _, query = source.removeprefix(DATASET).partition("?")
-    options = dict(parse_qsl(query))
-    field = options.pop("field", "text")
-    if unknown := set(options) - {"name", "split"}:
-        raise LeptaError(f"{source}: unknown option {min(unknown)!r}; known are name, split, field")
+    options = _options(source, query, ("name", "split", "field"))
+    field = options.get("field", FIELD)
     path, _, revision = place.partition("@")
     try:
         rows = datasets.load_dataset(
@@ -173,20 +162,9 @@ def read_dataset(source: str) -> Iterator[Document]:
 def read_file(
     file: Path, field: str = FIELD, bad: Callable[[LeptaError], None] = stop
 ) -> Iterator[tuple[Document, int]]:
-    """Stream the documents of one file, empty ones too.
+    """Stream the documents of one file, empty ones too, with the bytes of the file that were read so far.
 
-    Parameters
-    ----------
-    file : Path
-    field : str
-        The field of a row that holds the text; a null in it is an empty document.
-    bad : callable
-        Told of each damaged row, row group or file, as in `lepta.text.formats.read_rows`. By default it raises.
-
-    Returns
-    -------
-    iterator of (Document, int)
-        With the bytes of the file that were read so far.
+    A null in `field` is an empty document. `bad` is told of what is damaged, as in `read_rows`.
     """
     if not file.name.endswith(".txt"):
         for row in read_rows(file, field, bad):
@@ -235,12 +213,9 @@ def _document(row: Row, file: Path, field: str) -> Document:
 
 
 def word_frequencies(source: str) -> dict[str, float]:
-    """Read the share of the most frequent words of a language, as `wordfreq` has measured it over many kinds of text.
+    """Read the most frequent words of a language, as `wordfreq` has measured them over many kinds of text.
 
-    Returns
-    -------
-    dict
-        Word (lower case) -> share of all words, most frequent first.
+    Each word (lower case) comes with its share of all words, the most frequent first.
     """
     language = source.removeprefix(WORDFREQ)
     try:
