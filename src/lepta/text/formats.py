@@ -15,7 +15,7 @@ from lepta.core.errors import LeptaError
 PARQUET = ".parquet"
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
 BATCH = 64  # rows of Parquet that are Python objects at once
-CHUNK = 1 << 15  # compressed bytes at once
+CHUNK = 1 << 12  # compressed bytes at once; Zstandard may unpack them to 32,000 times as many
 # Bytes of a line. A small gzip file can hold a line of many gigabytes (a "bomb"); text has none as long as this.
 LONGEST_LINE = 1 << 28
 
