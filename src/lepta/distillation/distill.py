@@ -282,8 +282,14 @@ def _learn_head(
         head.rows.copy_(calibrate(rows, found, rule, bias, moves))
     best.measure("calibrated")
     head.rows.requires_grad_(True)
-    fit(head.rows, found, expected, rule, bias, settings.head_rate * unit, settings.head_epochs, seed)
-    best.measure("fitted")
+    rate = settings.head_rate * unit
+    fit(head.rows, found, None, rule, bias, rate, settings.head_epochs, seed)
+    best.measure("fitted to the text")
+    # What the original expects helps where it reads well (Gemma 3: 1.060 -> 1.051 bits per byte), and not where it
+    # spells letters badly (SmolLM2): the better of both is kept.
+    if expected is not None:
+        fit(head.rows, found, expected, rule, bias, rate, settings.head_epochs, seed)
+        best.measure("fitted to what the original expects")
 
 
 def _cached(passages: list[Alignment], width: int) -> list[Alignment]:
