@@ -15,8 +15,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lepta.adapt import pretrain
 from lepta.core.errors import LeptaError
+from lepta.pipeline import pretrain
 from lepta.stages import Hashes
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
@@ -198,8 +198,8 @@ def test_curve_has_the_benchmark(finished):
 
 def test_interrupted_questions_go_on(finished, recipe, tmp_path, monkeypatch):
     """A run that ends in the middle of the second task asks the first one's questions no more."""
-    from lepta.adapt import pipeline_of
     from lepta.darumeru.transformers_backend import TransformersBackend
+    from lepta.pipeline import pipeline_of
     from lepta.recipe import read_recipe
 
     shutil.copytree(finished, tmp_path / "copy")

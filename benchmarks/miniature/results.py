@@ -12,8 +12,8 @@ from scipy.stats import t
 from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
-from lepta.adapt import CURVE
 from lepta.core.output import MANIFEST
+from lepta.pipeline import CURVE
 from lepta.stages import environment
 from lepta.text.locate import read_json
 

@@ -15,7 +15,6 @@ from benchmarks.miniature.model import english_heavy, train_tokenizer, write_ran
 from benchmarks.miniature.settings import Calibration, Measures, ScaleSettings, Texts, Tuning
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, write_rows
-from lepta.adapt import CURVE
 from lepta.core.output import write_json
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
@@ -27,6 +26,7 @@ from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
+from lepta.pipeline import CURVE
 from lepta.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText

@@ -17,7 +17,6 @@ from lepta.core.errors import LeptaError as LeptaError
 from lepta.version import __version__ as __version__
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with `_HOME`
-    from lepta.adapt import adapt as adapt
     from lepta.calibration.calibrate import calibrate_folder as calibrate_folder
     from lepta.core.output import publishing as publishing
     from lepta.distillation.distill import distill_folder as distill_folder
@@ -28,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from lepta.embeddings.transfer import transfer_matrix as transfer_matrix
     from lepta.evaluation.measure import measure_model as measure_model
     from lepta.models.folder import Checkpoint as Checkpoint
+    from lepta.pipeline import adapt as adapt
     from lepta.recipe import read_recipe as read_recipe
     from lepta.training.pretrain import pretrain_folder as pretrain_folder
     from lepta.training.tune import tune_folder as tune_folder
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
 # Name -> module. Loaded on first use: torch and transformers take seconds to import.
 _HOME = {
     "Checkpoint": "lepta.models.folder",
-    "adapt": "lepta.adapt",
+    "adapt": "lepta.pipeline",
     "apply_patch": "lepta.embeddings.patch",
     "build_vocabulary": "lepta.vocabulary.build",
     "calibrate_folder": "lepta.calibration.calibrate",
@@ -64,10 +64,7 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
             raise AttributeError(f"module 'lepta' has no attribute {name!r}")
-        value = getattr(import_module(_HOME[name]), name)
-        # Kept: importing `lepta.adapt` has put the module of that name in the function's place.
-        globals()[name] = value
-        return value
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

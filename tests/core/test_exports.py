@@ -16,7 +16,12 @@ def test_names_for_type_checkers_are_those_that_are_loaded():
     assert set(lepta._HOME) <= set(dir(lepta))
 
 
-def test_a_function_is_not_replaced_by_the_module_of_its_name():
+def test_no_module_has_the_name_of_a_function():
+    modules = {file.stem for file in Path(lepta.__file__).parent.iterdir()}
+    assert modules.isdisjoint(lepta._HOME), "importing the module would replace the function"
+
+
+def test_a_function_stays_one():
     from lepta import adapt as first
     from lepta import adapt as second
 

@@ -26,8 +26,8 @@ def adapt(
     plan = read_recipe(recipe)
     models = [variant.model for variant in plan.variants.values() if variant.model]
     check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
-    from lepta.adapt import adapt as run_recipe
-    from lepta.adapt import pipeline_of
+    from lepta.pipeline import adapt as run_recipe
+    from lepta.pipeline import pipeline_of
     from lepta.plan.plan import cost_here
 
     if dry_run:
@@ -45,7 +45,7 @@ def adapt(
 def status(recipe: Annotated[Path, typer.Argument(help="YAML file.")], as_json: AsJson = False) -> None:
     """Tell which stages of a recipe are up to date, and why the others are not."""
     plan = read_recipe(recipe)
-    from lepta.adapt import pipeline_of
+    from lepta.pipeline import pipeline_of
 
     print_status(pipeline_of(plan).status(), as_json)
 
@@ -54,7 +54,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a recipe that has run.")], as_json: AsJson = False
 ) -> None:
     """Print the numbers of a finished run and say where its page is."""
-    from lepta.adapt import report_data
+    from lepta.pipeline import report_data
     from lepta.report.run import print_summary
 
     data = report_data(folder)

@@ -100,7 +100,7 @@ def distill(
     check_places([original, str(model)], [output], force)
     from functools import partial
 
-    from lepta.adapt import distill as learn
+    from lepta.pipeline import distill as learn
 
     with opened(original) as teacher:
         stage = Stage(
@@ -149,8 +149,8 @@ def pretrain(
     check_places([str(model), *([original] if original else [])], [output], force)
     from functools import partial
 
-    from lepta.adapt import CURVE, sources_of
-    from lepta.adapt import pretrain as learn
+    from lepta.pipeline import CURVE, sources_of
+    from lepta.pipeline import pretrain as learn
     from lepta.text.locate import read_json
     from lepta.vocabulary.source import TOKENIZER_FILES
 
