@@ -1,6 +1,6 @@
 # make demo   set up, then adapt a real model to Russian and print the numbers (7 to 13 minutes on 2 cores)
 # make test   set up, then run the tests
-# make lint   style and types
+# make lint   style, types, and the order of the rooms
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 setup: $(READY)
 

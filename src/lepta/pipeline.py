@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lepta.calibration.calibrate import Place, calibration_stages
+from lepta.card import write_card
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, write_json
 from lepta.darumeru.log import read_results
@@ -26,7 +27,6 @@ from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
-from lepta.report.card import write_card
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.run import write_report
 from lepta.stages import Pipeline, Stage

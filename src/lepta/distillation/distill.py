@@ -42,6 +42,7 @@ from lepta.vocabulary.tokens import Vocabulary
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
+FITTED = 600_000  # positions that the head goes through, where no setting says how often
 CACHED = 4 << 30  # bytes of last hidden states that the head learns from; more text than that teaches inputs alone
 
 
@@ -282,13 +283,15 @@ def _learn_head(
         head.rows.copy_(calibrate(rows, found, rule, bias, moves))
     best.measure("calibrated")
     head.rows.requires_grad_(True)
-    rate = settings.head_rate * unit
-    fit(head.rows, found, None, rule, bias, rate, settings.head_epochs, seed)
+    rate, epochs = settings.head_rate * unit, settings.head_epochs
+    if epochs is None:
+        epochs = min(6.0, max(2.0, FITTED / len(found)))
+    fit(head.rows, found, None, rule, bias, rate, epochs, seed)
     best.measure("fitted to the text")
     # What the original expects helps where it reads well (Gemma 3: 1.060 -> 1.051 bits per byte), and not where it
     # spells letters badly (SmolLM2): the better of both is kept.
     if expected is not None:
-        fit(head.rows, found, expected, rule, bias, rate, settings.head_epochs, seed)
+        fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
         best.measure("fitted to what the original expects")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepta.report.card import licence_of, rates_in_words
+from lepta.card import licence_of, rates_in_words
 
 
 @pytest.mark.parametrize(
