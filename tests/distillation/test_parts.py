@@ -84,7 +84,10 @@ def test_distance_leaves_out_what_is_far_longer_than_the_rest():
     torch.testing.assert_close(hidden_distance(target, found, weights), known)
 
 
-def states_of(rows, labels, learned, rule=LogitRule()):  # noqa: B008  # a frozen value
+PLAIN = LogitRule()
+
+
+def states_of(rows, labels, learned, rule=PLAIN):
     """Last hidden states with a constant direction, and a head whose first rows are frozen."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(labels, rows.shape[1], generator=generator)

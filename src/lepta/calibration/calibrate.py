@@ -261,4 +261,7 @@ def _report(
     files = original.inputs.get("model")
     found = measure_effect(models, files, shown, settings, {"counts": counts_of(output, str)}, folder)
     measured = ("bits_per_byte", "tasks", "new_token_share")
-    return {name: {measure: model[measure] for measure in measured} for name, model in found.items()}
+    report = {}
+    for name, model in found.items():
+        report[name] = {measure: model[measure] for measure in measured}
+    return report

@@ -185,7 +185,8 @@ def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:
             counts["within_one"] += all(abs(one[scale] - other[scale]) <= 1 for scale in SCALES)
             counts["same_decision"] += good(one, keep) == good(other, keep)
     facts: dict[str, Any] = {name: counts[name] for name in ("graded", "unreadable")}
-    facts |= {scale: {str(grade): given[scale][grade] for grade in range(1, 6)} for scale in SCALES}
+    for scale in SCALES:
+        facts[scale] = {str(grade): given[scale][grade] for grade in range(1, 6)}
     shares = {name: round(counts[name] / counts["twice"], 4) for name in _AGREEMENT} if counts["twice"] else {}
     return facts | {"agreement": {"graded_twice": counts["twice"], **shares}}
 

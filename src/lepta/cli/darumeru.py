@@ -224,8 +224,10 @@ def compare(
     sides = [read_results(folder) for folder in (first, second)]
     mine_name, their_name = short_names([str(folder.resolve()) for folder in (first, second)])
     names = mine_name, their_name
-    mine, theirs = ([result for result, _ in side.values()] for side in sides)
-    differences = compared(mine, theirs, seed=seed)
+    mine, theirs = sides
+    differences = compared(
+        [result for result, _ in mine.values()], [result for result, _ in theirs.values()], seed=seed
+    )
     if html:
         write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:

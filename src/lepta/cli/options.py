@@ -75,7 +75,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = validated(model, _on_defaults(_defaults(model, flags), values), f"lepta {command.__name__}")
         command(**given)
 
-    # Typer reads options from the signature. Keyword-only parameters may come in any order, required ones or not.
+    # Typer reads options from `__signature__`, which mypy does not know of functions. Keyword-only parameters may come
+    # in any order, required ones or not.
     keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
     run.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
     return run

@@ -132,8 +132,10 @@ def _strip_unseen(text: str, opening: "regex.Pattern[str]", closing: str | None)
         haystack = folded if len(folded) == len(text) else text
         end_mark = closing or f"</{match[1].lower()}"
         end = haystack.find(end_mark, match.end())
-        end = -1 if end < 0 else (end + len(end_mark) if closing else text.find(">", end) + 1)
-        if end <= 0:
+        if end < 0:
+            break
+        end = end + len(end_mark) if closing else text.find(">", end) + 1
+        if end == 0:  # a tag that is not closed
             break
         parts.append(text[start : match.start()])
         start = end

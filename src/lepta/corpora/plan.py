@@ -61,12 +61,18 @@ def inputs_of(source: Source) -> list[Input]:
 
 def as_json(tasks: list[Task]) -> list[dict[str, Any]]:
     """Give tasks as JSON, for workers elsewhere."""
-    return [{"source": task.source, "inputs": [vars(part) for part in task.inputs]} for task in tasks]
+    rows = []
+    for task in tasks:
+        rows.append({"source": task.source, "inputs": [vars(part) for part in task.inputs]})
+    return rows
 
 
 def from_json(tasks: list[dict[str, Any]]) -> list[Task]:
     """Read what `as_json` gave."""
-    return [Task(task["source"], [Input(**part) for part in task["inputs"]]) for task in tasks]
+    read = []
+    for task in tasks:
+        read.append(Task(task["source"], [Input(**part) for part in task["inputs"]]))
+    return read
 
 
 def stamp(settings: CorpusSettings) -> list[list[Any]]:

@@ -11,7 +11,7 @@ next (`pieces`), and to the token that came.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -35,6 +35,7 @@ CLIP = 1.0
 EPSILON = 1e-3
 LABELS = 0.3  # weight of the token that came, beside what the original expects
 SAMPLE = 2000  # states that likely rows are found from
+SHORT = 64  # tokens that a passage has at least, as a rule: so many passages are enough for the sample
 UNLIKELY = 1e-3  # probability that all rows left out have together
 
 
@@ -152,7 +153,7 @@ def collect_targets(
     among_firsts = torch.zeros(len(distiller.old_head), dtype=torch.bool, device=device)
     among_firsts[tree.first_pieces] = True
     firsts = FrozenRows(distiller.old_head[among_firsts], None, rule)
-    sample = passages[:: max(1, len(passages) * 64 // SAMPLE)][: SAMPLE // 16]
+    sample = passages[:: max(1, len(passages) * SHORT // SAMPLE)]
     last = [distiller.last_states(_padded([passage.new_ids], device))[0] for passage in sample]
     states = torch.cat(last)[:SAMPLE]
     own = rule.apply((states @ head.rows.to(states.dtype).T).float()).logsumexp(1)
@@ -171,11 +172,11 @@ def collect_targets(
     return _joined(parts), _joined_targets(found)
 
 
-def _batches(passages: Sequence[Alignment], batch: int) -> list[list[Alignment]]:
+def _batches(passages: Sequence[Alignment], batch: int) -> Iterable[list[Alignment]]:
     """Passages of similar length together, in a bar."""
     order = sorted(passages, key=lambda passage: len(passage.new_ids))
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    return track(batches, "last hidden states", len(batches))  # type: ignore[return-value]
+    return track(batches, "last hidden states", len(batches))
 
 
 def _padded(ids: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:

@@ -9,6 +9,7 @@ tokens occur a few times at best.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,13 +123,13 @@ class _SparseProduct(torch.autograd.Function):
     """A constant sparse matrix times a dense one; torch would build the transpose anew for every gradient."""
 
     @staticmethod
-    def forward(ctx, matrix, transposed, dense):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx: Any, matrix: torch.Tensor, transposed: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
         ctx.transposed = transposed
         return matrix @ dense
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
-        return None, None, ctx.transposed @ gradient
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, ctx.transposed @ outputs[0]
 
 
 def _incidence(parents: list[int], ends: list[int]) -> torch.Tensor:

@@ -17,7 +17,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> 
     # learned from and scored. Templates of other models ignore the option.
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options))
-    except Exception as error:  # templates raise whatever they like
+    except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
         raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 
 

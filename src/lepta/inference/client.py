@@ -100,7 +100,7 @@ class Client:
                     if 300 <= response.status < 400:
                         body = f"redirects to {response.headers['Location']}".encode()
                     answer.set_result((response.status, body))
-            except Exception as error:  # told to who waits
+            except Exception as error:  # whatever it is, raised again in the thread that waits for the answer
                 answer.set_exception(error)
 
         # A timeout of a socket starts again with every byte that comes, so a server could hold a request for ever.

@@ -6,7 +6,7 @@ format is that of the library `tokenizers`.
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 Part = dict[str, Any]
 Spec = dict[str, Any]
@@ -238,4 +238,8 @@ def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[A
 
 def merge_pairs(lines: Sequence[Any]) -> list[tuple[str, str]]:
     """Merges of a `tokenizer.json`, written as strings or as pairs."""
-    return [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]  # type: ignore[misc]
+    pairs = []
+    for line in lines:
+        parts = line.split(" ") if isinstance(line, str) else line
+        pairs.append(cast(tuple[str, str], tuple(parts)))  # a merge is of two parts
+    return pairs
