@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from lepta.vocabulary.build import save_vocabulary
+from lepta.core.output import publishing
+from lepta.embeddings.initialise import initialise
+from lepta.models.folder import Checkpoint
+from lepta.vocabulary.build import build_vocabulary, save_vocabulary
 from lepta.vocabulary.check import check_vocabulary
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokenizer_json import QWEN2_REGEX, byte_level, sequence, split
+from lepta.vocabulary.tokenizer_json import byte_level, sequence, split
 
 DENSE, REACHABLE, BYTES = "ids are dense", "every token is reachable", "every byte has a token"
 ROUND_TRIP, TRANSFORMERS = "text survives encoding and decoding", "same ids in tokenizers and transformers"
@@ -57,6 +60,21 @@ def test_scenarios_that_take_tokens_away_are_not_asked_for_unchanged_ids(
     assert failed(checks) <= {LLAMA_CPP}
     (tmp_path / "id_map.json").unlink()
     assert {OLD_IDS, UNCHANGED} <= failed(check_vocabulary(open_tokenizer(tmp_path), source, russian[:2], []))
+
+
+@pytest.mark.parametrize("scenario", ["optimized", "bpe", "unigram"])
+def test_model_folder_remembers_the_scenario(build, tiny_llama3, tiny_model_folder, tmp_path, scenario):
+    """A model's folder is checked as its vocabulary is, and so is what is made of it."""
+    numbers = {"add": 100, "keep": 3_000} if scenario == "optimized" else {"size": 1_000}
+    save_vocabulary(build(tiny_llama3, scenario, **numbers), tiny_llama3, scenario, tmp_path)
+    model = Checkpoint(tiny_model_folder(rows=tiny_llama3.vocabulary().size, tokenizer=tiny_llama3))
+    with publishing(tmp_path / "model") as folder:
+        initialise(model, open_tokenizer(tmp_path), folder)
+    checks = check_vocabulary(open_tokenizer(tmp_path / "model"), tiny_llama3, [], [])
+    assert not {OLD_IDS, UNCHANGED} & {check.name for check in checks}
+    assert failed(checks) <= {LLAMA_CPP, CONFIG}  # the tiny model names other special tokens
+    again = build_vocabulary(open_tokenizer(tmp_path / "model"), ["starter:ru/valid"], "unigram", size=900)
+    assert again.id_map is None  # it is of the vocabulary before
 
 
 def test_lost_runs_of_spaces_are_found(gemma, build, tmp_path):
@@ -151,12 +169,14 @@ def test_llama_cpp_is_told_about_a_new_hash_of_a_known_rule(tiny_llama3, llama3)
     checks = check_vocabulary(tiny_llama3, llama3, [], [])
     assert LLAMA_CPP not in failed(checks)
     assert 'res = "llama-bpe"' in evidence(checks, LLAMA_CPP)
-    assert LLAMA_CPP in failed(check_vocabulary(tiny_llama3, None, [], []))
+    # The rule is known by itself, so the original need not be: it may be an adapted tokenizer, or not given.
+    for original in (tiny_llama3, None):
+        assert 'res = "llama-bpe"' in evidence(check_vocabulary(tiny_llama3, original, [], []), LLAMA_CPP)
 
 
 def test_llama_cpp_cannot_know_another_rule(mistral, tiny_llama3, llama3):
-    """Qwen's rule on LLaMA-3's tokens; a SentencePiece vocabulary has no rule to know."""
-    spec = tiny_llama3.spec | {"pre_tokenizer": sequence(split(QWEN2_REGEX), byte_level(use_regex=False))}
+    """A rule of nobody on LLaMA-3's tokens; a SentencePiece vocabulary has no rule to know."""
+    spec = tiny_llama3.spec | {"pre_tokenizer": sequence(split(r"\p{N}{1,2}|\P{N}+"), byte_level(use_regex=False))}
     assert LLAMA_CPP in failed(check_vocabulary(replace(tiny_llama3, spec=spec), llama3, [], []))
     assert LLAMA_CPP not in failed(check_vocabulary(mistral, None, [], []))
 

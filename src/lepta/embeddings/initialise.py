@@ -11,6 +11,7 @@ from lepta.embeddings.transfer import Transfer, transfer_matrix
 from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows, Rows, mean_row, mix
 from lepta.models.write import write_model
+from lepta.vocabulary.loading import check_loading, load_exact
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 
 
@@ -71,10 +72,12 @@ def initialise(
     Raises
     ------
     LeptaError
-        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), or its
-        tokenizer is another model's.
+        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), its tokenizer
+        is another model's, or transformers reads the old or the new tokenizer otherwise than its file says.
     """
     checkpoint.check_replaceable()
+    load_exact(checkpoint.folder)
+    check_loading(tokenizer, checkpoint.folder)
     old, new = open_tokenizer(checkpoint.folder).vocabulary(), tokenizer.vocabulary()
     rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
     transfer = transfer_matrix(old, new, checkpoint.rows, rows)

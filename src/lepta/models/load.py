@@ -13,7 +13,7 @@ from lepta.core.errors import LeptaError
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.precision import config_of, fastest_on_cpu
 from lepta.text.locate import locate
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.loading import load_tokenizer as load_tokenizer
 
 NAMED = 3  # of missing tensors, in a message
 
@@ -82,33 +82,6 @@ def _in_four_bits(dtype: torch.dtype) -> Any:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     except ImportError as error:
         raise LeptaError("4 bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder through transformers, chat template included."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except ImportError:
-            # For a Mistral transformers imports mistral_common, where that is installed, even if tokenizer.json is all
-            # it then reads.
-            if not (folder / "tokenizer.json").is_file():
-                raise
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except ImportError as error:
-        raise LeptaError(
-            f"{folder}: transformers needs another package to load this tokenizer ({error}); install it, or give a "
-            "folder with tokenizer.json"
-        ) from error
-    except Exception as error:  # whatever a tokenizer class raises
-        open_tokenizer(folder)  # has the better message where a file is missing or broken
-        raise LeptaError(f"{folder}: transformers cannot load this tokenizer ({error})") from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made of nothing, where a class is named and no file is there
-        open_tokenizer(folder)
-        raise LeptaError(f"{folder}: the tokenizer has special tokens only; expected a tokenizer.json with all")
-    return tokenizer
 
 
 def model_folder(source: str | Path, import_to: Path) -> Path:

@@ -26,6 +26,7 @@ from lepta.training.rate import BODY, resolved_rates
 from lepta.training.settings import PretrainSettings
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
+from lepta.vocabulary.loading import load_exact
 
 SWEEP = "sweep.json"
 PROMPTS, PROMPT, CONTINUATION = 4, 60, 16  # to count new tokens in: number, characters, tokens that are generated
@@ -139,7 +140,7 @@ def pretrain_folder(
     """
     settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
-    tokenizer, work = load_tokenizer(initialised), folder / CHECKPOINTS
+    tokenizer, work = load_exact(initialised), folder / CHECKPOINTS
     with processes().main_process_first():  # the others then find the tokens on disk
         blocks = training_blocks(texts, tokenizer, settings, seed, work / "blocks")
     body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)

@@ -1,6 +1,5 @@
 """Build a new vocabulary from a tokenizer and text: the scenarios of the paper (2.4.1)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
-from lepta.vocabulary.scenarios import ID_MAP, KeepBy, Scenario
+from lepta.vocabulary.scenarios import KeepBy, Scenario
 from lepta.vocabulary.source import TokenizerSource
 from lepta.vocabulary.start import alphabet, kept_tokens
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
@@ -162,13 +161,14 @@ def _script_of(table: WordTable, script: str) -> str:
 
 
 def _with_spec(source: TokenizerSource, spec: Spec, script: str | None = None) -> TokenizerSource:
-    return replace(source, spec=spec, config=config_with_ids(source.config, spec), script=script)
+    config = config_with_ids(source.config, spec)
+    return replace(source, spec=spec, config=config, script=script, id_map=None)
 
 
 def save_vocabulary(
     built: TokenizerSource, original: TokenizerSource, scenario: Scenario, folder: Path
 ) -> dict[str, Any]:
-    """Write a new tokenizer with the map from old ids to new ones (see `ID_MAP`); facts for the manifest.
+    """Write a new tokenizer with the map from old ids to new ones (`id_map.json`); facts for the manifest.
 
     `kept` counts the old tokens that the new vocabulary has; `script` is there where tokens of one script were added.
     """
@@ -176,8 +176,7 @@ def save_vocabulary(
     # From new to old: of two old tokens that are one now, both have a new id.
     new_id_of = VocabularyChange.between(new, old).old_id_of
     id_map = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
-    built.save(folder)
-    (folder / ID_MAP).write_text(json.dumps({"scenario": scenario, "ids": id_map}) + "\n", encoding="utf-8")
+    replace(built, id_map={"scenario": scenario, "ids": id_map}).save(folder)
     kept = sum(new_id is not None for new_id in id_map)
     facts = {"old_size": old.size, "new_size": new.size, "kept": kept}
     return facts | ({"script": built.script} if built.script else {})

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +10,14 @@ from pathlib import Path
 
 import regex
 
+from lepta.core.errors import LeptaError
 from lepta.text.locate import read_json
 from lepta.vocabulary.families import ByteLevelBPE
-from lepta.vocabulary.llama_cpp import patch, recognise
-from lepta.vocabulary.scenarios import ID_MAP
+from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
+from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
 from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
-# Text that no new vocabulary may harm: code, other languages and scripts, signs. Used beside the user's own.
-OTHER_TEXT = [
-    'def area(width: float, height: float) -> float:\n    """Of a rectangle."""\n    return width * height  # m²\n',
-    "for (let i = 0; i < 10; i++) {\n\tconsole.log(`${i}\\t${i ** 2}`);\n}\n",
-    "SELECT name, COUNT(*) FROM users WHERE age >= 18 GROUP BY name;\r\n",
-    "The quick brown fox jumps over the lazy dog; it’s 3.14159 — “quoted” … and 1,000,000 more.",
-    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
-    "Le cœur déçu mais l’âme plutôt naïve, Louÿs rêva de crapaüter en canoë.",
-    "Η γρήγορη αλεπού πηδάει πάνω από το τεμπέλικο σκυλί.",
-    "敏捷的棕色狐狸跳过了懒狗。いろはにほへと ちりぬるを。다람쥐 헌 쳇바퀴에 타고파.",
-    "نص حكيم له سر قاطع. दुनिया भर के लोग।",
-    "👩‍🔬 🇫🇷 ✅ x² ≠ √y → ∞\n\n\n    indented\t\ttabs   ",
-]
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
@@ -57,21 +46,20 @@ def check_vocabulary(
     vocabulary = new.vocabulary()
     original = old.vocabulary() if old else None
     others = [*other, *OTHER_TEXT]
-    id_map = Path(new.origin) / ID_MAP
-    adds_only = not id_map.is_file() or read_json(id_map)["scenario"] == "extended"
+    adds_only = new.id_map is None or new.id_map.get("scenario") == "extended"
     checks = [
         _dense(vocabulary),
         _reachable(vocabulary, original, adds_only),
         _bytes(vocabulary, original),
         _round_trip(vocabulary, [*target, *others]),
-        _transformers(new, [*target, *others]),
+        _transformers(new, vocabulary, [*target, *others]),
     ]
     if old and original:
         checks.append(_special_tokens(new, old, vocabulary, original, same_ids=adds_only))
         if adds_only:
             checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, others)]
     checks.append(_llama_cpp(vocabulary, original))
-    if (Path(new.origin) / "config.json").is_file():
+    if (Path(new.origin) / MODEL_CONFIG).is_file():
         checks.append(_model_config(new, vocabulary))
     return checks
 
@@ -143,20 +131,22 @@ def _difference(expected: str, actual: str) -> str:
     return f"{expected[start : start + 12]!r} became {actual[start : start + 12]!r}"
 
 
-def _transformers(source: TokenizerSource, documents: Sequence[str]) -> Check:
-    from transformers import AutoTokenizer
-
-    name = "same ids in tokenizers and transformers"
-    with tempfile.TemporaryDirectory() as folder:
-        source.save(Path(folder))
+def _transformers(source: TokenizerSource, vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
+    """In the model folder that it is from, with the `config.json` there, which tells transformers the class to take."""
+    name, config = "same ids in tokenizers and transformers", Path(source.origin) / MODEL_CONFIG
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        source.save(folder)
+        if config.is_file():
+            shutil.copyfile(config, folder / MODEL_CONFIG)
         try:
-            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever its tokenizer classes run into
-            return Check(name, False, f"transformers cannot load it: {type(error).__name__}: {error}")
-    expected = source.vocabulary().encode(documents)
-    actual = loaded(list(documents), add_special_tokens=False)["input_ids"] if documents else []
-    same = sum(a == b for a, b in zip(actual, expected, strict=True))
-    return Check(name, same == len(expected), f"{same:,} of {len(expected):,} documents as {type(loaded).__name__}")
+            loaded = load_tokenizer(folder)
+        except LeptaError as error:
+            return Check(name, False, str(error).replace(f"{folder}: ", ""))
+    texts = [*documents, *sample_text(vocabulary)]
+    same, other = first_difference(loaded, vocabulary, texts)
+    evidence = f"{same:,} of {len(texts):,} texts as {type(loaded).__name__}"
+    return Check(name, other is None, evidence + (f"; first other: {other!r}" if other else ""))
 
 
 def _old_ids(vocabulary: Vocabulary, original: Vocabulary) -> Check:
@@ -232,16 +222,18 @@ def _llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     found = recognise(vocabulary.tokenizer)
     if found.name:
         return Check(name, True, f"pre-tokenizer {found.name} ({found.hash[:8]}…)")
+    rule = rule_of(vocabulary.spec)
     before = recognise(original.tokenizer) if original else None
-    same_rule = original and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]
-    if before and before.name and same_rule:
-        return Check(name, True, f"add to get_vocab_base_pre: {patch(found, before.name)}")
+    if not rule and original and before and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]:
+        rule = before.name  # a rule that is not known here, by the hash of the original
+    if rule:
+        return Check(name, True, f"add to get_vocab_base_pre: {patch(found, rule)}")
     return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
 
 
 def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
     """The model beside the tokenizer has a row for each id, and means the same special tokens."""
-    config = read_json(Path(source.origin) / "config.json")
+    config = read_json(Path(source.origin) / MODEL_CONFIG)
     config = config.get("text_config") or config
     rows = config.get("vocab_size") or 0
     specials = vocabulary.ids_by_bytes(Kind.SPECIAL)

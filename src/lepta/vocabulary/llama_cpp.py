@@ -7,8 +7,12 @@ Bulgarian, so new Cyrillic tokens may change the hash although the rule is the s
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
+
+from lepta.vocabulary.gguf_tokenizer import PRE_TOKENIZERS
+from lepta.vocabulary.tokenizer_json import components
 
 TEST_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n"
@@ -39,6 +43,24 @@ def recognise(tokenizer: Tokenizer) -> Recognition:
     ids = tokenizer.encode(TEST_TEXT).ids
     digest = hashlib.sha256(str(ids).encode()).hexdigest()
     return Recognition(digest, KNOWN_HASHES.get(digest))
+
+
+def rule_of(spec: dict[str, Any]) -> str | None:
+    """llama.cpp's name of the rule by which a `tokenizer.json` cuts text into words; None if it is not known here.
+
+    The tokens do not count. With the name goes whether words that are tokens skip the merges.
+    """
+    rule, skips = _rule(spec.get("pre_tokenizer")), bool(spec["model"].get("ignore_merges"))
+    for name, (pre_tokenizer, _, ignore_merges) in PRE_TOKENIZERS.items():
+        if rule == _rule(pre_tokenizer) and skips == ignore_merges:
+            return name
+    return None
+
+
+def _rule(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
+    """What of a pre-tokenizer decides where text is cut."""
+    keys = ("type", "pattern", "behavior", "invert", "individual_digits", "use_regex", "add_prefix_space")
+    return [tuple(step.get(key) for key in keys) for step in components(pre_tokenizer)]
 
 
 def patch(new: Recognition, name: str) -> str:

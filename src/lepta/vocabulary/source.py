@@ -10,6 +10,7 @@ from lepta.core.errors import LeptaError
 from lepta.text.locate import locate, read_json
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
+from lepta.vocabulary.scenarios import ID_MAP
 from lepta.vocabulary.sentencepiece_file import read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokenizer_json import Config, Spec, add_special_tokens, added_token, around, config_with_ids
@@ -19,7 +20,7 @@ from lepta.vocabulary.tokens import Vocabulary
 TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 CHAT_TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # the names are transformers' own
-TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja"]
+TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, ID_MAP, CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja"]
 SENTENCEPIECE_HEAD = b"\x0a"  # field 1, a message
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -41,6 +42,8 @@ class TokenizerSource:
         Where it was read from.
     script : str or None
         Unicode script of the tokens that were added to it, if it was just built so.
+    id_map : dict or None
+        Contents of `id_map.json`: the scenario that it was built by, and where each old id went.
     """
 
     spec: Spec
@@ -48,6 +51,7 @@ class TokenizerSource:
     chat_template: str | dict[str, str] | None = None
     origin: str = "tokenizer.json"
     script: str | None = None
+    id_map: dict[str, Any] | None = None
 
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
@@ -66,6 +70,8 @@ class TokenizerSource:
             file = folder / (CHAT_TEMPLATE if name == "default" else f"{NAMED_TEMPLATES}/{name}.jinja")
             file.parent.mkdir(exist_ok=True)
             file.write_text(template, encoding="utf-8")
+        if self.id_map is not None:
+            (folder / ID_MAP).write_text(json.dumps(self.id_map) + "\n", encoding="utf-8")
 
 
 def open_tokenizer(source: str | Path) -> TokenizerSource:
@@ -123,7 +129,8 @@ def _read_folder(folder: Path) -> TokenizerSource:
     if file.name != TOKEN_FILES[0]:  # the class that the config names would read the other file, in its own way
         spec = _with_start_of_text(spec, config)
         config = config_with_ids(config, spec)
-    return TokenizerSource(spec, config, template, str(folder))
+    id_map = read_json(folder / ID_MAP) if (folder / ID_MAP).is_file() else None
+    return TokenizerSource(spec, config, template, str(folder), id_map=id_map)
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
