@@ -192,7 +192,7 @@ class _Layout:
 
     def propagated(self, name: str, base: Path, pretrained: Path, instruct: Path) -> Path:
         settings = self.recipe.propagate
-        body_trained = any(stage.trains in ("embeddings+lora", "full") for stage in self.recipe.pretrain)
+        body_trained = any(stage.changes_body for stage in self.recipe.pretrain)
         scale = settings.body_delta if body_trained else None
 
         def run(folder: Path) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def tiny(trains, attention="sdpa", dtype=torch.bfloat16, layers=4):
     )
     model = LlamaForCausalLM(config).to(torch.float32 if trains == "full" else dtype)
     model.requires_grad_(trains == "full")
-    if trains == "embeddings+lora":
+    if trains.endswith("+lora"):
         from peft import LoraConfig, inject_adapter_in_model
 
         inject_adapter_in_model(LoraConfig(r=8, target_modules="all-linear", bias="none"), model)
@@ -196,7 +196,7 @@ def kept_bytes(model, tokens):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora", "full"])
+@pytest.mark.parametrize("trains", ["embeddings", "new-rows+lora", "embeddings+lora", "full"])
 def test_activations_are_those_that_autograd_keeps(trains, tmp_path):
     tokens, short, long = 600, tiny(trains, layers=2), tiny(trains, layers=6)
     a_layer = (kept_bytes(long, tokens) - kept_bytes(short, tokens)) / 4 / tokens
@@ -204,7 +204,7 @@ def test_activations_are_those_that_autograd_keeps(trains, tmp_path):
     assert activation_bytes_per_token(shape_of_model(short, tmp_path), settings, 2) == pytest.approx(a_layer, rel=0.03)
 
 
-@pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora", "full"])
+@pytest.mark.parametrize("trains", ["embeddings", "new-rows+lora", "embeddings+lora", "full"])
 def test_operations_are_those_that_torch_counts(trains, tmp_path):
     from torch.utils.flop_counter import FlopCounterMode
 

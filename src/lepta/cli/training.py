@@ -141,8 +141,8 @@ def pretrain(
         raise LeptaError(
             f"--source-share {settings.source_share:g}: needs --source-text, text of the language the model knows"
         )
-    if original is None and (settings.trains == "new-rows" or settings.old_rows_learning_rate is not None):
-        option = "--trains new-rows" if settings.trains == "new-rows" else "--old-rows-learning-rate"
+    if original is None and (settings.keeps_old_rows or settings.old_rows_learning_rate is not None):
+        option = f"--trains {settings.trains}" if settings.keeps_old_rows else "--old-rows-learning-rate"
         raise LeptaError(
             f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
         )

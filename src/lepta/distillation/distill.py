@@ -43,7 +43,6 @@ HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
-CACHED = 4 << 30  # bytes of last hidden states that the head learns from; more text than that teaches inputs alone
 
 
 def distill_folder(
@@ -267,7 +266,7 @@ def _learn_head(
     """Calibrate the head and fit it."""
     head, rule = distiller.head, distiller.rule
     device = head.rows.device
-    chosen = _cached(passages.chosen, head.rows.shape[1])
+    chosen = _first_tokens(passages.chosen, settings.head_tokens)
     if head.bias is None:
         tree = PieceTree(learned.paths, device)
         found, targets = collect_targets(distiller, tree, chosen, settings.batch)
@@ -295,10 +294,10 @@ def _learn_head(
         best.measure("fitted to what the original expects")
 
 
-def _cached(passages: list[Alignment], width: int) -> list[Alignment]:
-    """Passages whose last hidden states fit into `CACHED` bytes, two of 16 bits for each token."""
-    sizes = np.cumsum([4 * width * len(passage.new_ids) for passage in passages])
-    return passages[: int(np.searchsorted(sizes, CACHED)) + 1]
+def _first_tokens(passages: list[Alignment], tokens: int) -> list[Alignment]:
+    """The first passages that have so many new tokens in all; they are in random order."""
+    total = np.cumsum([len(passage.new_ids) - 1 for passage in passages])
+    return passages[: int(np.searchsorted(total, tokens)) + 1]
 
 
 class BestRows:

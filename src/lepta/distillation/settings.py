@@ -28,11 +28,16 @@ class DistillSettings(Section):
     )
     hidden_rate: float = Field(0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
     head_rate: float = Field(0.08, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
+    head_tokens: int = Field(
+        200_000,
+        ge=1,
+        description="Tokens of the text that the head learns from; their last hidden states, of both models, are held "
+        "in memory in the precision of the body",
+    )
     head_epochs: float | None = Field(
         None,
         ge=0,
-        description="Times that the head goes through the hidden states of the text; default: 6, and 2 for more than "
-        "300,000 tokens",
+        description="Times that the head goes through those tokens; default: 6, and 3 for 200,000 tokens",
     )
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the frozen body"

@@ -48,14 +48,14 @@ class StageWeights:
 def stage_weights(shape: Shape, settings: PretrainSettings, first_new: int) -> StageWeights:
     """Count what trains; `shape` has the new vocabulary, whose first `first_new` rows are those of old tokens."""
     old, new = first_new * shape.width, (shape.rows - first_new) * shape.width
-    trained_old = 0 if settings.trains == "new-rows" else old
+    trained_old = 0 if settings.keeps_old_rows else old
     full = settings.trains == "full"
     return StageWeights(
         new_rows=new,
         old_rows=trained_old,
         new_head=0 if shape.tied else new,
         old_head=0 if shape.tied else trained_old,
-        lora=lora_weights(shape, settings.lora) if settings.trains == "embeddings+lora" else 0,
+        lora=lora_weights(shape, settings.lora) if settings.trains_lora else 0,
         body=shape.body if full else 0,
         frozen_rows=(old - trained_old) * shape.matrices,
         frozen_body=0 if full else shape.body,
@@ -193,7 +193,7 @@ def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute
     # Two norms keep their input in float32; attention keeps queries, keys, values and result, the MLP gate, its
     # activation and up. Linear layers keep their input only if they train or have a low-rank change.
     kept = 8 * d + compute * (2 * a + 2 * k + 3 * i)
-    if settings.trains == "embeddings+lora":
+    if settings.trains_lora:
         inputs = 5 * d + a + i if compute == 2 else 2 * d + i  # cast for each layer; in float32, one serves several
         kept += compute * (inputs + 7 * settings.lora.rank)
     if settings.trains == "full":
@@ -208,7 +208,7 @@ def _activation_bytes(shape: Shape, settings: PretrainSettings, blocks: int, com
         kept, at_work = shape.layers * shape.width * compute, 2 * layer
     else:
         kept, at_work = shape.layers * layer, layer
-        if settings.trains == "embeddings+lora":
+        if settings.trains_lora:
             plain = activation_bytes_per_token(shape, settings.model_copy(update={"trains": "embeddings"}), compute)
             kept -= (shape.layers - lora_layers(shape, settings.lora)) * (layer - plain)
     return blocks * settings.block * (kept + at_work + 16 * shape.width)

@@ -11,7 +11,7 @@ from lepta.darumeru.settings import Benchmark
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
-Trains = Literal["new-rows", "embeddings", "embeddings+lora", "full"]
+Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
 AUTO: Literal["auto"] = "auto"
 
 
@@ -109,7 +109,7 @@ class PretrainSettings(Section):
     trains: Trains = Field(
         "embeddings",
         description="embeddings: input and output embeddings (paper); new-rows: only those of new tokens; "
-        "embeddings+lora: low-rank changes of the body too; full: everything",
+        "+lora: low-rank changes of the body too; full: everything",
     )
     tokens: int = Field(ge=1, description="Tokens to train on, in all")
     block: int = Field(256, ge=8, description="Block length in tokens; the paper's runs used 1024")
@@ -141,7 +141,7 @@ class PretrainSettings(Section):
         "(docs/training.md). The paper's runs used 0.1",
     )
     adam_epsilon: float = Field(1e-8, gt=0, description="The paper's runs used 1e-5")
-    lora: Lora = Field(default_factory=Lora, description="Used by embeddings+lora")
+    lora: Lora = Field(default_factory=Lora, description="Used by new-rows+lora and embeddings+lora")
     body_dtype: BodyDtype = Field(
         "auto",
         description="Precision of the frozen body and of products; auto: bfloat16 on a GPU that has it, and on a CPU "
@@ -164,6 +164,21 @@ class PretrainSettings(Section):
     )
     report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, trackio, mlflow, ...")
 
+    @property
+    def keeps_old_rows(self) -> bool:
+        """Rows of old tokens stay as they are."""
+        return self.trains in ("new-rows", "new-rows+lora")
+
+    @property
+    def trains_lora(self) -> bool:
+        """Low-rank changes of the body are trained."""
+        return self.trains.endswith("+lora")
+
+    @property
+    def changes_body(self) -> bool:
+        """The result has another body than the model that training began with."""
+        return self.trains_lora or self.trains == "full"
+
     @model_validator(mode="after")
     def _whole_body(self) -> "PretrainSettings":
         if self.trains == "full" and self.body_dtype == "4bit":
@@ -175,8 +190,8 @@ class PretrainSettings(Section):
 
 def rows_apart(settings: PretrainSettings) -> str:
     """What asks for old and new rows to be trained apart; empty if nothing does."""
-    if settings.trains == "new-rows":
-        return "trains: new-rows"
+    if settings.keeps_old_rows:
+        return f"trains: {settings.trains}"
     return "old_rows_learning_rate" if settings.old_rows_learning_rate else ""
 
 

@@ -27,7 +27,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         "old rows": settings.old_rows_learning_rate or rate,
         "body": settings.body_learning_rate or rate,
     }
-    if settings.trains == "new-rows" or rates["old rows"] != rate:
+    if settings.keeps_old_rows or rates["old rows"] != rate:
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         if tied and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise LeptaError(
@@ -35,7 +35,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
                 "use DDP (such models are small), or train all rows at one rate"
             )
         split_rows(model, first_new)
-    if settings.trains == "embeddings+lora":
+    if settings.trains_lora:
         add_lora(model, settings.lora)
     elif settings.trains == "full":
         model.requires_grad_(True)
@@ -43,7 +43,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
         *old, new = parts_of(module)
         new.requires_grad_(True)
         for part in old:
-            part.requires_grad_(settings.trains != "new-rows")
+            part.requires_grad_(not settings.keeps_old_rows)
     _make_masters(model)
     return _groups(model, rates, settings.weight_decay)
 
