@@ -1,13 +1,15 @@
 # make demo   set up, then adapt a real model to Russian and print the numbers (7 to 13 minutes on 2 cores)
 # make test   set up, then run the tests
 # make lint   style, types, and the order of the rooms
+# make dist   a wheel in dist/, tried outside this folder
+# make docs   the documentation as a site in build/site (its packages go into a venv of their own)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTED := $(VENV)/.ready-for-tests
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint dist docs setup clean
 
 demo: setup
 	$(BIN)/lepta adapt recipes/demo.yaml
@@ -20,6 +22,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What setuptools left in build/ would go into the wheel, files too that are gone.
+dist: setup
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	LEPTA_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/test_wheel.py
 
 setup: $(READY)
 
@@ -43,4 +51,4 @@ $(TESTED): $(READY)
 	@touch $(TESTED)
 
 clean:
-	rm -rf $(VENV) runs build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

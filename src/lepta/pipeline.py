@@ -28,7 +28,7 @@ from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
-from lepta.report.run import write_report
+from lepta.report.run import NUMBERS, write_report
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate, read_json
 from lepta.text.settings import Text
@@ -46,7 +46,6 @@ from lepta.vocabulary.tokens import Vocabulary
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
-REPORT = "report.json"
 DARUMERU = "darumeru"  # folder of the stages that ask the benchmark
 
 
@@ -254,7 +253,7 @@ class _Layout:
 
         def run(folder: Path) -> dict[str, Any]:
             data = collect(recipe, names, learned)
-            write_json(folder / REPORT, data)
+            write_json(folder / NUMBERS, data)
             write_report(data, folder)
             for pair in data["darumeru"]:
                 folders = [out / name for name in pair["stages"]]
@@ -384,11 +383,3 @@ def _joined(curves: list[list[dict[str, float]]]) -> list[dict[str, float]]:
         step, tokens = (joined[-1]["step"], joined[-1]["tokens"]) if joined else (0, 0)
         joined += [entry | {"step": entry["step"] + step, "tokens": entry["tokens"] + tokens} for entry in curve]
     return joined
-
-
-def report_data(output: Path) -> dict[str, Any]:
-    """Numbers of a finished run; LeptaError if the run has not come to its report."""
-    file = output / "report" / REPORT
-    if not file.is_file():
-        raise LeptaError(f"{output}: no report yet; run `lepta adapt RECIPE` to its end")
-    return read_json(file)

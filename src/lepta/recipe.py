@@ -82,4 +82,4 @@ def read_recipe(path: str | Path) -> Recipe:
     LeptaError
         Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
     """
-    return read_settings(path, Recipe, "recipe", "recipes/demo.yaml")
+    return read_settings(path, Recipe, "recipe", "demo")

@@ -72,3 +72,30 @@ def test_a_wrong_value_is_told_with_command_and_field():
     assert str(error) == (
         "lepta distill: tokens: Input should be a valid integer, unable to parse string as an integer"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "adapt nope.yaml",
+        "status nope.yaml",
+        "plan nope.yaml",
+        "report nope",
+        "corpus prepare nope.yaml",
+        "measure nope --text starter:ru/valid",
+        "init --model nope --tokenizer nope --output y",
+        "propagate --base nope --adapted nope --instruct nope --output y",
+        "distill --original nope --model nope --text x --tokens 4 --output y",
+        "pretrain --model nope --text x --tokens 4 --output y",
+        "tune --model nope --data nope --output y",
+        "calibrate --model nope --original nope --output y --prompts nope --no-judge",
+        "darumeru run --model nope --output y",
+    ],
+)
+def test_a_wrong_place_is_told_before_torch_is_imported(command, tmp_path):
+    code = "import sys, lepta.cli; sys.argv[1:] = sys.argv[1].split()\ntry: lepta.cli.main()\n"
+    code += "except SystemExit as end: code = end.code\n"
+    code += "heavy = {'torch', 'transformers'} & set(sys.modules); assert code == 2 and not heavy, (code, heavy)"
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, cwd=tmp_path)
+    assert not done.returncode, done.stderr
+    assert done.stderr.startswith("lepta: nope")

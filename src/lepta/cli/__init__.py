@@ -19,6 +19,8 @@ COMMANDS = {
     "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report."),
     "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),
     "report": ("recipes", "Print the numbers of a finished run and say where its page is."),
+    "doctor": ("doctor", "Tell what is installed and what this machine can do: versions, devices, packages, disk."),
+    "recipes": ("recipes", "List, show and copy the recipes that come with LEPTA."),
     "plan": (
         "plan",
         "Tell what a recipe costs before anything is bought: operations, hours, memory, disk.",
@@ -87,7 +89,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP_NAMES,
     help="Give an open LLM, and all its instruct variants, a vocabulary for another language.\n\n"
-    "Start with: lepta adapt recipes/demo.yaml",
+    "Start with: lepta doctor, then lepta adapt demo",
 )
 
 

@@ -24,7 +24,9 @@ def _corpus() -> None:
 
 @corpus.command("prepare")
 def corpus_prepare(
-    settings: Annotated[Path, typer.Argument(help="YAML file; recipes/corpus_ru.yaml is one to start from.")],
+    settings: Annotated[
+        Path, typer.Argument(help="YAML file, or corpus_ru, which comes with LEPTA (lepta recipes copy corpus_ru).")
+    ],
     output: Annotated[Path | None, typer.Option(help="Folder to write (default: `output` in the file).")] = None,
     force: Force = False,
     dry_run: Annotated[
@@ -35,6 +37,8 @@ def corpus_prepare(
     """Clean, filter, deduplicate, decontaminate and weigh text; say what was dropped and why.
 
     A run that was killed goes on where it was when the same command is given again.
+
+    Try: lepta corpus prepare corpus_ru --dry-run
     """
     plan = read_corpus_settings(settings)
     place = output or plan.output

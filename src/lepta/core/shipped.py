@@ -1,0 +1,33 @@
+"""The settings files that come with the package, by name: `demo` is recipes/demo.yaml.
+
+Try: lepta recipes list
+"""
+
+from importlib import resources
+from pathlib import Path
+
+from lepta.core.errors import LeptaError
+
+SUFFIX = ".yaml"
+FOLDER = Path(str(resources.files("lepta"))) / "data" / "recipes"
+
+
+def shipped_files() -> dict[str, Path]:
+    """Name -> file, in the order of the names."""
+    files = {file.relative_to(FOLDER).as_posix().removesuffix(SUFFIX): file for file in FOLDER.rglob(f"*{SUFFIX}")}
+    return dict(sorted(files.items()))
+
+
+def shipped_file(name: str) -> Path:
+    """The file of a name, as `demo`, `demo.yaml` or `recipes/demo.yaml`; LeptaError if there is none."""
+    known = shipped_files()
+    file = known.get(name.removeprefix("recipes/").removesuffix(SUFFIX))
+    if file is None:
+        raise LeptaError(f"{name}: no such recipe; expected one of {', '.join(known)}")
+    return file
+
+
+def summary_of(file: Path) -> str:
+    """What a settings file is for: its first line, a comment."""
+    with file.open(encoding="utf-8") as lines:
+        return lines.readline().removeprefix("#").strip()
