@@ -29,8 +29,8 @@ from benchmarks.miniature.stages import (
 )
 from benchmarks.miniature.tasks import NAMES, TASKS, held_out, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, passages
+from lepta.core.reading import read_json
 from lepta.models.folder import Checkpoint
-from lepta.text.locate import read_json
 
 ROOT = Path(__file__).parents[1]
 STARTER = ROOT / "src/lepta/data/starter"

@@ -13,9 +13,9 @@ from benchmarks.miniature.measures import COPIES
 from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
 from lepta.core.output import MANIFEST
+from lepta.core.reading import read_json
 from lepta.pipeline import CURVE
 from lepta.stages import environment
-from lepta.text.locate import read_json
 
 RESULTS = "results.json"
 CONFIDENCE = 0.95

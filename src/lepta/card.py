@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import regex
-import yaml
 
+from lepta.core.errors import LeptaError
+from lepta.core.reading import parse_yaml, read_utf8
 from lepta.recipe import Recipe
 from lepta.version import __version__
 
@@ -16,10 +17,10 @@ FRONT_MATTER = regex.compile(r"\A---\n(.*?)\n---\n", regex.DOTALL)
 def licence_of(folder: Path) -> str:
     """The licence that a model folder's card names, or `unknown`."""
     card = folder / "README.md"
-    match = FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.is_file() else None
     try:
-        facts = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:  # a card is written by hand, and nothing but a licence's name depends on it
+        match = FRONT_MATTER.match(read_utf8(card)) if card.is_file() else None
+        facts = parse_yaml(match[1], card) if match else None
+    except LeptaError:  # a card is written by hand, and nothing but a licence's name depends on it
         facts = None
     return str(facts.get("license", "unknown")) if isinstance(facts, dict) else "unknown"
 

@@ -15,6 +15,7 @@ from lepta.calibration.calibrate import Place, calibration_stages
 from lepta.card import write_card
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, write_json
+from lepta.core.reading import read_json
 from lepta.darumeru.log import read_results
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
@@ -30,7 +31,7 @@ from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.run import NUMBERS, write_report
 from lepta.stages import Pipeline, Stage
-from lepta.text.locate import locate, read_json
+from lepta.text.locate import locate
 from lepta.text.settings import Text
 from lepta.text.sources import BENCHMARK, dialogue_file, read_documents
 from lepta.training.blocks import TrainingText

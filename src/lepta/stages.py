@@ -19,7 +19,7 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, claimed, in_progress, move_into_place, partial_of, write_json
-from lepta.text.locate import read_json
+from lepta.core.reading import read_json
 from lepta.text.sources import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.version import __version__
 

@@ -285,7 +285,7 @@ def test_tekken_file_without_a_field_raises(tmp_path, change, field):
 def test_truncated_tekken_file_raises(tmp_path):
     data = package_file("mistral_common", "data/tekken_240911.json").read_text(encoding="utf-8")
     (tmp_path / "tekken.json").write_text(data[:5000], encoding="utf-8")
-    with pytest.raises(LeptaError, match=r"tekken\.json, line \d+: not JSON"):
+    with pytest.raises(LeptaError, match=r"tekken\.json: not JSON .* at line \d+"):
         open_tokenizer(tmp_path)
 
 

@@ -22,11 +22,12 @@ from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Write
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
 from lepta.core.output import MANIFEST, write_json
+from lepta.core.reading import read_json
 from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
-from lepta.text.locate import locate, read_json
+from lepta.text.locate import locate
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import facts_of, processes, run_stages
 from lepta.training.precision import recorded, recorded_dtype

@@ -149,9 +149,9 @@ def pretrain(
     check_places([str(model), *([original] if original else [])], [output], force)
     from functools import partial
 
+    from lepta.core.reading import read_json
     from lepta.pipeline import CURVE, sources_of
     from lepta.pipeline import pretrain as learn
-    from lepta.text.locate import read_json
     from lepta.vocabulary.source import TOKENIZER_FILES
 
     sides = Text.model_construct(

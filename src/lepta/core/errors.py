@@ -1,4 +1,15 @@
-"""The one error that users are meant to see."""
+"""The one error that users are meant to see, and how what libraries raise becomes one.
+
+Try: lepta init --model nowhere --tokenizer nowhere --output out
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Control characters, among them what begins an escape sequence; marks that turn a line around; halves of UTF-16 pairs.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+LONGEST_REASON = 300
 
 
 class LeptaError(Exception):
@@ -6,3 +17,31 @@ class LeptaError(Exception):
 
     The command line prints the message on one line and exits with code 2; the traceback stays behind `--debug`.
     """
+
+
+@contextmanager
+def explained(where: object, fault: str, remedy: str) -> Iterator[None]:
+    """Make whatever is raised in the block one LeptaError: "where: fault (what was raised); remedy".
+
+    For calls into libraries with data from outside: each has errors of its own, and those in Rust also panic, which is
+    a BaseException that no module exports.
+    """
+    try:
+        yield
+    except (LeptaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+
+
+def printable(text: str) -> str:
+    r"""Text from files as a terminal may show it: "\x1b" for the escape character, and so on; line breaks stay."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

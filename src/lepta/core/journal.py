@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import parse_json
 
 Row = dict[str, Any]
 
@@ -20,10 +21,7 @@ def read_rows(file: Path) -> Iterator[Row]:
 
 def parsed_row(line: bytes, where: str, fields: Iterable[str] = ("id",)) -> Row:
     """A line as a row; LeptaError, which begins with `where`, unless it is a JSON object with these fields."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LeptaError(f"{where}: not JSON ({error}); start over with --force") from error
+    row = parse_json(line, where, "start over with --force")
     if not isinstance(row, dict) or not all(name in row for name in fields):
         raise LeptaError(f"{where}: expected an object with {', '.join(fields)}; start over with --force")
     return row

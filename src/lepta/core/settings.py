@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import read_yaml
 from lepta.core.shipped import shipped_files
 
 # A name becomes a folder: it may not be "." or "..".
@@ -19,7 +19,7 @@ Sources = Annotated[list[str], Field(min_length=1)]
 class Section(BaseModel):
     """A part of a settings file; unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Settings = TypeVar("Settings", bound=Section)
@@ -44,12 +44,7 @@ def settings_file(path: str | Path, kind: str, example: str) -> Path:
 def read_settings(path: str | Path, model: type[Settings], kind: str, example: str) -> Settings:
     """Read and validate a YAML file (see `settings_file`); LeptaError names file, field and what was expected."""
     path = settings_file(path, kind, example)
-    try:
-        content = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise LeptaError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise LeptaError(f"{path}: expected keys and values at the top level, as `lepta recipes show {example}` prints")
     return validated(model, content, str(path))

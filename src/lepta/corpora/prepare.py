@@ -12,6 +12,7 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupFi
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing, refuse_existing, write_json
+from lepta.core.reading import read_json
 from lepta.corpora import plan as planning
 from lepta.corpora.contamination import build_index
 from lepta.corpora.duplicates import Clusters, Signatures, minhash_config
@@ -21,7 +22,6 @@ from lepta.corpora.steps import DUPLICATE, CleanTexts, Dropped, ReadShards, Writ
 from lepta.corpora.tally import Tally
 from lepta.corpora.work import Work
 from lepta.stages import write_manifest
-from lepta.text.locate import read_json
 from lepta.version import __version__
 
 REPORT = "report.json"

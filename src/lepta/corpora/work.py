@@ -8,7 +8,7 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
-from lepta.text.locate import read_json
+from lepta.core.reading import read_json
 
 SECONDS_BETWEEN_PULSES = 1.0
 REMOVALS = 50  # attempts, a tenth of a second apart

@@ -12,9 +12,9 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.core.journal import append_rows, parsed_row, write_rows
+from lepta.core.reading import read_json
 from lepta.darumeru.aggregate import TaskResult
 from lepta.darumeru.measures import SampleScore
-from lepta.text.locate import read_json
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
 UNFORESEEN = "unforeseen"  # marks a failed sample whose error may not occur when it is asked again

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import parse_json
 from lepta.darumeru.rows import LETTERS
 from lepta.text.formats import read_rows, read_text
 
@@ -64,7 +64,7 @@ def read_records(path: Path) -> Iterator[Record]:
         for line, fields in _csv_records(path):
             yield Record(fields, f"{path}, line {line}", line, path.name)
     elif kind == "json":
-        for number, fields in enumerate(_objects(_json(path)), 1):
+        for number, fields in enumerate(_objects(parse_json(read_text(path), path)), 1):
             yield Record(fields, f"{path}, record {number}", number, path.name)
     elif kind == "txt":
         yield Record({"text": read_text(path)}, f"{path}, record 1", 1, path.name)
@@ -93,13 +93,6 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from ((table.line_num, cells) for cells in table if cells)  # a blank line has none
     except csv.Error as error:
         raise LeptaError(f"{path}, line {table.line_num}: not CSV ({error}); see that all quotes are closed") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise LeptaError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
 
 
 def _objects(value: Any) -> Iterator[Fields]:

@@ -16,12 +16,13 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
+from lepta.core.reading import read_json
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import DTYPES, Checkpoint, TensorEntry, read_header
 from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
 from lepta.models.write import CONFIG, GENERATION, bytes_of, write_model, write_shard
 from lepta.stages import Hashes
-from lepta.text.locate import locate, read_json
+from lepta.text.locate import locate
 from lepta.vocabulary.source import open_tokenizer
 
 PATCH, ROWS, SAME, CHANGED = "patch.json", "patch.safetensors", "same_rows", ".changed_rows"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from pydantic_core import from_json
+
 from lepta.core.errors import LeptaError
 
 TRIES = 5
@@ -74,7 +76,7 @@ class Client:
                     self._gone = False
                     return answer
                 reason = f"{status} {reply.decode(errors='replace')}"
-            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 status, reason = 0, f"{type(error).__name__}: {error}"
             reason = _shown(reason)
             if status in REFUSED:
@@ -151,7 +153,7 @@ def _authorization() -> dict[str, str]:
 
 def _answer(body: bytes) -> dict[str, Any]:
     """The answer in a body; ValueError if there is none."""
-    answer = json.loads(body)
+    answer = from_json(body)  # refuses what is no text, as half of a UTF-16 pair
     if not isinstance(answer, dict) or not answer.get("choices"):
         raise ValueError(f"no answer in the reply ({answer})")
     return answer

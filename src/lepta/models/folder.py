@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import read_json
 from lepta.models.precision import config_of
 from lepta.models.rows import StoredRows, same_values
-from lepta.text.locate import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

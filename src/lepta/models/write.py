@@ -18,9 +18,9 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
+from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, INDEX, Checkpoint, TensorEntry, says_tied
 from lepta.models.rows import ComputedRows, blocks, finite
-from lepta.text.locate import read_json
 from lepta.vocabulary.source import TokenizerSource
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from lepta.core.errors import LeptaError
-from lepta.text.locate import HUB_ID, locate, read_json
+from lepta.core.reading import read_json, read_yaml
+from lepta.text.locate import HUB_ID, locate
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -169,10 +170,7 @@ def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _own_rows(models: Path) -> list[dict[str, Any]]:
-    try:
-        own = yaml.safe_load(models.read_bytes())
-    except (OSError, yaml.YAMLError) as error:
-        raise LeptaError(f"{models}: cannot be read as YAML ({error})") from error
+    own = read_yaml(models)
     rows = own if isinstance(own, list) else [own]
     needed = {*CONFIG_FIELDS.values(), "ids", "model_type", "tied"}
     for row in rows:

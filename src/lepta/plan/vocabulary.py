@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST
+from lepta.core.reading import read_json
 from lepta.plan.shapes import Shape
 from lepta.plan.text import Density, measured, new_estimate, original_estimate, vocabulary_at
 from lepta.recipe import Recipe
-from lepta.text.locate import read_json
 from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import read_json
 from lepta.report.chart import Point, curve_chart, score_chart
 from lepta.report.page import decimal, percent, rate, signed, times, write_page
-from lepta.text.locate import read_json
 
 REPORT, NUMBERS, TEMPLATE = "report.html", "report.json", "report.html.j2"
 SHOWN_ANSWERS = 8

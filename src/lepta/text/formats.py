@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import parse_json
 
 PARQUET = ".parquet"
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
@@ -107,11 +107,7 @@ def _kind(file: Path) -> str:
 
 def _object(line: bytes, where: str, field: str | None) -> dict[str, Any]:
     expected = "expected one object a line" + (f", with its text in the field {field!r}" if field else "")
-    try:
-        value = json.loads(decode(line, where))
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise LeptaError(f"{where}: not JSON ({reason}); {expected}") from error
+    value = parse_json(decode(line, where), where, expected)
     if not isinstance(value, dict):
         raise LeptaError(f"{where}: not an object ({type(value).__name__}); {expected}")
     return value

@@ -2,10 +2,8 @@
 
 import difflib
 import importlib.util
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from lepta.core.errors import LeptaError
 
@@ -62,18 +60,3 @@ def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str])
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LeptaError(f"{source}: no such path here, and the hub does not give it ({reason})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; LeptaError naming file and line if it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise LeptaError(f"{path}: not JSON (byte {error.start} is not UTF-8); the file is damaged") from error
-    except json.JSONDecodeError as error:
-        raise LeptaError(f"{path}, line {error.lineno}: not JSON ({error.msg}); the file is damaged") from error
-    except FileNotFoundError as error:
-        raise LeptaError(f"{path}: no such file") from error
-    if not isinstance(value, dict):
-        raise LeptaError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
 from lepta.core.output import MANIFEST, partial_of
+from lepta.core.reading import read_json
 from lepta.stages import Pipeline, Stage
-from lepta.text.locate import read_json
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
 TIMEOUT = timedelta(days=2)

@@ -9,9 +9,9 @@ from accelerate.utils import broadcast_object_list
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
+from lepta.core.reading import read_json
 from lepta.models.load import device, load_model
 from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
-from lepta.text.locate import read_json
 from lepta.training.distributed import processes
 from lepta.training.settings import PretrainSettings, TuneSettings
 

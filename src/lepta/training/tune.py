@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from lepta.core.output import write_json
+from lepta.core.reading import read_json
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
-from lepta.text.locate import locate, read_json
+from lepta.text.locate import locate
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
 from lepta.training.distributed import facts_of, processes, run_stages
 from lepta.training.merge import prepare_merge, write_merged

@@ -11,7 +11,7 @@ from pathlib import Path
 import regex
 
 from lepta.core.errors import LeptaError
-from lepta.text.locate import read_json
+from lepta.core.reading import read_json
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.text.locate import locate, read_json
+from lepta.core.reading import read_json, read_utf8
+from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.scenarios import ID_MAP
@@ -141,9 +142,9 @@ def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     """The chat templates of a folder: in files of their own or, if there are none, those that its config gives."""
     templates = {}
     if (folder / CHAT_TEMPLATE).is_file():
-        templates["default"] = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        templates["default"] = read_utf8(folder / CHAT_TEMPLATE)
     for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
-        templates[file.stem] = file.read_text(encoding="utf-8")
+        templates[file.stem] = read_utf8(file)
     if not templates and isinstance(given, str):
         return given or None
     if not templates and given:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
-from lepta.text.locate import read_json
+from lepta.core.reading import read_json
 from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import to_byte_alphabet
 from lepta.vocabulary.tokenizer_json import Config, Part, Spec
