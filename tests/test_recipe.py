@@ -191,9 +191,28 @@ def test_absent_recipe(tmp_path):
 
 
 def test_vocabulary_needs_one_number(write):
-    expected = "vocabulary: give either `add` (number of new tokens) or `size` (of the whole vocabulary)"
+    expected = "vocabulary: give either add (number of new tokens) or size (of the whole vocabulary)"
     assert expected in message(write("vocabulary.size", 60_000))
     assert expected in message(write("vocabulary.add"))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "numbers", "says"),
+    [
+        ("optimized", {"size": "auto"}, "size auto: only of scenario extended; for optimized name a size"),
+        ("bpe", {"size": "auto"}, "size auto: only of scenario extended"),
+        ("unigram", {"size": "auto"}, "size auto: only of scenario extended"),
+        ("unigram", {"add": 1000}, "scenario unigram replaces the vocabulary: give its whole size"),
+        ("extended", {"add": 1000, "keep": 50}, "keep 50: scenario extended keeps all old tokens"),
+    ],
+)
+def test_numbers_of_the_vocabulary_fit_its_scenario(write, scenario, numbers, says):
+    path = write("vocabulary.scenario", scenario)
+    content = yaml.safe_load(path.read_text())
+    del content["vocabulary"]["add"]
+    content["vocabulary"] |= numbers
+    path.write_text(yaml.safe_dump(content))
+    assert says in message(path)
 
 
 def test_new_rows_need_a_vocabulary_that_only_grows(write):

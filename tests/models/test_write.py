@@ -182,6 +182,23 @@ def test_words_that_must_not_be_written_follow_and_lost_ones_are_left_out():
     assert config_with_token_ids(nothing, {}, "generation_config.json") == nothing
 
 
+def test_words_that_are_biased_or_must_be_written_follow():
+    config = {
+        "sequence_bias": [[[1, 2], -2.0], [[2, 9], 5.0], [[2], 1.0]],
+        "force_words_ids": [[1, 2], [[2], [1, 1]]],
+        "forced_decoder_ids": [[1, 2], [2, None]],
+    }
+    assert config_with_token_ids(config, {1: 0, 2: 7}, "config") == {
+        "sequence_bias": [[[0, 7], -2.0], [[7], 1.0]],
+        "force_words_ids": [[0, 7], [[7], [0, 0]]],
+        "forced_decoder_ids": [[1, 7], [2, None]],
+    }
+    with pytest.raises(LeptaError, match=r"^config: force_words_ids is 9, a token that the new vocabulary"):
+        config_with_token_ids({"force_words_ids": [[1, 9]]}, {1: 0}, "config")
+    with pytest.raises(LeptaError, match=r"^config: sequence_bias: expected ids of tokens"):
+        config_with_token_ids({"sequence_bias": {"(1, 2)": 1.0}}, {1: 0, 2: 7}, "config")
+
+
 def test_negative_ids_are_no_tokens():
     config = {"pad_token_id": -1, "image_token_index": -200, "eos_token_id": [1, -1]}
     changed = config_with_token_ids(config, {1: 5}, "config.json")

@@ -1,6 +1,7 @@
 """New tokens behind an old vocabulary, which stays as it is."""
 
 import copy
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.build import build_vocabulary, count_corpus
+from lepta.vocabulary.check import all_scripts
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.source import open_tokenizer
@@ -32,11 +34,11 @@ def few_words(tiny):
     return table.words, weigh(table)
 
 
-def quick_extend(vocabulary, words_and_weights, add, **more):
+def quick_extend(vocabulary, words_and_weights, add):
     """Extend as ever, with fewer words handed to the trainer: seconds less, and merges only a little worse."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lepta.vocabulary.merges.OCCURRENCES", 50_000)
-        return extend(vocabulary, *words_and_weights, add, **more)
+        return extend(vocabulary, *words_and_weights, add, "Cyrillic")
 
 
 def table_of(counts):
@@ -168,6 +170,47 @@ def test_stress_marks_of_the_corpus_leave_those_of_other_text_alone(request, bui
     old, new = source.vocabulary(), built.vocabulary()
     text = ["cafe\u0301 a\u0301 \u0301 e\u0300", "o\u0301ut"]
     assert new.encode(text) == old.encode(text)
+
+
+KOREAN = (
+    "다람쥐 헌 쳇바퀴에 타고파. 모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. "
+    "인간은 천부적으로 이성과 양심을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다. 안녕하세요, 감사합니다. "
+)
+VIETNAMESE = (
+    "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi. Mọi con người đều được tạo hóa "
+    "ban cho lý trí và lương tâm và cần phải đối xử với nhau trong tình bằng hữu. Những điều tốt đẹp. "
+)
+AMHARIC = "የሰው ልጅ ሁሉ ሲወለድ ነጻና በክብርና በመብትም እኩልነት ያለው ነው። የተፈጥሮ ማስተዋልና ሕሊና ስላለው አንዱ ሌላውን በወንድማማችነት መንፈስ መመልከት ይገባዋል። "
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form", "add"),
+    [
+        ("tiny_tokenizer", KOREAN, "NFC", 120),
+        ("tiny_llama3", KOREAN, "NFC", 120),
+        ("mistral", KOREAN, "NFD", 60),
+        ("english", VIETNAMESE, "NFD", 20),
+        ("tiny_llama3", AMHARIC, "NFC", 60),
+    ],
+)
+def test_text_of_all_other_scripts_keeps_its_ids(request, name, text, form, add, train, build, write_lines):
+    """New tokens are of whole characters, or of bytes that begin characters of the script alone; marks have letters."""
+    if name == "english":
+        settings = {"model_type": "bpe", "vocab_size": 500, "remove_extra_whitespaces": False}
+        source = open_tokenizer(train(english=True, **settings))
+    else:
+        source = request.getfixturevalue(name)
+    text = unicodedata.normalize(form, text)
+    built = build(source, "extended", corpus=[str(write_lines("a.txt", [text]))], add=add)
+    old, new = source.vocabulary(), built.vocabulary()
+    assert new.size == old.size + add
+    script = regex.compile(rf"\p{{Script={built.script}}}")
+    documents = [script.sub("", document) for document in all_scripts()]
+    documents += ["за\u0301мок", "e\u0301" if built.script != "Latin" else "\u0301\u0302 д\u0301", "🫠👩‍🔬 漢字かな"]
+    assert new.encode(documents) == old.encode(documents)
+    ids = list(range(old.size, new.size))
+    assert new.split([new.data(i) for i in ids]) == [[i] for i in ids]
+    assert len(new.encode([text])[0]) < len(old.encode([text])[0])
 
 
 @pytest.mark.parametrize(

@@ -444,6 +444,12 @@ def test_numbers_that_do_not_fit_raise(request, build, name, scenario, numbers, 
         build(request.getfixturevalue(name), scenario, **numbers)
 
 
+@pytest.mark.parametrize(("scenario", "size"), [("extended", 6_256), ("optimized", 3_256), ("bpe", 500)])
+def test_sizes_that_are_too_small_are_refused_before_any_text_is_read(build, tiny_llama3, scenario, size):
+    with pytest.raises(LeptaError, match=rf"^size {size}: the vocabulary to start from has [\d,]+ tokens already"):
+        build(tiny_llama3, scenario, corpus=["no/such/text.txt"], size=size)
+
+
 @pytest.mark.parametrize("scenario", ["extended", "optimized"])
 def test_corpus_without_the_script_raises(build, tiny_llama3, scenario):
     with pytest.raises(LeptaError, match="corpus: no word in the script Cyrillic; give text of the target language"):

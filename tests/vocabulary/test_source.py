@@ -27,6 +27,23 @@ def folder(smollm2, tmp_path):
     return tmp_path
 
 
+def write_gguf(tokenizer, file, pre, add_bos=None, padding=0):
+    """Write a byte-level tokenizer as llama.cpp's converter does, with names for rows that no token has."""
+    vocab, specials = tokenizer.spec["model"]["vocab"], {t["id"] for t in tokenizer.spec["added_tokens"]}
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([*sorted(vocab, key=vocab.get), *(f"[PAD{len(vocab) + n}]" for n in range(padding))])
+    writer.add_token_types([*(3 if i in specials else 1 for i in range(len(vocab))), *[5] * padding])
+    writer.add_token_merges([" ".join(pair) for pair in tokenizer.spec["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
 def test_gguf_tokenizer_splits_a_space_and_every_digit(old):
     assert [old.bytes_of[i] for i in old.encode([" 5"])[0]] == [b" ", b"5"]
     assert [old.bytes_of[i] for i in old.encode(["in 2024"])[0]] == [b"in", b" ", b"2", b"0", b"2", b"4"]
@@ -57,22 +74,17 @@ def test_gguf_tokenizer_keeps_roles_and_chat_template(smollm2):
 )
 def test_gguf_tokenizer_puts_the_start_of_text_before_texts(tiny_tokenizer, tmp_path, pre, add_bos, starts):
     """As the file says; where it does not, llama.cpp does for LLaMA-3 only."""
-    vocab, specials = tiny_tokenizer.spec["model"]["vocab"], {t["id"] for t in tiny_tokenizer.spec["added_tokens"]}
-    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(sorted(vocab, key=vocab.get))
-    writer.add_token_types([3 if i in specials else 1 for i in range(len(vocab))])
-    writer.add_token_merges([" ".join(pair) for pair in tiny_tokenizer.spec["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    if add_bos is not None:
-        writer.add_add_bos_token(add_bos)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    write_gguf(tiny_tokenizer, tmp_path / "t.gguf", pre, add_bos)
     source = open_tokenizer(tmp_path / "t.gguf")
     [ids] = source.vocabulary().encode(["the cat"])
     assert source.vocabulary().tokenizer.encode("the cat").ids == ([1] if starts else []) + ids
+
+
+def test_padding_rows_of_a_gguf_file_are_no_tokens(tiny_tokenizer, tmp_path):
+    write_gguf(tiny_tokenizer, tmp_path / "t.gguf", "smollm", padding=96)
+    read = open_tokenizer(tmp_path / "t.gguf")
+    assert read.vocabulary().size == 4000
+    assert "[PAD4000]" not in read.spec["model"]["vocab"]
 
 
 @pytest.mark.parametrize("share", [0.00001, 0.01])
@@ -154,6 +166,14 @@ def test_named_chat_templates_are_kept(smollm2, folder, places):
     source.save(again)
     assert AutoTokenizer.from_pretrained(again).chat_template == NAMED
     assert open_tokenizer(again).chat_template == NAMED
+
+
+def test_chat_template_of_an_old_processor_is_the_last_to_be_taken(smollm2, folder):
+    """As Qwen2-VL and LLaVA have it."""
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ old }}"}))
+    assert open_tokenizer(folder).chat_template == smollm2.chat_template
+    (folder / "chat_template.jinja").unlink()
+    assert open_tokenizer(folder).chat_template == "{{ old }}"
 
 
 def test_one_named_chat_template_is_the_chat_template(smollm2, folder):

@@ -191,13 +191,18 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
             table.add_row(escape(name), fit["method"], f"{fit['residual']:.3g}", *cells)
         console.print(table)
         for name, fit in written["maps"].items():
-            errors = fit["held_out"].get("errors", {})
+            errors, whole = fit["held_out"].get("errors", {}), fit["held_out"].get("whole", {})
             if errors.get("swap") == 0:
                 console.print(f"{name}: the variant's rows are the base's own, so no map is needed", markup=False)
-            elif len(errors) > 2:
-                ranked = sorted(errors.items(), key=lambda item: item[1])
-                listed = ", ".join(f"{method} {error:.3g}" for method, error in ranked)
-                console.print(f"{name}, held-out error by method: {listed}", highlight=False, markup=False)
+            elif whole:
+                ranked = sorted(whole.items(), key=lambda item: item[1])
+                listed = ", ".join(f"{method} {error:.3g} ({errors[method]:.3g})" for method, error in ranked)
+                console.print(
+                    f"{name}, error over the whole new vocabulary by method, the least is taken (on held-out tokens "
+                    f"alone): {listed}",
+                    highlight=False,
+                    markup=False,
+                )
         print_warnings(written["warnings"])
 
 

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.scenarios import KeepBy, Scenario
+from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
 
 vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
 
@@ -63,12 +63,12 @@ def vocab_build(
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    if (add is None) == (size is None):
-        raise LeptaError("give either --add (number of new tokens) or --size (of the whole vocabulary)")
+    if reason := misfit(scenario, add, size, keep):
+        raise LeptaError(f"lepta vocab build: {reason}")
     original = open_tokenizer(tokenizer)
     with publishing(output, force) as folder:
         if size == "auto":
-            built, facts = _cheapest_size(original, corpus, scenario, script, model or tokenizer, as_json)
+            built, facts = _cheapest_size(original, corpus, script, model or tokenizer, as_json)
         else:
             built = build_vocabulary(
                 original, corpus, scenario, add=add, size=_number(size), keep=keep, keep_by=keep_by, script=script
@@ -89,15 +89,13 @@ def _number(size: str | None) -> int | None:
 
 
 def _cheapest_size(
-    original: Any, corpus: list[str], scenario: str, script: str, model: str, as_json: bool
+    original: Any, corpus: list[str], script: str, model: str, as_json: bool
 ) -> tuple[Any, dict[str, Any]]:
     from lepta.models.folder import MODEL_FILES
     from lepta.models.weights import count_weights
     from lepta.text.locate import locate
     from lepta.vocabulary.build import choose_size
 
-    if scenario != "extended":
-        raise LeptaError("--size auto: needs --scenario extended")
     built, points, chosen = choose_size(original, corpus, script, count_weights(locate(model, hub_files=MODEL_FILES)))
     if not as_json:
         table = Table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")

@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from lepta.models.rows import ComputedRows, blocks, finite
 from lepta.vocabulary.source import TokenizerSource
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json")  # of images too: preprocessor_config.json
+# Of images too (preprocessor_config.json); processors prefer the older form of their template to the tokenizer's.
+CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json", "chat_template.json")
 COPY_BLOCK = 1 << 24
-TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index")  # eos_token_id; image_token_index of vision-language models
-SUPPRESSED, WORDS = ("suppress_tokens", "begin_suppress_tokens"), "bad_words_ids"
+# eos_token_id; image_token_index of vision-language models; what must be written
+TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index", "force_words_ids")
 
 
 def write_model(
@@ -152,30 +153,51 @@ def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int],
     """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
 
     Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
-    not be written (`suppress_tokens`, `bad_words_ids`) is left out where the new vocabulary cannot write it. LeptaError
-    if another field names a token that the new vocabulary does not have.
+    not be written (`suppress_tokens`, `bad_words_ids`) or is biased (`sequence_bias`) is left out where the new
+    vocabulary cannot write it. LeptaError if another field names a token that the new vocabulary does not have.
     """
+    return _TokenIds(new_ids, where).fields(config)
 
-    def renamed(field: str, value: Any) -> Any:
+
+@dataclass(frozen=True)
+class _TokenIds:
+    """The new ids of tokens that configs name by their old ones; `where` is for messages."""
+
+    new_ids: Mapping[int, int]
+    where: str
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        changed = {}
+        for name, value in config.items():
+            try:
+                changed[name] = None if value is None else self._field(name, value)
+            except (TypeError, ValueError) as error:
+                raise LeptaError(f"{self.where}: {name}: expected ids of tokens as transformers writes them") from error
+        return changed
+
+    def _field(self, name: str, value: Any) -> Any:
+        known = self.new_ids.keys()
+        match name:
+            case "suppress_tokens" | "begin_suppress_tokens":
+                return [self.new_ids[token] for token in value if token in known] or None
+            case "bad_words_ids":
+                return [self._token(name, word) for word in value if known >= set(word)] or None
+            case "sequence_bias":
+                return [[self._token(name, ids), bias] for ids, bias in value if known >= set(ids)] or None
+            case "forced_decoder_ids":
+                return [[position, self._token(name, token)] for position, token in value]
         if isinstance(value, dict):
-            return {name: renamed(name, part) for name, part in value.items()}
-        if value is None:
-            return None
-        if field in SUPPRESSED:
-            return [new_ids[token] for token in value if token in new_ids] or None
-        if field == WORDS:
-            return [[new_ids[token] for token in word] for word in value if new_ids.keys() >= set(word)] or None
-        if not field.endswith(TOKEN_FIELDS):
-            return value
-        if isinstance(value, list):
-            return [renamed(field, part) for part in value]
-        if isinstance(value, int) and value < 0:
-            return value
-        if value not in new_ids:
-            raise LeptaError(f"{where}: {field} is {value}, a token that the new vocabulary does not have")
-        return new_ids[value]
+            return self.fields(value)
+        return self._token(name, value) if name.endswith(TOKEN_FIELDS) else value
 
-    return {name: renamed(name, value) for name, value in config.items()}
+    def _token(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):  # words are lists of ids, and one of several words is a list of those
+            return [self._token(name, part) for part in value]
+        if value is None or (isinstance(value, int) and value < 0):
+            return value
+        if value not in self.new_ids:
+            raise LeptaError(f"{self.where}: {name} is {value}, a token that the new vocabulary does not have")
+        return self.new_ids[value]
 
 
 def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, ComputedRows]) -> int:

@@ -14,11 +14,11 @@ from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
-from lepta.vocabulary.scenarios import KeepBy, Scenario
+from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
 from lepta.vocabulary.source import TokenizerSource
-from lepta.vocabulary.start import alphabet, kept_tokens
+from lepta.vocabulary.start import alphabet, kept_tokens, merge_parts, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
-from lepta.vocabulary.tokens import Vocabulary
+from lepta.vocabulary.tokens import Kind, Vocabulary
 from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
 # A word list stands for this many times the running text beside it: it has the breadth that a small corpus lacks, the
@@ -86,29 +86,45 @@ def build_vocabulary(
     """
     if scenario not in get_args(Scenario):
         raise LeptaError(f"scenario {scenario!r}: unknown; known are {', '.join(get_args(Scenario))}")
-    if (add is None) == (size is None):
-        raise LeptaError("vocabulary: give either add (number of new tokens) or size (of the whole vocabulary)")
-    if keep is not None and scenario != "optimized":
-        raise LeptaError(f"keep {keep}: scenario {scenario} keeps all old tokens or none; expected scenario optimized")
+    if reason := misfit(scenario, add, size, keep):
+        raise LeptaError(f"vocabulary: {reason}")
     vocabulary = source.vocabulary()
     if scenario == "unigram":
-        if size is None:
-            raise LeptaError("scenario unigram replaces the vocabulary: give its whole size, not add")
+        assert size is not None
         table = count_corpus(unigram.word_rules(vocabulary), corpus)
         return _with_spec(source, unigram.train_unigram(vocabulary, table.words, weigh(table), size))
     _needs_merges(vocabulary, source, scenario)
+    if size is not None:  # said before the corpus is counted, which can take hours
+        _refuse_small(size, _least_start(vocabulary, scenario, keep))
     table = count_corpus(vocabulary.word_rules(), corpus)
     start = vocabulary
     if scenario == "bpe":
         start = read_vocabulary(alphabet(vocabulary, table.words, weigh(table)), source.origin)
     elif scenario == "optimized":
         start = read_vocabulary(kept_tokens(vocabulary, table.words, weigh(table), keep, keep_by), source.origin)
+    if size is not None:
+        _refuse_small(size, start.size)
     number = add if add is not None else (size or 0) - start.size
-    if number <= 0:
-        raise LeptaError(f"size {size}: the vocabulary to start from has {start.size:,} tokens already; expected more")
     if scenario == "bpe":
-        return _with_spec(source, extend(start, table.words, weigh(table), number, keep_other_text=False))
+        return _with_spec(source, extend(start, table.words, weigh(table), number))
     return _extended(source, start, table, script, number)
+
+
+def _least_start(vocabulary: Vocabulary, scenario: Scenario, keep: int | None) -> int:
+    """How many tokens a scenario starts from at least, before any text was read."""
+    specials = len(vocabulary.ids_of(Kind.SPECIAL))
+    match scenario:
+        case "bpe":
+            return 256 + specials
+        case "optimized":
+            return number_to_keep(vocabulary, keep, merge_parts(vocabulary)) + specials
+        case _:
+            return vocabulary.size
+
+
+def _refuse_small(size: int, start: int) -> None:
+    if size <= start:
+        raise LeptaError(f"size {size}: the vocabulary to start from has {start:,} tokens already; expected more")
 
 
 def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Scenario) -> None:
@@ -132,9 +148,9 @@ def choose_size(
     script = _script_of(table, script)
     kept, held_out = words_of_script(table, script).hold_out()
     try:
-        spec = extend(vocabulary, kept.words, weigh(kept), MOST_ADDED)
+        spec = extend(vocabulary, kept.words, weigh(kept), MOST_ADDED, script)
     except TooFewTokens as error:
-        spec = extend(vocabulary, kept.words, weigh(kept), error.available)
+        spec = extend(vocabulary, kept.words, weigh(kept), error.available, script)
     extended = read_vocabulary(spec, source.origin)
     points = curve(vocabulary, extended, held_out.words, weigh(held_out), model)
     chosen = cheapest(points)
@@ -150,7 +166,7 @@ def _extended(
     script = _script_of(table, script)
     words = words_of_script(table, script)
     try:
-        spec = extend(start, words.words, weigh(words), number)
+        spec = extend(start, words.words, weigh(words), number, script)
     except TooFewTokens as error:
         raise TooFewTokens(error.available, number, script) from error
     return _with_spec(source, spec, script)

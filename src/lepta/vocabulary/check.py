@@ -4,20 +4,24 @@ import itertools
 import json
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import regex
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
+from lepta.vocabulary.extend import SCRIPTS
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
 from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
+LAST_OF_SCRIPTS, BLOCK = 0x1FFFF, 256  # two planes have all scripts; what follows are more characters of Han
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
@@ -57,7 +61,7 @@ def check_vocabulary(
     if old and original:
         checks.append(_special_tokens(new, old, vocabulary, original, same_ids=adds_only))
         if adds_only:
-            checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, others)]
+            checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, [*others, *all_scripts()])]
     checks.append(_llama_cpp(vocabulary, original))
     if (Path(new.origin) / MODEL_CONFIG).is_file():
         checks.append(_model_config(new, vocabulary))
@@ -171,10 +175,22 @@ def _special_tokens(
     return Check("special tokens are kept", not lost and not roles, evidence)
 
 
+@cache
+def all_scripts() -> list[str]:
+    """All letters, marks, digits and signs of Unicode's scripts, up to 256 a text: side by side, and after spaces."""
+    texts = []
+    for first in range(0, LAST_OF_SCRIPTS, BLOCK):
+        characters = [c for c in map(chr, range(first, first + BLOCK)) if unicodedata.category(c)[0] in "LMNPS"]
+        if characters:
+            texts.append(f"{''.join(characters)} {' '.join(characters)}")
+    return texts
+
+
 def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
-    """Text without letters of new tokens keeps its ids; other text may change where it has such letters."""
-    added = [_text(vocabulary.data(i)) for i in range(original.size, vocabulary.size)]
-    letters = set(regex.findall(r"\p{L}", "".join(added)))
+    """Text without the scripts of new tokens keeps its ids; other text may change where it has such characters."""
+    added = "".join(_text(vocabulary.data(i)) for i in range(original.size, vocabulary.size))
+    patterns = (rf"\p{{Script={script}}}" for script in ("Latin", *SCRIPTS))
+    own = regex.compile("|".join(pattern for pattern in patterns if regex.search(pattern, added)) or r"(?!)")
     changed, elsewhere = 0, []
     encodings = zip(documents, vocabulary.encode(documents), original.encode(documents), strict=True)
     for document, new, old in encodings:
@@ -183,11 +199,12 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence
         changed += 1
         data = b"".join(map(vocabulary.data, new))
         for start, end in _changed_spans(_spans(vocabulary, new), _spans(original, old)):
-            if letters.isdisjoint(_text(data[start:end])):
-                elsewhere.append(document[:40])
+            text = _text(_whole_characters(data, start, end))
+            if not own.search(text):
+                elsewhere.append(f"{text!r} in {document[:40]!r}")
     evidence = f"{len(documents) - changed:,} of {len(documents):,} documents"
     if elsewhere:
-        evidence += f"; first changed: {elsewhere[0]!r}"
+        evidence += f"; first changed: {elsewhere[0]}"
     elif changed:
         evidence += f"; {changed} changed, only in words with letters of the new tokens"
     return Check("ids of other text unchanged", not elsewhere, evidence)
@@ -195,6 +212,15 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence
 
 def _text(data: bytes) -> str:
     return data.decode(errors="ignore")
+
+
+def _whole_characters(data: bytes, start: int, end: int) -> bytes:
+    """A stretch of UTF-8, with all of the characters that it begins and ends in."""
+    while 0 < start < len(data) and data[start] & 0xC0 == 0x80:
+        start -= 1
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return data[start:end]
 
 
 def _spans(vocabulary: Vocabulary, ids: Sequence[int]) -> set[tuple[int, int, int]]:

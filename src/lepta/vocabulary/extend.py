@@ -1,26 +1,28 @@
 """New tokens on top of a BPE vocabulary (paper 2.4.1); scenarios differ only in the vocabulary they start from.
 
-New merges stand after the old ones, so every old id keeps its meaning. In the scenario `extended` each new token holds
-letters of the target script, hence text without that script keeps its ids exactly.
+New merges stand after the old ones, so every old id keeps its meaning. In the scenario `extended` no new token has
+bytes that text without the target script can have, hence such text keeps its ids exactly.
 """
 
-import itertools
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import cache, partial
 
 import numpy as np
 import regex
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.families import ByteLevelBPE
-from lepta.vocabulary.merges import Merge, learn_merges, occurrences
+from lepta.vocabulary.merges import Merge, Unit, learn_merges, occurrences
 from lepta.vocabulary.tokenizer_json import Spec, merge_lines
-from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 from lepta.vocabulary.words import WordTable
 
 # A character that a SentencePiece vocabulary has no token for gets one if it makes up at least this share of the text.
 RARE_CHARACTER = 1e-6
 Symbols = tuple[bytes, ...]  # what a word splits into; a tuple, which costs the garbage collector less than a list
+UTF8_LENGTHS = ((4, 0x10000, 0xF0), (3, 0x800, 0xE0), (2, 0x80, 0xC0))  # length, first character, first byte
 FREQUENT_WORDS = 20_000  # enough to tell the script of a text
 LEAST_SHARE = 0.1  # of all letters; code and names beside a text of another script leave it more
 # Scripts in use today (Unicode, UAX 31), but Latin.
@@ -67,12 +69,12 @@ def words_of_script(table: WordTable, script: str) -> WordTable:
 
 
 def extend(
-    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, add: int, keep_other_text: bool = True
+    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, add: int, script: str | None = None
 ) -> Spec:
     """Add tokens to a BPE vocabulary; their ids follow the largest old id. TooFewTokens if the words hold fewer.
 
-    Merges are learned inside words only, which count by their weights. With `keep_other_text`, no token without a
-    letter is learned, so that text without those letters keeps its ids.
+    Merges are learned inside words only, which count by their weights. With a `script`, only tokens are learned that
+    hold a character of it, or whose last bytes begin nothing but such a character: text without it keeps its ids.
     """
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
     missing = _missing_characters(vocabulary, words, weights)
@@ -82,20 +84,103 @@ def extend(
     splits: list[Symbols] = []
     for ids in vocabulary.split([word.encode() for word in words]):
         splits.append(tuple([data[i] for i in ids]))
-    if keep_other_text:
-        missing = [character for character in missing if regex.match(r"[\p{L}\p{M}]", character)]
+    if script:
+        missing = [character for character in missing if regex.match(rf"\p{{Script={script}}}", character)]
     if missing:
         splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
     characters = [character.encode() for character in missing][:add]
     symbols = known.union(characters)
-    usable = []
+    cut = _Cutter(script, symbols, splits).parts if script else partial(_whole_words, symbols)
+    parts: list[Sequence[Unit]] = []
+    numbers: list[int] = []  # of the word that each part is of
     for n, (word, split) in enumerate(zip(words, splits, strict=True)):
-        # Tokens of text that spell the word: no unknown characters, no single bytes.
-        spelled = symbols.issuperset(split) and b"".join(split) == word.encode()
-        if spelled and not (keep_other_text and _has_sign_in_pieces(word, split)):
-            usable.append(n)
-    merges = learn_merges([splits[n] for n in usable], counts[usable], symbols, add - len(characters))
+        if b"".join(split) != word.encode():
+            continue  # a character that the vocabulary does not know
+        found = cut(word, split)
+        parts += found
+        numbers += [n] * len(found)
+    merges = learn_merges(parts, counts[numbers], symbols, add - len(characters))
     return _with_merges(vocabulary, characters, merges, known)
+
+
+def _whole_words(symbols: Set[bytes], word: str, split: Symbols) -> list[Sequence[Unit]]:
+    return [split] if symbols.issuperset(split) else []
+
+
+class _Cutter:
+    """Cuts words into parts, and parts into units, so that whatever merges in a part is safe.
+
+    A token is safe if text without the script cannot have its bytes. A unit is a run of symbols that begins with a
+    character of the script and goes on to the next one that a symbol begins with, marks and all; the first unit of a
+    word may be a symbol that stands before the letters. So two units always hold a character of the script. Where one
+    unit cannot be built of safe tokens, from left to right, a word is cut in two.
+    """
+
+    def __init__(self, script: str, symbols: Set[bytes], splits: Sequence[Symbols]) -> None:
+        self._symbols = symbols
+        self._of_script = regex.compile(rf"\p{{Script={script}}}")
+        # Of bytes that begin a character: nothing else in Unicode begins so. What is not assigned is in no text.
+        self._only_script = regex.compile(rf"[\p{{Script={script}}}\p{{Cn}}\p{{Cs}}]*")
+        different = {symbol for split in splits for symbol in split} & symbols
+        self._whole = {symbol for symbol in different if _text(symbol) is not None}
+        self._starts = {symbol for symbol in self._whole if self._of_script.match(_text(symbol) or "")}
+        self._is_safe = cache(self._safe)
+
+    def parts(self, word: str, split: Symbols) -> list[Sequence[Unit]]:
+        """The parts of a word in which merges are learned."""
+        if split[0] in self._whole and self._starts.issuperset(split[1:]):
+            return [split]  # nearly all words of scripts that the vocabulary has the letters of
+        parts: list[list[Unit]] = [[]]
+        for unit in self._units(word, split):
+            steps = [b"".join(unit[:end]) for end in range(2, len(unit) + 1)]
+            if self._symbols.issuperset(unit) and all(map(self._is_safe, steps)):
+                parts[-1].append(unit if steps else unit[0])
+            else:
+                parts.append([])
+        return [part for part in parts if part]
+
+    def _units(self, word: str, split: Symbols) -> list[Symbols]:
+        begins, position = set(), 0  # bytes of the word that characters of the script begin at
+        for character in word:
+            if self._of_script.match(character):
+                begins.add(position)
+            position += len(character.encode())
+        units: list[list[bytes]] = [[]]
+        position = 0
+        for symbol in split:
+            if position in begins and units[-1]:
+                units.append([])
+            units[-1].append(symbol)
+            position += len(symbol)
+        return list(map(tuple, units))
+
+    def _safe(self, token: bytes) -> bool:
+        if self._of_script.search(token.decode(errors="ignore")):
+            return True
+        *_, last = runs_of_text(token)
+        begun = "" if isinstance(last, str) else characters_from(last)
+        return bool(begun) and self._only_script.fullmatch(begun) is not None
+
+
+def _text(data: bytes) -> str | None:
+    """Bytes as text, if they are."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def characters_from(start: bytes) -> str:
+    """All characters whose UTF-8 begins with these bytes and has more; empty if there are none."""
+    length, least = next((found for found in UTF8_LENGTHS if start[0] >= found[2]), (1, 0, 0))[:2]
+    missing = length - len(start)
+    if missing <= 0:
+        return ""
+    number = start[0] & (0xFF >> (length + 1))
+    for byte in start[1:]:
+        number = number << 6 | byte & 0x3F
+    low, high = number << 6 * missing, (number + 1) << 6 * missing
+    return "".join(map(chr, range(max(low, least), min(high, sys.maxunicode + 1))))
 
 
 def count_characters(words: Sequence[str], weights: np.ndarray) -> Counter[str]:
@@ -129,14 +214,6 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing:
         else:
             symbols += map(vocabulary.data, ids)
     return tuple(symbols)
-
-
-def _has_sign_in_pieces(word: str, split: Symbols) -> bool:
-    """Tell whether two symbols end before the first letter: merged, they would be a token without a letter."""
-    if word[0].isalpha() or (word[0] == " " and word[1:2].isalpha()):
-        return False  # one byte at most stands before the letters: nearly all words
-    before = len(regex.split(r"(?=\p{L})", word, maxsplit=1, flags=regex.V1)[0].encode())
-    return sum(end <= before for end in itertools.accumulate(map(len, split))) > 1
 
 
 def _with_merges(

@@ -13,7 +13,16 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary import tokenizer_json as parts
-from lepta.vocabulary.sentencepiece_file import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, spec_and_config
+from lepta.vocabulary.sentencepiece_file import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    spec_and_config,
+)
 from lepta.vocabulary.tokenizer_json import SPACE, Config, Part, Spec
 
 DIGITS: Part = {"type": "Digits", "individual_digits": True}
@@ -75,7 +84,8 @@ def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
         if kind in (CONTROL, USER_DEFINED):
             added.append(parts.added_token(i, token, special=kind == CONTROL))
     roles = _roles(fields, {})
-    vocab = {token: i for i, token in enumerate(tokens)}
+    # llama.cpp's converter calls rows that no token has, which pad the matrix, "[PAD151665]" and the like.
+    vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
     merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
     spec = parts.tokenizer_json(
         parts.bpe_model(vocab, merges, ignore_merges=ignore_merges),

@@ -1,7 +1,7 @@
 """Learn BPE merges on top of any tokens (paper 2.4.1): the one operation behind `bpe`, `extended` and `optimized`.
 
 A word comes as the symbols that a vocabulary splits it into: single bytes or characters for a new vocabulary, tokens
-for one that is extended. Each symbol is written as one private code point; the trainer of `tokenizers` takes it for a
+for one that is extended. Each symbol is written as a private code point; the trainer of `tokenizers` takes it for a
 character and learns merges on top of it. So every merge starts from what the old vocabulary really produces.
 
 No token is learned that the words do not use, but a few (0.2-0.4 %) are hardly used any more once longer tokens stand
@@ -9,6 +9,7 @@ on them: " катег" on the way to " категория". They stay: without t
 tokens and taking the least used away changed nothing, 3.517 characters per token either way.)
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ FIRST_PRIVATE, LAST_PRIVATE = 0xF0000, 0x10FFFD
 # characters per token in 9 s, 20 million 4.330 in 56 s.)
 OCCURRENCES = 2_000_000
 LINE_WORDS = 20_000
+# A symbol of a word, or several that become one token before any of them merges with what stands beside them.
+Unit = bytes | tuple[bytes, ...]
 
 
 class TooFewTokens(LeptaError):
@@ -52,40 +55,72 @@ class Merge:
         return self.left + self.right
 
 
-def learn_merges(splits: Sequence[Sequence[bytes]], counts: np.ndarray, known: Set[bytes], number: int) -> list[Merge]:
+def learn_merges(splits: Sequence[Sequence[Unit]], counts: np.ndarray, known: Set[bytes], number: int) -> list[Merge]:
     """Learn merges, in order of rank, that form `number` new tokens; TooFewTokens if the words hold fewer.
 
-    `splits` are the symbols of each word, `counts` says how often each is handed to the trainer. A merge may lead to a
+    `splits` are the units of each word, `counts` says how often each is handed to the trainer. A merge may lead to a
     token that is `known` already without costing a new one.
     """
     if number <= 0:
         return []
     if not counts.any():
         raise TooFewTokens(0, number)
-    symbols = sorted({symbol for split in splits for symbol in split})
-    if len(symbols) > LAST_PRIVATE - FIRST_PRIVATE:
-        raise LeptaError(f"corpus: {len(symbols):,} different symbols in it, more than there are private code points")
-    point = {symbol: chr(FIRST_PRIVATE + n) for n, symbol in enumerate(symbols)}
-    data = dict(zip(point.values(), symbols, strict=True))
-    written = ["".join([point[symbol] for symbol in split]) for split in splits]
-
+    alphabet = _Alphabet(splits)
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # The trainer counts symbols, and merges that form known tokens: a twentieth more leaves room for those.
-    size = len(symbols) + number + number // 20 + 100
+    size = alphabet.size + number + number // 20 + 100
     trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, min_frequency=1)
-    learner.train_from_iterator(_lines(written, counts), trainer)
+    learner.train_from_iterator(_lines(list(map(alphabet.written, splits)), counts), trainer)
 
-    merges: list[Merge] = []
+    merges: dict[Merge, None] = {}  # in order; units may begin with the same merges
     new: set[bytes] = set()  # two merges may form the same token
     for left, right in json.loads(learner.to_str())["model"]["merges"]:
-        merge = Merge(b"".join([data[c] for c in left]), b"".join([data[c] for c in right]))
-        merges.append(merge)
-        if merge.token not in known:
-            new.add(merge.token)
-        if len(new) == number:
-            return merges
+        for merge in alphabet.merges(left, right):
+            merges[merge] = None
+            if merge.token not in known:
+                new.add(merge.token)
+            if len(new) == number:
+                return list(merges)
     raise TooFewTokens(len(new), number)
+
+
+class _Alphabet:
+    """Private code points for the units of words: one for a symbol, two for a unit of several.
+
+    The two of a unit stand together wherever they occur, so no pair is more frequent than theirs that one of them is
+    in. Of equally frequent pairs the trainer takes the one with the lowest code points, which is theirs: the first of
+    each unit comes before all others. So a unit becomes one before it merges with anything beside it.
+    """
+
+    def __init__(self, splits: Sequence[Sequence[Unit]]) -> None:
+        different = {unit for split in splits for unit in split}
+        units = sorted(unit for unit in different if isinstance(unit, tuple))
+        symbols = sorted(unit for unit in different if isinstance(unit, bytes))
+        self.size = 2 * len(units) + len(symbols)
+        if self.size > LAST_PRIVATE - FIRST_PRIVATE:
+            raise LeptaError(f"corpus: {self.size:,} different symbols in it, more than there are private code points")
+        points = iter(map(chr, range(FIRST_PRIVATE, LAST_PRIVATE)))
+        firsts = [next(points) for _ in units]
+        pairs = [first + next(points) for first in firsts]
+        self._point: dict[Unit, str] = dict(zip(units, pairs, strict=True))
+        self._unit_of = dict(zip(pairs, units, strict=True))
+        self._data = {}
+        for (first, second), unit in zip(pairs, units, strict=True):
+            self._data |= {first: b"".join(unit), second: b""}
+        for symbol in symbols:
+            self._point[symbol] = next(points)
+            self._data[self._point[symbol]] = symbol
+
+    def written(self, split: Sequence[Unit]) -> str:
+        """A word in code points."""
+        return "".join([self._point[unit] for unit in split])
+
+    def merges(self, left: str, right: str) -> list[Merge]:
+        """What a merge of code points stands for; a unit becomes one from left to right."""
+        if unit := self._unit_of.get(left + right):
+            return [Merge(before, symbol) for before, symbol in zip(itertools.accumulate(unit), unit[1:], strict=False)]
+        return [Merge(*(b"".join([self._data[point] for point in side]) for side in (left, right)))]
 
 
 def occurrences(weights: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The names of the vocabulary scenarios (paper 2.4.1)."""
+"""The vocabulary scenarios (paper 2.4.1): their names, and which numbers go with which."""
 
 from typing import Literal
 
@@ -7,3 +7,16 @@ KeepBy = Literal["frequency", "rank"]
 
 # Written beside a new tokenizer: its scenario, and for each old id the new one, or null if the token is gone.
 ID_MAP = "id_map.json"
+
+
+def misfit(scenario: Scenario, add: int | None, size: int | str | None, keep: int | None) -> str:
+    """Why these numbers cannot be had of a scenario, and what to give; empty if they can."""
+    if (add is None) == (size is None):
+        return "give either add (number of new tokens) or size (of the whole vocabulary)"
+    if size == "auto" and scenario != "extended":
+        return f"size auto: only of scenario extended; for {scenario} name a size"
+    if keep is not None and scenario != "optimized":
+        return f"keep {keep}: scenario {scenario} keeps all old tokens or none; expected scenario optimized"
+    if size is None and scenario == "unigram":
+        return "scenario unigram replaces the vocabulary: give its whole size, not add"
+    return ""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lepta.core.settings import Section, Sources
-from lepta.vocabulary.scenarios import KeepBy, Scenario
+from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
 
 
 class VocabularySettings(Section):
@@ -34,7 +34,7 @@ class VocabularySettings(Section):
     pad_to: int | None = Field(None, ge=1, description="Pad rows to this multiple; default: as the source was padded")
 
     @model_validator(mode="after")
-    def _one_number(self) -> "VocabularySettings":
-        if (self.add is None) == (self.size is None):
-            raise ValueError("give either `add` (number of new tokens) or `size` (of the whole vocabulary)")
+    def _numbers_fit(self) -> "VocabularySettings":
+        if reason := misfit(self.scenario, self.add, self.size, self.keep):
+            raise ValueError(reason)
         return self

@@ -20,8 +20,10 @@ from lepta.vocabulary.tokens import Vocabulary
 # Where a folder has its tokens, the first that is there; the other files add roles, chat markers and templates to them.
 TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
 CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-CHAT_TEMPLATE, NAMED_TEMPLATES = "chat_template.jinja", "additional_chat_templates"  # the names are transformers' own
-TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, ID_MAP, CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja"]
+# The names are transformers' own; the last is what processors of images were saved with.
+CHAT_TEMPLATE, NAMED_TEMPLATES, OLD_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
+TEMPLATE_FILES = [CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja", OLD_TEMPLATE]
+TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, ID_MAP, *TEMPLATE_FILES]
 SENTENCEPIECE_HEAD = b"\x0a"  # field 1, a message
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -139,12 +141,14 @@ def _read_optional(file: Path) -> dict[str, Any]:
 
 
 def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
-    """The chat templates of a folder: in files of their own or, if there are none, those that its config gives."""
+    """The chat templates of a folder: in files of their own or, if there are none, those that its configs give."""
     templates = {}
     if (folder / CHAT_TEMPLATE).is_file():
         templates["default"] = read_utf8(folder / CHAT_TEMPLATE)
     for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
         templates[file.stem] = read_utf8(file)
+    if not templates:
+        given = given or _read_optional(folder / OLD_TEMPLATE).get("chat_template")
     if not templates and isinstance(given, str):
         return given or None
     if not templates and given:

@@ -14,6 +14,7 @@ from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Characters that a new SentencePiece vocabulary has tokens for make up this share of the text; the others become bytes.
 CHARACTER_COVERAGE = 0.99999
+ORDINARY = (Kind.TEXT, Kind.BYTE)
 
 
 def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> Spec:
@@ -48,16 +49,9 @@ def kept_tokens(
     used in the words (the paper's text), `rank` the lowest ids (its published code). Tokens keep their order, ids are
     dense.
     """
-    ids = vocabulary.ids_of(Kind.TEXT, Kind.BYTE)
-    number = len(ids) // 2 if number is None else number
-    parts = merge_parts(vocabulary)
-    specials = vocabulary.ids_of(Kind.SPECIAL)
-    kept = {i for i in ids if i not in parts}
-    for i in specials:
-        kept |= _closure(i, parts, kept)
-    least, most = len(kept) - len(specials), number + len(specials)
-    if not least <= number < len(ids):
-        raise LeptaError(f"--keep {number}: expected from {least} (bytes and characters) to {len(ids) - 1}")
+    ids, specials, parts = vocabulary.ids_of(*ORDINARY), vocabulary.ids_of(Kind.SPECIAL), merge_parts(vocabulary)
+    most = number_to_keep(vocabulary, number, parts) + len(specials)
+    kept = _always_kept(vocabulary, parts)
     usage = vocabulary.usage(words, weights) if by == "frequency" else np.zeros(vocabulary.size)
     for i in sorted(ids, key=lambda i: (-usage[i], i)):
         needed = _closure(i, parts, kept)
@@ -67,6 +61,26 @@ def kept_tokens(
             break
     strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
     return _restart(vocabulary, [strings[i] for i in ids if i in kept])
+
+
+def number_to_keep(vocabulary: Vocabulary, number: int | None, parts: dict[int, tuple[int, ...]]) -> int:
+    """How many tokens `kept_tokens` keeps, special ones not counted; LeptaError if it cannot keep so many, or so few.
+
+    `parts`: as `merge_parts` gives them.
+    """
+    ids = vocabulary.ids_of(*ORDINARY)
+    number = len(ids) // 2 if number is None else number
+    least = len(_always_kept(vocabulary, parts)) - len(vocabulary.ids_of(Kind.SPECIAL))
+    if not least <= number < len(ids):
+        raise LeptaError(f"--keep {number}: expected from {least} (bytes and characters) to {len(ids) - 1}")
+    return number
+
+
+def _always_kept(vocabulary: Vocabulary, parts: dict[int, tuple[int, ...]]) -> set[int]:
+    kept = {i for i in vocabulary.ids_of(*ORDINARY) if i not in parts}
+    for i in vocabulary.ids_of(Kind.SPECIAL):
+        kept |= _closure(i, parts, kept)
+    return kept
 
 
 def merge_parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
