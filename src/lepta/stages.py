@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.core.output import MANIFEST, claimed, in_progress, move_into_place, partial_of, write_json
+from lepta.core.output import DESCRIPTIONS, MANIFEST, claimed, in_progress, move_into_place, partial_of, write_json
 from lepta.core.reading import read_json
 from lepta.text.sources import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.version import __version__
@@ -72,8 +72,9 @@ class Hashes:
         return digest(self.files(path))
 
     def files(self, folder: Path) -> dict[str, str]:
-        """Hash of each file in a folder, LEPTA's manifest left out."""
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST)
+        """Hash of each file in a folder, what only describes it left out (see `DESCRIPTIONS`)."""
+        described = [folder / name for name in DESCRIPTIONS]
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file not in described)
         return {file.relative_to(folder).as_posix(): self.file(file) for file in files}
 
     def text(self, sources: list[str]) -> str:

@@ -37,6 +37,7 @@ COMMANDS = {
     "calibrate": ("training", "Train a propagated instruct model on graded answers of the original and on copies."),
     "tune": ("training", "Tune an instruct model on conversations; the loss counts what the assistant says."),
     "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),
+    "check": ("deployment", "Tell which programs run a model folder as it is, and what is left to do for the others."),
     "patch": ("models", "Ship an adapted model without its body."),
     "darumeru": ("darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
 }

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 from lepta.core.errors import LeptaError
 
 MANIFEST = "manifest.json"  # in every folder that is whole
+CARD, DEPLOYMENT = "README.md", "deployment.json"
+DESCRIPTIONS = (MANIFEST, CARD, DEPLOYMENT)  # of a folder: who writes in them changes nothing that it is or makes
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -52,23 +52,24 @@ def check_vocabulary(
     others = [*other, *OTHER_TEXT]
     adds_only = new.id_map is None or new.id_map.get("scenario") == "extended"
     checks = [
-        _dense(vocabulary),
+        check_dense(vocabulary),
         _reachable(vocabulary, original, adds_only),
-        _bytes(vocabulary, original),
-        _round_trip(vocabulary, [*target, *others]),
+        check_bytes(vocabulary, original),
+        check_round_trip(vocabulary, [*target, *others]),
         _transformers(new, vocabulary, [*target, *others]),
     ]
     if old and original:
         checks.append(_special_tokens(new, old, vocabulary, original, same_ids=adds_only))
         if adds_only:
             checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, [*others, *all_scripts()])]
-    checks.append(_llama_cpp(vocabulary, original))
+    checks.append(check_llama_cpp(vocabulary, original))
     if (Path(new.origin) / MODEL_CONFIG).is_file():
-        checks.append(_model_config(new, vocabulary))
+        checks.append(check_config(new, vocabulary))
     return checks
 
 
-def _dense(vocabulary: Vocabulary) -> Check:
+def check_dense(vocabulary: Vocabulary) -> Check:
+    """All ids up to the largest are of a token."""
     holes = vocabulary.ids_of(Kind.HOLE)
     found = f"{len(holes)} holes, first {holes[0]}" if holes else "no holes"
     return Check("ids are dense", not holes, f"{vocabulary.size:,} ids, {found}")
@@ -92,7 +93,7 @@ def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) 
     return Check("every token is reachable", not lost, evidence)
 
 
-def _bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
+def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     """Any byte has a token, so no text is unknown; bytes that the original has no token for either are forgiven."""
     missing = _missing_bytes(vocabulary)
     lost = missing - (_missing_bytes(original) if original else set())
@@ -109,7 +110,8 @@ def _missing_bytes(vocabulary: Vocabulary) -> set[int]:
     return {byte for byte in range(256) if bytes([byte]) not in known and byte not in NEVER_IN_UTF8}
 
 
-def _round_trip(vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
+def check_round_trip(vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
+    """Text comes back as it was, or as the tokenizer's own normalisation has it."""
     decoded = vocabulary.tokenizer.decode_batch(vocabulary.encode(documents), skip_special_tokens=False)
     composed = [_normalized(vocabulary, document) for document in documents]
     wrong = [n for n, (a, b) in enumerate(zip(decoded, composed, strict=True)) if a != b]
@@ -240,7 +242,7 @@ def _changed_spans(new: set[tuple[int, int, int]], old: set[tuple[int, int, int]
     return joined
 
 
-def _llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
+def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     """Whether llama.cpp's converter knows the tokenizer, or what to add to it."""
     name = "llama.cpp can convert it"
     if not isinstance(vocabulary, ByteLevelBPE):
@@ -257,7 +259,7 @@ def _llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
 
 
-def _model_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
+def check_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
     """The model beside the tokenizer has a row for each id, and means the same special tokens."""
     config = read_json(Path(source.origin) / MODEL_CONFIG)
     config = config.get("text_config") or config

@@ -17,7 +17,7 @@ from lepta.vocabulary.source import TOKEN_FILES, TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 MODEL_CONFIG = "config.json"
-SAMPLED = 400  # tokens whose own text is tried
+SAMPLED, WORDS = 200, 40  # tokens whose own text is tried, and how many of them a text has
 SHOWN = 24  # characters of a text that differs
 
 # Text that no new vocabulary may harm: code, other languages and scripts, signs.
@@ -35,8 +35,11 @@ OTHER_TEXT = [
 ]
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder through transformers, chat template included."""
+def load_tokenizer(folder: Path, forgiving: bool = True) -> Any:
+    """Load the tokenizer of a model folder through transformers, chat template included.
+
+    `forgiving` goes on without a package that only `AutoTokenizer` wants, as it does for Mistral.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -45,7 +48,7 @@ def load_tokenizer(folder: Path) -> Any:
         except ImportError:
             # For a Mistral transformers imports mistral_common, where that is installed, even if tokenizer.json is all
             # it then reads.
-            if not (folder / "tokenizer.json").is_file():
+            if not (forgiving and (folder / "tokenizer.json").is_file()):
                 raise
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except ImportError as error:
@@ -63,11 +66,15 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def sample_text(vocabulary: Vocabulary) -> list[str]:
-    """Text of the tokens themselves, evenly chosen: it is in every script that the vocabulary has tokens of."""
+    """Text of the tokens themselves: of some, evenly chosen, and of the last ones, where new tokens are.
+
+    So it is in every script that the vocabulary has tokens of.
+    """
     ids = vocabulary.ids_of(Kind.TEXT)
-    chosen = np.unique(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids)), dtype=int)).tolist()
-    words = [vocabulary.data(ids[n]).decode(errors="ignore").strip() for n in chosen]
-    return [" ".join(words[start : start + 40]) for start in range(0, len(words), 40)]
+    even = np.unique(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids)), dtype=int)).tolist()
+    chosen = [*(ids[n] for n in even), *ids[-SAMPLED:]]
+    words = [vocabulary.data(token_id).decode(errors="ignore").strip() for token_id in chosen]
+    return [" ".join(words[start : start + WORDS]) for start in range(0, len(words), WORDS)]
 
 
 def first_difference(loaded: Any, vocabulary: Vocabulary, texts: Sequence[str]) -> tuple[int, str | None]:

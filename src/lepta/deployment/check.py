@@ -1,0 +1,68 @@
+"""`lepta check`: which programs run a finished model folder, from LEPTA or anywhere, and what is left to do for them.
+
+check_model(Path("my/adapted"))
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lepta.core.errors import LeptaError
+from lepta.core.output import DEPLOYMENT, MANIFEST, write_json
+from lepta.deployment.consumers import CONSUMERS, Verdict, opened_model, versions
+from lepta.models.folder import Checkpoint
+from lepta.version import __version__
+from lepta.vocabulary.source import open_tokenizer
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The verdicts on one folder, and what they are about."""
+
+    facts: dict[str, Any]
+    verdicts: list[Verdict]
+
+    @property
+    def failed(self) -> list[str]:
+        """Consumers that cannot run it."""
+        return [verdict.consumer for verdict in self.verdicts if verdict.status == "fails"]
+
+    def as_json(self) -> dict[str, Any]:
+        """What `deployment.json` holds."""
+        return {
+            "lepta": __version__,
+            "asked_here": versions(),
+            "model": self.facts,
+            "consumers": [asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: str | Path | None = None) -> Deployment:
+    """Judge a model folder for some consumers (names in `CONSUMERS`), or for all of them.
+
+    `draft` is a model or tokenizer that is to draft for it. LeptaError if a consumer is not known, or the folder's
+    tokenizer or config cannot be read.
+    """
+    if unknown := [name for name in consumers if name not in CONSUMERS]:
+        raise LeptaError(f"--consumer {unknown[0]}: unknown; known are {', '.join(CONSUMERS)}")
+    tokenizer = open_tokenizer(checkpoint.folder)
+    model = opened_model(checkpoint, tokenizer, open_tokenizer(draft) if draft else None)
+    facts = {
+        "type": checkpoint.config.get("model_type"),
+        "family": model.vocabulary.family,
+        "ids": model.vocabulary.size,
+        "rows": checkpoint.rows,
+        "tied": checkpoint.tied,
+    }
+    return Deployment(facts, [CONSUMERS[name](model) for name in consumers or CONSUMERS])
+
+
+def write_deployment(deployment: Deployment, file: Path) -> None:
+    """Write `deployment.json`, under that name into the model folder itself, where no content hash counts it."""
+    if (file.parent / MANIFEST).is_file() and file.name != DEPLOYMENT:
+        raise LeptaError(
+            f"{file}: {file.parent} has a {MANIFEST} with hashes of all its files; expected the name {DEPLOYMENT}, or "
+            "another folder"
+        )
+    write_json(file, deployment.as_json())

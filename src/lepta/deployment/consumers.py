@@ -1,0 +1,360 @@
+"""What each program that runs models makes of a folder: one function for each, from that program's own rules.
+
+transformers, `tokenizers` and sentencepiece are asked here and now. The others are judged by what their code says; what
+they did when they were tried stands in docs/deployment.md.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from lepta.core.errors import LeptaError
+from lepta.core.reading import read_json
+from lepta.models.folder import Checkpoint, says_tied
+from lepta.vocabulary.check import check_bytes, check_config, check_dense, check_llama_cpp, check_round_trip
+from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
+from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
+from lepta.vocabulary.loading import OTHER_TEXT, first_difference, load_tokenizer, sample_text
+from lepta.vocabulary.source import CONFIG, TokenizerSource
+from lepta.vocabulary.tokens import Kind, Vocabulary
+
+Status = Literal["works", "limits", "step", "fails", "unknown"]
+
+PADDED_TO = 64  # rows of vLLM and SGLang (VocabParallelEmbedding), which divide among 2, 4 or 8 GPUs then
+LORA_ROWS = 257_024  # vLLM refuses LoRA on a model with more (vllm/lora/layers, LogitsProcessorWithLoRA)
+DRAFT_DIFFERENCE = 128  # ids that a draft may have fewer or more in llama.cpp (common/speculative.cpp)
+V4_ROPE_THETA = 10_000  # what transformers 4 takes where the config does not say
+V5_CLASSES = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
+# Causal models that CTranslate2 4.8 has a converter for.
+CTRANSLATE2 = (
+    *("codegen", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2", "gpt_bigcode"),
+    *("gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "bloom"),
+)
+SENTENCEPIECE = "tokenizer.model"
+PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one consumer makes of a model folder."""
+
+    consumer: str
+    status: Status
+    reason: str
+    step: str = ""  # what the user has to do
+    lines: str = ""  # to paste, as they are
+    place: str = ""  # where they go
+    tried: bool = False  # here and now; otherwise by the consumer's rules
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A model folder, and what all verdicts are made from. `draft` is the tokenizer of a draft model."""
+
+    checkpoint: Checkpoint
+    tokenizer: TokenizerSource
+    vocabulary: Vocabulary
+    texts: list[str] = field(default_factory=list)
+    draft: TokenizerSource | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The model folder."""
+        return self.checkpoint.folder
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The config of the language model, which multimodal ones have inside."""
+        inner = self.checkpoint.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.checkpoint.config
+
+    @property
+    def inner(self) -> str:
+        """Where in `config.json` that is."""
+        return "config.json" if self.text_config is self.checkpoint.config else "config.json, text_config"
+
+    @cached_property
+    def fault(self) -> str | None:
+        """What no consumer of the weights can go on with."""
+        rows, said = self.checkpoint.rows, self.text_config.get("vocab_size")
+        if rows < self.vocabulary.size:
+            return f"{rows:,} rows for {self.vocabulary.size:,} ids"
+        if said is not None and said != rows:
+            return f"config.json says vocab_size {said}, the matrix has {rows:,} rows"
+        if says_tied(self.checkpoint.config) is False and self.checkpoint.stored_output is None:
+            return "config.json says that the head is a matrix of its own, and none is stored"
+        return None
+
+    @cached_property
+    def head_is_dropped(self) -> bool:
+        """Whether the config ties a head that is stored and differs: some programs follow the config and drop it."""
+        return bool(says_tied(self.checkpoint.config)) and not self.checkpoint.tied
+
+
+def opened_model(checkpoint: Checkpoint, tokenizer: TokenizerSource, draft: TokenizerSource | None) -> Deployed:
+    """All that verdicts need; the texts are in many scripts, and in those of the vocabulary's own tokens."""
+    vocabulary = tokenizer.vocabulary()
+    return Deployed(checkpoint, tokenizer, vocabulary, [*OTHER_TEXT, *sample_text(vocabulary)], draft)
+
+
+def transformers_5(model: Deployed) -> Verdict:
+    """The folder as `AutoTokenizer` loads it, against its own file."""
+    name = "transformers 5"
+    if model.fault:
+        return Verdict(name, "fails", model.fault, "correct config.json, or write the folder again")
+    try:
+        loaded = load_tokenizer(model.folder, forgiving=False)
+    except LeptaError as error:
+        return Verdict(name, "fails", _brief(error, model), tried=True)
+    same, other = first_difference(loaded, model.vocabulary, model.texts)
+    if other is not None:
+        reason = f"{type(loaded).__name__} gives other ids than tokenizer.json (first at {other!r})"
+        return Verdict(name, "fails", reason, "use a vocabulary of the model's own family", tried=True)
+    config = check_config(model.tokenizer, model.vocabulary)
+    if not config.passed:
+        return Verdict(name, "step", config.evidence.partition("; ")[2], "correct config.json", tried=True)
+    return Verdict(name, "works", f"{same} of {len(model.texts)} texts as tokenizer.json says", tried=True)
+
+
+def _brief(error: LeptaError, model: Deployed) -> str:
+    return " ".join(str(error).replace(f"{model.folder}: ", "").split())
+
+
+def transformers_4(model: Deployed) -> Verdict:
+    """What version 4 writes otherwise: `rope_theta` beside the sizes of layers, `torch_dtype`, special tokens."""
+    name = "transformers 4"
+    if model.fault:
+        return Verdict(name, "fails", model.fault)
+    config = read_json(model.folder / CONFIG) if (model.folder / CONFIG).is_file() else {}
+    if config.get("tokenizer_class") in V5_CLASSES:
+        lines = '"tokenizer_class": "PreTrainedTokenizerFast",'
+        reason = f"it has no tokenizer class {config['tokenizer_class']}"
+        return Verdict(name, "step", reason, f"edit {CONFIG}", lines, CONFIG)
+    if isinstance(config.get("extra_special_tokens"), list):
+        reason = "it expects extra_special_tokens as an object, not a list"
+        lines = f'"additional_special_tokens": {json.dumps(config["extra_special_tokens"], ensure_ascii=False)},'
+        return Verdict(name, "step", reason, f"rename extra_special_tokens in {CONFIG}", lines, CONFIG)
+    missing = old_rope(model.text_config)
+    if missing:
+        reason = f"reads other rotary embeddings, without a message: no {', '.join(missing)} for it"
+        missing |= old_dtype(model.text_config)
+        return Verdict(name, "step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
+    if old_dtype(model.text_config):
+        return Verdict(name, "works", "in float32 before 4.56: no torch_dtype in config.json")
+    return Verdict(name, "works", "finds rope and dtype where it looks for them")
+
+
+def old_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of rotary embeddings that transformers 4 needs and a config of version 5 lacks."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return {}
+    missing: dict[str, Any] = {}
+    if isinstance(rope.get("sliding_attention"), dict):
+        local = rope["sliding_attention"].get("rope_theta", V4_ROPE_THETA)
+        if config.get("rope_local_base_freq", V4_ROPE_THETA) != local:
+            missing["rope_local_base_freq"] = local
+    if isinstance(rope.get("full_attention"), dict):
+        rope = rope["full_attention"]
+    theta = rope.get("rope_theta", V4_ROPE_THETA)
+    if config.get("rope_theta", V4_ROPE_THETA) != theta:
+        missing["rope_theta"] = theta
+    if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+        missing["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return missing
+
+
+def old_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    """`torch_dtype`, if only `dtype` is there."""
+    if "dtype" in config and "torch_dtype" not in config:
+        return {"torch_dtype": config["dtype"]}
+    return {}
+
+
+def _as_lines(keys: dict[str, Any]) -> str:
+    return "\n".join(f"{json.dumps(key)}: {json.dumps(value)}," for key, value in keys.items())
+
+
+def tokenizers_python(model: Deployed) -> Verdict:
+    """The library `tokenizers`, which runs the file itself."""
+    name = "tokenizers"
+    for check in (check_round_trip(model.vocabulary, model.texts), check_bytes(model.vocabulary, None)):
+        if not check.passed:
+            return Verdict(name, "limits", f"{check.name}: {check.evidence}", tried=True)
+    return Verdict(name, "works", f"{len(model.texts)} texts come back as they were", tried=True)
+
+
+def tokenizers_javascript(model: Deployed) -> Verdict:
+    """`@huggingface/tokenizers` and transformers.js: as in Python, but Unigram has no byte fallback there."""
+    name = "tokenizers (JS)"
+    if not isinstance(model.vocabulary, SentencePieceUnigram):
+        return Verdict(name, "works", f"{model.vocabulary.family} as in Python")
+    bytes_of_text = set(model.vocabulary.ids_of(Kind.BYTE))
+    unknown = sum(not bytes_of_text.isdisjoint(ids) for ids in model.vocabulary.encode(model.texts))
+    if not unknown:
+        return Verdict(name, "works", f"{model.vocabulary.family} as in Python")
+    known = model.vocabulary.ids_by_bytes(Kind.TEXT)
+    lost = [letter for letter in PRINTABLE if letter.encode() not in known]
+    reason = f"no byte fallback there: <unk> in {unknown} of {len(model.texts)} texts"
+    if lost:
+        return Verdict(name, "fails", f"{reason}; {''.join(lost[:8])} are never read", "use scenario extended or bpe")
+    return Verdict(name, "limits", f"{reason}, at rare characters")
+
+
+def llama_cpp(model: Deployed) -> Verdict:
+    """llama.cpp's converter: a rule for byte-level BPE, `tokenizer.model` for SentencePiece."""
+    name = "llama.cpp"
+    if model.fault:
+        return Verdict(name, "fails", model.fault)
+    if model.head_is_dropped:
+        return _untie(name)
+    if isinstance(model.vocabulary, ByteLevelBPE):
+        return _by_rule(name, model)
+    if isinstance(model.vocabulary, SentencePieceUnigram):
+        reason = "its converter takes Unigram for T5 alone"
+        return Verdict(name, "fails", reason, "use scenario extended, optimized or bpe")
+    file = model.folder / SENTENCEPIECE
+    if not file.is_file():
+        return Verdict(name, "fails", f"no {SENTENCEPIECE}: converted without scores, it reads other ids")
+    return _by_pieces(name, model, file)
+
+
+def _by_rule(name: str, model: Deployed) -> Verdict:
+    check = check_llama_cpp(model.vocabulary, None)
+    found = recognise(model.vocabulary.tokenizer)
+    if found.name:
+        return Verdict(name, "works", check.evidence)
+    if check.passed:
+        rule = rule_of(model.vocabulary.spec)
+        step = "lines below into its converter, before `if res is None`"
+        place = "get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py)"
+        return Verdict(name, "step", f"rule {rule} with a new hash", step, patch(found, str(rule)), place)
+    return Verdict(name, "unknown", check.evidence)
+
+
+def _by_pieces(name: str, model: Deployed, file: Path) -> Verdict:
+    """What sentencepiece, whose file it is, makes of the texts: the converter takes pieces and scores from there."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor: Any = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        return Verdict(name, "fails", f"{SENTENCEPIECE}: not a SentencePiece model ({error})", "write it again")
+    expected = model.vocabulary.encode(model.texts)
+    other = sum(list(a) != b for a, b in zip(processor.encode(model.texts), expected, strict=True))
+    if other:
+        reason = f"{SENTENCEPIECE} ({processor.vocab_size():,} pieces): other ids in {other} of {len(expected)} texts"
+        return Verdict(name, "fails", reason, "write it again: it is of another vocabulary", tried=True)
+    return Verdict(name, "works", f"{SENTENCEPIECE} has the ids of tokenizer.json")
+
+
+def _untie(name: str) -> Verdict:
+    reason = "config.json ties a head that is stored and differs; it is dropped"
+    lines = '"tie_word_embeddings": false,'
+    return Verdict(name, "step", reason, "say so in config.json", lines, "config.json")
+
+
+def vllm(model: Deployed) -> Verdict:
+    """vLLM: what its transformers reads, and its own rules for rows."""
+    return _server("vLLM", model, most_rows=LORA_ROWS)
+
+
+def sglang(model: Deployed) -> Verdict:
+    """SGLang: the same, without a limit of rows for LoRA."""
+    return _server("SGLang", model, most_rows=None)
+
+
+def _server(name: str, model: Deployed, most_rows: int | None) -> Verdict:
+    """Rows are padded to a multiple of 64, of which each of 2, 4 or 8 GPUs takes its part."""
+    tokenizer, older = transformers_5(model), transformers_4(model)
+    if tokenizer.status != "works":
+        return Verdict(name, tokenizer.status, f"as transformers 5: {tokenizer.reason}", tokenizer.step)
+    if model.head_is_dropped:
+        return _untie(name)
+    rows = model.checkpoint.rows
+    padded = -(-rows // PADDED_TO) * PADDED_TO
+    reason = f"{rows:,} rows" + (f", which it pads to {padded:,}" if padded > rows else "") + ": 1, 2, 4, 8 GPUs"
+    if most_rows and rows > most_rows:
+        reason += f"; no LoRA above {most_rows:,} rows"
+    if older.status == "step":
+        return Verdict(name, "step", reason, "releases on transformers 4: as for that")
+    limited = most_rows is not None and rows > most_rows
+    return Verdict(name, "limits" if limited else "works", reason)
+
+
+def ctranslate2(model: Deployed) -> Verdict:
+    """CTranslate2: a converter for each type of model. It lists tokens by id: a missing id shifts all after it."""
+    name, kind = "CTranslate2", str(model.checkpoint.config.get("model_type"))
+    if model.fault:
+        return Verdict(name, "fails", model.fault)
+    if kind not in CTRANSLATE2:
+        return Verdict(name, "fails", f"no converter for model type {kind}")
+    dense = check_dense(model.vocabulary)
+    if not dense.passed:
+        return Verdict(name, "fails", f"{dense.evidence}: tokens after it get other rows", "give unused ids a token")
+    if transformers_4(model).status == "step":
+        return Verdict(name, "step", f"model type {kind}", "where it converts with transformers 4: as for that")
+    return Verdict(name, "works", f"model type {kind}, no holes in the ids")
+
+
+def peft(model: Deployed) -> Verdict:
+    """PEFT: LoRA goes on the body; adapters of the original that hold embeddings have other rows."""
+    name = "PEFT"
+    if model.fault:
+        return Verdict(name, "fails", model.fault)
+    if model.checkpoint.tied:
+        return Verdict(name, "works", "LoRA on the body (not on embeddings or head: one matrix)")
+    return Verdict(name, "works", "LoRA on the body; adapters that hold old rows do not fit")
+
+
+def draft_model(model: Deployed) -> Verdict:
+    """Speculative decoding: the draft must mean the same by each id."""
+    name = "draft model"
+    step = "lepta init --model DRAFT --tokenizer MODEL"
+    if model.draft is None:
+        return _original_as_draft(name, model, step)
+    own, other = model.vocabulary, model.draft.vocabulary()
+    same = sum(a == b for a, b in zip(own.bytes_of, other.bytes_of, strict=False))
+    difference = abs(own.size - other.size)
+    if same < min(own.size, other.size):
+        return Verdict(name, "fails", f"{same:,} of {own.size:,} ids mean the same", step, tried=True)
+    if difference > DRAFT_DIFFERENCE:
+        return Verdict(name, "fails", f"{difference:,} ids on one side only", step, tried=True)
+    if difference:
+        reason = f"{difference} ids on one side only: llama.cpp takes it (up to {DRAFT_DIFFERENCE}), vLLM does not"
+        return Verdict(name, "limits", reason, step, tried=True)
+    return Verdict(name, "works", "all ids mean the same; vLLM wants as many rows, too", tried=True)
+
+
+def _original_as_draft(name: str, model: Deployed, step: str) -> Verdict:
+    if model.tokenizer.id_map is None:
+        return Verdict(name, "unknown", "name one with --draft")
+    ids = model.tokenizer.id_map.get("ids") or []
+    kept = sum(new == old for old, new in enumerate(ids))
+    if kept == len(ids) == model.vocabulary.size:
+        return Verdict(name, "works", "one with the original's vocabulary fits")
+    reason = f"not the original's: {kept:,} of {model.vocabulary.size:,} ids mean the same"
+    return Verdict(name, "limits", reason, step)
+
+
+CONSUMERS: dict[str, Callable[[Deployed], Verdict]] = {
+    "transformers-5": transformers_5,
+    "transformers-4": transformers_4,
+    "tokenizers": tokenizers_python,
+    "tokenizers-js": tokenizers_javascript,
+    "llama.cpp": llama_cpp,
+    "vllm": vllm,
+    "sglang": sglang,
+    "ctranslate2": ctranslate2,
+    "peft": peft,
+    "draft": draft_model,
+}
+
+
+def versions() -> dict[str, str]:
+    """Of what is asked here."""
+    return {name: version(name) for name in ("transformers", "tokenizers", "sentencepiece")}
