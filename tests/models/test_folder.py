@@ -219,7 +219,7 @@ def test_folder_without_weights_raises(single):
 
 
 def test_absent_folder_raises(tmp_path):
-    with pytest.raises(LeptaError, match="absent: no such folder"):
+    with pytest.raises(LeptaError, match="absent: no such file or folder"):
         Checkpoint(tmp_path / "absent")
 
 

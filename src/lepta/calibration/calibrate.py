@@ -218,14 +218,14 @@ def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
 
 
 def calibrate_folder(
-    propagated: Path,
+    propagated: str | Path,
     original: Place,
     settings: CalibrateSettings,
     effect: EffectSettings,
     apart_from: Sequence[str],
     seed: int,
-    output: Path,
-    force: bool,
+    output: str | Path,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Calibrate a model folder, from an instruct model with its own vocabulary; resumes an earlier run of the command.
 
@@ -233,7 +233,7 @@ def calibrate_folder(
     the texts `apart_from`. The facts are the counts of all stages, and what the report measured before and after.
     LeptaError if the output holds folders of these names that are no stages.
     """
-    Checkpoint(propagated)
+    propagated, output = Checkpoint(propagated).folder, Path(output)
     stages = calibration_stages(output, str, propagated, original, settings, apart_from, seed)
     models = {"propagated": propagated, "calibrated": output / "model"}
     stages.append(

@@ -26,7 +26,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
+def publishing(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder to write to, and rename it to its name only if the block succeeds.
 
     Raises
@@ -34,6 +34,7 @@ def publishing(folder: Path, replace: bool = False) -> Iterator[Path]:
     LeptaError
         If the folder exists and `replace` is not set, or the disk cannot be written.
     """
+    folder = Path(folder)
     refuse_existing(folder, replace)
     folder = folder if folder.name else folder.resolve()
     partial = partial_of(folder)

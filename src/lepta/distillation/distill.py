@@ -46,20 +46,20 @@ FITTED = 600_000  # positions that the head goes through, where no setting says 
 
 
 def distill_folder(
-    original: Path,
-    initialised: Path,
+    original: str | Path,
+    initialised: str | Path,
     documents: Callable[[], Iterable[str]],
     settings: DistillSettings,
     seed: int,
-    folder: Path,
+    folder: str | Path,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Learn the rows of new tokens from the original model and write the result.
 
     Parameters
     ----------
-    original : Path
+    original : str or Path
         Model folder before its vocabulary changed: the teacher.
-    initialised : Path
+    initialised : str or Path
         The same model with the new vocabulary.
     documents : callable
         Streams text.
@@ -79,6 +79,7 @@ def distill_folder(
         If the models do not belong together, or the text has none of the tokens.
     """
     teacher, student = Checkpoint(original), Checkpoint(initialised)
+    original, initialised, folder = teacher.folder, student.folder, Path(folder)
     check_same_body(teacher, student)
     old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
     transfer = transfer_matrix(old, new, teacher.rows, student.rows)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from lepta.embeddings.transfer import Transfer, transfer_matrix
-from lepta.models.folder import Checkpoint
+from lepta.models.folder import AnyModel, Checkpoint
 from lepta.models.rows import ComputedRows, Rows, mean_row, mix
 from lepta.models.write import write_model
 from lepta.vocabulary.loading import check_loading, load_exact
-from lepta.vocabulary.source import TokenizerSource, open_tokenizer
+from lepta.vocabulary.source import AnyTokenizer, open_tokenizer
 
 
 def initialise_matrix(transfer: Transfer, old: Rows) -> ComputedRows:
@@ -49,17 +49,17 @@ def padded_rows(source_rows: int, source_size: int, new_size: int, pad_to: int |
 
 
 def initialise(
-    checkpoint: Checkpoint, tokenizer: TokenizerSource, folder: Path, pad_to: int | None = None
+    checkpoint: AnyModel, tokenizer: AnyTokenizer, folder: str | Path, pad_to: int | None = None
 ) -> dict[str, Any]:
     """Write a model with the vocabulary of another tokenizer, initialised by T.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    checkpoint : Checkpoint, str or Path
         The model to start from, with its own tokenizer in its folder.
-    tokenizer : TokenizerSource
+    tokenizer : TokenizerSource, str or Path
         The new tokenizer.
-    folder : Path
+    folder : str or Path
         Existing empty folder for the new model.
     pad_to : int, optional
         See `padded_rows`.
@@ -75,6 +75,7 @@ def initialise(
         If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), its tokenizer
         is another model's, or transformers reads the old or the new tokenizer otherwise than its file says.
     """
+    checkpoint, tokenizer, folder = Checkpoint.of(checkpoint), open_tokenizer(tokenizer), Path(folder)
     checkpoint.check_replaceable()
     load_exact(checkpoint.folder)
     check_loading(tokenizer, checkpoint.folder)

@@ -18,7 +18,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
 from lepta.core.reading import read_json
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.models.folder import DTYPES, Checkpoint, TensorEntry, read_header
+from lepta.models.folder import DTYPES, AnyModel, Checkpoint, TensorEntry, read_header
 from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
 from lepta.models.write import CONFIG, GENERATION, bytes_of, write_model, write_shard
 from lepta.stages import Hashes
@@ -30,12 +30,12 @@ FORMAT = 1
 PATCH_FILES = ["*.json", "*.jinja", ROWS]
 
 
-def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dict[str, Any]:
+def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> dict[str, Any]:
     """Write what turns one model into another that differs in vocabulary and embeddings only.
 
     Parameters
     ----------
-    original, adapted : Checkpoint
+    original, adapted : Checkpoint, str or Path
         A base or instruct model, and the same after adaptation.
     folder : Path
         Existing empty folder.
@@ -50,6 +50,7 @@ def export_patch(original: Checkpoint, adapted: Checkpoint, folder: Path) -> dic
     LeptaError
         If the models differ in anything but vocabulary and embeddings.
     """
+    original, adapted, folder = Checkpoint.of(original), Checkpoint.of(adapted), Path(folder)
     names = _matrices(original, adapted)
     before, after = tensor_hashes(original), tensor_hashes(adapted)
     embeddings = {original.stored_output, *names, *names.values()}
@@ -107,14 +108,14 @@ The patch knows the original by its hashes (`patch.json`) and refuses any other 
 """
 
 
-def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link: bool = False) -> dict[str, Any]:
+def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_link: bool = False) -> dict[str, Any]:
     """Write the adapted model that a patch was made from.
 
     Parameters
     ----------
     place : str or Path
         Folder or hub id of the patch.
-    original : Checkpoint
+    original : Checkpoint, str or Path
         The model that the patch is for.
     folder : Path
         Existing empty folder.
@@ -126,6 +127,7 @@ def apply_patch(place: str | Path, original: Checkpoint, folder: Path, hard_link
     LeptaError
         If it is no patch, is damaged, or is for another model.
     """
+    original, folder = Checkpoint.of(original), Path(folder)
     patch = locate(place, hub_files=PATCH_FILES)
     if not (patch / PATCH).is_file():
         raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")

@@ -16,7 +16,7 @@ from lepta.embeddings.initialise import padded_rows
 from lepta.embeddings.maps import ANCHORED, MapFitter, Propagation
 from lepta.embeddings.settings import AnyMethod
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
-from lepta.models.folder import Checkpoint
+from lepta.models.folder import AnyModel, Checkpoint
 from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
 from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
@@ -28,9 +28,9 @@ UNKNOWN_LENGTH = 2.0
 
 
 def propagate(
-    base: Checkpoint,
-    adapted: Checkpoint,
-    variants: Sequence[tuple[Checkpoint, Path]],
+    base: AnyModel,
+    adapted: AnyModel,
+    variants: Sequence[tuple[AnyModel, str | Path]],
     method: AnyMethod = "anchored",
     *,
     body_deltas: Sequence[float | None] = (),
@@ -45,9 +45,9 @@ def propagate(
 
     Parameters
     ----------
-    base, adapted : Checkpoint
+    base, adapted : Checkpoint, str or Path
         The foundation model before and after vocabulary change and continued pre-training.
-    variants : sequence of (Checkpoint, Path)
+    variants : sequence of (Checkpoint, str or Path; str or Path)
         Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
     method : str
         See `lepta.embeddings.maps`; `auto` takes, for each matrix, the one with the least held-out error.
@@ -69,8 +69,9 @@ def propagate(
         If the models do not belong together, values are not finite, or the body was trained too and `body_deltas` does
         not say what to do.
     """
+    base, adapted = Checkpoint.of(base), Checkpoint.of(adapted)
     family = _Family(base, adapted)
-    made = [_Variant(family, checkpoint) for checkpoint, _ in variants]
+    made = [_Variant(family, Checkpoint.of(checkpoint)) for checkpoint, _ in variants]
     scales = body_deltas or [None] * len(made)
     bodies = [
         body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
@@ -78,7 +79,7 @@ def propagate(
     _check_finite(adapted)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
     fits = _fit(family, made, method, weights)
-    folders = [folder for _, folder in variants]
+    folders = [Path(folder) for _, folder in variants]
     return [
         variant.write(fitted, body, folder, hard_link)
         for variant, fitted, body, folder in zip(made, fits, bodies, folders, strict=True)

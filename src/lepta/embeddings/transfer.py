@@ -12,6 +12,7 @@ from scipy import sparse
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.change import VocabularyChange
+from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
 from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -52,12 +53,12 @@ def rows_needed(vocabulary: Vocabulary) -> int:
     return 1 + int(np.flatnonzero(text).max(initial=-1))
 
 
-def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: int) -> Transfer:
+def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_rows: int) -> Transfer:
     """Compute T.
 
     Parameters
     ----------
-    old, new : Vocabulary
+    old, new : Vocabulary, TokenizerSource, str or Path
         The two vocabularies, of any families.
     old_rows, new_rows : int
         Rows of the embedding matrices, padding included. Special tokens of the old vocabulary may be without.
@@ -67,6 +68,7 @@ def transfer_matrix(old: Vocabulary, new: Vocabulary, old_rows: int, new_rows: i
     LeptaError
         If a matrix has fewer rows than its vocabulary needs.
     """
+    old, new = vocabulary_of(old), vocabulary_of(new)
     for needed, rows, which in ((rows_needed(old), old_rows, "old"), (new.size, new_rows, "new")):
         if needed > rows:
             raise LeptaError(

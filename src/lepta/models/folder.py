@@ -16,6 +16,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
 from lepta.models.precision import config_of
 from lepta.models.rows import StoredRows, same_values
+from lepta.text.locate import locate
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -73,6 +74,7 @@ class Checkpoint:
     Parameters
     ----------
     folder : str or Path
+        A folder, or a hub id `OWNER/NAME[@REVISION]`; `opened` takes GGUF files too.
     input_name, output_name : str, optional
         Names of the two matrices, for architectures whose names are not known here.
 
@@ -91,9 +93,9 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = locate(folder, hub_files=MODEL_FILES)
         if not self.folder.is_dir():
-            raise LeptaError(f"{folder}: no such folder; expected a Hugging Face model folder")
+            raise LeptaError(f"{folder}: a file; expected a Hugging Face model folder (a GGUF file: lepta.opened)")
         # transformers would load the adapter along with the model; we copy tensors, and would lose it without a word.
         if (self.folder / ADAPTER).is_file():
             raise LeptaError(
@@ -105,6 +107,14 @@ class Checkpoint:
         self.input_name = self._named(input_name) or self._input()
         self.stored_output = self._named(output_name) or self._output()
         self.output_name = None if self.tied else self.stored_output
+
+    @classmethod
+    def of(cls, source: "AnyModel") -> "Checkpoint":
+        """A checkpoint that is open already, or that of a folder or hub id."""
+        return source if isinstance(source, Checkpoint) else cls(source)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.folder}, {self.rows:,} rows of {self.input_name})"
 
     @cached_property
     def tied(self) -> bool:
@@ -256,6 +266,9 @@ class Checkpoint:
         if len(names) > 1:
             raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
         return names[0] if names else None
+
+
+AnyModel = Checkpoint | str | Path  # open already, a folder, or a hub id
 
 
 def says_tied(config: dict[str, Any]) -> bool | None:

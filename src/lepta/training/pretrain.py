@@ -109,19 +109,19 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
 
 
 def pretrain_folder(
-    initialised: Path,
+    initialised: str | Path,
     first_new: int,
     texts: Sequence[TrainingText],
     held_out: HeldOut,
     settings: PretrainSettings,
     seed: int,
-    folder: Path,
+    folder: str | Path,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Pre-train a model folder on text and write the result; what does not train is copied byte for byte.
 
     Parameters
     ----------
-    initialised : Path
+    initialised : str or Path
         Model with the new vocabulary.
     first_new : int
         Rows before it are of tokens that the model had before its vocabulary changed.
@@ -138,6 +138,7 @@ def pretrain_folder(
     facts : dict
     curve : list of dict
     """
+    initialised, folder = Checkpoint(initialised).folder, Path(folder)
     settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
     tokenizer, work = load_exact(initialised), folder / CHECKPOINTS

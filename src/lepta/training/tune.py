@@ -104,13 +104,18 @@ def _micro_batch(share: int) -> int:
 
 
 def tune_folder(
-    source: Path, conversations: Iterable[Sequence[Message]], settings: TuneSettings, seed: int, folder: Path
+    source: str | Path,
+    conversations: Iterable[Sequence[Message]],
+    settings: TuneSettings,
+    seed: int,
+    folder: str | Path,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Tune a model folder and write the result as a plain one; what does not train is copied byte for byte.
 
     Parameters
     ----------
-    source : Path
+    source : str or Path
+        Model folder or hub id.
     conversations : iterable
         See `tune`.
     settings : TuneSettings
@@ -124,6 +129,7 @@ def tune_folder(
         Counts, `body_dtype`, and how far the written model's logits are from those of the one that was trained.
     curve : list of dict
     """
+    source, folder = Checkpoint(source).folder, Path(folder)
     work = folder / CHECKPOINTS
     body_dtype = resolved_body_dtype(settings.body_dtype, source, work)
     settings = settings.model_copy(update={"body_dtype": body_dtype})

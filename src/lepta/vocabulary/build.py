@@ -15,7 +15,7 @@ from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
 from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
-from lepta.vocabulary.source import TokenizerSource
+from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
 from lepta.vocabulary.start import alphabet, kept_tokens, merge_parts, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -44,7 +44,7 @@ def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
 
 
 def build_vocabulary(
-    source: TokenizerSource,
+    source: AnyTokenizer,
     corpus: Sequence[str],
     scenario: Scenario = "extended",
     *,
@@ -58,8 +58,8 @@ def build_vocabulary(
 
     Parameters
     ----------
-    source : TokenizerSource
-        The original tokenizer.
+    source : TokenizerSource, str or Path
+        The original tokenizer, or what `open_tokenizer` takes.
     corpus : sequence of str
         Text sources of the target language; for `optimized` and full replacement, of all languages to serve.
     scenario : {"extended", "optimized", "bpe", "unigram"}
@@ -88,6 +88,7 @@ def build_vocabulary(
         raise LeptaError(f"scenario {scenario!r}: unknown; known are {', '.join(get_args(Scenario))}")
     if reason := misfit(scenario, add, size, keep):
         raise LeptaError(f"vocabulary: {reason}")
+    source = open_tokenizer(source)
     vocabulary = source.vocabulary()
     if scenario == "unigram":
         assert size is not None
@@ -182,17 +183,17 @@ def _with_spec(source: TokenizerSource, spec: Spec, script: str | None = None) -
 
 
 def save_vocabulary(
-    built: TokenizerSource, original: TokenizerSource, scenario: Scenario, folder: Path
+    built: TokenizerSource, original: AnyTokenizer, scenario: Scenario, folder: str | Path
 ) -> dict[str, Any]:
     """Write a new tokenizer with the map from old ids to new ones (`id_map.json`); facts for the manifest.
 
     `kept` counts the old tokens that the new vocabulary has; `script` is there where tokens of one script were added.
     """
-    old, new = original.vocabulary(), built.vocabulary()
+    old, new = vocabulary_of(original), built.vocabulary()
     # From new to old: of two old tokens that are one now, both have a new id.
     new_id_of = VocabularyChange.between(new, old).old_id_of
     id_map = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
-    replace(built, id_map={"scenario": scenario, "ids": id_map}).save(folder)
+    replace(built, id_map={"scenario": scenario, "ids": id_map}).save(Path(folder))
     kept = sum(new_id is not None for new_id in id_map)
     facts = {"old_size": old.size, "new_size": new.size, "kept": kept}
     return facts | ({"script": built.script} if built.script else {})

@@ -18,7 +18,7 @@ from lepta.vocabulary.extend import SCRIPTS
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
-from lepta.vocabulary.source import SPECIAL_ROLES, TokenizerSource, content_of
+from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 LAST_OF_SCRIPTS, BLOCK = 0x1FFFF, 256  # two planes have all scripts; what follows are more characters of Han
@@ -35,18 +35,21 @@ class Check:
 
 
 def check_vocabulary(
-    new: TokenizerSource, old: TokenizerSource | None, target: Sequence[str], other: Sequence[str]
+    new: AnyTokenizer, old: AnyTokenizer | None = None, target: Sequence[str] = (), other: Sequence[str] = ()
 ) -> list[Check]:
     """Check a tokenizer, alone or against the one that it was made from.
 
     Parameters
     ----------
-    new, old : TokenizerSource
-        Without the original, `old`, only what needs no comparison is checked.
-    target, other : documents
-        Of the target language, and of other languages, whose ids must not change unless the scenario took tokens away
-        (`optimized`, `bpe`, `unigram`).
+    new, old : TokenizerSource, str or Path
+        Open already, or what `open_tokenizer` takes. Without the original, `old`, only what needs no comparison is
+        checked.
+    target, other : sequence of str
+        Texts of the target language, and of other languages, whose ids must not change unless the scenario took tokens
+        away (`optimized`, `bpe`, `unigram`).
     """
+    new = open_tokenizer(new)
+    old = open_tokenizer(old) if old else None
     vocabulary = new.vocabulary()
     original = old.vocabulary() if old else None
     others = [*other, *OTHER_TEXT]

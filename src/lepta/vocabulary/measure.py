@@ -10,6 +10,7 @@ import numpy as np
 import regex
 
 from lepta.text.sources import Document
+from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
@@ -45,9 +46,17 @@ class Measure:
         }
 
 
-def measure(vocabulary: Vocabulary, documents: Iterable[str]) -> Measure:
-    """Measure a vocabulary on texts, all of them together; see `measure_sources`."""
-    return measure_sources(vocabulary, (Document(text, "", "") for text in documents))[0]
+def measure(tokenizer: AnyVocabulary, documents: Iterable[str]) -> Measure:
+    """Measure how a tokenizer cuts texts, all of them together.
+
+    Parameters
+    ----------
+    tokenizer : TokenizerSource, Vocabulary, str or Path
+        One that is open already, or what `open_tokenizer` takes.
+    documents : iterable of str
+        The texts themselves, as `read_documents` gives those of a file, a folder or `starter:ru/valid`.
+    """
+    return measure_sources(vocabulary_of(tokenizer), (Document(text, "", "") for text in documents))[0]
 
 
 def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tuple[Measure, dict[str, Measure]]:

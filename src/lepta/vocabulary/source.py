@@ -29,7 +29,7 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenizerSource:
     """All that a model folder says about its tokenizer.
 
@@ -56,6 +56,10 @@ class TokenizerSource:
     script: str | None = None
     id_map: dict[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        model = self.spec["model"]
+        return f"TokenizerSource({model.get('type')}, {len(model['vocab']):,} tokens, from {self.origin})"
+
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
         return read_vocabulary(self.spec, self.origin)
@@ -77,15 +81,26 @@ class TokenizerSource:
             (folder / ID_MAP).write_text(json.dumps(self.id_map) + "\n", encoding="utf-8")
 
 
-def open_tokenizer(source: str | Path) -> TokenizerSource:
+AnyTokenizer = TokenizerSource | str | Path
+AnyVocabulary = Vocabulary | AnyTokenizer
+
+
+def vocabulary_of(source: AnyVocabulary) -> Vocabulary:
+    """The vocabulary of a tokenizer that is open already or, as `open_tokenizer` reads it, of any other."""
+    return source if isinstance(source, Vocabulary) else open_tokenizer(source).vocabulary()
+
+
+def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     """Read a tokenizer; LeptaError if there is no such place, or it holds no tokenizer that can be read.
 
     Parameters
     ----------
     source : str or Path
         A Hugging Face folder, a `tokenizer.json`, a SentencePiece `.model`, a tiktoken file, a `tekken.json`, a GGUF
-        file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`.
+        file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`. A tokenizer that is open already is returned.
     """
+    if isinstance(source, TokenizerSource):
+        return source
     path = locate(source, hub_files=TOKENIZER_FILES)
     return _read_folder(path) if path.is_dir() else _read_file(path)
 

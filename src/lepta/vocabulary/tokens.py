@@ -53,6 +53,9 @@ class Vocabulary(ABC):
         for token_id, literal in added.items():
             self.bytes_of[token_id], self.kinds[token_id] = literal.encode(), Kind.SPECIAL
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size:,} ids)"
+
     @abstractmethod
     def _token_strings(self) -> dict[int, str]:
         """Id -> token as `tokenizer.json` writes it."""
