@@ -117,7 +117,7 @@ def test_result_loads_without_lepta_and_generates(finished):
     ids = tokenizer("Привет", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "starter:ru/valid" in card and "anchored" in card and "learning rate auto" in card
+    assert "starter:ru/valid" in card and "anchored" in card and "bits per byte (lower is better)" in card
 
 
 def test_new_rows_learn_and_old_rows_keep_every_bit(finished, tiny_base):

