@@ -43,6 +43,24 @@ COMMANDS = {
 }
 
 
+class Command(TyperCommand):
+    """A command whose help shows options under the headings that they name (`rich_help_panel`)."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List arguments, options without a heading, then heading by heading."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            heading = getattr(parameter, "rich_help_panel", None)
+            if heading is None:
+                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(heading, []).append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
 class Group(TyperGroup):
     """A group of commands whose help shows the first line of each, wrapped and never cut."""
 
@@ -71,9 +89,11 @@ class LazyGroup(Group):
         found = getattr(import_module(f"lepta.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
         if isinstance(found, typer.Typer):
             found.info.cls = Group
+            for inner in found.registered_commands:
+                inner.cls = Command
         else:
             command, found = found, typer.Typer(context_settings=HELP_NAMES)
-            found.command(name=cmd_name)(command)
+            found.command(name=cmd_name, cls=Command)(command)
         found._add_completion = False
         found.rich_markup_mode = None
         made = typer.main.get_command(found)
@@ -85,7 +105,6 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # its tables cut long options at 80 columns
     pretty_exceptions_enable=False,
     context_settings=HELP_NAMES,

@@ -18,19 +18,28 @@ if TYPE_CHECKING:
 
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.")]
-Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.")]
+OUTPUT = "Output"  # heading of options that all commands have
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.", rich_help_panel=OUTPUT)
+]
+Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.", rich_help_panel=OUTPUT)]
 TokenizerPath = Annotated[
     str,
     typer.Option(
         help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of all that is drawn; the same seed gives the same result.")]
+Seed = Annotated[
+    int, typer.Option(help="Of all that is drawn; the same seed gives the same result.", rich_help_panel=OUTPUT)
+]
 HardLink = Annotated[
-    bool, typer.Option("--hard-link", help="Share unchanged files with the source: who edits one edits both.")
+    bool,
+    typer.Option(
+        "--hard-link", help="Share unchanged files with the source: who edits one edits both.", rich_help_panel=OUTPUT
+    ),
 ]
 InputName = Annotated[
     str | None, typer.Option(help="Name of the input embedding tensor, for an architecture not known here.")

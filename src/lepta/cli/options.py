@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 
 from lepta.core.settings import Section, validated
 
+SETTINGS = "Settings"  # heading of options that name none
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -31,6 +33,8 @@ class Flags:
         the model itself.
     without : set
         Paths of fields and sections that have no option.
+    headings : dict
+        Path of a field or section -> the heading that its options stand under in the help, those below it too.
     off : set
         Sections that are off by default: the first option of theirs turns them on, with their model's own defaults.
     """
@@ -38,6 +42,7 @@ class Flags:
     names: dict[str, str] = field(default_factory=dict)
     without: frozenset[str] = frozenset()
     off: frozenset[str] = frozenset()
+    headings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def _options(model: type[Section], defaults: dict[str, Any], flags: Flags, above
             inner_defaults = dict(default) if isinstance(default, Section) else _defaults(inner, flags)
             yield from _options(inner, inner_defaults, flags, path)
         else:
-            yield _Option(path, _parameter(info, default, _flag(path, flags)))
+            yield _Option(path, _parameter(info, default, _flag(path, flags), _heading(path, flags)))
 
 
 def _defaults(model: type[Section], flags: Flags) -> dict[str, Any]:
@@ -129,7 +134,15 @@ def _flag(path: tuple[str, ...], flags: Flags) -> str:
     return "--" + "-".join(part for part in (above, name) if part).replace("_", "-")
 
 
-def _parameter(info: FieldInfo, default: Any, flag: str) -> inspect.Parameter:
+def _heading(path: tuple[str, ...], flags: Flags) -> str:
+    """What a field's option stands under: its own heading, or that of the nearest section that has one."""
+    for end in range(len(path), -1, -1):
+        if heading := flags.headings.get(".".join(path[:end])):
+            return heading
+    return SETTINGS
+
+
+def _parameter(info: FieldInfo, default: Any, flag: str, heading: str) -> inspect.Parameter:
     """One option. It has no default of its own: None says that the user gave nothing."""
     required = info.is_required()
     kind: Any = str  # the settings model converts
@@ -150,7 +163,7 @@ def _parameter(info: FieldInfo, default: Any, flag: str) -> inspect.Parameter:
         default=inspect.Parameter.empty if required else None,
         annotation=Annotated[
             kind if required else kind | None,
-            typer.Option(flag, help=f"{help_text}.", metavar=metavar, show_default=False),
+            typer.Option(flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=heading),
         ],
     )
 

@@ -58,8 +58,20 @@ COPIES = Flags(
         "ngram": "--copy-ngram",
     },
     without=frozenset({"apart_from"}),
+    headings={"": "Copies"},
 )
-PREFERENCE = Flags({"": "preference"}, without=frozenset({"lora", "max_length"}))
+RATES, MEMORY, MEASURING = "Rates and optimizer", "Batches and memory", "Measuring and checkpoints"
+HEADINGS = {
+    **dict.fromkeys(("learning_rate", "old_rows_learning_rate", "body_learning_rate", "sweep_share"), RATES),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "hidden_rate", "head_rate"), RATES),
+    **dict.fromkeys(("batch", "micro_batch", "body_dtype", "gradient_checkpointing", "packing", "max_length"), MEMORY),
+    **dict.fromkeys(("save_every", "measure_every", "measure_characters", "keep", "forget_limit"), MEASURING),
+    "report_to": MEASURING,
+    "lora": "LoRA",
+}
+PREFERENCE = Flags(
+    {"": "preference"}, without=frozenset({"lora", "max_length"}), headings={"": "Preference step after tuning"}
+)
 CALIBRATION = Flags(
     {
         "answers": "",
@@ -73,10 +85,19 @@ CALIBRATION = Flags(
         "tune.lora": "",
     },
     without=frozenset({"copies.apart_from"}),
+    headings={
+        "answers": "Answers of the original",
+        "judge": "Judge",
+        "copies": "Copies",
+        "tune": "Training",
+        "tune.lora": "LoRA",
+    },
     off=frozenset({"copies"}),
 )
 EFFECT = Flags(
-    {"tasks": "--task", "limit": "--task-rows"}, without=frozenset({"target", "source", "max_tokens", "characters"})
+    {"tasks": "--task", "limit": "--task-rows"},
+    without=frozenset({"target", "source", "max_tokens", "characters"}),
+    headings={"": "What is measured before and after"},
 )
 
 
@@ -86,7 +107,7 @@ def distill(
     model: Annotated[Path, typer.Option(help="The same model with the new vocabulary, as lepta init writes it.")],
     text: Sources,
     output: Output,
-    settings: DistillSettings,
+    settings: Annotated[DistillSettings, Flags(headings=HEADINGS)],
     seed: Seed = 1,
     force: Force = False,
     dry_run: DryRun = False,
@@ -120,7 +141,7 @@ def pretrain(
     model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
     text: Sources,
     output: Output,
-    settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}))],
+    settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}), headings=HEADINGS)],
     original: Annotated[str | None, typer.Option(help=f"Tells which rows are new: the {ORIGINAL}")] = None,
     source_text: Annotated[
         list[str] | None, typer.Option(help="Text of the language the model knows; repeat for several.")
@@ -194,7 +215,7 @@ def tune(
     model: ModelPath,
     data: Data,
     output: Output,
-    settings: Annotated[TuneSettings, Flags({"lora": ""})],
+    settings: Annotated[TuneSettings, Flags({"lora": ""}, headings=HEADINGS)],
     copies: Annotated[CopySettings, COPIES],
     step: Annotated[PreferenceSettings, PREFERENCE],
     apart_from: ApartFrom = None,

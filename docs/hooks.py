@@ -1,0 +1,105 @@
+"""MkDocs hooks: the reference of commands and recipes, made from the code, and links that leave the site.
+
+Try: make docs
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer
+from mkdocs.structure.files import File, Files
+from pydantic.fields import FieldInfo
+
+from lepta.cli import app
+from lepta.core.settings import Section
+from lepta.recipe import Recipe
+
+WIDTH = 80
+OUTSIDE = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+(?:recipes|src|benchmarks|tests|README|CONTRIBUTING|CHANGELOG)[^)]*)\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages."""
+    files.append(File.generated(config, "reference/cli.md", content=commands_page()))
+    files.append(File.generated(config, "reference/recipe.md", content=recipe_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Name files of the repository that the site does not hold, instead of linking to them."""
+    return OUTSIDE.sub(lambda link: f"`{link[2].lstrip('./')}`" if link[1].startswith("`") else f"{link[1]}", markdown)
+
+
+def commands_page() -> str:
+    """The help of all commands."""
+    lines = ["# Command line", "", "What `lepta COMMAND --help` prints, of all commands.", ""]
+    for name, command in commands(typer.main.get_command(app), "lepta"):
+        context = command.make_context(name, [], resilient_parsing=True, terminal_width=WIDTH, max_content_width=WIDTH)
+        lines += [f"## {name}", "", "```text", command.get_help(context), "```", ""]
+    return "\n".join(lines)
+
+
+def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """All commands that do something, with the words that call them."""
+    inner = command.list_commands(None) if hasattr(command, "list_commands") else []
+    if not inner:
+        yield name, command
+    for word in inner:
+        yield from commands(command.get_command(None, word), f"{name} {word}")
+
+
+def recipe_page() -> str:
+    """All fields of a recipe, section by section, from the settings models."""
+    lines = ["# Recipe", "", "Every field of a recipe, from the models that check it.", ""]
+    for path, model in sections(Recipe, ""):
+        lines += [f"## {path or 'The whole'}", "", (model.__doc__ or "").strip(), ""]
+        lines += ["| field | takes | default | meaning |", "|---|---|---|---|"]
+        lines += [row(name, info) for name, info in model.model_fields.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def sections(model: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
+    """A settings model and those in it, each with the fields that lead to it."""
+    yield path, model
+    for name, info in model.model_fields.items():
+        for inner in models_in(info.annotation):
+            between = ".NAME" if get_origin(info.annotation) is dict else ""
+            yield from sections(inner, f"{path}.{name}{between}".lstrip("."))
+
+
+def models_in(annotation: Any) -> Iterator[type[Section]]:
+    """The settings models in an annotation such as `dict[str, Variant]` or `Tune | None`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        if issubclass(annotation, Section):
+            yield annotation
+        return
+    for part in get_args(annotation):
+        yield from models_in(part)
+
+
+def row(name: str, info: FieldInfo) -> str:
+    """A row of the table of a section."""
+    default = info.get_default(call_default_factory=True)
+    shown = "required" if info.is_required() else f"`{default}`"
+    if isinstance(default, Section):
+        shown = "see below"
+    elif default is None or default in ([], {}):
+        shown = "none"
+    cells = (f"`{name}`", f"`{kind(info.annotation)}`", shown, info.description or "")
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def kind(annotation: Any) -> str:
+    """An annotation in short: names of classes, values of a choice."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(annotation))
+    return re.sub(r"Annotated\[(.+?), .*?\]", r"\1", text) if "Annotated" in text else text
+
+
+if __name__ == "__main__":
+    Path("build").mkdir(exist_ok=True)
+    print(recipe_page())  # noqa: T201
