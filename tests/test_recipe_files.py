@@ -141,6 +141,16 @@ def test_launchers_are_valid_and_name_options_that_exist():
         assert options <= known, script.name
 
 
+def test_a_launcher_does_not_start_more_processes_than_there_are_gpus():
+    done = subprocess.run(
+        ["sh", ROOT / "launch" / "eight-gpus.sh", "nope.yaml"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GPUS": "64", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert done.returncode == 2 and "GPUs here, expected 64" in done.stderr
+
+
 def test_sharding_brings_llama_to_cards_of_24_gb():
     recipe = read_recipe(ROOT / "llama-3-8b/extended.yaml")
     found = fit(shape_of(recipe.base), recipe.pretrain[0], 128256, 24.0, 8)

@@ -9,6 +9,11 @@ set -eu
 recipe=${1:?usage: eight-gpus.sh RECIPE [ddp|fsdp|torchrun]}
 way=${2:-ddp}
 gpus=${GPUS:-8}
+here=$(python -c 'import torch; print(torch.cuda.device_count())')
+if [ "$here" -lt "$gpus" ]; then
+    echo "eight-gpus.sh: torch sees $here GPUs here, expected $gpus; give GPUS=$here, or run: lepta adapt $recipe" >&2
+    exit 2
+fi
 
 case $way in
 ddp)

@@ -1,12 +1,15 @@
 """Replies of judges as they come, and what is made of those that are no grades."""
 
+import json
 from collections import Counter
 
 import pytest
 
+from lepta.calibration.calibrate import make_examples
 from lepta.calibration.judge import count_grades, grade_answers, kept_answers, load_rubric, read_grades
-from lepta.calibration.settings import JudgeSettings
+from lepta.calibration.settings import CalibrateSettings, JudgeSettings
 from lepta.calibration.writers import Answer, Refusal
+from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows
 
 
@@ -135,3 +138,20 @@ def test_without_a_judge_the_first_whole_answer_is_taken():
     rows = [answered(1, "a", "b"), answered(2, "c", whole=False)]
     kept = list(kept_answers(rows, None, 1, Counter()))
     assert [row["messages"][-1] for row in kept] == [{"role": "assistant", "content": "a"}]
+
+
+def test_answers_that_were_cut_short_are_told_with_the_setting_that_helps(tmp_path):
+    (tmp_path / "answers").mkdir()
+    rows = [
+        {
+            "id": str(n),
+            "messages": [{"role": "user", "content": "?"}],
+            "answers": [{"text": "a", "whole": False, "tokens": 7}],
+        }
+        for n in range(3)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "answers" / "answers.jsonl").write_text(lines, encoding="utf-8")
+    settings = CalibrateSettings(prompts=["x"], answers={"max_tokens": 7})
+    with pytest.raises(LeptaError, match="3 of 3 were cut short at 7 tokens; give a larger --max-tokens"):
+        make_examples({"answers": tmp_path / "answers"}, settings, [], 1, tmp_path)

@@ -27,6 +27,28 @@ def test_every_option_and_command_has_a_help_text(command):
     assert not silent
 
 
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app), "lepta"))
+def test_every_command_has_an_example_that_parses(command, request):
+    if hasattr(command, "list_commands"):
+        return
+    words = request.node.callspec.id.split()
+    examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("Try: ")]
+    assert examples, "a line with Try:"
+    for example in examples:
+        called = example.removeprefix("Try: ").partition("&&")[0].split()
+        assert called[: len(words)] == words
+        command.make_context("lepta", called[len(words) :])  # refuses unknown options and missing ones
+
+
+def test_options_stand_in_groups():
+    shown = CliRunner().invoke(app, ["calibrate", "--help"], env={"COLUMNS": "80"}).stdout
+    headings = [line.rstrip(":") for line in shown.splitlines() if line and line[0].isalpha() and line.endswith(":")]
+    assert headings[0] == "Options" and {"Output", "Judge", "Answers of the original", "Copies", "LoRA"} <= set(
+        headings
+    )
+    assert shown.index("Judge:") < shown.index("--judge-server") < shown.index("Copies:")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_of_commands_shows_the_first_line_of_each(name):
     command = typer.main.get_command(app).get_command(None, name)

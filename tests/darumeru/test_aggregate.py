@@ -120,6 +120,13 @@ def test_interval_of_a_proportion():
     assert (draws[:, 0] / draws[:, 1]).std() == pytest.approx(np.sqrt(0.3 * 0.7 / 2000), rel=0.1)
 
 
+def test_few_units_never_look_certain():
+    """All of twelve units wrong: draws are all wrong too; Wilson's interval for 0 of 12 ends at 0.243."""
+    score = summarise(model(0.0), partial=True).tasks["parus"].score
+    assert (score.value, score.low) == (0.0, pytest.approx(0.0, abs=1e-12))
+    assert score.high == pytest.approx(0.2425, abs=1e-3)
+
+
 def test_units_are_drawn_whole():
     """A hundred copies of four samples tell no more than the four."""
     few = [SampleScore(f"s{i}", f"u{i}", "", {"x": float(i % 2)}) for i in range(4)]

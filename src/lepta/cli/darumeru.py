@@ -196,7 +196,10 @@ def export(
 
 @darumeru.command()
 def show(folder: Folder, as_json: AsJson = False) -> None:
-    """Print the scores of a run, finished or not."""
+    """Print the scores of a run, finished or not.
+
+    Try: lepta darumeru show runs/darumeru/original
+    """
     _show(folder, as_json)
 
 
@@ -211,7 +214,10 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models that were asked the same: second less first, with intervals."""
+    """Compare two models that were asked the same: second less first, with intervals.
+
+    Try: lepta darumeru compare runs/darumeru/original runs/darumeru/result --html differences.html
+    """
     from dataclasses import asdict
 
     from lepta.core.errors import LeptaError

@@ -49,7 +49,10 @@ def init(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give a model another vocabulary: each new token starts as the mean of its old pieces."""
+    """Give a model another vocabulary: each new token starts as the mean of its old pieces.
+
+    Try: lepta init --model Qwen/Qwen3-0.6B-Base --tokenizer my/vocabulary --output my/initialised
+    """
     check_places([model, tokenizer], [output], force)
     from lepta.embeddings.initialise import initialise
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
@@ -98,7 +101,10 @@ def propagate(
     output_embeddings: OutputName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Carry trained embeddings from an adapted base model into instruct variants (LEP)."""
+    """Carry trained embeddings from an adapted base model into instruct variants (LEP).
+
+    Try: lepta propagate --base BASE --adapted my/adapted --instruct CHAT --method auto --output my/chat
+    """
     if method not in get_args(AnyMethod):
         raise LeptaError(f"--method {method}: unknown; known are {', '.join(get_args(AnyMethod))}")
     targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
@@ -214,7 +220,10 @@ def patch_export(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body."""
+    """Write what turns the original model into the adapted one: new rows and tokenizer, without the body.
+
+    Try: lepta patch export --original BASE --adapted my/adapted --output my/patch
+    """
     check_places([original, adapted], [output], force)
     from lepta.embeddings.patch import export_patch
 
@@ -234,7 +243,10 @@ def patch_apply(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other."""
+    """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other.
+
+    Try: lepta patch apply --patch my/patch --model BASE --output my/again
+    """
     check_places([model, patch], [output], force)
     from lepta.embeddings.patch import PATCH_FILES, apply_patch
 

@@ -117,6 +117,8 @@ def distill(
 
     Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
     interrupted goes on when the same command is given again.
+
+    Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
     check_places([original, str(model)], [output], force)
     from functools import partial
@@ -157,6 +159,8 @@ def pretrain(
 
     Several GPUs: accelerate launch --num_processes 8 -m lepta pretrain ... A run that was interrupted goes on when the
     same command is given again.
+
+    Try: lepta pretrain --model my/initialised --text my.txt --valid held-out.txt --tokens 1000000 --output my/adapted
     """
     if settings.source_share and not source_text:
         raise LeptaError(
@@ -228,6 +232,8 @@ def tune(
 
     Several GPUs: accelerate launch --num_processes 8 -m lepta tune ... A run that was interrupted goes on when the same
     command is given again.
+
+    Try: lepta tune --model my/chat --data conversations.jsonl --output my/tuned
     """
     check_places([model], [output], force)
     if not copies.text:
@@ -274,6 +280,8 @@ def calibrate(
 
     This is self-calibration. Each step is a folder of the output; a run that was interrupted goes on when the same
     command is given again.
+
+    Try: lepta calibrate --model my/chat --original CHAT --prompts prompts.jsonl --no-judge --output my/calibrated
     """
     if (original is None) == (server is None) or (server is not None and not server_model):
         raise LeptaError("calibrate: give --original MODEL, or --server URL with --server-model NAME")

@@ -56,7 +56,10 @@ def vocab_build(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build a new vocabulary from a tokenizer and text."""
+    """Build a new vocabulary from a tokenizer and text.
+
+    Try: lepta vocab build --tokenizer Qwen/Qwen3-0.6B-Base --corpus my.txt --add 8000 --output my/vocabulary
+    """
     from lepta.core.output import publishing
     from lepta.stages import write_manifest
     from lepta.text.locate import locate
@@ -118,7 +121,10 @@ def vocab_check(
     other: Annotated[list[str] | None, typer.Option(help="Text whose ids must not change; repeat.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a tokenizer is safe to use: a table of passes and failures, exit code 1 if any fails."""
+    """Check that a tokenizer is safe to use: a table of passes and failures, exit code 1 if any fails.
+
+    Try: lepta vocab check --tokenizer my/vocabulary --original Qwen/Qwen3-0.6B-Base
+    """
     from lepta.text.sources import read_documents
     from lepta.vocabulary.check import check_vocabulary
     from lepta.vocabulary.source import open_tokenizer
@@ -147,7 +153,10 @@ def vocab_measure(
     by_source: Annotated[bool, typer.Option("--by-source", help="For each source of text too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how much text a token holds, how many words it takes whole, and what of it a text never uses."""
+    """Measure how much text a token holds, how many words it takes whole, and what of it a text never uses.
+
+    Try: lepta vocab measure --tokenizer Qwen/Qwen3-0.6B-Base --tokenizer my/vocabulary --text starter:ru/valid
+    """
     from lepta.report.compare import summaries
     from lepta.text.sources import read_labelled
     from lepta.vocabulary.measure import measure_sources
@@ -170,7 +179,10 @@ def vocab_compare(
     force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page that shows tokenizers side by side: numbers for each source of text, and examples in pieces."""
+    """Write a page that shows tokenizers side by side: numbers for each source of text, and examples in pieces.
+
+    Try: lepta vocab compare --tokenizer Qwen/Qwen3-0.6B-Base --tokenizer my/vocabulary --text my.txt --output page.html
+    """
     from lepta.report.compare import write_comparison
 
     facts = write_comparison(tokenizer, text, output, examples, force)

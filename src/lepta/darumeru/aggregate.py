@@ -5,6 +5,7 @@ Nothing is left out silently: a total needs all 17 tasks, each with every sample
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from lepta.darumeru.tasks import Definition, Task, tasks
 TOTAL = "Micro-Avg"
 DRAWS = 1000
 CONFIDENCE = 0.95
+FEW = 30  # units below which draws of the units alone give intervals that are too narrow, or none wide at all
+Z = 1.96  # of a normal distribution, for CONFIDENCE
 CHUNK = 1 << 22  # numbers drawn at once: 32 MB
 
 
@@ -161,7 +164,9 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
         scores[name] = _bootstrap(known[name], units, draws, seed)
         parts = measure.parts(units.vectors.sum(0)).items()
         known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
-        summaries[name] = TaskSummary(scores[name].estimate, known_parts, len(result.scores), len(units.names))
+        summaries[name] = TaskSummary(
+            _honest(scores[name].estimate, len(units.names)), known_parts, len(result.scores), len(units.names)
+        )
     scores = _with_totals(scores, known)
     columns = {name: scores[name].estimate for name in COLUMN_SIZES if name in scores}
     total = scores[TOTAL].estimate if TOTAL in scores else None
@@ -292,6 +297,20 @@ def _with_totals(scores: Mapping[str, _Bootstrap], known: Mapping[str, Task]) ->
     if len(scores) == len(known):
         result[TOTAL] = _mean(list(scores.values()))
     return result
+
+
+def _honest(estimate: Estimate, units: int) -> Estimate:
+    """An interval that is no narrower than Wilson's for a share of so many units, if they are few.
+
+    Draws of four wrong answers are all wrong, which looks certain. Scores of a unit lie between 0 and 1, so a share
+    of right ones varies most.
+    """
+    if units >= FEW or estimate.low is None or estimate.high is None or not 0 <= estimate.value <= 1:
+        return estimate
+    share, square = estimate.value, Z * Z
+    centre = (share + square / (2 * units)) / (1 + square / units)
+    reach = Z / (1 + square / units) * math.sqrt(share * (1 - share) / units + square / (4 * units * units))
+    return Estimate(share, min(estimate.low, centre - reach), max(estimate.high, centre + reach))
 
 
 def _mean(parts: Sequence[_Bootstrap]) -> _Bootstrap:
