@@ -20,6 +20,7 @@ COMMANDS = {
     "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),
     "report": ("recipes", "Print the numbers of a finished run and say where its page is."),
     "doctor": ("doctor", "Tell what is installed and what this machine can do: versions, devices, packages, disk."),
+    "new": ("new", "Write a recipe to begin with, from a model, a language and text; ask for what is not given."),
     "recipes": ("recipes", "List, show and copy the recipes that come with LEPTA."),
     "plan": (
         "plan",

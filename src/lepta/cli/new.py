@@ -1,0 +1,60 @@
+"""`lepta new`: a recipe to begin with."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lepta.cli.common import console
+from lepta.core.errors import LeptaError
+from lepta.core.output import write_new_file
+from lepta.core.reading import parse_yaml
+from lepta.core.settings import validated
+from lepta.recipe import Recipe
+
+
+def new(
+    recipe: Annotated[Path, typer.Argument(help="File to write; its name is the recipe's.")],
+    base: Annotated[str, typer.Option(help="Foundation model: folder, GGUF file, package:NAME/FILE or hub id.")] = "",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Instruct variant of the base, MODEL or NAME=MODEL; repeat for several.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="The language to learn, for example kk.")] = "",
+    text: Annotated[list[str] | None, typer.Option(help="Training text in it: file or folder; repeat.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Held-out text in it (default: known for starter:LANGUAGE/train); repeat.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="GPU that it will run on, as lepta plan lists them (default: none).")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a recipe to begin with, from a model, a language and text; ask for what is not given.
+
+    Numbers follow from the size of the model, the amount of text and the device; comments say why.
+
+    Try: lepta new my.yaml --base Qwen/Qwen3-0.6B-Base --language kk --text kk/train --valid kk/valid
+    """
+    base = base or _asked("--base", "Base model")
+    language = language or _asked("--language", "Language, for example kk")
+    text = text or [_asked("--text", "Training text, a file or folder")]
+    from lepta.plan.devices import devices_named
+    from lepta.plan.propose import Wish, propose, valid_of
+
+    valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
+    device = devices_named([gpu])[0] if gpu else None
+    written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
+    content: Any = parse_yaml(written, recipe)
+    validated(Recipe, content, str(recipe))  # what is written can be read
+    write_new_file(recipe, written, force)
+    console.print(f"recipe: {recipe}", highlight=False, markup=False)
+    options = f" --gpu {device.name} --gpus {gpus}" if device else ""
+    console.print(f"next:   lepta plan {recipe}{options}", highlight=False, markup=False)
+    console.print(f"        lepta adapt {recipe} --dry-run", highlight=False, markup=False)
+
+
+def _asked(option: str, question: str) -> str:
+    """Ask the user at a terminal; LeptaError where there is nobody to ask."""
+    if not sys.stdin.isatty():
+        raise LeptaError(f"lepta new: {option} is missing, and there is no terminal to ask at; give it")
+    return str(typer.prompt(question))

@@ -1,0 +1,83 @@
+"""`lepta new` writes recipes that `plan` and `adapt --dry-run` take, for any language."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lepta.cli import app
+from lepta.recipe import read_recipe
+
+
+def lepta(*words):
+    done = CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": "200"})
+    return done, "" if done.exception is None else str(done.exception)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    for name, lines in (("train.txt", 4000), ("valid.txt", 40)):
+        (tmp_path / name).write_text("Көктемде ауыл адамдары егін егеді. " * lines, encoding="utf-8")
+    return tmp_path / "train.txt", tmp_path / "valid.txt"
+
+
+def test_a_recipe_for_a_language_that_is_not_russian(texts, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train, valid = texts
+    file = tmp_path / "kazakh.yaml"
+    model = tiny_model_folder()
+    done, error = lepta("new", file, "--base", model, "--variant", f"chat={model}", "--language", "kk",
+                        "--text", train, "--valid", valid, "--gpu", "H100", "--gpus", 2)  # fmt: skip
+    assert done.exit_code == 0, error
+    assert f"lepta plan {file} --gpu H100 --gpus 2" in done.stdout
+    recipe = read_recipe(file)
+    assert (recipe.name, recipe.text.target.language, list(recipe.variants)) == ("kazakh", "kk", ["chat"])
+    assert recipe.vocabulary.add == min(8000, len(train.read_text(encoding="utf-8")) // 25)
+    written = file.read_text(encoding="utf-8")
+    assert "140,000 characters, counted" in written and "starter:ru" not in written
+    done, error = lepta("plan", file, "--gpu", "H100", "--gpus", 2, "--json")
+    assert done.exit_code == 0, error
+    assert json.loads(done.stdout)["recipe"] == "kazakh"
+    done, error = lepta("adapt", file, "--dry-run", "--json")
+    assert done.exit_code == 0, error
+    assert next(row["stage"] for row in json.loads(done.stdout)["stages"]) == "vocabulary"
+
+
+def test_much_text_is_trained_on_and_a_model_that_is_not_here_is_known_by_its_shape(tmp_path):
+    file = tmp_path / "big.yaml"
+    model = ["--base", "meta-llama/Meta-Llama-3-8B", "--variant", "a/Chat", "--gpu", "H100", "--gpus", 8]
+    done, error = lepta("new", file, *model, "--language", "uk", "--text", "uk/train", "--valid", "uk/valid")
+    assert done.exit_code == 0, error
+    recipe = read_recipe(file)
+    assert recipe.pretrain[0].batch % (8 * recipe.pretrain[0].micro_batch) == 0
+    assert recipe.vocabulary.add == 32_000
+    done, error = lepta("plan", file, "--gpu", "H100", "--gpus", 8, "--json")
+    assert done.exit_code == 0, error
+
+
+def test_names_that_yaml_would_read_otherwise(tmp_path):
+    file = tmp_path / "odd.yaml"
+    done, error = lepta("new", file, "--base", 'OWNER/a: {b} # "c"', "--language", "no", "--text", "starter:ru/train")
+    assert (done.exit_code, error) == (0, "")
+    recipe = read_recipe(file)
+    assert recipe.base == 'OWNER/a: {b} # "c"' and recipe.text.target.language == "no"
+    assert recipe.text.target.valid == ["starter:ru/valid"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--language", "kk", "--text", "x", "--valid", "x"], "lepta new: --base is missing"),
+        (["--base", "a/b", "--language", "kk", "--text", "x"], "lepta new: --valid is missing"),
+        (["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "x", "--gpu", "H10"], "did you mean"),
+    ],
+)
+def test_what_is_missing_is_told(words, says, tmp_path):
+    _done, error = lepta("new", tmp_path / "a.yaml", *words)
+    assert says in error and not (tmp_path / "a.yaml").exists()
+
+
+def test_an_existing_file_stays(tmp_path):
+    (tmp_path / "a.yaml").write_text("mine")
+    _done, error = lepta("new", tmp_path / "a.yaml", "--base", "a/b", "--language", "ru", "--text", "starter:ru/train")
+    assert "exists already" in error and (tmp_path / "a.yaml").read_text() == "mine"
