@@ -16,7 +16,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
-from lepta.pipeline import pretrain
+from lepta.pipeline import pipeline_of, pretrain
+from lepta.recipe import read_recipe
 from lepta.stages import Hashes
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
@@ -90,6 +91,28 @@ def recipe(tiny_base):
 
 def write(recipe, folder):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("variant", "leave_out", "says"),
+    [
+        (None, [], "variants.chat.tune"),
+        ("model", [], "evaluate.behaviour"),
+        ("model", ["behaviour"], "calibrate"),
+    ],
+)
+def test_a_chat_template_that_will_be_missed_is_told_before_anything_runs(
+    recipe, tiny_base, tmp_path, variant, leave_out, says
+):
+    plain = shutil.copytree(tiny_base, tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
+    changed = recipe | {"base": str(plain)}
+    if variant:
+        changed = recipe | {"variants": {"chat": {variant: str(plain)}}}
+    changed["evaluate"] = {name: value for name, value in recipe["evaluate"].items() if name not in leave_out}
+    write(changed, tmp_path)
+    with pytest.raises(LeptaError, match=f"^{plain}: no chat template, which {says} needs; add chat_template"):
+        pipeline_of(read_recipe(tmp_path / "recipe.yaml"))
 
 
 @pytest.fixture(scope="session")

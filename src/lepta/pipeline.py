@@ -42,7 +42,7 @@ from lepta.training.settings import PretrainSettings, rows_apart
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
 from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.source import has_chat_template, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 CURVE = "training_curve.json"
@@ -77,6 +77,7 @@ def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report:
 
 def pipeline_of(recipe: Recipe) -> Pipeline:
     """Lay out the stages of a recipe, from vocabulary to report."""
+    _check_templates(recipe)
     layout = _Layout(recipe)
     base = layout.model("base", recipe.base)
     vocabulary = layout.vocabulary(base)
@@ -113,6 +114,27 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
             layout.benchmark(contestant)
     layout.report(contestants)
     return Pipeline(recipe.output, layout.stages, announce)
+
+
+def _check_templates(recipe: Recipe) -> None:
+    """LeptaError if a model is to be asked or tuned by a chat template that it does not have.
+
+    The stages that would find out come after the training.
+    """
+    asked = [("evaluate.behaviour", recipe.evaluate.behaviour), ("calibrate", recipe.calibrate)]
+    by = [name for name, setting in asked if setting]
+    needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
+    if recipe.evaluate.behaviour:
+        needed[recipe.base].append("evaluate.behaviour")
+    for variant in recipe.variants.values():
+        if variant.model:
+            needed.setdefault(variant.model, []).extend(by)
+    for source, settings in needed.items():
+        if settings and not has_chat_template(locate(source, hub_files=MODEL_FILES)):
+            raise LeptaError(
+                f"{source}: no chat template, which {settings[0]} needs; add chat_template.jinja to its folder, take "
+                f"an instruct model, or leave {settings[0]} out"
+            )
 
 
 class _Layout:

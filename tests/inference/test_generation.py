@@ -8,6 +8,8 @@ from lepta.models.load import load_model, load_tokenizer
 
 PROMPTS = ["Раз, два, три", "Once upon a time there was a time"]
 DRAWING = {"do_sample": True, "temperature": 5.0, "top_k": 0, "top_p": 0.9, "num_beams": 3, "num_return_sequences": 2}
+STOPPING = {"min_length": 30, "stop_strings": ["a", "е"]}
+BENDING = {"sequence_bias": [[[7], 99.0]], "suppress_tokens": [*range(5, 40)], "forced_bos_token_id": 9}
 PUNISHING = {"repetition_penalty": 9.0, "encoder_repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
 
 
@@ -27,7 +29,7 @@ def most_probable(model, tokenizer, prompt, number):
     return ids[0, width:].tolist()
 
 
-@pytest.mark.parametrize("files", [{}, DRAWING, PUNISHING, {"min_length": 30}], ids=str)
+@pytest.mark.parametrize("files", [{}, DRAWING, PUNISHING, BENDING, STOPPING])
 def test_the_most_probable_token_is_always_next(loaded, monkeypatch, files):
     model, tokenizer = loaded
     expected = [most_probable(model, tokenizer, prompt, 12) for prompt in PROMPTS]

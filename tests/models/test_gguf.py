@@ -1,9 +1,13 @@
 """Models in GGUF files become folders that compute the same."""
 
+import shutil
+import tracemalloc
+
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from lepta.core.errors import LeptaError
@@ -124,6 +128,34 @@ def test_gemma3_computes_what_it_did(case, tmp_path, imported):
         torch.testing.assert_close(result(TEXT).logits, model(TEXT).logits)
     for name in ("layer_types", "rope_parameters", "sliding_window", "query_pre_attn_scalar", "tie_word_embeddings"):
         assert getattr(result.config, name) == getattr(model.config, name), name
+
+
+def test_weights_are_written_in_the_dtype_that_is_asked_for(tmp_path):
+    file = write_gguf(gemma3(), tmp_path / "t.gguf")
+    kept = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        (tmp_path / dtype).mkdir()
+        import_gguf(file, tmp_path / dtype, dtype)
+        kept[dtype] = load_file(tmp_path / dtype / "model.safetensors")
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto").dtype == getattr(torch, dtype)
+    for dtype in ("bfloat16", "float16"):
+        for name, tensor in kept["float32"].items():
+            assert torch.equal(kept[dtype][name], tensor.to(getattr(torch, dtype)))
+
+
+def test_weights_are_never_in_memory_together(tmp_path):
+    model = gemma3(num_hidden_layers=14, hidden_size=128, intermediate_size=512)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    (tmp_path / "folder").mkdir()
+    file = write_gguf(model, tmp_path / "t.gguf")
+    import_gguf(file, tmp_path / "folder")  # what is imported and cached is so once
+    shutil.rmtree(tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    tracemalloc.start()  # NumPy's arrays are seen, and those of torch that are made of them
+    import_gguf(file, tmp_path / "folder")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 2, (peak, size)
 
 
 def test_attention_of_the_27b_is_scaled_by_its_width(tmp_path, imported, monkeypatch):

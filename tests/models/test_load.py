@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import MistralConfig
 
 from lepta.core.errors import LeptaError
+from lepta.embeddings.initialise import initialise
+from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.vocabulary.source import open_tokenizer
 
@@ -40,6 +42,61 @@ def test_tensors_that_a_checkpoint_lacks_are_not_drawn_at_random(
     load_model(folder, torch.float32)
     damage(folder)
     with pytest.raises(LeptaError, match=rf"^{folder}: no weights for {names}; expected all tensors"):
+        load_model(folder, torch.float32)
+
+
+def spoil(folder, value=float("nan")):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: with_config(folder, hidden_size=33), "transformers cannot load this model .*33"),
+        (lambda folder: with_config(folder, hidden_size=40), r"\S+ is \(.*32.*\), expected \(.*40.*\) by its config"),
+        (lambda folder: with_config(folder, vocab_size=4001), r"\(4000, 32\), expected \(4001, 32\) by its config"),
+        (lambda folder: with_config(folder, num_hidden_layers=3), r"no weights for model\.layers\.2\."),
+        (spoil, r"model\.layers\.1\.mlp\.up_proj\.weight has NaN or infinite values"),
+        (lambda folder: spoil(folder, float("-inf")), "has NaN or infinite values"),
+    ],
+)
+def test_tensors_that_contradict_the_config_or_are_not_finite_are_refused_before_any_work(
+    damage, says, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    folder = shutil.copytree(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), tmp_path / "model")
+    (tmp_path / "output").mkdir()
+    initialise(Checkpoint(folder), tiny_extended, tmp_path / "output")
+    damage(folder)
+    for attempt in (
+        lambda: initialise(Checkpoint(folder), tiny_extended, tmp_path / "output"),
+        lambda: load_model(folder, torch.float32),
+    ):
+        with pytest.raises(LeptaError, match=f"^{folder}.*{says}"):
+            attempt()
+
+
+def test_a_model_without_head_and_flag_is_told_what_to_write(tiny_model_folder, tiny_tokenizer, tmp_path):
+    folder = shutil.copytree(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), tmp_path / "model")
+    without_tensor(folder, "lm_head.weight")
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LeptaError, match=r'no weights for lm_head\.weight; .* write "tie_word_embeddings": true there'):
+        initialise(Checkpoint(folder), tiny_tokenizer, tmp_path)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    load_model(folder, torch.float32)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_models_that_were_quantised_name_the_package_that_they_need(
+    method, tiny_model_folder, tiny_tokenizer, tmp_path
+):
+    folder = shutil.copytree(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer), tmp_path / "model")
+    with_config(folder, quantization_config={"quant_method": method, "bits": 4, "group_size": 32, "zero_point": True})
+    with pytest.raises(LeptaError, match=f"^{folder}: transformers needs another package .*before it was quantised"):
         load_model(folder, torch.float32)
 
 

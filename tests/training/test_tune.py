@@ -187,12 +187,38 @@ def test_products_in_16_bits_leave_the_trained_model_exact(folders, dialogues, t
     assert facts["merged_error"] < 1e-4
 
 
+@pytest.mark.parametrize(("rate", "dtype"), [(1e-6, torch.float32), (3e-3, torch.bfloat16)])
+def test_changes_that_16_bits_would_lose_are_written_in_float32(
+    rate, dtype, tiny_model_folder, tiny_tokenizer, dialogues, tmp_path
+):
+    source = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=True, dtype=torch.bfloat16)
+    chosen = settings(trains="full", body_dtype="float32", learning_rate=rate)
+    facts, _ = tune_folder(source, dialogues, chosen, 1, tmp_path)
+    before, after = AutoModelForCausalLM.from_pretrained(source), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (before.dtype, after.dtype) == (torch.bfloat16, dtype)
+    assert ("warnings" in facts) == (dtype == torch.float32)
+    assert facts["merged_error"] < (1e-4 if dtype == torch.float32 else 0.1)
+    changed = [(a != b).float().mean() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert max(changed) > 0.5
+
+
+def test_runs_are_not_lost_where_rounding_makes_another_model(
+    tiny_model_folder, tiny_tokenizer, dialogues, tmp_path, monkeypatch
+):
+    """The limit is lowered here: what passes it with a whole model, a tiny one does not."""
+    monkeypatch.setattr(merge, "LARGEST_ROUNDING", 1e-4)
+    source = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=True, dtype=torch.bfloat16)
+    facts, _ = tune_folder(source, dialogues, settings(trains="full", body_dtype="float32"), 1, tmp_path)
+    assert "float32" in facts["warnings"][0]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.float32
+
+
 def test_low_rank_changes_of_embeddings_are_merged(folders, tokenizer, dialogues, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folders[False])
     chosen = settings(trains="lora", lora={"rank": 4, "alpha": 2, "targets": ["embed_tokens", "q_proj"]})
     trained, _ = tune(model, tokenizer, dialogues, tmp_path / "work", chosen)
     (tmp_path / "out").mkdir()
-    assert write_merged(model, trained.weights, folders[False], tmp_path / "out") < 1e-4
+    assert write_merged(model, trained.weights, folders[False], tmp_path / "out")["merged_error"] < 1e-4
     before, after = (
         Checkpoint(folder).load("model.embed_tokens.weight") for folder in (folders[False], tmp_path / "out")
     )
@@ -204,7 +230,7 @@ def test_rounding_of_layers_is_no_error_of_merging(folders, tokenizer, dialogues
     chosen = settings(trains="embeddings+lora", lora={"rank": 4, "alpha": 1})
     trained, _ = tune(model, tokenizer, dialogues, tmp_path / "work", chosen)
     (tmp_path / "out").mkdir()
-    rounded = write_merged(model, trained.weights, folders[True], tmp_path / "out")
+    rounded = write_merged(model, trained.weights, folders[True], tmp_path / "out")["merged_error"]
     monkeypatch.setattr(merge, "LARGEST_ERROR", rounded / 2)  # in float32 that is too much
     assert 0 < merge.merged_error(model, tmp_path / "out") < rounded / 2
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -1,6 +1,7 @@
 """Tokenizers read from the files of other libraries give the ids of those libraries."""
 
 import base64
+import copy
 import json
 import unicodedata
 from importlib.util import find_spec
@@ -287,6 +288,23 @@ def test_truncated_tekken_file_raises(tmp_path):
     (tmp_path / "tekken.json").write_text(data[:5000], encoding="utf-8")
     with pytest.raises(LeptaError, match=r"tekken\.json: not JSON .* at line \d+"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda spec: spec["added_tokens"][0].update(id=-1), r"token '<\|endoftext\|>' has the id -1"),
+        (lambda spec: spec["added_tokens"][0].update(id=1), "tokens '.*' and '<.endoftext.>' have one id, 1"),
+        (lambda spec: spec["model"]["vocab"].update({"Ġthe": 5}), "tokens '.*' and '.*' have one id, 5"),
+        (lambda spec: spec["model"].update(dropout=0.5), r"model\.dropout is 0\.5"),
+    ],
+)
+def test_tokens_of_no_id_or_of_one_id_and_chance_are_refused(tiny_tokenizer, tmp_path, change, says):
+    spec = copy.deepcopy(tiny_tokenizer.spec)
+    change(spec)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(LeptaError, match=says):
+        open_tokenizer(tmp_path / "tokenizer.json").vocabulary()
 
 
 def test_word_piece_is_refused_by_name(tmp_path):

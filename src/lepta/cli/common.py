@@ -49,12 +49,12 @@ ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME
 
 
 def opened(
-    source: str, input_name: str | None = None, output_name: str | None = None
+    source: str, input_name: str | None = None, output_name: str | None = None, dtype: str | None = None
 ) -> "AbstractContextManager[Checkpoint]":
-    """Open any model source."""
+    """Open any model source; `dtype` is what a GGUF file becomes."""
     from lepta.models.load import opened  # with torch, so not before places are checked
 
-    return opened(source, input_name, output_name)
+    return opened(source, input_name, output_name, dtype)
 
 
 def check_places(sources: list[str], outputs: list[Path], force: bool) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -44,6 +44,10 @@ def init(
     tokenizer: TokenizerPath,
     output: Output,
     pad_to: Annotated[int | None, typer.Option(min=1, help="Pad the rows to this multiple.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="What a GGUF file becomes; default: float32. A folder keeps its own."),
+    ] = None,
     input_embeddings: InputName = None,
     output_embeddings: OutputName = None,
     force: Force = False,
@@ -57,11 +61,11 @@ def init(
     from lepta.embeddings.initialise import initialise
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    with opened(model, input_embeddings, output_embeddings) as checkpoint, publishing(output, force) as folder:
+    with opened(model, input_embeddings, output_embeddings, dtype) as checkpoint, publishing(output, force) as folder:
         facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
         sources = {"model": model, "tokenizer": tokenizer}
-        write_manifest("init", folder, inputs, {"pad_to": pad_to}, facts, sources)
+        write_manifest("init", folder, inputs, {"pad_to": pad_to, "dtype": dtype}, facts, sources)
     result({"output": str(output), **facts}, as_json)
 
 

@@ -18,6 +18,9 @@ SECONDS_BETWEEN_LINES = 20
 class Meter(Protocol):
     """Shows how far a job has come."""
 
+    def begin(self, done: float = 0) -> None:
+        """Count time from now on: what is done already took none of it."""
+
     def set(self, done: float, note: str = "") -> None:
         """Move to `done` and show a short note such as a rate."""
 
@@ -48,6 +51,9 @@ class _Bar:
     def __init__(self, bars: Progress, task: int) -> None:
         self._bars, self._task = bars, task
 
+    def begin(self, done: float = 0) -> None:
+        self._bars.reset(self._task, completed=done)  # type: ignore[arg-type]
+
     def set(self, done: float, note: str = "") -> None:
         self._bars.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
 
@@ -55,18 +61,22 @@ class _Bar:
 class _Lines:
     def __init__(self, description: str, total: float | None) -> None:
         self._description, self._total = description, total
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self.begin()
+
+    def begin(self, done: float = 0) -> None:
+        self._started, self._before = time.monotonic(), done
 
     def set(self, done: float, note: str = "") -> None:
         now = time.monotonic()
-        if done and now - self._last >= SECONDS_BETWEEN_LINES:
+        if done > self._before and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             spent = now - self._started
             if self._total is None:
                 line, rest = f"  {self._description} {done:,.0f} {note}", f"{spent / 60:.1f} min"
             else:
                 line = f"  {self._description} {done:,.0f} of {self._total:,.0f} {note}"
-                rest = f"{spent / done * (self._total - done) / 60:.1f} min left"
+                rest = f"{spent / (done - self._before) * (self._total - done) / 60:.1f} min left"
             console.print(f"{line.rstrip()}, {rest}", highlight=False, markup=False)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lepta.embeddings.transfer import Transfer, transfer_matrix
 from lepta.models.folder import AnyModel, Checkpoint
+from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, mean_row, mix
 from lepta.models.write import write_model
 from lepta.vocabulary.loading import check_loading, load_exact
@@ -72,11 +73,13 @@ def initialise(
     Raises
     ------
     LeptaError
-        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), its tokenizer
-        is another model's, or transformers reads the old or the new tokenizer otherwise than its file says.
+        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), its tensors
+        are not those that its config asks for, or not finite, its tokenizer is another model's, or transformers reads
+        the old or the new tokenizer otherwise than its file says.
     """
     checkpoint, tokenizer, folder = Checkpoint.of(checkpoint), open_tokenizer(tokenizer), Path(folder)
     checkpoint.check_replaceable()
+    check_whole(checkpoint)
     load_exact(checkpoint.folder)
     check_loading(tokenizer, checkpoint.folder)
     old, new = open_tokenizer(checkpoint.folder).vocabulary(), tokenizer.vocabulary()

@@ -17,6 +17,7 @@ from lepta.embeddings.maps import ANCHORED, MapFitter, Propagation
 from lepta.embeddings.settings import AnyMethod
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
 from lepta.models.folder import AnyModel, Checkpoint
+from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
 from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
@@ -128,6 +129,7 @@ class _Variant:
 
     def __init__(self, family: _Family, checkpoint: Checkpoint) -> None:
         checkpoint.check_replaceable()
+        check_whole(checkpoint)
         own, new = open_tokenizer(checkpoint.folder), family.new
         vocabulary = own.vocabulary()
         _check_family(family, checkpoint, vocabulary)

@@ -1,7 +1,8 @@
 """Generation: the one place that runs `generate` of transformers, and greedy texts with the share of new tokens."""
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,14 @@ def generate_batch(
         rows.append([*ids[:shared], *[padding] * gap, *ids[shared:]])
         mask.append([1] * shared + [0] * gap + [1] * (len(ids) - shared))
     ends = end_tokens(model, tokenizer)
-    output = model.generate(
-        torch.tensor(rows, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        generation_config=_generation_config(max_tokens, padding, sorted(ends), samples, temperature),
-        stopping_criteria=[stop] if stop else None,
-        **({"past_key_values": cache} if shared else {}),
-    )
+    with _own_settings_off(model):
+        output = model.generate(
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=_generation_config(max_tokens, padding, sorted(ends), samples, temperature),
+            stopping_criteria=[stop] if stop else None,
+            **({"past_key_values": cache} if shared else {}),
+        )
     continuations = []
     for row in output[:, width:].tolist():
         length = next((n for n, token in enumerate(row) if token in ends), None)
@@ -66,25 +68,30 @@ def generate_batch(
     return continuations
 
 
-def _generation_config(max_tokens: int, padding: int, ends: Sequence[int], samples: int, temperature: float) -> Any:
-    """A complete generation config.
+@contextmanager
+def _own_settings_off(model: Any) -> Iterator[None]:
+    """Keep what a model's files say of generation (sampling, penalties, biases, `stop_strings`) out of the block.
 
-    Everything is said: what is not, transformers takes from the model's files, which may sample or punish repetition.
+    transformers takes from them whatever is not said to `generate`.
     """
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _generation_config(max_tokens: int, padding: int, ends: Sequence[int], samples: int, temperature: float) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
         max_new_tokens=max_tokens,
-        min_new_tokens=0,  # stands for min_length too
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
         top_k=0 if temperature else 50,  # sampling is from all tokens; 50, the default, keeps greedy search quiet
-        top_p=1.0,
-        num_beams=1,
         num_return_sequences=samples,
-        repetition_penalty=1.0,
-        encoder_repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         pad_token_id=padding,
         eos_token_id=list(ends) or None,
     )

@@ -1,12 +1,16 @@
-"""A GGUF file as a plain Hugging Face folder, dequantised to float32."""
+"""A GGUF file as a plain Hugging Face folder, dequantised."""
 
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.models.load import complete_model
+from lepta.models.folder import DTYPES, SINGLE, TensorEntry
+from lepta.models.rows import ComputedRows
+from lepta.models.write import write_shard
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.source import TokenizerSource
 
@@ -35,37 +39,108 @@ GEMMA3_KNOWN = GEMMA3_NEEDED | {
     "vocab_size",
 }
 GEMMA3_27B_LAYERS = 62
+TABLES = ("token_embd.weight", "output.weight")  # too large to be held whole; transformers takes them as they are
 
 
-def import_gguf(path: Path, folder: Path) -> None:
-    """Write the model in a GGUF file into an existing folder.
+def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
+    """Write the model in a GGUF file into an existing folder, its weights in a floating dtype.
 
-    transformers reads the weights; the tokenizer is ours, because transformers drops the pre-tokenizer's name.
-    LeptaError if the file is damaged, or its architecture is one that transformers cannot read from GGUF.
+    How the file's tensors become those of a model is transformers' knowledge; they are read and written one by one, for
+    it would hold all of them in float32, twice. The tokenizer is ours, because transformers drops the pre-tokenizer's
+    name. LeptaError if the file is damaged or lacks tensors, or transformers cannot read its architecture from GGUF.
     """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
     fields = read_gguf_fields(path)
     tokenizer = TokenizerSource(*read_gguf_tokenizer(path, fields), str(path))
     try:
-        loaded = complete_model(path.parent, gguf_file=path.name, dtype="float32")
-    except (ValueError, KeyError, NotImplementedError) as error:
+        parsed = load_gguf_checkpoint(path)
+        config = CONFIG_MAPPING[parsed["config"]["model_type"]].from_dict(dict(parsed["config"]))
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+        tensors = _tensors(path, model, fields["general.architecture"], parsed)
+    except Exception as error:  # whatever its classes run into
         raise LeptaError(f"{path}: transformers cannot read this GGUF file ({error})") from error
-    # save_pretrained of a model loaded from GGUF refuses: it believes that the weights are still quantised.
-    config = loaded.config
-    del config.quantization_config
-    config.architectures = [type(loaded).__name__]
-    config._name_or_path = ""
+    if missing := sorted(_stored(model) - tensors.keys()):
+        raise LeptaError(f"{path}: no weights for {missing[0]}; expected all tensors; convert the model again")
     if config.model_type == "gemma3_text":
-        _complete_gemma3(path, fields, loaded)
-    with torch.device("meta"):  # takes the weights over, so that they are in memory once
-        model: Any = type(loaded)(config)
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    model.save_pretrained(folder)
+        _complete_gemma3(path, fields, model)
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    file_dtype = next(name for name, known in DTYPES.items() if known == getattr(torch, dtype))
+    entries = [TensorEntry(name, file_dtype, rows.shape, path, 0, 0) for name, rows in tensors.items()]
+    write_shard(folder / SINGLE, entries, tensors)
     tokenizer.save(folder)
     name, licence = fields.get("general.name", path.stem), fields.get("general.license", "other")
-    card = f"---\nlicense: {licence}\n---\n\n{name}, dequantised to float32 from `{path.name}`.\n"
+    card = f"---\nlicense: {licence}\n---\n\n{name}, dequantised to {dtype} from `{path.name}`.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _stored(model: Any) -> set[str]:
+    """Names of a model's tensors in its files: those that are tied to another are not written."""
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    return set(model.state_dict()) - tied
+
+
+def _tensors(path: Path, model: Any, architecture: str, parsed: dict[str, Any]) -> dict[str, ComputedRows]:
+    """The tensors of a GGUF file by their names in the model, in the order of the file; read when they are used."""
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed["config"])
+    name_of = get_gguf_hf_weights_map(model, processor)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    parsed["tensors"] = {}  # where processors put together what a file has in parts, such as experts
+
+    def processed(tensor: Any) -> Any:
+        weights = _dequantised(path, tensor, slice(0, tensor.data.shape[0]))
+        return processor.process(
+            weights=weights, name=tensor.name, tensor_key_mapping=name_of, parsed_parameters=parsed
+        )
+
+    @lru_cache(maxsize=1)
+    def whole(number: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(processed(stored[number]).weights))
+
+    def part(number: int, rows: slice) -> torch.Tensor:
+        return whole(number)[rows]
+
+    stored = list(GGUFReader(path).tensors)
+    found: dict[str, ComputedRows] = {}
+    for number, tensor in enumerate(stored):
+        name = name_of.get(tensor.name)
+        if name is None:
+            result = processed(tensor)
+            if result.name in name_of:
+                found[name_of[result.name]] = ComputedRows.of(torch.from_numpy(np.array(result.weights)))
+        elif tensor.name in TABLES:
+            found[name] = ComputedRows(shapes[name], partial(_rows, path, tensor))
+        else:
+            found[name] = ComputedRows(shapes[name], partial(part, number))
+    return found | {name: ComputedRows.of(tensor) for name, tensor in parsed["tensors"].items()}
+
+
+def _rows(path: Path, tensor: Any, rows: slice) -> torch.Tensor:
+    return torch.from_numpy(_dequantised(path, tensor, rows))
+
+
+def _dequantised(path: Path, tensor: Any, rows: slice) -> np.ndarray:
+    """Rows of a tensor in float32, read from the file: pages of a mapped one count as memory of the process."""
+    from gguf import dequantize
+
+    shape = (rows.stop - rows.start, *tensor.data.shape[1:])
+    width = tensor.data[:1].nbytes
+    with path.open("rb") as file:
+        file.seek(tensor.data_offset + rows.start * width)
+        stored = np.frombuffer(file.read(shape[0] * width), tensor.data.dtype).reshape(shape)
+    values: np.ndarray = dequantize(stored, tensor.tensor_type)
+    return np.array(values)  # a copy: what was float32 already is read-only
 
 
 def _complete_gemma3(path: Path, fields: dict[str, Any], model: Any) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.models.folder import MODEL_FILES, Checkpoint
-from lepta.models.precision import config_of, fastest_on_cpu
+from lepta.models.folder import MODEL_FILES, OUTPUT_NAMES, Checkpoint
+from lepta.models.precision import config_of, fastest_on_cpu, name_of, unloadable
+from lepta.models.rows import all_finite, finite
 from lepta.text.locate import locate
 from lepta.vocabulary.loading import load_tokenizer as load_tokenizer
 
@@ -46,33 +47,58 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if four_bits:
         options |= {"quantization_config": _in_four_bits(dtype), "device_map": {"": device()}}
+    model = complete_model(folder, **options)
+    if four_bits:
+        model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
+        return model.eval()
     try:
-        model = complete_model(folder, **options)
-        if four_bits:
-            model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
-        else:
-            model.to(device())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
+        model.to(device())
+    except RuntimeError as error:
+        raise LeptaError(f"{folder}: does not fit on {device()} ({error})") from error
     return model.eval()
 
 
 def complete_model(folder: Path, **options: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, for checkpoints that have all tensors; LeptaError names missing ones.
+    """`AutoModelForCausalLM.from_pretrained`, for checkpoints that have all tensors, of the shapes that the config asks
+    for, with finite values; LeptaError names those that they lack, and says why transformers cannot load a model.
 
     transformers draws missing tensors at random, and says so in a warning only.
     """
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    model, found = auto.from_pretrained(folder, output_loading_info=True, **options)
+    where = folder / options.get("gguf_file", "")
+    try:
+        model, found = auto.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except Exception as error:  # whatever a class of models raises
+        raise unloadable(where, error) from error
+    remedy = "download or convert the model again, or correct config.json"
     if missing := sorted(found["missing_keys"]):
+        if missing[0].endswith(OUTPUT_NAMES):
+            remedy += '; if the input embeddings are its head too, write "tie_word_embeddings": true there'
         named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-        raise LeptaError(
-            f"{folder / options.get('gguf_file', '')}: no weights for {named}; expected all tensors that its config "
-            "asks for; download or convert the model again, or correct config.json"
-        )
+        raise LeptaError(f"{where}: no weights for {named}; expected all tensors that its config asks for; {remedy}")
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise LeptaError(f"{where}: {name} is {tuple(stored)}, expected {tuple(expected)} by its config; {remedy}")
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and parameter.is_floating_point() and parameter.itemsize > 1 and not finite(parameter):
+            raise LeptaError(f"{where}: {name} has NaN or infinite values; {remedy}")
     return model
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+    """Refuse a folder whose tensors are not those that its config asks for, or are not finite; nothing is loaded.
+
+    What is quantised is taken as it is: to read it may need a package.
+    """
+    if "quantization_config" not in checkpoint.config:
+        complete_model(checkpoint.folder, device_map="meta")
+    for name, entry in checkpoint.entries.items():
+        if checkpoint.is_floating(name) and not all_finite(checkpoint.rows_of(name)):
+            raise LeptaError(
+                f"{entry.file}: {name} has NaN or infinite values; expected a whole model of training that went well; "
+                "download it again, or take an earlier checkpoint"
+            )
 
 
 def _in_four_bits(dtype: torch.dtype) -> Any:
@@ -84,24 +110,32 @@ def _in_four_bits(dtype: torch.dtype) -> Any:
         raise LeptaError("4 bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
 
 
-def model_folder(source: str | Path, import_to: Path) -> Path:
+def model_folder(source: str | Path, import_to: Path, dtype: str | None = None) -> Path:
     """Make any model source a Hugging Face folder: it is itself the result, or it is converted to `import_to`.
 
     `source` is a folder, a GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`; `import_to` is empty.
+    `dtype` is what a GGUF file becomes, float32 by default; LeptaError if it is asked of a folder, which keeps its own.
     """
     path = locate(source, hub_files=MODEL_FILES)
     if path.is_dir():
+        if dtype:
+            raise LeptaError(f"{path}: dtype {dtype} is for GGUF files; a folder keeps the one that it has")
         return path
     if path.suffix == ".gguf":
         from lepta.models.gguf import import_gguf
 
-        import_gguf(path, import_to)
+        import_gguf(path, import_to, dtype or name_of(torch.float32))
         return import_to
     raise LeptaError(f"{path}: not a model; expected a Hugging Face folder, a .gguf file or a hub id")
 
 
 @contextmanager
-def opened(source: str | Path, input_name: str | None = None, output_name: str | None = None) -> Iterator[Checkpoint]:
-    """Open any model source as a checkpoint; one that had to be converted is gone when the block ends."""
+def opened(
+    source: str | Path, input_name: str | None = None, output_name: str | None = None, dtype: str | None = None
+) -> Iterator[Checkpoint]:
+    """Open any model source as a checkpoint; one that had to be converted is gone when the block ends.
+
+    `dtype`: see `model_folder`.
+    """
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder:
-        yield Checkpoint(model_folder(source, Path(folder)), input_name, output_name)
+        yield Checkpoint(model_folder(source, Path(folder), dtype), input_name, output_name)

@@ -20,6 +20,7 @@ FEW, MANY = 2, 256  # tokens: to see whether bfloat16 is emulated, and to choose
 ROUNDS = 4
 HOPELESS = 4.0  # times the seconds of float32 for a few tokens: no bfloat16 here, and many tokens would take long
 GAIN = 1.2  # times the speed of float32, or the digits are worth more
+MOST_SAID = 300  # characters of another library's message
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -52,8 +53,19 @@ def config_of(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LeptaError(f"{folder}: transformers cannot load this model ({error})") from error
+    except Exception as error:  # a class of configs raises what it likes
+        raise unloadable(folder, error) from error
+
+
+def unloadable(where: Path, error: Exception) -> LeptaError:
+    """What to say of a model that transformers cannot load."""
+    reason = " ".join(str(error).split())[:MOST_SAID]
+    if isinstance(error, ImportError):
+        return LeptaError(
+            f"{where}: transformers needs another package to load this model ({reason}); install it, or take the model "
+            "as it was before it was quantised"
+        )
+    return LeptaError(f"{where}: transformers cannot load this model ({reason})")
 
 
 def cpu_speeds() -> dict[str, float]:

@@ -40,13 +40,14 @@ def write_model(
     *,
     untie: bool = False,
     hard_link: bool = False,
+    exact: bool = False,
 ) -> None:
     """Write `source` into an existing empty folder with some tensors replaced and another tokenizer.
 
     `matrices` names tensors and their new rows, which are computed as they are written, in the dtype of the tensor
-    they replace. With `untie` the source ties input and output embeddings and the result does not: the new head is
-    written beside the input embeddings. `new_ids` (old id -> new id) is needed where ids changed: configs then name the
-    new ones.
+    they replace; with `exact` in float32, which the config then asks for. With `untie` the source ties input and output
+    embeddings and the result does not: the new head is written beside the input embeddings. `new_ids` (old id -> new
+    id) is needed where ids changed: configs then name the new ones.
 
     The config's vocabulary size follows the new matrices; settings of generation and of processors and licence files
     come along. Files whose tensors do not change are copied whole, or shared with the source (`hard_link`): they then
@@ -60,8 +61,11 @@ def write_model(
     rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
-    _write_weights(source, matrices, new, folder, hard_link)
+    _write_weights(source, matrices, new, folder, hard_link, exact)
     _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
+    if exact:
+        config = config_in_float32(read_json(folder / CONFIG))
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for pattern in CARRIED_FILES:
         for file in source.folder.glob(pattern):
             shutil.copyfile(file, folder / file.name)
@@ -69,7 +73,12 @@ def write_model(
 
 
 def _write_weights(
-    source: Checkpoint, matrices: Mapping[str, ComputedRows], new: list[str], folder: Path, hard_link: bool
+    source: Checkpoint,
+    matrices: Mapping[str, ComputedRows],
+    new: list[str],
+    folder: Path,
+    hard_link: bool,
+    exact: bool,
 ) -> None:
     """Write the weight files of `write_model`, and their index where the source has one."""
     dropped = {source.stored_output} - {source.output_name, *matrices}  # a tied head that is stored all the same
@@ -80,6 +89,8 @@ def _write_weights(
         entries = [entry for entry in stored if entry.name not in dropped]
         if source.input_name in {entry.name for entry in entries}:
             entries += [replace(source.entries[source.input_name], name=name) for name in new]
+        if exact:
+            entries = [replace(entry, dtype="F32") if entry.name in matrices else entry for entry in entries]
         weight_map |= {entry.name: shard.name for entry in entries}
         replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
         if replaced or len(entries) < len(stored):
@@ -147,6 +158,13 @@ def config_untied(config: Mapping[str, Any]) -> dict[str, Any]:
     if "tie_word_embeddings" in (config.get("text_config") or {}):
         changed["text_config"] = dict(config["text_config"]) | {"tie_word_embeddings": False}
     return changed
+
+
+def config_in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model config that has weights loaded in float32."""
+    changed = {name: config_in_float32(part) if isinstance(part, dict) else part for name, part in config.items()}
+    changed |= {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
+    return changed | ({"dtype": "float32"} if "model_type" in config and "torch_dtype" not in config else {})
 
 
 def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:

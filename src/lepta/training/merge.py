@@ -1,5 +1,6 @@
 """What training changed, as tensors of the model's own files: parts joined, low-rank changes added."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model
 from lepta.models.precision import autocast_of, low_dtype
-from lepta.models.rows import ComputedRows, Rows
+from lepta.models.rows import ComputedRows, Rows, blocks
 from lepta.models.split import parts_of
 from lepta.models.write import write_model
 from lepta.training.trainable import ADAPTER
@@ -18,6 +19,7 @@ from lepta.vocabulary.source import open_tokenizer
 
 PROBE = 64  # tokens that merged and unmerged model are compared on
 LARGEST_ERROR = 1e-4  # of a logit in float32, of the size of the largest one if that is above 1
+MOST_LOST = 0.5  # of what training changed, by rounding
 LARGEST_ROUNDING = 0.1  # the same where weights are stored in 16 bits
 
 
@@ -89,25 +91,72 @@ def _ends(model: Any, source: Checkpoint) -> list[tuple[str, Any]]:
     return ends
 
 
-def write_trained(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> None:
-    """Write the folder `source` with what training changed; all else is copied byte for byte."""
+class Unlike(LeptaError):
+    """The model that was written is not the one that was trained."""
+
+
+def write_trained(
+    model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path, exact: bool = False
+) -> list[str]:
+    """Write the folder `source` with what training changed; all else is copied byte for byte.
+
+    Where rounding to the files' dtype would lose most of the change, or with `exact`, what changed is written in
+    float32; gives a warning that says so.
+    """
     checkpoint = Checkpoint(source)
-    write_model(checkpoint, changed_tensors(model, weights, checkpoint), open_tokenizer(source), folder)
+    changed = changed_tensors(model, weights, checkpoint)
+    lost = lost_by_rounding(changed, checkpoint)
+    exact = exact or lost > MOST_LOST
+    write_model(checkpoint, changed, open_tokenizer(source), folder, exact=exact)
+    if not exact:
+        return []
+    return [
+        f"in the 16 bits of {source.name} rounding would lose {lost:.0%} of what training changed, so that is written "
+        "in float32; more steps or a higher learning rate change more than rounding takes away"
+    ]
 
 
-def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> float:
-    """As `write_trained`, and check the result; returns the `merged_error`."""
-    write_trained(model, weights, source, folder)
-    return merged_error(model, folder)
+@torch.no_grad()
+def lost_by_rounding(changed: dict[str, ComputedRows], source: Checkpoint) -> float:
+    """How long the error of rounding to the files' dtypes is, by the length of what training changed; 0 if neither."""
+    errors = changes = 0.0
+    for name, rows in changed.items():
+        stored = source.rows_of(name)
+        for block in blocks(rows.shape):
+            new, old = rows.rows(block).float(), stored[block].float()
+            errors += float((new.to(stored.dtype).float() - new).square().sum())
+            changes += float((new - old).square().sum())
+    return math.sqrt(errors / changes) if changes else 0.0
+
+
+def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> dict[str, Any]:
+    """As `write_trained`, and check the result; gives `merged_error`, and `warnings` if there are any.
+
+    A result in 16 bits that is not the model that was trained is written in float32 instead: no run is lost.
+    """
+    warnings = write_trained(model, weights, source, folder)
+    try:
+        error = merged_error(model, folder)
+    except Unlike:
+        if warnings or low_dtype_of(Checkpoint(source)) is None:
+            raise
+        warnings = write_trained(model, weights, source, folder, exact=True)
+        error = merged_error(model, folder)
+    return {"merged_error": error} | ({"warnings": warnings} if warnings else {})
+
+
+def low_dtype_of(checkpoint: Checkpoint) -> str | None:
+    """A dtype other than float32 in a folder's files."""
+    return next((entry.dtype for entry in checkpoint.entries.values() if entry.dtype != "F32"), None)
 
 
 def merged_error(model: Any, folder: Path) -> float:
     """Largest difference between the logits of the model that was trained and of the one that was written.
 
-    LeptaError if it is more than rounding explains.
+    `Unlike` if it is more than rounding explains.
     """
     checkpoint = Checkpoint(folder)
-    low = {entry.dtype for entry in checkpoint.entries.values()} != {"F32"} or low_dtype(model) is not None
+    low = low_dtype_of(checkpoint) is not None or low_dtype(model) is not None
     ids = torch.linspace(0, checkpoint.rows - 1, PROBE).long()[None].to(model.device)
     merged = load_model(folder, torch.float32)
     error, largest = _difference(model, merged, ids)
@@ -116,7 +165,7 @@ def merged_error(model: Any, folder: Path) -> float:
         error, largest = _difference(model.double(), merged.double(), ids)
         model.float()
     if error > (LARGEST_ROUNDING if low else LARGEST_ERROR) * max(1.0, largest):
-        raise LeptaError(f"{folder}: the merged model's logits differ from the trained one's by {error:.3g}")
+        raise Unlike(f"{folder}: the merged model's logits differ from the trained one's by {error:.3g}")
     return error
 
 

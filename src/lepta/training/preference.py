@@ -97,7 +97,7 @@ def prefer_folder(
         "body_dtype": name_of(dtype),
     }
     if processes().is_main_process:
-        facts["merged_error"] = write_merged(model, trained_weights(model), source, folder)
+        facts |= write_merged(model, trained_weights(model), source, folder)
     processes().wait_for_everyone()
     return facts, curve
 

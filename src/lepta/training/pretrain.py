@@ -165,7 +165,9 @@ def pretrain_folder(
     model, trained = _load_and_train(run, held_out)
     facts |= _facts_of(run, model, trained, f"{held_out.target_language}_bits_per_byte")
     if processes().is_main_process:
-        write_trained(model, trained.weights, initialised, folder)
+        warnings = write_trained(model, trained.weights, initialised, folder)
+        if warnings:
+            facts["warnings"] = [*facts.get("warnings", []), *warnings]
     processes().wait_for_everyone()
     return facts, trained.curve
 

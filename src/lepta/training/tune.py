@@ -137,7 +137,7 @@ def tune_folder(
     trained, facts = tune(model, tokenizer, conversations, work, settings, seed, Checkpoint(source))
     facts["body_dtype"] = body_dtype
     if processes().is_main_process:
-        facts["merged_error"] = write_merged(model, trained.weights, source, folder)
+        facts |= write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
     return facts, trained.curve
 

@@ -6,7 +6,7 @@ bytes that text without the target script can have, hence such text keeps its id
 
 import sys
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -103,7 +103,7 @@ def extend(
     return _with_merges(vocabulary, characters, merges, known)
 
 
-def _whole_words(symbols: Set[bytes], word: str, split: Symbols) -> list[Sequence[Unit]]:
+def _whole_words(symbols: set[bytes], word: str, split: Symbols) -> list[Sequence[Unit]]:
     return [split] if symbols.issuperset(split) else []
 
 
@@ -116,7 +116,7 @@ class _Cutter:
     unit cannot be built of safe tokens, from left to right, a word is cut in two.
     """
 
-    def __init__(self, script: str, symbols: Set[bytes], splits: Sequence[Symbols]) -> None:
+    def __init__(self, script: str, symbols: set[bytes], splits: Sequence[Symbols]) -> None:
         self._symbols = symbols
         self._of_script = regex.compile(rf"\p{{Script={script}}}")
         # Of bytes that begin a character: nothing else in Unicode begins so. What is not assigned is in no text.

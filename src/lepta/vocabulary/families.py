@@ -170,6 +170,7 @@ class SentencePieceUnigram(SentencePiece):
 def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Vocabulary:
     """Read the vocabulary of a `tokenizer.json`; LeptaError, naming `origin`, if its family is not supported."""
     model = spec.get("model") or {}
+    _refuse_ambiguous(spec, origin)
     normalizer, pre_tokenizer = components(spec.get("normalizer")), components(spec.get("pre_tokenizer"))
     if any(part["type"] == "ByteLevel" for part in normalizer):
         raise LeptaError(
@@ -191,3 +192,24 @@ def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Voc
         f"{origin}: model {model.get('type')!r} with {parts} is of no family known here; expected byte-level BPE "
         "(GPT-2, LLaMA-3, Qwen, SmolLM2), SentencePiece BPE (Mistral-7B, LLaMA-2) or SentencePiece Unigram"
     )
+
+
+def _refuse_ambiguous(spec: dict[str, Any], origin: str) -> None:
+    """LeptaError if an id is none, two tokens have one, or text is cut by chance: `tokenizers` takes what comes."""
+    model = spec.get("model") or {}
+    if model.get("dropout"):
+        raise LeptaError(
+            f"{origin}: model.dropout is {model['dropout']}, so a text gets other tokens each time; expected null, as "
+            "tokenizers of finished models have it; set it so"
+        )
+    vocab = model.get("vocab") or {}
+    named = list(vocab.items()) if isinstance(vocab, dict) else [(piece[0], i) for i, piece in enumerate(vocab)]
+    named += [(token["content"], token["id"]) for token in spec.get("added_tokens") or []]
+    owner: dict[int, str] = {}
+    for token, token_id in named:
+        if not isinstance(token_id, int) or token_id < 0:
+            raise LeptaError(f"{origin}: token {token!r} has the id {token_id!r}; expected a number from 0 on")
+        if owner.setdefault(token_id, token) != token:
+            raise LeptaError(
+                f"{origin}: tokens {owner[token_id]!r} and {token!r} have one id, {token_id}; expected an id each"
+            )

@@ -105,9 +105,9 @@ class _Alphabet:
         pairs = [first + next(points) for first in firsts]
         self._point: dict[Unit, str] = dict(zip(units, pairs, strict=True))
         self._unit_of = dict(zip(pairs, units, strict=True))
-        self._data = {}
-        for (first, second), unit in zip(pairs, units, strict=True):
-            self._data |= {first: b"".join(unit), second: b""}
+        self._data: dict[str, bytes] = {}
+        for pair, unit in zip(pairs, units, strict=True):
+            self._data |= {pair[0]: b"".join(unit), pair[1]: b""}
         for symbol in symbols:
             self._point[symbol] = next(points)
             self._data[self._point[symbol]] = symbol

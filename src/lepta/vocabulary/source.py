@@ -24,6 +24,7 @@ CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 CHAT_TEMPLATE, NAMED_TEMPLATES, OLD_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
 TEMPLATE_FILES = [CHAT_TEMPLATE, f"{NAMED_TEMPLATES}/*.jinja", OLD_TEMPLATE]
 TOKENIZER_FILES = [*TOKEN_FILES, CONFIG, ROLES, ADDED_TOKENS, ID_MAP, *TEMPLATE_FILES]
+GGUF_TEMPLATE, GGUF_HEAD = b"tokenizer.chat_template", 1 << 26  # metadata come first; vocabularies take about 10 MB
 SENTENCEPIECE_HEAD = b"\x0a"  # field 1, a message
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -169,6 +170,14 @@ def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     if not templates and given:
         templates = _templates_of_config(given, folder / CONFIG)
     return templates["default"] if list(templates) == ["default"] else templates or None
+
+
+def has_chat_template(place: Path) -> bool:
+    """Tell whether a model folder or GGUF file has a chat template, without reading its tokens."""
+    if place.is_dir():
+        return _chat_template(place, _read_optional(place / CONFIG).get("chat_template")) is not None
+    with place.open("rb") as file:
+        return GGUF_TEMPLATE in file.read(GGUF_HEAD)
 
 
 def _templates_of_config(entries: Any, file: Path) -> dict[str, str]:
