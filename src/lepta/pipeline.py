@@ -190,10 +190,10 @@ class _Layout:
         return self.add("initialised", {"base": base, "vocabulary": vocabulary}, {"pad_to": pad_to}, run)
 
     def distilled(self, base: Path, initialised: Path, settings: DistillSettings) -> Path:
-        sources = self.recipe.text.target.train
-        run = partial(distill, base, initialised, sources, settings, self.recipe.seed)
+        text = self.recipe.text
+        run = partial(distill, base, initialised, text, settings, self.recipe.seed)
         inputs = {"base": base, "initialised": initialised}
-        texts = {f"train {self.recipe.text.target.language}": sources}
+        texts = distill_texts(text, settings)
         return self.add("distilled", inputs, settings.model_dump(), run, texts=texts, together=True)
 
     def pretrained(self, name: str, base: Path, start: Path, settings: PretrainSettings) -> Path:
@@ -216,6 +216,7 @@ class _Layout:
     def propagated(self, name: str, base: Path, pretrained: Path, instruct: Path) -> Path:
         settings = self.recipe.propagate
         body_trained = any(stage.changes_body for stage in self.recipe.pretrain)
+        body_trained |= self.recipe.distill is not None and self.recipe.distill.lora_rank > 0
         scale = settings.body_delta if body_trained else None
 
         def run(folder: Path) -> dict[str, Any]:
@@ -309,12 +310,19 @@ def sources_of(text: Text, part: str) -> dict[str, list[str]]:
     return {f"{part} {side.language}": getattr(side, part) for side in (text.target, text.source)}
 
 
+def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:
+    """Label -> text sources that distillation reads; those of the source language only where the body learns."""
+    sides = [text.target, text.source] if settings.lora_rank else [text.target]
+    return {f"train {side.language}": side.train for side in sides if side.train}
+
+
 def distill(
-    original: Path, start: Path, sources: list[str], settings: DistillSettings, seed: int, folder: Path
+    original: Path, start: Path, text: Text, settings: DistillSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Token distillation from one model folder to another; all processes come here."""
-    text = partial(read_documents, sources)
-    return _with_curve(folder, distill_folder(original, start, text, settings, seed, folder))
+    documents = partial(read_documents, text.target.train)
+    source = partial(read_documents, text.source.train) if text.source.train else None
+    return _with_curve(folder, distill_folder(original, start, documents, settings, seed, folder, source))
 
 
 def pretrain(

@@ -42,9 +42,13 @@ def documents():
     return read_documents(["starter:ru/valid"])
 
 
-def run(pair, folder, **values):
+def english():
+    return read_documents(["starter:en/valid"])
+
+
+def run(pair, folder, source=None, **values):
     folder.mkdir(exist_ok=True)
-    facts, curve = distill_folder(*pair, documents, settings(**values), 1, folder)
+    facts, curve = distill_folder(*pair, documents, settings(**values), 1, folder, source)
     return facts, curve
 
 
@@ -94,6 +98,43 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(pair, tmp_path, monkeypat
                 run(pair, stopped)
         run(pair, stopped)
         assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+LORA = {"lora_rank": 4, "lora_rate": 2e-3, "layer": 1}
+
+
+def test_low_rank_changes_of_lower_layers_bring_hidden_states_nearer(pair, tmp_path):
+    _, rows_alone = run(pair, tmp_path / "rows", layer=1)
+    facts, curve = run(pair, tmp_path / "out", english, **LORA)
+    assert curve[-1]["hidden_distance"] < 0.95 * rows_alone[-1]["hidden_distance"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
+    changed = {name for name in before if name not in (INPUT, HEAD) and not torch.equal(after[name], before[name])}
+    assert changed == {name for name in before if "layers.0." in name and name.endswith("_proj.weight")}
+    first, last = facts["source_bits_per_byte"]
+    assert abs(last - first) < 0.1  # new rows of the head take a little from a random model's English
+    original, result = (AutoModelForCausalLM.from_pretrained(folder) for folder in (pair[0], tmp_path / "out"))
+    ids = torch.tensor(open_tokenizer(pair[0]).vocabulary().encode(["The cat sat on the mat."]))
+    states = [model(input_ids=ids, output_hidden_states=True).hidden_states[1] for model in (original, result)]
+    assert not torch.equal(*states)
+    assert (states[0] - states[1]).square().sum() < 0.1 * states[0].square().sum()
+
+
+def test_low_rank_changes_end_in_the_same_bytes_after_a_stop(pair, tmp_path, monkeypatch):
+    run(pair, tmp_path / "whole", english, **LORA)
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("lepta.training.trainer._Callback.on_step_end", stop_at(5))
+        with pytest.raises(KeyboardInterrupt):
+            run(pair, stopped, english, **LORA)
+    run(pair, stopped, english, **LORA)
+    assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_low_rank_changes_need_enough_text_of_the_source_language(pair, tmp_path):
+    with pytest.raises(LeptaError, match=r"lora_rank: .*--source-text"):
+        run(pair, tmp_path / "none", **LORA)
+    with pytest.raises(LeptaError, match=r"source language has .*lower source_share"):
+        run(pair, tmp_path / "short", lambda: ["A few English words, and no more than these are here."], **LORA)
 
 
 def stop_at(step):
@@ -179,5 +220,5 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     assert facts["tokens"] >= 1500
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["key"]["settings"]["tokens"] == 1500
-    assert manifest["key"]["inputs"].keys() == {"model", "original", "text"}
+    assert manifest["key"]["inputs"].keys() == {"model", "original", "train target"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]

@@ -31,6 +31,7 @@ from lepta.training.settings import PreferenceSettings, PretrainSettings, TuneSe
 ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
 Sources = Annotated[list[str], typer.Option(help="Text source of the target language; repeat for several.")]
 Valid = Annotated[list[str] | None, typer.Option(help="Held-out text of the target language; repeat for several.")]
+SourceText = Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat for several.")]
 SourceValid = Annotated[
     list[str] | None, typer.Option(help="Held-out text of the language the model knows; repeat for several.")
 ]
@@ -67,7 +68,7 @@ HEADINGS = {
     **dict.fromkeys(("batch", "micro_batch", "body_dtype", "gradient_checkpointing", "packing", "max_length"), MEMORY),
     **dict.fromkeys(("save_every", "measure_every", "measure_characters", "keep", "forget_limit"), MEASURING),
     "report_to": MEASURING,
-    "lora": "LoRA",
+    **dict.fromkeys(("lora", "lora_rank", "lora_rate", "source_share"), "LoRA"),
 }
 PREFERENCE = Flags(
     {"": "preference"}, without=frozenset({"lora", "max_length"}), headings={"": "Preference step after tuning"}
@@ -108,6 +109,7 @@ def distill(
     text: Sources,
     output: Output,
     settings: Annotated[DistillSettings, Flags(headings=HEADINGS)],
+    source_text: SourceText = None,
     seed: Seed = 1,
     force: Force = False,
     dry_run: DryRun = False,
@@ -115,8 +117,8 @@ def distill(
 ) -> None:
     """Learn the rows of new tokens from the original model, which reads the same text.
 
-    Nothing but rows changes. Several GPUs: accelerate launch --num_processes 8 -m lepta distill ... A run that was
-    interrupted goes on when the same command is given again.
+    Nothing but rows changes, unless --lora-rank is given. Several GPUs: accelerate launch --num_processes 8 -m lepta
+    distill ... A run that was interrupted goes on when the same command is given again.
 
     Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
@@ -124,14 +126,16 @@ def distill(
     from functools import partial
 
     from lepta.pipeline import distill as learn
+    from lepta.pipeline import distill_texts
 
+    sides = _sides(text, source_text)
     with opened(original) as teacher:
         stage = Stage(
             output.name,
             {"model": model, "original": teacher.folder},
             settings.model_dump() | {"seed": seed},
-            partial(learn, teacher.folder, model, text, settings, seed),
-            {"text": text},
+            partial(learn, teacher.folder, model, sides, settings, seed),
+            distill_texts(sides, settings),
             together=True,
         )
         facts = _run(stage, output, force, dry_run, as_json)
@@ -145,9 +149,7 @@ def pretrain(
     output: Output,
     settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}), headings=HEADINGS)],
     original: Annotated[str | None, typer.Option(help=f"Tells which rows are new: the {ORIGINAL}")] = None,
-    source_text: Annotated[
-        list[str] | None, typer.Option(help="Text of the language the model knows; repeat for several.")
-    ] = None,
+    source_text: SourceText = None,
     valid: Valid = None,
     source_valid: SourceValid = None,
     seed: Seed = 1,
@@ -179,10 +181,7 @@ def pretrain(
     from lepta.pipeline import pretrain as learn
     from lepta.vocabulary.source import TOKENIZER_FILES
 
-    sides = Text.model_construct(
-        target=Language.model_construct(language="target", train=text, valid=valid or []),
-        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
-    )
+    sides = _sides(text, source_text, valid, source_valid)
     inputs = {"model": model}
     if original:
         inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
@@ -201,6 +200,19 @@ def pretrain(
         print_warnings(facts.pop("warnings", []))
     measured = [entry for entry in curve if "loss" not in entry]
     result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+def _sides(
+    text: list[str],
+    source_text: list[str] | None,
+    valid: list[str] | None = None,
+    source_valid: list[str] | None = None,
+) -> Text:
+    """Text of both languages as a recipe has it; a command needs no names of languages."""
+    return Text.model_construct(
+        target=Language.model_construct(language="target", train=text, valid=valid or []),
+        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
+    )
 
 
 def _run(stage: Stage, output: Path, force: bool, dry_run: bool, as_json: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ together with the hidden states. Try it:
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import track
 from lepta.distillation.alignment import Aligner, Alignment
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, cross_entropy, fit
-from lepta.distillation.passages import Examples, Passages, choose_passages
+from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
 from lepta.distillation.pieces import PieceTree
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
@@ -33,6 +34,7 @@ from lepta.models.rows import ComputedRows, Rows, same_values
 from lepta.models.write import write_model
 from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
+from lepta.training.merge import changed_tensors
 from lepta.training.precision import compute_dtype, resolved_body_dtype
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
@@ -52,6 +54,7 @@ def distill_folder(
     settings: DistillSettings,
     seed: int,
     folder: str | Path,
+    source_documents: Callable[[], Iterable[str]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Learn the rows of new tokens from the original model and write the result.
 
@@ -67,6 +70,8 @@ def distill_folder(
     seed : int
     folder : Path
         Existing folder for the result; checkpoints found in it are resumed from.
+    source_documents : callable or None
+        Streams text of the language that the model knows; needed where `settings.lora_rank` is above 0.
 
     Returns
     -------
@@ -78,8 +83,43 @@ def distill_folder(
     LeptaError
         If the models do not belong together, or the text has none of the tokens.
     """
+    pair = _open_pair(Path(original), Path(initialised), settings)
+    folder = Path(folder)
+    passages = _choose_passages(pair, documents, source_documents, settings, seed)
+    distiller, facts = _load_distiller(pair, passages, settings, folder / CHECKPOINTS)
+    facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
+    best = BestRows(distiller, passages.held_out)
+    best.measure("initialised")
+    source_bits = [_bits(distiller, passages.source_held_out)] if passages.source else []
+    curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
+    if processes().is_main_process:
+        best.measure("inputs learned")
+        _learn_head(distiller, passages, settings, seed, facts["rows_rms"], pair.learned, best)
+        best.restore()
+        facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
+        if passages.source:
+            facts["source_bits_per_byte"] = [*source_bits, _bits(distiller, passages.source_held_out)]
+        tokenizer = open_tokenizer(pair.student.folder)
+        write_model(pair.student, _changed(distiller, pair), tokenizer, folder, untie=pair.untie)
+    processes().wait_for_everyone()
+    return facts, curve
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The original model and the same with the new vocabulary: what is new, and which rows learn."""
+
+    teacher: Checkpoint
+    student: Checkpoint
+    old: Vocabulary
+    new: Vocabulary
+    fresh: np.ndarray  # ids of new tokens, int64
+    learned: LearnedRows
+    untie: bool
+
+
+def _open_pair(original: Path, initialised: Path, settings: DistillSettings) -> Pair:
     teacher, student = Checkpoint(original), Checkpoint(initialised)
-    original, initialised, folder = teacher.folder, student.folder, Path(folder)
     check_same_body(teacher, student)
     old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
     transfer = transfer_matrix(old, new, teacher.rows, student.rows)
@@ -89,18 +129,52 @@ def distill_folder(
     untie = settings.untie and student.output_name is None
     tied = student.output_name is None and not untie
     learned = learned_rows(old, new, fresh, transfer.change.old_id_of, settings.rows == "target-rows", tied)
+    return Pair(teacher, student, old, new, fresh, learned, untie)
+
+
+def _choose_passages(
+    pair: Pair,
+    documents: Callable[[], Iterable[str]],
+    source_documents: Callable[[], Iterable[str]] | None,
+    settings: DistillSettings,
+    seed: int,
+) -> Passages:
+    """Passages of the target language, and of the source language where the body learns.
+
+    Raises
+    ------
+    LeptaError
+        If the text has none of the tokens, or text that is needed is missing or too short.
+    """
+    aligner = Aligner(pair.old, pair.new, start_of(pair.teacher.folder), start_of(pair.student.folder))
+    of_source = round(settings.tokens * settings.source_share) if settings.lora_rank else 0
+    if of_source and source_documents is None:
+        raise LeptaError(
+            "distill.lora_rank: the body learns, so text of the language that it knows is needed to keep that as it "
+            "is; expected text.source.train, or --source-text"
+        )
     passages = choose_passages(
         documents(),
-        Aligner(old, new, start_of(original), start_of(initialised)),
-        new.size,
-        fresh,
-        settings.tokens,
+        aligner,
+        pair.new.size,
+        pair.fresh,
+        settings.tokens - of_source,
         settings.passage,
         settings.occurrences,
         HELD_OUT,
         seed,
     )
-    work = folder / CHECKPOINTS
+    if not of_source or source_documents is None:
+        return passages
+    source, held_out = draw_passages(source_documents(), aligner, of_source, settings.passage, HELD_OUT, seed)
+    return replace(passages, source=source, source_held_out=held_out)
+
+
+def _load_distiller(
+    pair: Pair, passages: Passages, settings: DistillSettings, work: Path
+) -> tuple[Distiller, dict[str, Any]]:
+    """Teacher and student, and what the manifest says of them."""
+    teacher, learned, initialised = pair.teacher, pair.learned, pair.student.folder
     body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)
     dtype = compute_dtype(body_dtype, config_of(initialised))
     model = load_model(initialised, dtype)
@@ -111,33 +185,24 @@ def distill_folder(
         _matrix(teacher, teacher.input_name).to(model.device),
         torch.from_numpy(learned.inputs).to(model.device),
         torch.from_numpy(learned.outputs).to(model.device),
-        untie,
+        pair.untie,
         layer,
         None if teacher.output_name is None else _matrix(teacher, teacher.output_name).to(model.device),
+        settings.lora_rank,
     )
+    _changed(distiller, pair)  # refuses now what could not be written later
     _hold(distiller.embedding.rows, learned.inputs, learned.moving)
     _hold(distiller.head.rows, learned.outputs, learned.moving)
-    unit = float(distiller.embedding.rows.detach().square().mean().sqrt())
-    facts: dict[str, Any] = {
+    facts = {
         "learned_rows": len(learned.moving),
-        "new_rows": len(fresh),
+        "new_rows": len(pair.fresh),
         "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
+        "source_tokens": sum(len(passage.new_ids) - 1 for passage in passages.source),
         "layer": layer,
         "body_dtype": str(dtype).removeprefix("torch."),
-        "rows_rms": unit,
-        **_coverage(passages, fresh, new, settings.occurrences),
+        "rows_rms": float(distiller.embedding.rows.detach().square().mean().sqrt()),
     }
-    best = BestRows(distiller, passages.held_out)
-    best.measure("initialised")
-    curve = _learn_inputs(distiller, passages, settings, seed, unit, work, fresh, new.size)
-    if processes().is_main_process:
-        best.measure("inputs learned")
-        _learn_head(distiller, passages, settings, seed, unit, learned, best)
-        best.restore()
-        facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
-        write_model(student, _matrices(distiller, student, learned), open_tokenizer(initialised), folder, untie=untie)
-    processes().wait_for_everyone()
-    return facts, curve
+    return distiller, facts
 
 
 def start_of(folder: Path) -> int:
@@ -223,27 +288,35 @@ def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrence
 
 def _learn_inputs(
     distiller: Distiller,
+    pair: Pair,
     passages: Passages,
     settings: DistillSettings,
     seed: int,
     unit: float,
     work: Path,
-    learned: np.ndarray,
-    size: int,
 ) -> list[dict[str, float]]:
     """Bring hidden states near the teacher's, as a resumable run on all processes; returns its curve."""
-    whole = len(passages.chosen) // settings.batch * settings.batch
-    examples = Examples(passages.chosen[:whole], learned, size, settings.batch, seed)
+    examples = Examples(
+        [passages.chosen, passages.source],
+        pair.fresh,
+        pair.new.size,
+        settings.batch,
+        everywhere=settings.lora_rank > 0,
+        seed=seed,
+    )
+    groups = [{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}]
+    if distiller.low_rank:
+        groups.append({"name": "body", "params": list(distiller.low_rank.values()), "lr": settings.lora_rate})
     run = Run(
         distiller,
         examples,
-        [{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}],
+        groups,
         work / "inputs",
         settings.batch,
         seed,
         description="hidden states",
         micro_batch=settings.micro_batch,
-        warmup_steps=min(10, whole // settings.batch // 10),
+        warmup_steps=min(10, len(examples) // settings.batch // 10),
         save_every=settings.save_every,
         dtype=distiller.embedding.table.dtype,
         collate=collate_passages,
@@ -335,7 +408,8 @@ class BestRows:
                 parameter.copy_(rows)
 
     def _parameters(self) -> list[torch.Tensor]:
-        return [self._distiller.embedding.rows, self._distiller.head.rows]
+        distiller = self._distiller
+        return [distiller.embedding.rows, distiller.head.rows, *distiller.low_rank.values()]
 
     def _now(self) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in self._parameters()]
@@ -378,12 +452,13 @@ def _hold(rows: torch.nn.Parameter, ids: np.ndarray, moving: np.ndarray) -> None
         rows.requires_grad_(requires)
 
 
-def _matrices(distiller: Distiller, source: Checkpoint, learned: LearnedRows) -> dict[str, ComputedRows]:
-    """The matrices of the result: those of the source with the rows that learned in their places."""
+def _changed(distiller: Distiller, pair: Pair) -> dict[str, ComputedRows]:
+    """Tensors of the result: matrices with the rows that learned in their places, and what the body learned."""
+    source, learned = pair.student, pair.learned
     changed = {source.input_name: (learned.inputs, distiller.embedding.rows)}
     if not distiller.tied:
         changed[source.output_name or HEAD] = (learned.outputs, distiller.head.rows)
-    matrices = {}
+    matrices = changed_tensors(distiller.model, distiller.low_rank, source)
     for name, (ids, rows) in changed.items():
         stored = source.rows_of(name if name in source.entries else source.input_name)
         moves = np.isin(ids, learned.moving)

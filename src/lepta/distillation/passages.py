@@ -1,8 +1,8 @@
 """Which passages of a text rows are learned from: each new token occurs often enough, as far as the text can."""
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,15 @@ class Passages:
         To measure on.
     counts : int64 array, shape (V,)
         Occurrences in what was chosen.
+    source, source_held_out : lists of Alignment
+        The same of the language that the model knows, where the body learns.
     """
 
     chosen: list[Alignment]
     held_out: list[Alignment]
     counts: np.ndarray
+    source: list[Alignment] = field(default_factory=list)
+    source_held_out: list[Alignment] = field(default_factory=list)
 
 
 def cut(document: str, length: int) -> list[str]:
@@ -123,16 +127,71 @@ def choose_passages(
     return Passages(chosen, aside, counts)
 
 
-class Examples:
-    """Aligned passages as examples of a run, in batches of similar length so that little is padding."""
+def draw_passages(
+    documents: Iterable[str], aligner: Aligner, tokens: int, length: int, held_out: int, seed: int
+) -> tuple[list[Alignment], list[Alignment]]:
+    """Draw passages with `tokens` tokens in all from a text, and at most `held_out` others (a tenth).
 
-    def __init__(self, passages: list[Alignment], learned: np.ndarray, size: int, batch: int, seed: int) -> None:
+    Raises
+    ------
+    LeptaError
+        If the text is too short.
+    """
+    pieces = [piece for document in documents for piece in cut(document, length)]
+    random.Random(seed).shuffle(pieces)
+    held_out = min(held_out, len(pieces) // 10)
+    drawn: list[Alignment] = []
+    taken = 0
+    for start in range(0, len(pieces), AT_ONCE):
+        for passage in aligner.align(pieces[start : start + AT_ONCE]):
+            if passage is None or len(passage.new_ids) < SHORTEST:
+                continue
+            drawn.append(passage)
+            taken += len(passage.new_ids) - 1 if len(drawn) > held_out else 0
+            if taken >= tokens:
+                return drawn[held_out:], drawn[:held_out]
+    raise LeptaError(
+        f"distill: the text of the source language has {taken:,} tokens in passages; expected {tokens:,} "
+        "(tokens x source_share) beside those put aside; add text or lower source_share"
+    )
+
+
+class Examples:
+    """Aligned passages as examples of a run, in batches of similar length so that little is padding.
+
+    Parameters
+    ----------
+    kinds : sequence of lists of Alignment
+        A batch holds passages of one kind; what does not fill a batch is left out.
+    learned : int64 array
+        Ids of the tokens that learn.
+    size : int
+        Tokens of the vocabulary.
+    batch : int
+    everywhere : bool
+        All positions count; else those from the first learned token on, since nothing changes before it.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[list[Alignment]],
+        learned: np.ndarray,
+        size: int,
+        batch: int,
+        everywhere: bool,
+        seed: int,
+    ) -> None:
+        self._everywhere = everywhere
         self._learns = np.zeros(size, dtype=bool)
         self._learns[learned] = True
-        order = sorted(range(len(passages)), key=lambda number: len(passages[number].old_ids))
-        batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+        batches: list[list[Alignment]] = []
+        for passages in kinds:
+            whole = len(passages) // batch * batch
+            ordered = sorted(passages[:whole], key=lambda passage: len(passage.old_ids))
+            batches.extend(ordered[start : start + batch] for start in range(0, whole, batch))
         random.Random(seed).shuffle(batches)
-        self._passages = [passages[number] for numbers in batches for number in numbers]
+        self._passages = [passage for chosen in batches for passage in chosen]
         self.sizes = np.asarray([len(passage.new_ids) - 1 for passage in self._passages])
 
     def __len__(self) -> int:
@@ -141,5 +200,5 @@ class Examples:
     def __getitem__(self, number: Any) -> dict[str, Any]:
         passage = self._passages[number]
         learns = self._learns[passage.new_ids[passage.new_ends]]
-        weights = np.cumsum(learns) > 0  # the first learned token, and all that read it
+        weights = (np.cumsum(learns) > 0) | self._everywhere  # the first learned token, and all that read it
         return {**vars(passage), "weights": weights.astype(np.float32)}

@@ -4,15 +4,19 @@ Initialisation changes rows alone, so both models share their body: it is loaded
 matrix of embeddings. Learned rows are one compact float32 parameter; nothing else has a gradient.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional as F
 
 from lepta.core.errors import LeptaError
 from lepta.models.loss import logit_rule
+from lepta.training.settings import Lora
+from lepta.training.trainable import add_lora
 
 
 class LearnedEmbedding(nn.Module):
@@ -107,6 +111,13 @@ class Distiller(nn.Module):
         Layers that hidden states are compared after.
     old_head : tensor, shape (old rows, d), or None
         Head of the original model; None where it is `old_rows`.
+    lora_rank : int
+        Rank of low-rank changes that the student has in its layers up to `layer`; 0 for none.
+
+    Attributes
+    ----------
+    low_rank : dict of tensors
+        Name in the model -> factor of a low-rank change, float32.
     """
 
     has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
@@ -123,6 +134,7 @@ class Distiller(nn.Module):
         untie: bool,
         layer: int,
         old_head: torch.Tensor | None = None,
+        lora_rank: int = 0,
     ) -> None:
         super().__init__()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -143,7 +155,14 @@ class Distiller(nn.Module):
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
         old_head = self.old_rows if old_head is None else old_head.to(weight.dtype)
         self.register_buffer("old_head", old_head, persistent=False)
-        self.body = model.base_model
+        self.low_rank: dict[str, torch.Tensor] = {}
+        if lora_rank:
+            add_lora(model, Lora(rank=lora_rank, alpha=lora_rank, layers=list(range(layer))))
+            self.low_rank = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            for parameter in self.low_rank.values():
+                parameter.data = parameter.data.float()
+        self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        self.model = model
         self._ends_at_layer = True
         self._states: list[torch.Tensor] = []
         _layers_of(model)[layer - 1].register_forward_hook(self._keep)
@@ -161,11 +180,20 @@ class Distiller(nn.Module):
         if self._ends_at_layer:
             raise _Reached
 
+    @contextmanager
+    def _original_body(self) -> Iterator[None]:
+        """The body without low-rank changes; peft freezes their factors as long."""
+        for adapter in self._adapters:
+            adapter.enable_adapters(False)
+        yield
+        for adapter in self._adapters:
+            adapter.enable_adapters(True)
+
     def _states_of(self, rows: torch.Tensor) -> torch.Tensor:
         """States after the layer, of rows of embeddings; what follows the layer is not computed."""
         self._ends_at_layer = True
         with suppress(_Reached):
-            self.body(inputs_embeds=rows, use_cache=False)
+            self.model.base_model(inputs_embeds=rows, use_cache=False)
         return self._states.pop()
 
     @torch.no_grad()
@@ -176,11 +204,12 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def teacher_last_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the original model on old tokens, shape (B, N_old, d)."""
-        return self._last(self._old_embedding(ids))
+        with self._original_body():
+            return self._last(self._old_embedding(ids))
 
     def _last(self, rows: torch.Tensor) -> torch.Tensor:
         self._ends_at_layer = False
-        last: torch.Tensor = self.body(inputs_embeds=rows, use_cache=False).last_hidden_state
+        last: torch.Tensor = self.model.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state
         self._states.clear()
         return last
 
@@ -211,7 +240,7 @@ class Distiller(nn.Module):
         dict
             `loss`: see `hidden_distance`.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._original_body():
             target = at(self._states_of(self._old_embedding(old_ids)), old_ends)
         found = at(self._states_of(self.embedding(new_ids)), new_ends)
         return {"loss": hidden_distance(target, found, weights)}
