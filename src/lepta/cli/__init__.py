@@ -39,6 +39,7 @@ COMMANDS = {
     "tune": ("training", "Tune an instruct model on conversations; the loss counts what the assistant says."),
     "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),
     "check": ("deployment", "Tell which programs run a model folder as it is, and what is left to do for the others."),
+    "publish": ("deployment", "Put a model folder on the Hugging Face hub, with its card, in one commit."),
     "patch": ("models", "Ship an adapted model without its body."),
     "darumeru": ("darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
 }

@@ -7,10 +7,11 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from lepta.cli.common import AsJson, check_places, console, opened, print_json
+from lepta.cli.common import AsJson, check_places, console, opened, print_json, print_warnings
 
 if TYPE_CHECKING:
     from lepta.deployment.check import Deployment
+    from lepta.deployment.publish import Publication
 
 MARKS = {"works": "green", "limits": "yellow", "step": "yellow", "fails": "red", "unknown": "dim"}
 CONSUMER_NAMES = (
@@ -48,6 +49,59 @@ def check(
         _print(model, found)
     if found.failed:
         raise typer.Exit(1)
+
+
+def publish(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished model.")],
+    repo: Annotated[str, typer.Option(help="Name on the hub, OWNER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Only its owner can see it.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="OWNER/NAME that it was made from, if its card does not say.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files, sizes and card; send nothing, ask no network.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a model folder on the Hugging Face hub, with its card, in one commit.
+
+    The token is that of `hf auth login` or the environment variable HF_TOKEN.
+
+    Try: lepta publish my/adapted --repo OWNER/NAME --dry-run
+    """
+    from lepta.deployment.publish import prepare
+    from lepta.deployment.publish import publish as send
+
+    publication = prepare(model, repo, base_model)
+    facts = {
+        "repo": repo,
+        "private": private,
+        "files": publication.sizes,
+        "left_out": publication.left_out,
+        "warnings": publication.warnings,
+    }
+    if not as_json:
+        _print_publication(publication)
+    if not dry_run:
+        facts["address"] = send(publication, private)
+    if as_json:
+        print_json(facts | {"card": publication.card})
+    elif dry_run:
+        console.print("Nothing was sent.", highlight=False)
+    else:
+        console.print(f"Published: {facts['address']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_publication(publication: "Publication") -> None:
+    table = Table("file", Column("bytes", justify="right", no_wrap=True), box=None, pad_edge=False)
+    for name, size in publication.sizes.items():
+        table.add_row(escape(name), f"{size:,}")
+    table.add_row("all", f"{sum(publication.sizes.values()):,}")
+    console.print(table)
+    if publication.left_out:
+        console.print(f"left here: {', '.join(publication.left_out)}", highlight=False, markup=False)
+    console.print(f"\n{publication.card}", highlight=False, markup=False, soft_wrap=True)
+    print_warnings(publication.warnings)
 
 
 def _print(model: str, found: "Deployment") -> None:

@@ -1,0 +1,142 @@
+"""`lepta publish`: a model folder to the hub, in one commit, with its card. A dry run needs no network.
+
+Only files that a model needs go along; `manifest.json` goes without the places on this machine that it names.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lepta.card import FRONT_MATTER, front_matter, is_model
+from lepta.core.errors import LeptaError
+from lepta.core.output import CARD, MANIFEST
+from lepta.core.reading import read_json
+
+PUBLISHED = (
+    *("*.safetensors", "*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "*.gguf", CARD),
+    *("LICENSE*", "NOTICE*"),
+)
+THIS_FOLDER = "THIS_FOLDER"  # in a card: the name that the model will have
+ABSENT = "no card: there is no README.md"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What would go to the hub."""
+
+    repo: str
+    files: dict[str, Path | bytes]  # name there -> file, or contents that differ from the file here
+    left_out: list[str]  # files of the folder that stay here
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return {
+            name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()
+        }
+
+    @property
+    def card(self) -> str:
+        """The card as it goes."""
+        card = self.files.get(CARD, b"")
+        return card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
+
+
+def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publication:
+    """Collect what would be published as `repo` (OWNER/NAME); `base_model` is for the card, if that names none.
+
+    LeptaError if the name is none of the hub's, or the folder holds no model.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise LeptaError(f"--repo {repo}: not a name for the hub; expected OWNER/NAME") from error
+    if "/" not in repo:
+        raise LeptaError(f"--repo {repo}: expected OWNER/NAME")
+    if not is_model(folder):
+        raise LeptaError(f"{folder}: no model to publish; expected a folder with config.json and safetensors")
+    files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
+    if MANIFEST in files:
+        files[MANIFEST] = _public_manifest(folder / MANIFEST)
+    if CARD in files:
+        files[CARD] = _card(folder, repo, base_model).encode()
+    all_files = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+    left_out = [name for name in all_files if name not in files]
+    return Publication(repo, dict(sorted(files.items())), left_out, _missing(folder, base_model))
+
+
+def _published(folder: Path) -> Iterator[Path]:
+    for pattern in PUBLISHED:
+        yield from (file for file in folder.glob(pattern) if file.is_file())
+
+
+def _public_manifest(file: Path) -> bytes:
+    """A manifest whose sources are names, not places on this machine."""
+    manifest = read_json(file)
+    if "sources" in manifest:
+        manifest["sources"] = _named(manifest["sources"])
+    return (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_named(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
+
+
+def _card(folder: Path, repo: str, base_model: str | None) -> str:
+    text = (folder / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, repo)
+    facts = front_matter(folder)
+    if base_model is None or "base_model" in facts:
+        return text
+    facts |= {"base_model": base_model, "base_model_relation": "finetune"}
+    head = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n" + FRONT_MATTER.sub("", text)
+
+
+def _missing(folder: Path, base_model: str | None) -> list[str]:
+    """What a reader of the hub would miss."""
+    if not (folder / CARD).is_file():
+        return [ABSENT]
+    facts, warnings = front_matter(folder), []
+    if str(facts.get("license", "unknown")) == "unknown":
+        warnings.append(f"the card names no licence: write `license:` into {CARD}")
+    if "base_model" not in facts and base_model is None:
+        warnings.append("the card names no base model: give --base-model OWNER/NAME")
+    return warnings
+
+
+def publish(publication: Publication, private: bool = False) -> str:
+    """Make the repository if it is not there, and put all files into it in one commit; returns its address.
+
+    The token is that of `hf auth login` or `HF_TOKEN`. LeptaError if there is none, or the hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        address = api.create_repo(publication.repo, private=private, repo_type="model", exist_ok=True, token=True)
+        operations = [CommitOperationAdd(name, file) for name, file in publication.files.items()]
+        api.create_commit(publication.repo, operations, commit_message="Upload model", token=True)
+    except LocalTokenNotFoundError as error:
+        raise LeptaError("publish: no token for the hub; run `hf auth login`, or set HF_TOKEN") from error
+    except OfflineModeIsEnabled as error:
+        raise LeptaError("publish: HF_HUB_OFFLINE is set; unset it, or give --dry-run") from error
+    except HfHubHTTPError as error:  # its own text may repeat what was sent
+        status = error.response.status_code
+        hint = "is the token allowed to write there?" if status in (401, 403, 404) else "try again later"
+        raise LeptaError(f"publish {publication.repo}: the hub answers {status}; {hint}") from error
+    except Exception as error:  # the client below is httpx or another, by the version of huggingface_hub
+        raise LeptaError(f"publish {publication.repo}: the hub did not take it ({type(error).__name__})") from error
+    return str(address)
