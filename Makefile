@@ -2,7 +2,7 @@
 # make test   set up, then run the tests
 # make lint   style, types, and the order of the rooms
 # make dist   a wheel in dist/, tried outside this folder
-# make docs   the documentation as a site in build/site (its packages go into a venv of their own)
+# make docs   set up, then the documentation as a site in build/site
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,6 +28,10 @@ dist: setup
 	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	LEPTA_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/test_wheel.py
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 setup: $(READY)
 

@@ -17,7 +17,28 @@ from lepta.core.settings import Section
 from lepta.recipe import Recipe
 
 WIDTH = 80
+SHIM = re.compile(r'<script src="https://unpkg.com/iframe-worker/shim"></script>')
 OUTSIDE = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+(?:recipes|src|benchmarks|tests|README|CONTRIBUTING|CHANGELOG)[^)]*)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Leave out of the navigation what is not written."""
+    pages = Path(config.docs_dir)
+    generated = {"reference/cli.md", "reference/recipe.md"}
+    config.nav = _there(config.nav, lambda page: page in generated or (pages / page).is_file())
+    return config
+
+
+def _there(entries: list[Any], exists: Any) -> list[Any]:
+    """The entries of a navigation whose page exists."""
+    kept = []
+    for entry in entries:
+        ((title, below),) = entry.items()
+        if isinstance(below, list):
+            kept.append({title: _there(below, exists)})
+        elif exists(below):
+            kept.append({title: below})
+    return kept
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -30,6 +51,11 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Name files of the repository that the site does not hold, instead of linking to them."""
     return OUTSIDE.sub(lambda link: f"`{link[2].lstrip('./')}`" if link[1].startswith("`") else f"{link[1]}", markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Fetch nothing: the theme's helper for searching a site on disk would come from a server."""
+    return SHIM.sub("", output)
 
 
 def commands_page() -> str:
@@ -98,8 +124,3 @@ def kind(annotation: Any) -> str:
         return annotation.__name__
     text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(annotation))
     return re.sub(r"Annotated\[(.+?), .*?\]", r"\1", text) if "Annotated" in text else text
-
-
-if __name__ == "__main__":
-    Path("build").mkdir(exist_ok=True)
-    print(recipe_page())  # noqa: T201
