@@ -83,7 +83,7 @@ def change(text: str, share: float, words: list[str], chance: random.Random) -> 
 
 def write(documents: Iterator[Made], folder: Path) -> int:
     """Write documents as shards; returns the bytes of text."""
-    from lepta.corpora.shards import ShardWriter
+    from lepta.corpora.steps import ShardWriter
 
     writer, size, shards = None, 0, 0
     for made in documents:
@@ -125,7 +125,7 @@ def measure(sentences: list[str], size: int, work: Path) -> dict[str, float]:
     from lepta.corpora.clean import Cleaner
     from lepta.corpora.judge import Judge
     from lepta.corpora.settings import Clean, Filters
-    from lepta.corpora.shards import read_shard
+    from lepta.text.formats import read_rows
 
     raw, output = work / f"raw-{size}", work / f"prepared-{size}"
     written = write(make(sentences, size), raw)
@@ -140,7 +140,7 @@ def measure(sentences: list[str], size: int, work: Path) -> dict[str, float]:
         raise SystemExit("lepta corpus prepare failed")
     seconds = time.monotonic() - started
     shards = sorted((output / "text" / "made").glob("*"))
-    kept = {int(row["doc"]) for shard in shards for row, _ in read_shard(shard)}
+    kept = {int(row.value["doc"]) for shard in shards for row in read_rows(shard)}
     cleaner, judge = Cleaner(Clean()), Judge(Filters(), Clean())
     made, found, wrong = Counter(), Counter(), 0
     for document in make(sentences, size):

@@ -22,7 +22,7 @@ from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import propagate
 from lepta.evaluation.benchmark import ask, scores_of
-from lepta.evaluation.evaluate import Contestant, behaviour_dialogues, evaluate
+from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
 from lepta.inference.bits import WINDOW, windows
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
@@ -90,10 +90,10 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         name = "pretrained" if number == len(recipe.pretrain) else f"pretrained-{number}"
         pretrained = layout.pretrained(name, base, pretrained, settings)
 
-    contestants = [
-        Contestant("original base", base, adapted=False, chat=False),
-        Contestant("initialised base", initialised, adapted=True, chat=False),
-        Contestant("adapted base", pretrained, adapted=True, chat=False),
+    models = [
+        Model("original base", base, adapted=False, chat=False),
+        Model("initialised base", initialised, adapted=True, chat=False),
+        Model("adapted base", pretrained, adapted=True, chat=False),
     ]
     for name, variant in recipe.variants.items():
         if variant.tune:
@@ -101,18 +101,18 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         else:
             instruct = layout.model(f"variants/{name}", variant.model or "")
         propagated = layout.propagated(name, base, pretrained, instruct)
-        contestants.append(Contestant(f"original {name}", instruct, adapted=False, chat=True))
-        contestants.append(Contestant(f"propagated {name}", propagated, adapted=True, chat=True))
+        models.append(Model(f"original {name}", instruct, adapted=False, chat=True))
+        models.append(Model(f"propagated {name}", propagated, adapted=True, chat=True))
         if recipe.calibrate:
             calibrated = layout.calibrated(name, instruct, propagated)
-            contestants.append(Contestant(f"calibrated {name}", calibrated, adapted=True, chat=True))
+            models.append(Model(f"calibrated {name}", calibrated, adapted=True, chat=True))
 
-    layout.evaluation(base, contestants)
+    layout.evaluation(base, models)
     if recipe.evaluate.darumeru:
         # Each variant takes the benchmark, the original first; without variants the base does, before and after.
-        for contestant in [one for one in contestants if one.chat] or [contestants[0], contestants[2]]:
-            layout.benchmark(contestant)
-    layout.report(contestants)
+        for model in [one for one in models if one.chat] or [models[0], models[2]]:
+            layout.benchmark(model)
+    layout.report(models)
     return Pipeline(recipe.output, layout.stages, announce)
 
 
@@ -241,32 +241,30 @@ class _Layout:
         )
         return out / name_of("model")
 
-    def evaluation(self, base: Path, contestants: list[Contestant]) -> Path:
+    def evaluation(self, base: Path, models: list[Model]) -> Path:
         recipe, settings = self.recipe, self.recipe.evaluate
-        inputs = {contestant.name: contestant.folder for contestant in contestants}
+        inputs = {model.name: model.folder for model in models}
         if settings.behaviour:
             behaviour_dialogues(settings.behaviour)  # an error in them is reported before anything is trained
             inputs["behaviour"] = dialogue_file(settings.behaviour.dialogues)
 
         def run(folder: Path) -> dict[str, Any]:
-            original = next(one for one in reversed(contestants) if not one.adapted)
-            result = evaluate(contestants, base, original.name, contestants[-1].name, recipe.text, settings)
+            original = next(one for one in reversed(models) if not one.adapted)
+            result = evaluate(models, base, original.name, models[-1].name, recipe.text, settings)
             write_json(folder / EVALUATION, result)
             return {"dtype": result["dtype"]}
 
         key = settings.model_dump(exclude={"darumeru"})
         return self.add("evaluation", inputs, key, run, texts=sources_of(recipe.text, "valid"))
 
-    def benchmark(self, contestant: Contestant) -> None:
+    def benchmark(self, model: Model) -> None:
         settings = self.recipe.evaluate.darumeru
         assert settings is not None
-        name = f"{DARUMERU}/{contestant.name.replace(' ', '-')}"
-        run = partial(ask, contestant, settings, self.recipe.seed)
-        self.asked[contestant.name] = self.add(
-            name, {"model": contestant.folder} | settings.files, settings.model_dump(), run
-        )
+        name = f"{DARUMERU}/{model.name.replace(' ', '-')}"
+        run = partial(ask, model, settings, self.recipe.seed)
+        self.asked[model.name] = self.add(name, {"model": model.folder} | settings.files, settings.model_dump(), run)
 
-    def report(self, contestants: list[Contestant]) -> Path:
+    def report(self, models: list[Model]) -> Path:
         recipe, names = self.recipe, [stage.name for stage in self.stages]
         learned = [name for name in names if name == "distilled" or name.startswith("pretrained")]
         out = recipe.output
@@ -279,7 +277,7 @@ class _Layout:
             data = collect(recipe, names, learned)
             write_json(folder / NUMBERS, data)
             write_report(data, folder)
-            for one in contestants:
+            for one in models:
                 if one.adapted:
                     write_card(one.folder, measured(data["evaluation"], one.name))
             for pair in data["darumeru"]:

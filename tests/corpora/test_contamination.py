@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lepta.core.errors import LeptaError
-from lepta.corpora.contamination import Contamination, build_index
+from lepta.corpora.overlap import Contamination, build_index
 from lepta.corpora.settings import Clean, Decontaminate
 
 QUESTION = "Какая река впадает в Каспийское море и считается самой длинной рекой во всей Европе"

@@ -76,7 +76,7 @@ for task"""
 
 @pytest.mark.parametrize("executor", [SLURM | {"tasks": 4}, {"workers": 1}], ids=["more jobs", "here"])
 def test_another_division_starts_after_cleaning(run, tmp_path, write_rows, documents, cluster, monkeypatch, executor):
-    monkeypatch.setattr("lepta.corpora.plan.TASK", 1)
+    monkeypatch.setattr("lepta.corpora.work.TASK", 1)
     for number in range(4):
         write_rows(f"raw/{number}.jsonl", documents[15 * number :][:15])
     sources, few = {"raw": tmp_path / "raw"}, {"buckets": 2, "hashes": 4}

@@ -5,8 +5,8 @@ import pytest
 
 from lepta.corpora.clean import Cleaned, Cleaner
 from lepta.corpora.judge import Judge, repeated_share
+from lepta.corpora.overlap import ngram_hashes, split_words, word_hashes
 from lepta.corpora.settings import Clean, Filters
-from lepta.corpora.words import ngram_hashes, split_words, word_hashes
 from lepta.text.sources import read_documents
 
 GOOD = next(text for text in read_documents(["starter:ru/train"]) if len(text) > 1000)

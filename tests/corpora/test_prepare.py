@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepta.core.errors import LeptaError
-from lepta.corpora import plan, shards
+from lepta.corpora import steps, work
 from lepta.corpora.settings import CorpusSettings
 from lepta.stages import Hashes
 from lepta.text.sources import read_documents, read_labelled, text_files
@@ -110,9 +110,8 @@ def files(folder):
 @pytest.fixture
 def small_parts(monkeypatch):
     """Many tasks and shards out of little text."""
-    monkeypatch.setattr(plan, "TASK", 10_000)
-    monkeypatch.setattr("lepta.corpora.steps.SHARD", 4_000)
-    assert shards.SHARD > 4_000
+    monkeypatch.setattr(work, "TASK", 10_000)
+    monkeypatch.setattr(steps, "SHARD", 4_000)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -403,17 +402,17 @@ def test_run_interrupted_while_it_publishes_goes_on_with_all_of_its_text(
 
 
 def test_plan_depends_on_the_files_only(tmp_path, write_rows, documents, monkeypatch):
-    monkeypatch.setattr(plan, "TASK", 4000)
+    monkeypatch.setattr(work, "TASK", 4000)
     for number in range(6):
         write_rows(f"raw/{number}.jsonl", documents[number : number + 1])
     values = {"sources": {"a": {"text": [str(tmp_path / "raw")]}, "b": {"text": ["dataset:x/y"]}}}
-    tasks = plan.plan(CorpusSettings.model_validate(values))
+    tasks = work.divide(CorpusSettings.model_validate(values))
     assert [part.place for task in tasks for part in task.inputs] == [
         *(str(tmp_path / "raw" / f"{number}.jsonl") for number in range(6)),
         "dataset:x/y",
     ]
     assert 1 < len(tasks) < 7
-    assert plan.from_json(plan.as_json(tasks)) == tasks
+    assert work.TASKS.validate_python(work.TASKS.dump_python(tasks)) == tasks
 
 
 def test_corpus_commands_do_not_slow_down_the_help():

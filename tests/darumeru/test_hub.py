@@ -107,7 +107,7 @@ def test_fetch(monkeypatch):
 
     def split(repository, config, name):
         asked.append((repository, config, name))
-        if repository == hub.RUCOLA_REPOSITORY:
+        if repository == "RussianNLP/rucola":
             return [{"id": n, "sentence": f"Так {n}.", "label": n % 2} for n in range(12)]
         if repository == hub.MERA_REPOSITORY and config.startswith("cp_"):
             return [{"inputs": {"text": f"Раз {config}. Два."}}]

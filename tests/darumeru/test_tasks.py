@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru import prompts
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.rows import DATASETS, make_row
@@ -181,8 +180,8 @@ def test_prompt_hash():
     """Words, lead-in, limits and definition are in the hash; 17 tasks and two definitions have hashes of their own."""
     task = tasks()["rcb"]
     changed = [
-        replace(task, prompt=replace(prompts.RCB, lead_in="№:")),
-        replace(task, prompt=replace(prompts.RCB, templates=("{premise}",))),
+        replace(task, prompt=replace(task.prompt, lead_in="№:")),
+        replace(task, prompt=replace(task.prompt, templates=("{premise}",))),
         replace(task, labels=("1", "2")),
         replace(task, max_new_tokens=2),
         replace(task, version=2),

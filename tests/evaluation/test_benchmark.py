@@ -11,7 +11,7 @@ from lepta.core.output import MANIFEST
 from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.evaluation.benchmark import ask
-from lepta.evaluation.evaluate import Contestant
+from lepta.evaluation.evaluate import Model
 from lepta.stages import Pipeline, Stage
 
 SETTINGS = Benchmark(tasks=["rucola"], limit=4)
@@ -23,7 +23,7 @@ def stage(tiny_model_folder, tiny_tokenizer, tmp_path):
 
     def make(context):
         folder = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, context=context)
-        asked = partial(ask, Contestant("original x", folder, adapted=False, chat=False), SETTINGS, 1)
+        asked = partial(ask, Model("original x", folder, adapted=False, chat=False), SETTINGS, 1)
         steps = [Stage("darumeru", {"model": folder}, SETTINGS.model_dump(), asked)]
 
         def run():

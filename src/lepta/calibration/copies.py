@@ -93,8 +93,7 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
     Only the passages' runs are in memory, eight bytes each; the texts are streamed.
     """
     try:
-        from lepta.corpora.contamination import strings_of
-        from lepta.corpora.words import ngram_hashes, word_hashes
+        from lepta.corpora.overlap import ngram_hashes, strings_of, word_hashes
     except ImportError as error:
         raise LeptaError("copies apart from other text need pip install 'lepta[corpus]'") from error
     runs = [ngram_hashes(word_hashes(passage), ngram) for passage in passages]

@@ -66,7 +66,7 @@ def _sampled(plan: Any, work: Any) -> dict[str, Any]:
     import tempfile
     from dataclasses import replace
 
-    from lepta.corpora.contamination import build_index
+    from lepta.corpora.overlap import build_index
     from lepta.corpora.sample import sample
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,8 +12,8 @@ from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
 from lepta.corpora.clean import Cleaned
+from lepta.corpora.overlap import WORDS, ngram_hashes, word_hashes
 from lepta.corpora.settings import Clean, Filters
-from lepta.corpora.words import WORDS, ngram_hashes, word_hashes
 
 JUDGED = 1 << 20  # characters: of a longer document the rules about words and repeats see only so much
 NEXT_TO_NONE = 1e-9

@@ -13,14 +13,12 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupFi
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing, refuse_existing, write_json
 from lepta.core.reading import read_json
-from lepta.corpora import plan as planning
-from lepta.corpora.contamination import build_index
-from lepta.corpora.duplicates import Clusters, Signatures, minhash_config
 from lepta.corpora.executors import Stage, Stopped, run_stage, submit
+from lepta.corpora.overlap import Clusters, Signatures, build_index, minhash_config
 from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.steps import DUPLICATE, CleanTexts, Dropped, ReadShards, WriteTexts
 from lepta.corpora.tally import Tally
-from lepta.corpora.work import Work
+from lepta.corpora.work import Work, divide, stamp
 from lepta.stages import write_manifest
 from lepta.version import __version__
 
@@ -37,12 +35,12 @@ def prepare(
     Returns the report; on Slurm the ids of the jobs that were queued, under `jobs`.
     """
     refuse_existing(output, force)
-    tasks = planning.plan(settings)
+    tasks = divide(settings)
     work = work_of(settings, output)
-    key = {"lepta": __version__, "settings": _deciding(settings), "inputs": planning.stamp(settings)}
+    key = {"lepta": __version__, "settings": _deciding(settings), "inputs": stamp(settings)}
     try:
         work.open(key)
-        write_json(work.folder / "plan.json", {"tasks": planning.as_json(tasks)})
+        work.write_tasks(tasks)
         if settings.decontaminate and not (work.folder / AGAINST).is_file():
             write_json(work.folder / AGAINST, build_index(settings.decontaminate, settings.clean, work.index))
         clean = Stage("clean", [CleanTexts(settings, work)], len(tasks), work, sum(task.size for task in tasks))

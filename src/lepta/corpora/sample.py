@@ -3,13 +3,12 @@
 import time
 from typing import Any
 
-from lepta.corpora.duplicates import Signatures, minhash_config
 from lepta.corpora.executors import workers_of
-from lepta.corpora.plan import Task, inputs_of
+from lepta.corpora.overlap import Signatures, minhash_config
 from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.steps import DocumentFilter, read_task
 from lepta.corpora.tally import Tally
-from lepta.corpora.work import Work
+from lepta.corpora.work import Task, Work, inputs_of
 
 CHARACTERS_PER_TOKEN = 4.0  # of a vocabulary made for the language; 2 to 3 with one that was not
 OVERHEAD = 1.4  # measured: the whole run against reading, cleaning and signing

@@ -1,9 +1,15 @@
-"""The steps that workers run: read and clean; read what was cleaned; weigh and write."""
+"""The steps that workers run: read and clean; read what was cleaned; weigh and write.
 
+Between them are shards: files of rows that hold about so much text each, so that many workers can share a corpus.
+"""
+
+import gzip
+import io
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 from datatrove.data import Document
@@ -11,18 +17,47 @@ from datatrove.pipeline.base import PipelineStep
 
 from lepta.core.errors import LeptaError
 from lepta.corpora.clean import Cleaner
-from lepta.corpora.contamination import Contamination
 from lepta.corpora.judge import Judge
-from lepta.corpora.plan import Task, from_json
+from lepta.corpora.overlap import Contamination
 from lepta.corpora.settings import CorpusSettings
-from lepta.corpora.shards import SHARD, ShardWriter, read_shard
 from lepta.corpora.tally import Tally
-from lepta.corpora.work import Work
-from lepta.text.formats import stop
+from lepta.corpora.work import Task, Work
+from lepta.text.formats import read_rows, stop
 from lepta.text.sources import DATASET, LONE_SURROGATE, read_dataset, read_file
 from lepta.text.sources import Document as Text
 
+SHARD = 32_000_000  # characters of text
+LEVEL = {"zst": 3, "gz": 6}
 DUPLICATE, WEIGHT, UNREADABLE, CONTAMINATED = "duplicate", "weight", "unreadable", "contaminated"
+
+
+class ShardWriter:
+    """Writes rows to one file (.zst or .gz), whose bytes depend on nothing but the rows."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb")
+        self._stream = _compressor(self._file, path.suffix[1:])
+        self.characters = 0
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write a row with a field `text`."""
+        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.characters += len(row["text"])
+
+    def close(self) -> None:
+        """End the file."""
+        self._stream.close()
+        self._file.close()
+
+
+def _compressor(file: BinaryIO, kind: str) -> Any:
+    if kind == "gz":  # no name and no time in it: the same rows, the same bytes
+        return gzip.GzipFile("", "wb", LEVEL[kind], file, mtime=0)
+    import zstandard
+
+    writer: Any = zstandard.ZstdCompressor(LEVEL[kind], write_checksum=True).stream_writer(file, closefd=False)
+    return io.BufferedWriter(writer, 1 << 17)
 
 
 class DocumentFilter:
@@ -66,7 +101,7 @@ class CleanTexts(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Do the part of one worker."""
-        tasks = from_json(self._work.plan())
+        tasks = self._work.tasks()
         done = 0
         for number in self._work.part(len(tasks), rank, world_size):
             done = self._clean(number, tasks[number], rank, done)
@@ -120,9 +155,10 @@ class ReadShards(PipelineStep):
         shards = self._work.clean_shards()
         done = 0
         for number in self._work.part(len(shards), rank, world_size):
-            for row, position in read_shard(shards[number]):
-                self._work.pulse(self._stage, rank, done + position)
-                yield Document(row.pop("text"), row["doc"], metadata=row | {"shard": number})
+            for read in read_rows(shards[number]):
+                self._work.pulse(self._stage, rank, done + read.position)
+                text = read.value.pop("text")
+                yield Document(text, read.value["doc"], metadata=read.value | {"shard": number})
             done += shards[number].stat().st_size
 
 

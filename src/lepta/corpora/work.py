@@ -1,17 +1,91 @@
-"""The folder that a corpus is made in, beside its place: tasks, shards, counts, logs. A killed run goes on there."""
+"""How a corpus is divided into tasks, and the folder beside its place that it is made in: a killed run goes on there.
 
+Tasks read about so many bytes each, whatever the number of workers.
+"""
+
+import itertools
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.reading import read_json
+from lepta.corpora.settings import CorpusSettings, Source
+from lepta.text.sources import DATASET, FIELD, text_field, text_files
 
+TASK = 16_000_000  # bytes of files; a larger file is one task, as compressed files can be read from the start only
 SECONDS_BETWEEN_PULSES = 1.0
 REMOVALS = 50  # attempts, a tenth of a second apart
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file, or a dataset that is streamed, with the field that holds its text."""
+
+    place: str
+    field: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Inputs of one source, read in their order by one worker."""
+
+    source: str
+    inputs: list[Input]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files; 0 for a dataset."""
+        return sum(part.size for part in self.inputs)
+
+
+TASKS = TypeAdapter(list[Task])
+
+
+def divide(settings: CorpusSettings) -> list[Task]:
+    """Divide the sources of a corpus into tasks, in the order of the settings."""
+    tasks: list[Task] = []
+    for name, source in settings.sources.items():
+        group: list[Input] = []
+        for part in inputs_of(source):
+            if group and sum(there.size for there in group) + part.size > TASK:
+                tasks.append(Task(name, group))
+                group = []
+            group.append(part)
+        tasks.append(Task(name, group))
+    return tasks
+
+
+def inputs_of(source: Source) -> list[Input]:
+    """List the files and datasets of a source, in the order of its text sources."""
+    inputs = []
+    for text in source.text:
+        if text.startswith(DATASET):
+            inputs.append(Input(text, source.field, 0))
+            continue
+        _, field = text_field(text)
+        for file in text_files(text):
+            inputs.append(Input(str(file), field if field != FIELD else source.field, file.stat().st_size))
+    return inputs
+
+
+def stamp(settings: CorpusSettings) -> list[list[Any]]:
+    """Tell all files that are read apart from others and from themselves at other times, without reading them."""
+    sources = list(settings.sources.values())
+    if settings.decontaminate:
+        sources.append(Source(text=settings.decontaminate.against))
+    stamps: list[list[Any]] = []
+    for part in itertools.chain.from_iterable(map(inputs_of, sources)):
+        if not part.place.startswith(DATASET):
+            file = Path(part.place)
+            stamps.append([str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns])
+    return stamps
 
 
 @dataclass
@@ -50,9 +124,13 @@ class Work:
         """Runs of words that the corpus must not hold."""
         return self.folder / "contamination.npy"
 
-    def plan(self) -> list[dict[str, Any]]:
-        """Tasks of the first stage."""
-        return read_json(self.folder / "plan.json")["tasks"]
+    def write_tasks(self, tasks: list[Task]) -> None:
+        """Write the tasks of the first stage, for workers elsewhere."""
+        write_json(self.folder / "plan.json", {"tasks": TASKS.dump_python(tasks)})
+
+    def tasks(self) -> list[Task]:
+        """Read the tasks of the first stage."""
+        return TASKS.validate_python(read_json(self.folder / "plan.json")["tasks"])
 
     @staticmethod
     def part(count: int, rank: int, world_size: int) -> range:
@@ -92,7 +170,7 @@ class Work:
     def counts(self) -> list[dict[str, Any]]:
         """Read all counts, in the order of the tasks: of cleaning, then of writing."""
         places = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
-        return [read_json(file) for place in places for file in sorted(place.glob("*.json"))]
+        return [read_json(file) for file in itertools.chain(*(sorted(place.glob("*.json")) for place in places))]
 
     def pulse(self, stage: str, rank: int, done: int) -> None:
         """Say how many bytes a worker has read; at most once in so many seconds."""

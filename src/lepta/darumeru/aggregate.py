@@ -27,42 +27,21 @@ CHUNK = 1 << 22  # numbers drawn at once: 32 MB
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Scores of all samples of one task, and what they depend on.
-
-    Attributes
-    ----------
-    expected : int
-        How many samples the task has.
-    errors : sequence of str
-        Samples that failed, and why.
-    conditions : mapping
-        What must be equal for two results to be compared: hashes of data and prompt, version, number of shots.
-    """
+    """Scores of all samples of one task, and what they depend on."""
 
     task: str
     definition: Definition
-    expected: int
+    expected: int  # samples that the task has
     scores: Sequence[SampleScore]
-    errors: Sequence[str] = ()
+    errors: Sequence[str] = ()  # samples that failed, and why
+    # What must be equal for two results to be compared: hashes of data and prompt, version, number of shots.
     conditions: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def task_result(
     task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int, errors: Sequence[str] = ()
 ) -> TaskResult:
-    """Put together what a runner has of one task.
-
-    Parameters
-    ----------
-    task : Task
-    dataset : Dataset
-        As it was asked (after `Dataset.first`, if only a part was).
-    scores : sequence of SampleScore
-    shots : int
-        Examples asked for, whether or not they fitted.
-    errors : sequence of str
-        Samples that failed, and why.
-    """
+    """Put together what a runner has of one task, from the dataset as it was asked and the examples asked for."""
     conditions: dict[str, str | int] = {
         "version": task.version,
         "prompt": task.prompt_sha256,
@@ -137,20 +116,9 @@ class _Bootstrap:
 def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, partial: bool = False) -> Summary:
     """Scores of tasks, columns and Micro-Avg with bootstrap intervals over independent units.
 
-    Parameters
-    ----------
-    results : sequence of TaskResult
-        One for each task.
-    draws, seed : int
-        Of the bootstrap. Tasks on the same units (both summaries, MMLU in two languages) are drawn together.
-    partial : bool
-        Give what is whole if something is missing; Micro-Avg is None then.
-
-    Raises
-    ------
-    LeptaError
-        If a task is missing, incomplete or has errors and `partial` is not set; if definitions are mixed; if a task is
-        there twice or unknown.
+    Tasks on the same units (both summaries, MMLU in two languages) are drawn together. LeptaError if a task is missing,
+    incomplete or has errors, unless what is whole is asked for (`partial`); if definitions are mixed; if a task is
+    there twice or unknown.
     """
     definition, whole, refused = _checked(results)
     if refused and not partial:
@@ -178,16 +146,8 @@ def compare(
 ) -> dict[str, Difference]:
     """Compare two models on the same samples: both get the same draws, so what samples have in common cancels.
 
-    Returns
-    -------
-    dict
-        Name of each task that is whole in both, then of each column and "Micro-Avg" if all their tasks are, to a
-        Difference.
-
-    Raises
-    ------
-    LeptaError
-        If definitions, samples or conditions differ, or no task is whole in both.
+    Gives the tasks that are whole in both, then the columns and "Micro-Avg" whose tasks all are. LeptaError if
+    definitions, samples or conditions differ, or no task is whole in both.
     """
     definition, whole_first, _ = _checked(first)
     other, whole_second, _ = _checked(second)

@@ -1,12 +1,10 @@
-"""What a model must be able to do to take the benchmark, and the part of it that needs a tokenizer only.
-
-The runner knows this protocol and no library.
-"""
+"""What a model must be able to do to take the benchmark. The runner knows this class and no library."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.tasks import Message
@@ -16,19 +14,12 @@ from lepta.inference.scoring import Branch, Question, branches_of, token_ids
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt as `Backend.render` wrote it, to be continued.
-
-    Attributes
-    ----------
-    stops : tuple of str
-        The text ends before the first of them that has something but spaces and line breaks before it.
-    longest : int or None
-        Characters after which the text is cut.
-    """
+    """A prompt as `Backend.render` wrote it, to be continued."""
 
     prompt: str
+    # The text ends before the first of these that has something but spaces and line breaks before it.
     stops: tuple[str, ...] = ()
-    longest: int | None = None
+    longest: int | None = None  # characters after which the text is cut
 
     def cut(self, text: str) -> str:
         """A text up to where it ends."""
@@ -43,64 +34,17 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote.
+    """What a model wrote, up to where the request says that it ends."""
 
-    Attributes
-    ----------
-    text : str
-        Without special tokens and spaces around it, up to where the request says that it ends.
-    emitted : int
-        Tokens that the text took, the one that ends a turn not counted.
-    """
-
-    text: str
-    emitted: int
+    text: str  # without special tokens and spaces around it
+    emitted: int  # tokens that the text took, the one that ends a turn not counted
 
 
-class Backend(Protocol):
-    """A model, however it is run. Results of all methods are in the order of what was asked."""
+class Backend(ABC):
+    """A model, however it is run, and its tokenizer (of transformers). Results are in the order of what was asked.
 
-    @property
-    def identity(self) -> Mapping[str, str | int | bool]:
-        """What decides its answers: content hash of its files, how turns are written, the context."""
-
-    @property
-    def chat(self) -> bool:
-        """Whether turns are written by the model's chat template; else they are plain text with blank lines."""
-
-    @property
-    def context(self) -> int:
-        """Most tokens of prompt and answer together."""
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Write a conversation up to where the model goes on: in its unfinished turn if that is the last message."""
-
-    def count_tokens(self, prompt: str) -> int:
-        """How many tokens a rendered prompt has."""
-
-    def tokens(self, text: str) -> tuple[int, ...]:
-        """Ids of a text by itself, without special tokens."""
-
-    def share(self, prompts: Sequence[str]) -> None:
-        """Announce the prompts that come next: what they all start with may be read once."""
-
-    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
-        """Log-likelihood of each continuation of each question, over all its tokens, in nats.
-
-        None at all for a question where the model was to write a continuation and wrote none of them.
-        """
-
-    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
-        """Continue greedily."""
-
-    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
-        """Mean log-probability per token of each continuation, in nats."""
-
-
-class TokenizerBackend:
-    """The methods of `Backend` that need a tokenizer (of transformers) only.
-
-    chat: write turns by the chat template, else as plain text with blank lines; None: if there is a template.
+    `chat`: turns are written by the model's chat template, else as plain text with blank lines; None: if there is a
+    template. `context`: most tokens of prompt and answer together.
     """
 
     def __init__(self, tokenizer: Any, chat: bool | None, context: int) -> None:
@@ -114,12 +58,35 @@ class TokenizerBackend:
         self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self.chat else ()
 
     @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, str | int | bool]:
+        """What decides its answers: content hash of its files, how turns are written, the context."""
+
+    @abstractmethod
+    def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
+        """Log-likelihood of each continuation of each question, over all its tokens, in nats.
+
+        None at all for a question where the model was to write a continuation and wrote none of them.
+        """
+
+    @abstractmethod
+    def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
+        """Continue greedily."""
+
+    @abstractmethod
+    def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
+        """Mean log-probability per token of each continuation, in nats."""
+
+    def share(self, prompts: Sequence[str]) -> None:  # noqa: B027 (servers and lm-evaluation-harness share by themselves)
+        """Announce the prompts that come next: what they all start with may be read once."""
+
+    @property
     def template(self) -> str:
         """Hash of the chat template, empty for plain text."""
         return hashlib.sha256(self._tokenizer.chat_template.encode()).hexdigest() if self.chat else ""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Write a conversation up to where the model goes on."""
+        """Write a conversation up to where the model goes on: in its unfinished turn if that is the last message."""
         if not self.chat:
             return render_plain(messages)
         try:
@@ -127,11 +94,8 @@ class TokenizerBackend:
         except LeptaError as error:
             raise LeptaError(f"{error}; ask with plain text (--plain)") from error
 
-    def share(self, prompts: Sequence[str]) -> None:
-        """Nothing to do where others keep the KV cache of prefixes: servers, the classes of lm-evaluation-harness."""
-
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Ids of a text by itself."""
+        """Ids of a text by itself, without special tokens."""
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def count_tokens(self, prompt: str) -> int:

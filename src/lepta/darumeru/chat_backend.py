@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
+from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.tasks import Message
 from lepta.inference.client import Client, at_once, field
 
@@ -22,7 +22,7 @@ ENDS = r"(?=[^\S\n]*(?:[^\w\s]|\n|$))"  # a sign or the end of the line comes ne
 ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
 
 
-class ChatBackend(TokenizerBackend):
+class ChatBackend(Backend):
     """A model of a chat server, and its tokenizer here, which counts tokens by its chat template."""
 
     def __init__(self, client: Client, tokenizer: object, context: int = 4096) -> None:

@@ -227,7 +227,7 @@ def oracle_sentences(document: Sequence[str], summary: str) -> list[int]:
     (Nallapati et al. 2017, SummaRuNNer).
     """
     gold = [ngrams(lemmas(summary), n) for n in (1, 2)]
-    counted = [[ngrams(words, n) for n in (1, 2)] for words in map(lemmas, document)]
+    counted = [[ngrams(lemmas(sentence), n) for n in (1, 2)] for sentence in document]
     chosen: list[int] = []
     reached, together = 0.0, [Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()]
     while len(chosen) < MOST_EXTRACTED:

@@ -32,22 +32,12 @@ TEST, SHOTS, PROVENANCE = "test.jsonl", "shots.jsonl", "source.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of one dataset.
+    """Rows of one dataset."""
 
-    Attributes
-    ----------
-    name : str
-        One of `lepta.darumeru.rows.DATASETS`.
-    source : str
-        Where the rows are from: "builtin", a folder, or "hub".
-    test, shots : tuples of Row
-        Items to ask, and solved examples.
-    """
-
-    name: str
-    source: str
-    test: tuple[Row, ...]
-    shots: tuple[Row, ...]
+    name: str  # one of `lepta.darumeru.rows.DATASETS`
+    source: str  # where the rows are from: "builtin", a folder, or "hub"
+    test: tuple[Row, ...]  # items to ask
+    shots: tuple[Row, ...]  # solved examples
 
     @cached_property
     def sha256(self) -> str:
@@ -75,20 +65,7 @@ def _in_turn(lists: Iterable[list[Any]]) -> Iterator[Any]:
 
 
 def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
-    """Read and check a dataset.
-
-    Parameters
-    ----------
-    name : str
-        One of `lepta.darumeru.rows.DATASETS`.
-    source : str
-        "builtin", "hub" or a folder.
-
-    Raises
-    ------
-    LeptaError
-        Naming file, line and field of what is wrong, or the dataset if it is not there.
-    """
+    """Read and check a dataset; LeptaError names file, line and field of what is wrong, or what is not there."""
     row_type(name)
     if source == HUB:
         return checked(name, HUB, *hub.fetch(name))

@@ -1,7 +1,8 @@
 """The published datasets on the Hugging Face hub: where their rows are, and how they become ours."""
 
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lepta.core.errors import LeptaError
@@ -12,10 +13,6 @@ from lepta.darumeru.rows import Row, make_row
 from lepta.darumeru.subjects import SUBJECTS
 
 MERA_REPOSITORY = "RefalMachine/darumeru"
-MMLU_REPOSITORY = "NLPCoreTeam/mmlu_ru"
-RUCOLA_REPOSITORY = "RussianNLP/rucola"
-ARTICLES_REPOSITORY = "dichspace/daru_treeway_eval"
-ARTICLES_ASKED = 500  # the benchmark takes the first so many
 RUCOLA_SHOTS = 5  # RuCoLA has no examples of its own: training sentences
 
 ARTICLE: Converter = {
@@ -23,21 +20,43 @@ ARTICLE: Converter = {
     "summary": lambda record: " ".join(record["summary_sents"]),
     "extractive": "extractive_summary",
 }
-COPY: Converter = {"text": "inputs.text"}
 
 
 @dataclass(frozen=True)
-class Split:
-    """A published split, and how its rows become ours: their id begins with `prefix`, `constants` are fields of all."""
+class Published:
+    """A published dataset, and how its rows become ours."""
 
     repository: str
-    config: str | None
-    name: str
     converter: Converter
+    configs: Mapping[str | None, Mapping[str, str]]  # name of a config -> fields that all its rows get
+    test: str = "test"  # split to ask
+    shots: str = "prompt"  # split of solved examples
+    identity: str = ""  # field that ids are taken from, else the row's number
+    # Before an id, since ids start anew in each split and config; of examples always at least the split.
     prefix: str = ""
-    identity: str = ""
-    constants: Mapping[str, str] = field(default_factory=dict)
-    most: int | None = None
+    most: int | None = None  # rows to ask
+
+
+def _mmlu(language: str) -> Published:
+    """A question has the same id in both languages, so that both are drawn together in a bootstrap."""
+    fields: Converter = {"question": f"question_{language}", "choices": f"choices_{language}", "answer": letter}
+    subjects = {subject: {"subject": subject} for subject in SUBJECTS}
+    return Published("NLPCoreTeam/mmlu_ru", fields, subjects, shots="dev", prefix="{subject}-{split}-")
+
+
+def _copies(language: str) -> Published:
+    kinds = {f"cp_{kind[:4]}_{language}": {"kind": kind} for kind in ("sentence", "paragraph")}
+    return Published(MERA_REPOSITORY, {"text": "inputs.text"}, kinds, prefix="{split}-{kind}-")
+
+
+PUBLISHED = {name: Published(MERA_REPOSITORY, MERA[name], {name: {}}, identity="meta.id") for name in MERA} | {
+    "mmlu_ru": _mmlu("ru"),
+    "mmlu_en": _mmlu("en"),
+    "copy_ru": _copies("ru"),
+    "copy_en": _copies("en"),
+    "rucola": Published("RussianNLP/rucola", RUCOLA, {"main": {}}, "validation", "train", identity="id"),
+    "gazeta": Published("dichspace/daru_treeway_eval", ARTICLE, {None: {}}, most=500),  # as the benchmark has it
+}
 
 
 def fetch(name: str) -> tuple[list[Row], list[Row]]:
@@ -45,64 +64,23 @@ def fetch(name: str) -> tuple[list[Row], list[Row]]:
 
     LeptaError if the package `datasets` or the network is missing, or a row has not the fields it should have.
     """
-    asked, solved = _splits(name)
-    test = [row for split in asked for row in _rows(name, split)]
-    shots = [row for split in solved for row in _rows(name, split)]
+    published = PUBLISHED[name]
+    test = list(itertools.islice(_rows(name, published, published.test, published.prefix), published.most))
+    shots = list(_rows(name, published, published.shots, published.prefix or "{split}-"))
     return test, set_aside(shots, RUCOLA_SHOTS)[1] if name == "rucola" else shots
 
 
-def _splits(name: str) -> tuple[list[Split], list[Split]]:
-    """Where rows to ask and examples are. Published ids start anew in each split, so examples have a prefix."""
-    match name:
-        case "mmlu_ru" | "mmlu_en":
-            return _mmlu(name, "test"), _mmlu(name, "dev")
-        case "copy_ru" | "copy_en":
-            return _copies(name, "test"), _copies(name, "prompt")
-        case "rucola":
-            return (
-                [Split(RUCOLA_REPOSITORY, "main", "validation", RUCOLA, identity="id")],
-                [Split(RUCOLA_REPOSITORY, "main", "train", RUCOLA, "train-", "id")],
-            )
-        case "gazeta":
-            return (
-                [Split(ARTICLES_REPOSITORY, None, "test", ARTICLE, most=ARTICLES_ASKED)],
-                [Split(ARTICLES_REPOSITORY, None, "prompt", ARTICLE, "prompt-")],
-            )
-        case _:
-            return (
-                [Split(MERA_REPOSITORY, name, "test", MERA[name], identity="meta.id")],
-                [Split(MERA_REPOSITORY, name, "prompt", MERA[name], "prompt-", "meta.id")],
-            )
-
-
-def _mmlu(name: str, split: str) -> list[Split]:
-    """A question has the same id in both languages, so that both are drawn together in a bootstrap."""
-    language = name.removeprefix("mmlu_")
-    fields: Converter = {"question": f"question_{language}", "choices": f"choices_{language}", "answer": letter}
-    return [
-        Split(MMLU_REPOSITORY, subject, split, fields, f"{subject}-{split}-", constants={"subject": subject})
-        for subject in SUBJECTS
-    ]
-
-
-def _copies(name: str, split: str) -> list[Split]:
-    language = name.removeprefix("copy_")
-    return [
-        Split(MERA_REPOSITORY, f"cp_{short}_{language}", split, COPY, f"{split}-{kind}-", constants={"kind": kind})
-        for short, kind in (("sent", "sentence"), ("para", "paragraph"))
-    ]
-
-
-def _rows(name: str, split: Split) -> Iterator[Row]:
-    place = " ".join(filter(None, (split.repository, split.config, split.name)))
-    for number, fields in enumerate(_published(split.repository, split.config, split.name)[: split.most]):
-        record = Record(fields, f"{place}, row {number}", number)
-        try:
-            [values] = convert(record, split.converter)
-        except LeaveOut as reason:
-            raise LeptaError(f"{record.where}: {reason}") from reason
-        identity = split.prefix + record.identity(split.identity)
-        yield make_row(name, {"id": identity, **values, **split.constants}, record.where)
+def _rows(name: str, published: Published, split: str, prefix: str) -> Iterator[Row]:
+    for config, constants in published.configs.items():
+        place = " ".join(filter(None, (published.repository, config, split)))
+        for number, fields in enumerate(_published(published.repository, config, split)):
+            record = Record(fields, f"{place}, row {number}", number)
+            try:
+                [values] = convert(record, published.converter)
+            except LeaveOut as reason:
+                raise LeptaError(f"{record.where}: {reason}") from reason
+            identity = prefix.format(split=split, **constants) + record.identity(published.identity)
+            yield make_row(name, {"id": identity, **values, **constants}, record.where)
 
 
 def _published(repository: str, config: str | None, split: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
+from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.inference.scoring import Branch
 from lepta.models.folder import MODEL_FILES
 from lepta.models.load import model_folder
@@ -19,7 +19,7 @@ from lepta.stages import Hashes
 from lepta.text.locate import locate
 
 
-class LmEvalBackend(TokenizerBackend):
+class LmEvalBackend(Backend):
     """A model of lm-evaluation-harness (`lm_eval.api.model.LM`) with a tokenizer of transformers, as hf and vllm have.
 
     kind is the name of its class, name the content hash of the weights, arguments what else the class was told, such as

@@ -16,24 +16,17 @@ from lepta.darumeru.subjects import CATEGORIES, SUBJECTS
 
 @dataclass(frozen=True)
 class SampleScore:
-    """The score of one sample.
+    """The score of one sample."""
 
-    Attributes
-    ----------
-    id : str
-        Unique in the task.
-    unit : str
-        Samples of one unit are not independent of each other.
-    stratum : str
-        Group of units that keeps its size in a bootstrap.
-    values : mapping
-        Named numbers that the task's measure reads.
-    """
+    id: str  # unique in the task
+    unit: str  # samples of one unit are not independent of each other
+    stratum: str  # group of units that keeps its size in a bootstrap
+    values: Mapping[str, float]  # that the task's measure reads
 
-    id: str
-    unit: str
-    stratum: str
-    values: Mapping[str, float]
+
+def _sums(scores: Sequence[SampleScore], names: Iterable[str]) -> list[float]:
+    """Sum of each value over samples; not a number if a sample has none."""
+    return [sum(score.values.get(name, math.nan) for score in scores) for name in names]
 
 
 @dataclass(frozen=True)
@@ -70,10 +63,8 @@ class Measure:
             groups.setdefault((score.stratum, score.unit), []).append(score)
         keys = sorted(groups)
         vectors = []
-        for key in keys:
-            group = groups[key]
-            side = [sum(score.values.get(name, math.nan) for score in group) for name in self.side]
-            vectors.append([*self.vector(group), *side, len(group)])
+        for group in map(groups.__getitem__, keys):
+            vectors.append([*self.vector(group), *_sums(group, self.side), len(group)])
         return Units(tuple(unit for _, unit in keys), tuple(stratum for stratum, _ in keys), np.array(vectors, float))
 
     def parts(self, totals: Counts) -> dict[str, Counts]:
@@ -95,7 +86,7 @@ class Means(Measure):
 
     def vector(self, scores: Sequence[SampleScore]) -> list[float]:
         """Sums of the values, and the number of samples."""
-        return [*(sum(score.values[name] for score in scores) for name in self.headline), len(scores)]
+        return [*_sums(scores, self.headline), len(scores)]
 
     def parts_of(self, totals: Counts) -> dict[str, Counts]:
         """One mean for each name."""

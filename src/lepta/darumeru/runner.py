@@ -4,6 +4,7 @@ Batches depend on the task and the settings alone, never on what is logged alrea
 gives the same numbers to the last digit.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -45,42 +46,10 @@ def run(
     definition: Definition = "current",
     limit: int | None = None,
     seed: int = 1,
-    report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Ask a model the tasks and write `samples/TASK.jsonl` and `summary.json`.
-
-    Parameters
-    ----------
-    backend : Backend
-    source : str
-        Of the data: "builtin", "hub" or a folder.
-    output : Path
-        Samples that are logged there by a run with the same model, data and settings are not asked again.
-    names : sequence of str, optional
-        Tasks; all of them by default.
-    shots : int
-        Examples before each question; fewer where they do not fit.
-    definition : {"current", "legacy"}
-    limit : int, optional
-        Rows of each task; all of them by default.
-    seed : int
-        Of the intervals' bootstrap.
-    report : callable
-        Told one line about each task that is done.
-
-    Returns
-    -------
-    Summary
-        Of all tasks logged in the output; those not whole are in `refused`.
-
-    Raises
-    ------
-    LeptaError
-        If a task is unknown, its data is not there, or the output is a file or holds answers that depend on something
-        else.
-    """
+    """`ask` a model the tasks of these names (default: all) on data that is builtin, from the hub, or in a folder."""
     chosen, data = choose_tasks(source, names, definition)
-    return ask(backend, chosen, data, output, shots, limit, seed, report)
+    return ask(backend, chosen, data, output, shots, limit, seed)
 
 
 def ask(
@@ -93,7 +62,13 @@ def ask(
     seed: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Do what `run` does, with tasks and data that are there already (see `choose_tasks`)."""
+    """Ask a model tasks; write `samples/TASK.jsonl` and `summary.json` of all tasks that are logged in the output.
+
+    Samples that were logged there with the same model, data and settings are not asked again. There are `shots`
+    examples before a question, fewer where they do not fit; `limit` are rows of each task, `seed` is that of the
+    intervals. `report` is told one line about each task that is done. Tasks that are not whole are in `refused`.
+    LeptaError if the output is a file or holds answers that depend on something else.
+    """
     check_output(output)
     parts = {task.name: limited(task, data[task.dataset], limit) for task in chosen}
     settings = {**backend.identity, "lepta": __version__, "limit": limit}
@@ -174,16 +149,15 @@ def _ask_samples(
             failed.append({"id": sample.id, "error": str(error)})
     groups = [_batches(group, task) for group in _groups(items)]
     done: set[str] = set()
-    for group in groups:
-        for batch in group:
-            ids = {item.sample.id for item in batch}
-            if ids <= log.records.keys():
-                done |= ids
+    for batch in itertools.chain.from_iterable(groups):
+        ids = {item.sample.id for item in batch}
+        if ids <= log.records.keys():
+            done |= ids
     log.keep(done)
     log.add(failed)
     with progress(task.name, len(samples)) as bar:
         for group in groups:
-            backend.share([item.prompt for batch in group for item in batch])
+            backend.share([item.prompt for item in itertools.chain.from_iterable(group)])
             for batch in group:
                 if batch[0].sample.id not in done:
                     log.add(_records(task, backend, batch))
@@ -217,9 +191,9 @@ def _records(task: Task, backend: Backend, batch: Sequence[PromptedSample]) -> l
     try:
         results = _ask_batch(task, backend, batch)
     except Exception as error:  # memory, a server, a tokenizer: whatever it is, it is logged and there is no total
-        if len(batch) > 1:
-            return [record for item in batch for record in _records(task, backend, [item])]
-        return [_failed(batch[0], error)]
+        if len(batch) == 1:
+            return [_failed(batch[0], error)]
+        return [_records(task, backend, [item])[0] for item in batch]
     return [_record(task, backend, item, result) for item, result in zip(batch, results, strict=True)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import Completion, GenerationRequest, Question, TokenizerBackend
+from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.chat_backend import ChatBackend
 from lepta.inference.client import Client, at_once, field
 from lepta.inference.scoring import Branch
@@ -23,7 +23,7 @@ TOP = 20  # tokens whose log-probabilities are asked for
 Api = Literal["completions", "chat"]
 
 
-class ServerBackend(TokenizerBackend):
+class ServerBackend(Backend):
     """A model of a server, and its tokenizer here; chat is None for the chat template if there is one."""
 
     def __init__(self, client: Client, tokenizer: Any, chat: bool | None = None, context: int = 4096) -> None:

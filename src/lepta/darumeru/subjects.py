@@ -1,74 +1,16 @@
 """The 57 subjects of MMLU (Hendrycks et al. 2021): their four categories, and their Russian names."""
 
-CATEGORIES = ("STEM", "humanities", "social sciences", "other")
+from importlib import resources
 
-_RUSSIAN = {
-    "STEM": {
-        "abstract_algebra": "абстрактная алгебра",
-        "astronomy": "астрономия",
-        "college_biology": "биология, курс вуза",
-        "college_chemistry": "химия, курс вуза",
-        "college_computer_science": "информатика, курс вуза",
-        "college_mathematics": "математика, курс вуза",
-        "college_physics": "физика, курс вуза",
-        "computer_security": "компьютерная безопасность",
-        "conceptual_physics": "основные понятия физики",
-        "electrical_engineering": "электротехника",
-        "elementary_mathematics": "начальная математика",
-        "high_school_biology": "биология, старшие классы",
-        "high_school_chemistry": "химия, старшие классы",
-        "high_school_computer_science": "информатика, старшие классы",
-        "high_school_mathematics": "математика, старшие классы",
-        "high_school_physics": "физика, старшие классы",
-        "high_school_statistics": "статистика, старшие классы",
-        "machine_learning": "машинное обучение",
-    },
-    "humanities": {
-        "formal_logic": "формальная логика",
-        "high_school_european_history": "история Европы, старшие классы",
-        "high_school_us_history": "история США, старшие классы",
-        "high_school_world_history": "всемирная история, старшие классы",
-        "international_law": "международное право",
-        "jurisprudence": "юриспруденция",
-        "logical_fallacies": "логические ошибки",
-        "moral_disputes": "нравственные споры",
-        "moral_scenarios": "нравственная оценка поступков",
-        "philosophy": "философия",
-        "prehistory": "первобытная история",
-        "professional_law": "право для юристов",
-        "world_religions": "религии мира",
-    },
-    "social sciences": {
-        "econometrics": "эконометрика",
-        "high_school_geography": "география, старшие классы",
-        "high_school_government_and_politics": "государство и политика, старшие классы",
-        "high_school_macroeconomics": "макроэкономика, старшие классы",
-        "high_school_microeconomics": "микроэкономика, старшие классы",
-        "high_school_psychology": "психология, старшие классы",
-        "human_sexuality": "сексология",
-        "professional_psychology": "психология для специалистов",
-        "public_relations": "связи с общественностью",
-        "security_studies": "вопросы безопасности",
-        "sociology": "социология",
-        "us_foreign_policy": "внешняя политика США",
-    },
-    "other": {
-        "anatomy": "анатомия",
-        "business_ethics": "деловая этика",
-        "clinical_knowledge": "клиническая медицина",
-        "college_medicine": "медицина, курс вуза",
-        "global_facts": "факты о мире",
-        "human_aging": "старение человека",
-        "management": "управление",
-        "marketing": "маркетинг",
-        "medical_genetics": "медицинская генетика",
-        "miscellaneous": "разное",
-        "nutrition": "питание",
-        "professional_accounting": "бухгалтерский учёт",
-        "professional_medicine": "медицина для врачей",
-        "virology": "вирусология",
-    },
-}
-RUSSIAN_NAMES = {subject: name for names in _RUSSIAN.values() for subject, name in names.items()}
-CATEGORY_OF = {subject: category for category, names in _RUSSIAN.items() for subject in names}
+import yaml
+
+_FILE = resources.files("lepta") / "data" / "darumeru" / "subjects.yaml"
+_BY_CATEGORY: dict[str, dict[str, str]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+
+CATEGORIES = tuple(_BY_CATEGORY)
+RUSSIAN_NAMES: dict[str, str] = {}
+CATEGORY_OF: dict[str, str] = {}
+for _category, _names in _BY_CATEGORY.items():
+    RUSSIAN_NAMES |= _names
+    CATEGORY_OF |= dict.fromkeys(_names, _category)
 SUBJECTS = tuple(sorted(CATEGORY_OF))

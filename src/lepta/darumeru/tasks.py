@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru import prompts
 from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import AllRight, Labels, Means, Measure, SampleScore, SubjectMeans, UnitShares
 from lepta.darumeru.metrics import (
@@ -35,7 +34,7 @@ from lepta.darumeru.metrics import (
     rouge,
     token_f1,
 )
-from lepta.darumeru.prompts import Prompt
+from lepta.darumeru.prompts import PROMPTS, Prompt
 from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
 from lepta.darumeru.sentences import sentences
 
@@ -144,7 +143,7 @@ class Task:
     def _question(self, sample: Sample, headline: str) -> str:
         templates = self.prompt.templates
         template = templates[zlib.crc32(sample.row.id.encode()) % len(templates)]
-        return (headline + template).format(**self.prompt.fields(sample.row, self.prompt.words))
+        return self.prompt.fill(headline + template, sample.row)
 
     def stop_for(self, sample: Sample) -> tuple[str, ...]:
         """Strings that end the answer to one sample: none that its right answer holds."""
@@ -275,26 +274,22 @@ _MERA_ANSWER: dict[str, Any] = dict(
 )
 
 
-def _choose(name: str, title: str, column: str, labels: Sequence[str], measure: Measure, prompt: Prompt) -> Task:
+def _choose(name: str, title: str, column: str, labels: Sequence[str], measure: Measure) -> Task:
     return Task(
         name=name, title=title, column=column, dataset=name, method="choose", max_new_tokens=1, labels=tuple(labels),
-        measure=measure, prompt=prompt, make=_labelled, grade=_grade_label,
+        measure=measure, prompt=PROMPTS[name], make=_labelled, grade=_grade_label,
     )  # fmt: skip
 
 
-def _mmlu(name: str, title: str, measure: Measure, prompt: Prompt) -> Task:
-    return _choose(name, title, "DaruMMLU", LETTERS, measure, prompt)
-
-
-def _mera(name: str, title: str, labels: Sequence[str], headline: tuple[str, ...], prompt: Prompt) -> Task:
+def _mera(name: str, title: str, labels: Sequence[str], headline: tuple[str, ...]) -> Task:
     measure = Labels(labels=len(labels), headline=headline, side=("label_mass",))
-    return _choose(name, title, "DaruMERA", labels, measure, prompt)
+    return _choose(name, title, "DaruMERA", labels, measure)
 
 
-def _copies(language: str, prompt: Prompt, definition: Definition) -> list[Task]:
+def _copies(language: str, definition: Definition) -> list[Task]:
     common: dict[str, Any] = dict(
         column=f"DaruCopy {language.upper()}", dataset=f"copy_{language}", method="generate", version=_WRITTEN,
-        stop=_TEXT_STOP, prompt=prompt, grade=_grade_copy,
+        stop=_TEXT_STOP, prompt=PROMPTS[f"copy_{language}"], grade=_grade_copy,
     )  # fmt: skip
     side = ("share", "symbols_per_token")
     return [
@@ -318,12 +313,12 @@ def _summaries(definition: Definition) -> list[Task]:
         Task(
             name="summary_abstractive", title="Summary, abstractive", method="generate", version=_WRITTEN,
             max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
-            prompt=prompts.ABSTRACTIVE, make=_summary, grade=_grade_summary, **common,
+            prompt=PROMPTS["summary_abstractive"], make=_summary, grade=_grade_summary, **common,
         ),
         Task(
             name="summary_extractive", title="Summary, extractive", method="loglikelihood",
             measure=Means(headline=("r_precision",)),
-            prompt=prompts.EXTRACTIVE, make=_each_sentence, grade=_grade_sentences, **common,
+            prompt=PROMPTS["summary_extractive"], make=_each_sentence, grade=_grade_sentences, **common,
         ),
     ]  # fmt: skip
 
@@ -331,39 +326,36 @@ def _summaries(definition: Definition) -> list[Task]:
 def tasks(definition: Definition = "current") -> Mapping[str, Task]:
     """The 17 tasks by name, in the order of their columns.
 
-    Parameters
-    ----------
-    definition : {"current", "legacy"}
-        legacy: as in the paper's runs: summaries by F-measure, copies by the characters that a copy shares with its
-        text by the copy's length, MMLU without a headline if there are no examples, examples in reverse order.
+    legacy, as in the paper's runs: summaries by F-measure, copies by the characters that a copy shares with its text by
+    the copy's length, MMLU without a headline if there are no examples, examples in reverse order.
     """
     accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
     by_subject = SubjectMeans(side=("label_mass",))
     scored = ("accuracy", "macro_f1")
     all_ = [
-        _mmlu("rummlu", "ruMMLU (MERA)", accuracy, prompts.RUMMLU),
-        _mmlu("mmlu_ru", "MMLU ru", by_subject, prompts.MMLU_RU),
-        _mmlu("mmlu_en", "MMLU en", by_subject, prompts.MMLU_EN),
+        _choose("rummlu", "ruMMLU (MERA)", "DaruMMLU", LETTERS, accuracy),
+        _choose("mmlu_ru", "MMLU ru", "DaruMMLU", LETTERS, by_subject),
+        _choose("mmlu_en", "MMLU en", "DaruMMLU", LETTERS, by_subject),
         Task(
-            name="multiq", title="MultiQ", dataset="multiq", prompt=prompts.MULTIQ, grade=_grade_question,
+            name="multiq", title="MultiQ", dataset="multiq", prompt=PROMPTS["multiq"], grade=_grade_question,
             measure=Means(headline=("f1", "exact")), **_MERA_ANSWER,
         ),
         replace(
-            _choose("parus", "PARus", "DaruMERA", ("1", "2"), AllRight(side=("correct", "label_mass")), prompts.PARUS),
+            _choose("parus", "PARus", "DaruMERA", ("1", "2"), AllRight(side=("correct", "label_mass"))),
             make=_both_orders,
         ),
-        _mera("rcb", "RCB", ("1", "2", "3"), scored, prompts.RCB),
-        _mera("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",), prompts.RWSD),
+        _mera("rcb", "RCB", ("1", "2", "3"), scored),
+        _mera("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",)),
         Task(
-            name="use", title="USE", dataset="use", prompt=prompts.USE, grade=_grade_exam, measure=UnitShares(),
+            name="use", title="USE", dataset="use", prompt=PROMPTS["use"], grade=_grade_exam, measure=UnitShares(),
             **_MERA_ANSWER,
         ),
-        _mera("ruopenbookqa", "ruOpenBookQA", LETTERS, scored, prompts.COMMON_SENSE),
-        _mera("ruworldtree", "ruWorldTree", LETTERS, scored, prompts.SCIENCE),
-        _mera("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews"), prompts.RUCOLA),
+        _mera("ruopenbookqa", "ruOpenBookQA", LETTERS, scored),
+        _mera("ruworldtree", "ruWorldTree", LETTERS, scored),
+        _mera("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews")),
         *_summaries(definition),
-        *_copies("en", prompts.COPY_EN, definition),
-        *_copies("ru", prompts.COPY_RU, definition),
+        *_copies("en", definition),
+        *_copies("ru", definition),
     ]  # fmt: skip
     return {task.name: replace(task, definition=definition) for task in all_}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lepta.darumeru.backend import Completion, GenerationRequest, TokenizerBackend
+from lepta.darumeru.backend import Backend, Completion, GenerationRequest
 from lepta.darumeru.log import logged_dtype
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer
@@ -24,21 +24,11 @@ CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
 
 
-class TransformersBackend(TokenizerBackend):
-    """A causal LM and its tokenizer.
+class TransformersBackend(Backend):
+    """A causal LM of transformers, put into evaluation mode for each call and back, and its tokenizer.
 
-    Parameters
-    ----------
-    model, tokenizer : transformers causal LM and its tokenizer
-        The model is put into evaluation mode for each call, and back.
-    name : str
-        Identity of the weights: a content hash, or whatever tells a live model from its earlier self.
-    chat : bool, optional
-        Write turns by the chat template, else as plain text with blank lines; by default if there is a template.
-    context : int
-        Most tokens of prompt and answer; less if the model was made for less.
-    reuse : bool
-        Read once what prompts share.
+    `name` tells the weights: a content hash, or whatever tells a live model from its earlier self. The context is less
+    than `context` if the model was made for less. `reuse`: read once what prompts share.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend, opened_backend
-from lepta.evaluation.evaluate import Contestant
+from lepta.evaluation.evaluate import Model
 from lepta.models.precision import autocast_of
 from lepta.report.darumeru import write_run_page
 from lepta.stages import CHECKPOINTS
@@ -17,7 +17,7 @@ from lepta.stages import CHECKPOINTS
 ASKED = "darumeru"  # the runner's output, until it is whole
 
 
-def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) -> dict[str, Any]:
+def ask(model: Model, settings: Benchmark, seed: int, folder: Path) -> dict[str, Any]:
     """Ask a model the benchmark: a base model with plain text, a variant by its chat template if it has one.
 
     `folder` gets `samples/`, `summary.json` and `report.html`; answers of an interrupted run, among its checkpoints,
@@ -25,35 +25,28 @@ def ask(contestant: Contestant, settings: Benchmark, seed: int, folder: Path) ->
     `refused` (task -> why it does not count). LeptaError if samples failed for a reason that may pass, such as memory.
     """
     work = folder / CHECKPOINTS / ASKED
-    with opened_backend(contestant.folder, None if contestant.chat else False, output=work) as backend:
+    with opened_backend(model.folder, None if model.chat else False, output=work) as backend:
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():
         if failed := [record["error"] for record in records if UNFORESEEN in record]:
             raise LeptaError(
-                f"darumeru of {contestant.name}: {len(failed)} samples of {name} failed, the first with {failed[0]}; "
+                f"darumeru of {model.name}: {len(failed)} samples of {name} failed, the first with {failed[0]}; "
                 "run again to ask these only, or leave the task out of evaluate.darumeru.tasks"
             )
-    write_run_page(work, contestant.name)
+    write_run_page(work, model.name)
     for path in work.iterdir():
         path.rename(folder / path.name)
     refused = {name: reason for name, reason in summary.refused.items() if reason != "missing"}
     total = summary.micro_avg.value if summary.micro_avg else None
-    return {"model": contestant.name, "shots": shots, "micro_avg": total, "refused": refused}
+    return {"model": model.name, "shots": shots, "micro_avg": total, "refused": refused}
 
 
 def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, float]:
     """Ask a base model in memory, for example one that trains: plain text, answers are not kept.
 
-    Returns
-    -------
-    dict
-        `darumeru/TASK` -> score, and `darumeru/Micro-Avg` if all tasks are asked.
-
-    Raises
-    ------
-    LeptaError
-        If a task could not be asked as a whole.
+    Gives `darumeru/TASK` -> score, and `darumeru/Micro-Avg` if all tasks are asked. LeptaError if a task could not be
+    asked as a whole.
     """
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder, autocast_of(model):
         backend = TransformersBackend(model, tokenizer, "in training", chat=False)

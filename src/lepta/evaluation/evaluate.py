@@ -27,7 +27,7 @@ PASSAGE = 400  # characters that are shown as tokens
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Model:
     """A model in the comparison, by the name that reports show.
 
     `adapted`: it has the new vocabulary; `chat`: it is an instruct variant.
@@ -40,7 +40,7 @@ class Contestant:
 
 
 def evaluate(
-    contestants: Sequence[Contestant],
+    models: Sequence[Model],
     base: Path,
     original: str,
     adapted: str,
@@ -60,20 +60,20 @@ def evaluate(
     result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}, "dtype": {}}
     kept_for_speed: dict[str, tuple[Any, Any]] = {}
     old = open_tokenizer(base).vocabulary()
-    for contestant in contestants:
-        name = contestant.name
+    for one in models:
+        name = one.name
         new_ids = None
-        if contestant.adapted:
-            new_ids = _new_ids(old, open_tokenizer(contestant.folder).vocabulary())
-        model, tokenizer = load_model(contestant.folder), load_tokenizer(contestant.folder)
+        if one.adapted:
+            new_ids = _new_ids(old, open_tokenizer(one.folder).vocabulary())
+        model, tokenizer = load_model(one.folder), load_tokenizer(one.folder)
         result["dtype"][name] = name_of(model.dtype)
         result["text"][name] = {
             language: _text_scores(model, tokenizer, texts, f"{name}, {language}")
             for language, texts in held_out.items()
         }
-        if settings.prompts and not contestant.chat:
+        if settings.prompts and not one.chat:
             result["continuations"][name] = _continuations(model, tokenizer, name, new_ids, settings)
-        if settings.behaviour and (contestant.chat or not contestant.adapted):
+        if settings.behaviour and (one.chat or not one.adapted):
             result["behaviour"][name] = _behaviour(model, tokenizer, name, new_ids, settings.behaviour)
         if name in (original, adapted):
             kept_for_speed[name] = (model, tokenizer)
@@ -86,7 +86,7 @@ def evaluate(
         "write": characters_per_second(kept_for_speed, passage, write, settings.speed_repeats),
     }
     result["pair"] = {"original": original, "adapted": adapted}
-    folders = {contestant.name: contestant.folder for contestant in contestants}
+    folders = {one.name: one.folder for one in models}
     cutters = [open_tokenizer(folders[name]).vocabulary() for name in (original, adapted)]
     result["pieces"] = {}
     for language, texts in held_out.items():
