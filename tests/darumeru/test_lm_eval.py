@@ -1,5 +1,8 @@
 """lm-evaluation-harness runs our tasks and lends us its models: the same prompts, answers and scores either way."""
 
+import json
+import shutil
+
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -9,7 +12,7 @@ from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
-from lepta.darumeru.lm_eval_backend import LmEvalBackend
+from lepta.darumeru.lm_eval_backend import LmEvalBackend, opened_lm_eval
 from lepta.darumeru.log import read_log
 from lepta.darumeru.rows import DATASETS
 from lepta.darumeru.runner import run
@@ -154,6 +157,15 @@ def test_the_command_with_a_class_of_theirs(folder, data, tmp_path):
     assert header["run"]["backend"].endswith(" hf") and len(records) == ROWS
     refused = CliRunner().invoke(app, [*command, "--lm-eval", "no-such-class", "--output", str(tmp_path / "none")])
     assert isinstance(refused.exception, LeptaError) and "no-such-class: cannot be loaded" in str(refused.exception)
+
+
+def test_missing_tensors_are_refused(folder, data, tmp_path):
+    """The classes of lm-evaluation-harness would draw them at random."""
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(LeptaError, match=r"no weights for model\.layers\.2\."), opened_lm_eval(broken, "hf"):
+        pass
 
 
 def test_a_class_without_a_tokenizer_is_refused(model):

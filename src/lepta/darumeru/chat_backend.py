@@ -53,10 +53,8 @@ class ChatBackend(Backend):
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """0 for the label that the model writes, -100 for the others; no numbers if it writes none of them."""
         written = self.generate([GenerationRequest(question.prompt) for question in questions], LABEL_TOKENS)
-        return [
-            _chosen([label.strip() for label in question.continuations], answer.text)
-            for question, answer in zip(questions, written, strict=True)
-        ]
+        pairs = zip(questions, written, strict=True)
+        return [_chosen(list(map(str.strip, question.continuations)), answer.text) for question, answer in pairs]
 
     def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
         """Write a turn greedily; a lead-in that the model repeats is cut off."""

@@ -206,7 +206,7 @@ def _numbers(right: Sequence[int], options: Sequence[str], where: str) -> str:
     """Numbers of the right ones of numbered options."""
     if any(not 0 <= place < len(options) for place in right):
         raise LeptaError(f"{where}: correct: {list(right)} for {len(options)} options; indices count from 0")
-    return ",".join(number for place in right for number in OPTION_NUMBER.findall(options[place]))
+    return ",".join(OPTION_NUMBER.findall(options[place])[0] for place in right)
 
 
 def _article(record: Record) -> Fields:

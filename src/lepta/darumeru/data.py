@@ -54,14 +54,15 @@ class Dataset:
         for stratum, rows in strata.items():
             categories.setdefault(CATEGORY_OF.get(stratum, ""), []).append(rows)
         # The score is a mean over categories, so four rows shall be of all four.
-        subjects_in_turn = list(_in_turn(categories.values()))
+        subjects_in_turn = _in_turn(categories.values())
         chosen = {row.id for row in islice(_in_turn(subjects_in_turn), number)}
         return replace(self, test=tuple(row for row in self.test if row.id in chosen))
 
 
 def _in_turn(lists: Iterable[list[Any]]) -> Iterator[Any]:
     """The first of each list, then the second of each, and so on."""
-    return (item for turn in zip_longest(*lists) for item in turn if item is not None)
+    for turn in zip_longest(*lists):
+        yield from (item for item in turn if item is not None)
 
 
 def load_dataset(name: str, source: str = BUILTIN) -> Dataset:

@@ -28,7 +28,7 @@ class Published:
 
     repository: str
     converter: Converter
-    configs: Mapping[str | None, Mapping[str, str]]  # name of a config -> fields that all its rows get
+    configs: Mapping[str, Mapping[str, str]]  # name of a config ("": there is one only) -> fields that its rows get
     test: str = "test"  # split to ask
     shots: str = "prompt"  # split of solved examples
     identity: str = ""  # field that ids are taken from, else the row's number
@@ -55,7 +55,7 @@ PUBLISHED = {name: Published(MERA_REPOSITORY, MERA[name], {name: {}}, identity="
     "copy_ru": _copies("ru"),
     "copy_en": _copies("en"),
     "rucola": Published("RussianNLP/rucola", RUCOLA, {"main": {}}, "validation", "train", identity="id"),
-    "gazeta": Published("dichspace/daru_treeway_eval", ARTICLE, {None: {}}, most=500),  # as the benchmark has it
+    "gazeta": Published("dichspace/daru_treeway_eval", ARTICLE, {"": {}}, most=500),  # as the benchmark has it
 }
 
 
@@ -73,7 +73,7 @@ def fetch(name: str) -> tuple[list[Row], list[Row]]:
 def _rows(name: str, published: Published, split: str, prefix: str) -> Iterator[Row]:
     for config, constants in published.configs.items():
         place = " ".join(filter(None, (published.repository, config, split)))
-        for number, fields in enumerate(_published(published.repository, config, split)):
+        for number, fields in enumerate(_published(published.repository, config or None, split)):
             record = Record(fields, f"{place}, row {number}", number)
             try:
                 [values] = convert(record, published.converter)

@@ -101,5 +101,10 @@ def _drawn(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
 
 
 def _shots_of_each_kind(rows: Sequence[Row], number: int) -> tuple[list[Row], list[Row]]:
-    parts = [set_aside(_of_kind(rows, kind), number) for kind in ("paragraph", "sentence")]
-    return [row for test, _ in parts for row in test], [row for _, shots in parts for row in shots]
+    test: list[Row] = []
+    shots: list[Row] = []
+    for kind in ("paragraph", "sentence"):
+        asked, solved = set_aside(_of_kind(rows, kind), number)
+        test += asked
+        shots += solved
+    return test, shots

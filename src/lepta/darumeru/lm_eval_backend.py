@@ -3,6 +3,7 @@
 They take and give text, so of what a model emitted only the text is known here.
 """
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.inference.scoring import Branch
-from lepta.models.folder import MODEL_FILES
-from lepta.models.load import model_folder
+from lepta.models.folder import MODEL_FILES, Checkpoint
+from lepta.models.load import complete_model, model_folder
 from lepta.stages import Hashes
 from lepta.text.locate import locate
 
@@ -57,7 +58,7 @@ class LmEvalBackend(Backend):
         for question in questions:
             self._exact(question, together=True)
         values = iter(self._loglikelihood(questions))
-        return [tuple(next(values) for _ in question.continuations) for question in questions]
+        return [tuple(itertools.islice(values, len(question.continuations))) for question in questions]
 
     def sentence_logprobs(self, question: Question) -> tuple[float, ...]:
         """Mean log-probability per token of each continuation: the sum is the class's, the number of tokens ours."""
@@ -95,7 +96,9 @@ class LmEvalBackend(Backend):
         return list(self._model.generate_until(_instances("generate_until", requests)))
 
     def _loglikelihood(self, questions: Sequence[Question]) -> list[float]:
-        requests = [(question.prompt, text) for question in questions for text in question.continuations]
+        requests: list[tuple[str, str]] = []
+        for question in questions:
+            requests += [(question.prompt, text) for text in question.continuations]
         return [float(value) for value, _ in self._model.loglikelihood(_instances("loglikelihood", requests))]
 
 
@@ -121,7 +124,10 @@ def opened_lm_eval(
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))
+        Checkpoint(folder)  # refuses pickle
         try:
+            # The classes draw missing tensors at random; on the meta device nothing of the model is in memory twice.
+            complete_model(folder, device_map="meta")
             model = get_model(kind)(pretrained=str(folder), **simple_parse_args_string(arguments))
             backend = LmEvalBackend(model, kind, content, arguments, chat, context)
         except LeptaError:

@@ -4,6 +4,7 @@ Definitions are in docs/darumeru.md. Matrices of counts may have leading axes: o
 which scikit-learn's metrics cannot do (tests compare the two).
 """
 
+import itertools
 import math
 import re
 import string
@@ -138,8 +139,8 @@ def exam_points(kind: str, task: int, answer: str, golds: Sequence[str]) -> floa
         # "Ответ" may also be the answer itself, so both readings count.
         readings = {NOT_LETTER.sub("", reading.lower()) for reading in (line, ANSWER_MARK.sub("", line))}
         return float(any(NOT_LETTER.sub("", gold.lower()) in readings for gold in golds))
-    points = [_number_points(kind, task, numbers, gold.split(",")) for numbers in exam_numbers(line) for gold in golds]
-    return float(max(points))
+    pairs = itertools.product(exam_numbers(line), golds)
+    return float(max(_number_points(kind, task, numbers, gold.split(",")) for numbers, gold in pairs))
 
 
 def most_exam_points(kind: str, task: int, golds: Sequence[str]) -> int:

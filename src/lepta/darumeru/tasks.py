@@ -12,6 +12,7 @@ A runner needs this and a model, nothing else of the benchmark:
 
 import difflib
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +105,7 @@ class Task:
         """All questions that the task asks of a dataset; LeptaError if it is another one or has no rows for it."""
         if dataset.name != self.dataset:
             raise LeptaError(f"{self.name}: needs the dataset {self.dataset}, found {dataset.name}")
-        found = [sample for row in dataset.test for sample in self.make(self, row)]
+        found = list(itertools.chain.from_iterable(self.make(self, row) for row in dataset.test))
         if not found:
             raise LeptaError(f"{dataset.source}, {dataset.name}: no row for the task {self.name}")
         return found
