@@ -208,7 +208,7 @@ def test_a_damaged_log_is_named(tmp_path, line, message):
 def test_an_output_that_is_a_file(tmp_path):
     """It is said before a model is read."""
     (tmp_path / "file").write_text("mine")
-    given = ["--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "file"), "--force"]
+    given = ["--model", str(tmp_path), "--output", str(tmp_path / "file"), "--force"]
     done = CliRunner().invoke(app, ["darumeru", "run", *given])
     assert isinstance(done.exception, LeptaError) and "file: is a file; expected a folder" in str(done.exception)
     with pytest.raises(LeptaError, match="is a file; expected a folder"):
