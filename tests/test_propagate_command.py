@@ -1,12 +1,9 @@
 """`lepta propagate` and `lepta patch` as commands: what they write, and what they leave when something is wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 
+import commands
 import pytest
 import torch
 
@@ -32,10 +29,9 @@ def models(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
 
 def lepta(*arguments, cwd=None, limit=None):
     """Run a command; `limit` is the largest file it may write, in KiB: what a full disk does."""
-    command = [sys.executable, "-m", "lepta", *map(str, arguments)]
-    if limit is not None:
-        command = ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *command]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"COLUMNS": "160"})
+    return commands.lepta(
+        *arguments, cwd=cwd, environment={"COLUMNS": "160"}, largest_file=None if limit is None else limit * 1024
+    )
 
 
 def propagate(models, output, *options, **settings):
@@ -191,14 +187,8 @@ def test_output_that_cannot_be_made_or_exists_is_refused(models, tmp_path):
 
 def test_killed_command_leaves_no_folder_under_the_final_name_and_can_be_run_again(models, tmp_path):
     base, adapted, instruct, _ = models
-    command = [sys.executable, "-m", "lepta", "propagate", "--base", base, "--adapted", adapted]
-    command += ["--instruct", instruct, "--output", tmp_path / "out", "--method", "auto"]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / ".out.partial").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
+    command = ["propagate", "--base", base, "--adapted", adapted, "--instruct", instruct, "--output", tmp_path / "out"]
+    assert commands.killed(*command, "--method", "auto", when=(tmp_path / ".out.partial").exists) == -9
     assert not (tmp_path / "out").exists()
     run = propagate(models[:3], tmp_path / "out")
     assert run.returncode == 0, run.stderr

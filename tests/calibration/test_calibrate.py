@@ -1,13 +1,11 @@
 """Self-calibration from end to end on tiny models, in this process and behind a server that fails in many ways."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 
+import commands
 import pytest
 import torch
 from serving import Posted, Proxy, started, stopped, transformers_serve
@@ -260,11 +258,7 @@ def test_prompts_are_different_and_end_with_a_question(write_lines):
 
 
 def lepta(place, *arguments, check=0):
-    command = [sys.executable, "-m", "lepta", "calibrate", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == check, done.stderr[-2000:]
-    return done
+    return commands.lepta("calibrate", *arguments, cwd=place, environment={"OMP_NUM_THREADS": "1"}, check=check)
 
 
 @pytest.fixture(scope="module")

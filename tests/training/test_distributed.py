@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
+from commands import Command, lepta
 from safetensors.torch import load_file
 
 FSDP2 = {
@@ -15,8 +17,6 @@ FSDP2 = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
 }
-ALONE = [sys.executable, "-m"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +27,27 @@ def place(tiny_model_folder, tiny_extended, tmp_path_factory):
     return folder
 
 
-def pretrain(place, launcher, output, *options, check=0, environment=None):
-    command = [*launcher, "lepta", "pretrain", "--model", "model", "--text", "starter:ru/valid", "--tokens", "3000"]
-    command += ["--block", "48", "--batch", "4", "--learning-rate", "0.003", "--output", output]
-    command += ["--valid", "starter:ru/valid", "--measure-every", "6", "--keep", "best", *options]
-    done = subprocess.run(
-        command,
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-        capture_output=True,
-        timeout=120,
-        text=True,
-    )
-    assert bool(done.returncode) == bool(check), done.stderr[-3000:]
-    return done
+def command(output, *options):
+    base = ["pretrain", "--model", "model", "--text", "starter:ru/valid", "--tokens", "3000", "--output", output]
+    base += ["--block", "48", "--batch", "4", "--learning-rate", "0.003"]
+    return [*base, "--valid", "starter:ru/valid", "--measure-every", "6", "--keep", "best", *options]
+
+
+def alone(place, output, *options):
+    lepta(*command(output, *options), cwd=place, environment={"OMP_NUM_THREADS": "1"}, check=0)
+
+
+def two(place, output, *options, environment=None):
+    """Two processes, told of each other as torchrun does it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, **(environment or {})}
+    runs = []
+    for rank in ("0", "1"):
+        runs.append(Command(command(output, *options), place, shared | {"RANK": rank, "LOCAL_RANK": rank}))
+    for run in runs:
+        assert run.wait(120) == 0, run.text("stderr")[-3000:]
 
 
 def losses(folder):
@@ -50,11 +57,11 @@ def losses(folder):
 
 @pytest.mark.parametrize("trains", ["embeddings", "embeddings+lora"])
 def test_two_processes_train_as_one(place, trains):
-    pretrain(place, ALONE, f"one-{trains}", "--trains", trains)
+    alone(place, f"one-{trains}", "--trains", trains)
     expected = load_file(place / f"one-{trains}" / "model.safetensors")
     for name, environment in (("ddp", {}), ("fsdp", FSDP2)):
         folder = place / f"{name}-{trains}"
-        pretrain(place, TWO, folder.name, "--trains", trains, environment=environment)
+        two(place, folder.name, "--trains", trains, environment=environment)
         assert losses(folder) == pytest.approx(losses(place / f"one-{trains}"), abs=1e-4)
         found = load_file(folder / "model.safetensors")
         assert all((found[key] - expected[key]).abs().max() < 1e-3 for key in expected)
@@ -65,8 +72,8 @@ def test_new_rows_train_apart_under_fsdp2(place, tiny_tokenizer):
     (place / "original").mkdir()
     tiny_tokenizer.save(place / "original")
     options = ("--trains", "new-rows", "--original", "original")
-    pretrain(place, ALONE, "one-rows", *options)
-    pretrain(place, TWO, "fsdp-rows", *options, environment=FSDP2)
+    alone(place, "one-rows", *options)
+    two(place, "fsdp-rows", *options, environment=FSDP2)
     assert losses(place / "fsdp-rows") == pytest.approx(losses(place / "one-rows"), abs=1e-4)
     before, after = (load_file(place / name / "model.safetensors") for name in ("model", "fsdp-rows"))
     name = "model.embed_tokens.weight"
@@ -75,6 +82,16 @@ def test_new_rows_train_apart_under_fsdp2(place, tiny_tokenizer):
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(place):
-    error = pretrain(place, TWO, "odd", "--batch", "3", check=1).stderr
-    assert "lepta: batch: 3 examples per step cannot be shared by 2 processes equally" in error
+    """Under torchrun itself, as people start it."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lepta"]
+    run = subprocess.run(
+        [*torchrun, *command("odd", "--batch", "3")],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        text=True,
+    )
+    assert run.returncode
+    assert "lepta: batch: 3 examples per step cannot be shared by 2 processes equally" in run.stderr
     assert not (place / "odd").exists()

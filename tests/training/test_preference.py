@@ -1,11 +1,10 @@
 """The preference step: each method moves the good answers' odds, and the result is merged and whole."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import lepta
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -79,13 +78,11 @@ def test_what_is_too_long_is_left_out_whole(folder, write_lines, tmp_path):
 
 
 def test_tuning_with_copies_and_a_preference_step(folder, pairs, tmp_path):
-    command = [sys.executable, "-m", "lepta", "tune", "--model", str(folder), "--output", "out", "--json"]
+    command = ["tune", "--model", folder, "--output", "out", "--json"]
     command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "16", "--rank", "4", "--max-length", "400"]
     command += ["--copy-text", "starter:ru/train", "--copies", "5", "--copy-characters", "300"]
-    command += ["--preference", str(pairs), "--preference-method", "dpo", "--preference-batch", "4"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    command += ["--preference", pairs, "--preference-method", "dpo", "--preference-batch", "4"]
+    facts = json.loads(lepta(*command, cwd=tmp_path, check=0).stdout)
     assert facts["copies"]["copied"] == 5 and facts["conversations"] == 55 and facts["preference"]["examples"] == 16
     assert [path.name for path in tmp_path.iterdir() if path.name != "pairs.jsonl"] == ["out"]
 

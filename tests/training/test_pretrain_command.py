@@ -1,20 +1,15 @@
 """`lepta pretrain`: a run that goes on, and one that may not."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
+import commands
 import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
-LEPTA = [sys.executable, "-m", "lepta", "pretrain"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +24,22 @@ def place(tiny_model_folder, tiny_extended, tiny_tokenizer, tmp_path_factory):
 
 def arguments(output, *more):
     base = ["--model", "model", "--original", "original", "--text", "starter:ru/train", "--tokens", "3000"]
-    return [*LEPTA, *base, "--block", "48", "--batch", "2", "--save-every", "10", "--output", output, *more]
+    return ["pretrain", *base, "--block", "48", "--batch", "2", "--save-every", "10", "--output", output, *more]
 
 
 def run(place, output, *more, check=0):
-    done = subprocess.run(
-        arguments(output, *more), cwd=place, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == check, done.stderr[-2000:]
-    return done
+    return commands.lepta(*arguments(output, *more), cwd=place, environment=ENVIRONMENT, check=check)
 
 
 def killed(place, output, *more):
     """Start a run and kill it once it has a checkpoint."""
-    process = subprocess.Popen(arguments(output, *more), cwd=place, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     checkpoints = place / f".{output}.partial" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    commands.killed(
+        *arguments(output, *more),
+        cwd=place,
+        environment=ENVIRONMENT,
+        when=lambda: list(checkpoints.glob("checkpoint-*/trainer_state.json")),
+    )
     return checkpoints
 
 

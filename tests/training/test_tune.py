@@ -1,11 +1,10 @@
 """Tuning on conversations: what the loss counts, what trains, and that the merged model is the one that was trained."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import lepta
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
@@ -266,11 +265,9 @@ def test_a_tiny_model_learns_its_conversations_by_heart(folders, tokenizer, dial
 
 
 def test_the_command(folders, tmp_path):
-    command = [sys.executable, "-m", "lepta", "tune", "--model", str(folders[False]), "--output", "out", "--json"]
+    command = ["tune", "--model", folders[False], "--output", "out", "--json"]
     command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "8", "--rank", "4", "--alpha", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    facts = json.loads(lepta(*command, cwd=tmp_path, check=0).stdout)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["facts"] == {name: value for name, value in facts.items() if name != "output"}
     assert facts["examples"] == 50 and facts["steps"] == 7

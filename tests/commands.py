@@ -1,0 +1,92 @@
+"""`lepta` in a process of its own, as people run it, without the seconds that importing torch and transformers takes.
+
+The process is forked from a server that has imported them (the `multiprocessing` one). LEPTA itself is imported anew
+each time, in the environment that the command is given.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+FORKS = multiprocessing.get_context("forkserver")
+# Packages that look at nothing in the environment that a test may set, but these two, which `lepta.cli.main` sets.
+PRELOAD = ["accelerate", "peft", "scipy.sparse", "torch", "transformers.trainer"]
+PRELOAD += ["transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"]
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+INTERRUPT = 0.02  # seconds between looks at what a command does
+
+
+class Command:
+    """A command that runs; like `subprocess.Popen`, as far as tests need it."""
+
+    def __init__(self, arguments, cwd=None, environment=None, largest_file=None):
+        self.arguments = [str(argument) for argument in arguments]
+        self._output = Path(tempfile.mkdtemp(prefix="lepta-test-"))
+        given = (self.arguments, str(cwd or Path.cwd()), {**os.environ, **(environment or {})}, largest_file)
+        with patch.dict(os.environ, QUIET):  # for the server, which the first process starts
+            FORKS.set_forkserver_preload(PRELOAD)
+            self._process = FORKS.Process(target=_run, args=(*given, str(self._output)))
+            self._process.start()
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def kill(self):
+        self._process.kill()
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(self.arguments, timeout)
+        return self._process.exitcode
+
+    def text(self, name):
+        """What it has written to `stdout` or `stderr`."""
+        return (self._output / name).read_text(encoding="utf-8")
+
+
+def lepta(*arguments, cwd=None, check=None, environment=None, largest_file=None, timeout=300):
+    """Run a command to its end; `check` is the exit status it has to have, `largest_file` a limit in bytes."""
+    command = Command(arguments, cwd, environment, largest_file)
+    status = command.wait(timeout)
+    done = subprocess.CompletedProcess(command.arguments, status, command.text("stdout"), command.text("stderr"))
+    assert check is None or status == check, done.stderr[-3000:]
+    return done
+
+
+def killed(*arguments, cwd, when, signal_number=signal.SIGKILL, environment=None, timeout=120):
+    """Start a command and send it a signal once `when()` is true."""
+    command = Command(arguments, cwd, environment)
+    deadline = time.monotonic() + timeout
+    while not when():
+        assert time.monotonic() < deadline and command.poll() is None, command.text("stderr")
+        time.sleep(INTERRUPT)
+    command.send_signal(signal_number)
+    return command.wait(timeout)
+
+
+def _run(arguments, cwd, environment, largest_file, output):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    if threads := environment.get("OMP_NUM_THREADS"):
+        sys.modules["torch"].set_num_threads(int(threads))
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["lepta", *arguments]
+    from lepta.cli import main
+
+    main()
