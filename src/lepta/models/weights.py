@@ -5,14 +5,13 @@ from pathlib import Path
 
 from lepta.models.folder import Checkpoint
 from lepta.vocabulary.budget import Weights
+from lepta.vocabulary.gguf_tokenizer import read_gguf_header
 
 
 def count_weights(model: Path) -> Weights:
     """Count the weights of a Hugging Face folder or a GGUF file."""
     if model.suffix == ".gguf":
-        from gguf import GGUFReader
-
-        shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in GGUFReader(model).tensors}
+        shapes = read_gguf_header(model).shapes
         width, rows = shapes["token_embd.weight"]
         body = sum(math.prod(shape) for name, shape in shapes.items() if not name.startswith(("token_embd", "output.")))
         return Weights(body, width, rows, 2 if "output.weight" in shapes else 1)
