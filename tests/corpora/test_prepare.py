@@ -302,9 +302,9 @@ def test_line_of_50_megabytes(run, written, write_rows, sentences, documents):
     assert len(giant.encode()) > 30_000_000
     rows = [documents[0], giant, giant.replace("\n", " ")[:1_000_000], documents[1]]
     limits = {"max_repeated_ngrams": {}, "max_repeated_lines": None, "max_repeated_line_characters": None}
-    started = time.monotonic()
+    started = time.process_time()
     report = run({"a": write_rows("a.jsonl", rows)}, filters=limits)
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
     assert {reason: lost["documents"] for reason, lost in report["total"]["dropped"].items()} == {"long line": 1}
     assert len(written()["a"]) == 3
 

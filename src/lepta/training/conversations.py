@@ -24,13 +24,7 @@ COUNTS = "counts.json"
 
 
 def read_conversations(sources: Iterable[str]) -> Iterator[list[Message]]:
-    """Stream conversations of files and folders of rows: `messages`, or `prompt` and `answer` (and `system`).
-
-    Raises
-    ------
-    LeptaError
-        Naming the file and line of a row that is no conversation.
-    """
+    """Stream conversations of files and folders of rows; LeptaError names file and line of a row that is none."""
     for source in sources:
         for file in text_files(source):
             if not file.name.endswith(ROW_SUFFIXES):
@@ -42,15 +36,7 @@ def read_conversations(sources: Iterable[str]) -> Iterator[list[Message]]:
 
 
 def messages_of(row: dict[str, Any], where: str) -> list[Message]:
-    """The conversation in a row.
-
-    Parameters
-    ----------
-    row : dict
-        `messages`, a list of {"role", "content"}; or `prompt`, with `answer` and `system` if there are.
-    where : str
-        For messages.
-    """
+    """The conversation in a row: `messages`, a list of {"role", "content"}; or `prompt`, `answer` and `system`."""
     messages = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         fields = (("system", "system"), ("user", "prompt"), ("assistant", "answer"))
@@ -78,22 +64,8 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[st
     """Tokenise a conversation; the loss counts each answer of the assistant and the end of its turn.
 
     A turn counts only if the conversation up to it, as the model is asked, is how the whole conversation begins: some
-    templates write earlier turns otherwise (without their reasoning).
-
-    Parameters
-    ----------
-    tokenizer : transformers tokenizer with a chat template
-    messages : sequence of {"role", "content"}
-
-    Returns
-    -------
-    dict
-        `input_ids` and `labels`; no label counts if nothing is to be learned from it.
-
-    Raises
-    ------
-    LeptaError
-        If the template refuses the conversation.
+    templates write earlier turns otherwise (without their reasoning). Gives `input_ids` and `labels`, of which none
+    counts if nothing is to be learned. LeptaError if the template refuses the conversation.
     """
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
     whole = render_chat(tokenizer, messages)
@@ -122,23 +94,10 @@ def write_examples(
 ) -> tuple[TokenStore, dict[str, int]]:
     """Tokenise conversations to disk, unless that was done already; those that cannot be learned from are counted.
 
-    Parameters
-    ----------
-    conversations : iterable of conversations
-        Gone through once.
-    tokenizer : transformers tokenizer
-    max_length : int
-        Tokens.
-    folder : Path
-        Two files are written here, the index last.
-
-    Returns
-    -------
-    TokenStore
-        One section for each example; tokens that the loss counts have `COUNTED` set.
-    dict
-        How many conversations were read, and how many were left out as `duplicate`, `refused` by the chat template,
-        `unanswered`, `too_long` or because of `tool_calls`; of the rest (`examples`) the tokens and those of answers.
+    The store has a section for each example of at most `max_length` tokens; those that the loss counts have `COUNTED`
+    set. The counts tell how many conversations were read, and how many were left out as `duplicate`, `refused` by the
+    chat template, `unanswered`, `too_long` or because of `tool_calls`; of the rest (`examples`) the tokens and those of
+    answers.
     """
     if tokenizer.chat_template is None:
         raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
@@ -197,18 +156,11 @@ def _fault(example: dict[str, list[int]] | None, max_length: int) -> str | None:
 
 
 class ConversationRows:
-    """Rows of one or more conversations in training order; `rows[n]` is an example for training.
-
-    Attributes
-    ----------
-    members : list of lists of int
-        Numbers of the conversations in each row.
-    sizes : int64 array
-        Tokens of each row.
-    """
+    """Rows of one or more conversations in training order; `rows[n]` is an example for training."""
 
     def __init__(self, store: TokenStore, members: list[list[int]]) -> None:
-        self._store, self.members = store, members
+        self._store, self.members = store, members  # numbers of the conversations in each row
+        # Tokens of each row.
         self.sizes = np.asarray([store.lengths[row].sum() for row in members], np.int64)
 
     def __len__(self) -> int:
@@ -229,18 +181,10 @@ class ConversationRows:
 def lay_out_rows(
     store: TokenStore, epochs: int, batch: int, seed: int, length: int | None = None, others: int = 1
 ) -> ConversationRows:
-    """Go through all conversations in another random order each time.
+    """Go through all conversations in another random order each time; rows of a step stand by length, to pad little.
 
-    Parameters
-    ----------
-    store : TokenStore
-    epochs, batch : int
-        Rows of a step stand by length, so that little is padded.
-    seed : int
-    length : int, optional
-        Pack conversations into rows of so many tokens; default: one a row.
-    others : int
-        Processes that share a batch: the last one is filled up with the first conversations, to come out even.
+    With `length`, conversations are packed into rows of so many tokens. `others`: processes that share a batch; the
+    last one is filled up with the first conversations, to come out even.
     """
     generator, rows, lengths = np.random.default_rng(seed), [], store.lengths
     for _ in range(epochs):

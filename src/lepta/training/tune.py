@@ -37,32 +37,13 @@ def tune(
     seed: int = 1,
     source: Checkpoint | None = None,
 ) -> tuple[Trained, dict[str, Any]]:
-    """Tune a model, in place, on conversations.
+    """Tune a model, in place, on conversations, which are gone through once, to files in `work`.
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        Low-rank layers may be put in (see `make_tunable`); a body in 16 or 4 bits stays as it is.
-    tokenizer : transformers tokenizer with a chat template
-    conversations : iterable of lists of {"role", "content"}
-        Gone through once, to files in `work`.
-    work : Path
-        Folder for examples and checkpoints; a whole checkpoint found there is resumed from.
-    settings : TuneSettings
-    seed : int
-    source : Checkpoint, optional
-        That the result is to be written from: before training it is checked that it can be.
-
-    Returns
-    -------
-    trained : Trained
-    counts : dict
-        See `write_examples`; `rows`, `steps`, and `unreached` if low-rank changes do not reach all matrices.
-
-    Raises
-    ------
-    LeptaError
-        If there is no chat template, or nothing to learn from, or the model cannot be trained so.
+    Low-rank layers may be put in (see `make_tunable`); a body in 16 or 4 bits stays as it is. A whole checkpoint found
+    in `work` is resumed from. If the result is to be written from `source`, it is checked before training that it can
+    be. Gives what was trained and the counts of `write_examples`, `rows`, `steps`, and `unreached` if low-rank changes
+    do not reach all matrices. LeptaError if there is no chat template, or nothing to learn from, or the model cannot be
+    trained so.
     """
     with processes().main_process_first():  # the others then find the examples on disk
         store, counts = write_examples(conversations, tokenizer, settings.max_length, work / "examples")
