@@ -402,9 +402,13 @@ def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, A
 
 def _of_all_stages(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What distillation and pre-training took in all their stages, and what each warns of."""
-    warnings = [f"{name}: {warning}" for name, of_stage in facts.items() for warning in of_stage.get("warnings", ())]
-    sums = {key: sum(of_stage.get(key, 0) for of_stage in facts.values()) for key in ("tokens", "blocks")}
-    return {**sums, "warnings": warnings}
+    tokens = blocks = 0
+    warnings: list[str] = []
+    for name, of_stage in facts.items():
+        tokens += of_stage.get("tokens", 0)
+        blocks += of_stage.get("blocks", 0)
+        warnings += [f"{name}: {warning}" for warning in of_stage.get("warnings", ())]
+    return {"tokens": tokens, "blocks": blocks, "warnings": warnings}
 
 
 def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

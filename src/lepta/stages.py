@@ -5,6 +5,7 @@ of LEPTA, and its files are as it left them. Names and dates of inputs do not co
 """
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -174,8 +175,8 @@ class Pipeline:
 
     def _check_texts(self) -> None:
         """Find every text before anything runs; LeptaError names the first that is missing."""
-        for sources in (sources for stage in self.stages for sources in stage.texts.values()):
-            for source in sources:
+        for stage in self.stages:
+            for source in itertools.chain.from_iterable(stage.texts.values()):
                 if not is_word_list(source) and not source.startswith(DATASET):
                     text_files(source)
 

@@ -1,6 +1,7 @@
 """YAML files, validated: what is wrong is named with its place, and for an unknown key the nearest right one."""
 
 import difflib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -99,5 +100,7 @@ def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type
 
 def _types_in(annotation: Any) -> list[type]:
     """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
-    inner = [part for argument in get_args(annotation) for part in _types_in(argument)]
-    return inner or ([annotation] if isinstance(annotation, type) else [])
+    arguments = get_args(annotation)
+    if arguments:
+        return list(itertools.chain.from_iterable(map(_types_in, arguments)))
+    return [annotation] if isinstance(annotation, type) else []

@@ -50,7 +50,10 @@ class Tally:
 
     def as_json(self) -> dict[str, Any]:
         """Give the counts as JSON."""
-        return {source: {name: dict(part) for name, part in counts.items()} for source, counts in self._sources.items()}
+        parts: dict[str, Any] = {}
+        for source, counts in self._sources.items():
+            parts[source] = {name: dict(part) for name, part in counts.items()}
+        return parts
 
     @staticmethod
     def sum(parts: Iterable[dict[str, Any]]) -> "Tally":

@@ -170,7 +170,10 @@ class Work:
     def counts(self) -> list[dict[str, Any]]:
         """Read all counts, in the order of the tasks: of cleaning, then of writing."""
         places = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
-        return [read_json(file) for file in itertools.chain(*(sorted(place.glob("*.json")) for place in places))]
+        counts: list[dict[str, Any]] = []
+        for place in places:
+            counts += map(read_json, sorted(place.glob("*.json")))
+        return counts
 
     def pulse(self, stage: str, rank: int, done: int) -> None:
         """Say how many bytes a worker has read; at most once in so many seconds."""

@@ -226,8 +226,7 @@ def oracle_sentences(document: Sequence[str], summary: str) -> list[int]:
     Greedy, by ROUGE-1 plus ROUGE-2 on lemmas (F-measure), until no sentence makes it better or there are five
     (Nallapati et al. 2017, SummaRuNNer).
     """
-    gold = [ngrams(lemmas(summary), n) for n in (1, 2)]
-    counted = [[ngrams(lemmas(sentence), n) for n in (1, 2)] for sentence in document]
+    gold, *counted = map(_counted, [summary, *document])
     chosen: list[int] = []
     reached, together = 0.0, [Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()]
     while len(chosen) < MOST_EXTRACTED:
@@ -244,6 +243,11 @@ def oracle_sentences(document: Sequence[str], summary: str) -> list[int]:
         chosen.append(best)
         reached, together = score, best_counts
     return sorted(chosen)
+
+
+def _counted(text: str) -> list[Counter[tuple[str, ...]]]:
+    words = lemmas(text)
+    return [ngrams(words, n) for n in (1, 2)]
 
 
 def _texts_to_copy(record: Record) -> list[Fields]:

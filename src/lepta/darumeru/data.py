@@ -10,7 +10,6 @@ show before a question). The schema, `lepta.darumeru.rows`, is the same for all 
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,11 +81,13 @@ def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -
     dataset = Dataset(name, source, tuple(test), tuple(shots))
     if not dataset.test:
         raise LeptaError(f"{source}, {name}: no rows to ask; expected at least one")
-    twice = [key for key, count in Counter(row.id for row in dataset.test + dataset.shots).items() if count > 1]
-    if twice:
-        raise LeptaError(
-            f"{source}, {name}: the id {twice[0]!r} is there twice; ids must be unique over test and shots"
-        )
+    seen: set[str] = set()
+    for row in dataset.test + dataset.shots:
+        if row.id in seen:
+            raise LeptaError(
+                f"{source}, {name}: the id {row.id!r} is there twice; ids must be unique over test and shots"
+            )
+        seen.add(row.id)
     return dataset
 
 

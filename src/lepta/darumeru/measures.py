@@ -26,7 +26,10 @@ class SampleScore:
 
 def _sums(scores: Sequence[SampleScore], names: Iterable[str]) -> list[float]:
     """Sum of each value over samples; not a number if a sample has none."""
-    return [sum(score.values.get(name, math.nan) for score in scores) for name in names]
+    sums = []
+    for name in names:
+        sums.append(sum(score.values.get(name, math.nan) for score in scores))
+    return sums
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def choose_tasks(
 ) -> tuple[list[Task], dict[str, Dataset]]:
     """Tasks by their names (None: all), and their data by its names."""
     chosen = named_tasks(names or (), definition)
-    return chosen, {name: load_dataset(name, source) for name in dict.fromkeys(task.dataset for task in chosen)}
+    names = dict.fromkeys(task.dataset for task in chosen)
+    return chosen, {name: load_dataset(name, source) for name in names}
 
 
 def limited(task: Task, dataset: Dataset, limit: int | None) -> Dataset:

@@ -1,5 +1,6 @@
 """Bits per byte: the one measure of a language model that means the same under every vocabulary."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ def windows(documents: Sequence[str], length: int, total: int) -> list[str]:
     turns, one window each, so that a small total still has all of them in it.
     """
     cut = [regex.findall(rf"(?s).{{1,{length}}}(?:\n|$)|.{{{length}}}", document.strip()) for document in documents]
-    turns = [pieces[n] for n in range(max(map(len, cut), default=0)) for pieces in cut if n < len(pieces)]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*cut))
     kept, characters = [], 0
-    for window in turns:
+    for window in filter(None, turns):
         if characters >= total:
             break
         kept.append(window)

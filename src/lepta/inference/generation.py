@@ -1,5 +1,6 @@
 """Generation: the one place that runs `generate` of transformers, and greedy texts with the share of new tokens."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -114,7 +115,7 @@ class Generated:
         """Share of the generated tokens that are among the wanted ids; None if there is no such set."""
         if wanted is None:
             return None
-        ids = [token for text in self.ids for token in text]
+        ids = list(itertools.chain.from_iterable(self.ids))
         return sum(token in wanted for token in ids) / max(len(ids), 1)
 
 

@@ -88,8 +88,8 @@ class Scorer:
 
     def choose(self, questions: Sequence[Sequence[Branch]]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, summed over its tokens."""
-        values = iter(self.score([branch for branches in questions for branch in branches]))
-        return [tuple(sum(next(values)) for _ in branches) for branches in questions]
+        sums = map(sum, self.score(list(itertools.chain.from_iterable(questions))))
+        return [tuple(itertools.islice(sums, len(branches))) for branches in questions]
 
     @torch.inference_mode()
     def score(self, branches: Sequence[Branch], own_prefix: bool = False) -> list[list[float]]:

@@ -166,7 +166,10 @@ def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
     rows = yaml.safe_load(shipped)
     if models is not None:
         rows += _own_rows(models)
-    return {name.lower(): row for row in rows for name in row["ids"]}
+    known: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known |= dict.fromkeys(map(str.lower, row["ids"]), row)
+    return known
 
 
 def _own_rows(models: Path) -> list[dict[str, Any]]:

@@ -107,10 +107,10 @@ def _rows(known: Mapping[str, Task], models: Sequence[Mapping[str, Any]]) -> lis
     for column in COLUMN_SIZES:
         names.append((column, column, "column"))
         names += [(task.name, task.title, "task") for task in known.values() if task.column == column]
-    return [
-        {"name": name, "title": title, "kind": kind, "scores": [scores.get(name) for scores in models]}
-        for name, title, kind in names
-    ]
+    rows = []
+    for name, title, kind in names:
+        rows.append({"name": name, "title": title, "kind": kind, "scores": [scores.get(name) for scores in models]})
+    return rows
 
 
 def _not_whole(known: Mapping[str, Task], refused: Mapping[str, str]) -> list[str]:

@@ -74,7 +74,7 @@ def text_files(source: str) -> list[Path]:
         path = BUILTIN_ITEMS if place == BENCHMARK else Path(place).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
-        files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
         if not files:
             raise LeptaError(f"{path}: no text here; expected files ending in {', '.join(TEXT_SUFFIXES)}")
         return files

@@ -45,7 +45,7 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
         plain = [_turn(message) for message in messages or []]
     except (AttributeError, KeyError, TypeError):
         plain = []
-    if not plain or not all(isinstance(turn[name], str) for turn in plain for name in ("role", "content")):
+    if not plain or not all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in plain):
         raise LeptaError(
             f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
@@ -80,8 +80,11 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[st
     whole = whole[: spans[-1][1]] if spans else whole
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    counted = [any(start < last and end > first for first, last in spans) for start, end in offsets]
-    return {"input_ids": ids, "labels": [token if c else IGNORED for token, c in zip(ids, counted, strict=True)]}
+    labels = [IGNORED] * len(ids)
+    for number, (start, end) in enumerate(offsets):
+        if any(start < last and end > first for first, last in spans):
+            labels[number] = ids[number]
+    return {"input_ids": ids, "labels": labels}
 
 
 def calls_tools(messages: Sequence[Message]) -> bool:

@@ -61,7 +61,7 @@ def _read_header(path: Path, changed: int, size: int) -> Header:
 
     reader = GGUFReader(path)
     fields = {name: value.contents() for name, value in reader.fields.items()}
-    return Header(fields, {tensor.name: [int(n) for n in tensor.shape] for tensor in reader.tensors})
+    return Header(fields, {tensor.name: tensor.shape.tolist() for tensor in reader.tensors})
 
 
 def read_gguf_fields(path: Path) -> dict[str, Any]:
