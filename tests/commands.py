@@ -65,7 +65,7 @@ def lepta(*arguments, cwd=None, check=None, environment=None, largest_file=None,
     return done
 
 
-def killed(*arguments, cwd, when, signal_number=signal.SIGKILL, environment=None, timeout=120):
+def killed(*arguments, when, cwd=None, signal_number=signal.SIGKILL, environment=None, timeout=120):
     """Start a command and send it a signal once `when()` is true."""
     command = Command(arguments, cwd, environment)
     deadline = time.monotonic() + timeout

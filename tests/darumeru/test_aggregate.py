@@ -255,8 +255,8 @@ def test_full_size_is_quick():
         for i in range(14_042)
     ]
     result = task_result(task, load_dataset("mmlu_ru"), scores, 0)
-    started = time.perf_counter()
+    started = time.process_time()
     summary = summarise([replace(result, expected=len(scores))], partial=True)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     score = summary.tasks["mmlu_ru"].score
     assert score.low < score.value < score.high and score.high - score.low < 0.03
