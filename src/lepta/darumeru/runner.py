@@ -89,8 +89,8 @@ def choose_tasks(
 ) -> tuple[list[Task], dict[str, Dataset]]:
     """Tasks by their names (None: all), and their data by its names."""
     chosen = named_tasks(names or (), definition)
-    names = dict.fromkeys(task.dataset for task in chosen)
-    return chosen, {name: load_dataset(name, source) for name in names}
+    datasets = dict.fromkeys(task.dataset for task in chosen)
+    return chosen, {name: load_dataset(name, source) for name in datasets}
 
 
 def limited(task: Task, dataset: Dataset, limit: int | None) -> Dataset:
