@@ -151,11 +151,7 @@ def _sum_up(
     scale = 1 / torch.as_tensor(max(len(states), 1) if divisor is None else divisor, dtype=sums, device=hidden.device)
     # 1 / num_tokens underflows in float16, so there the backward pass divides, after loss scaling.
     ctx.left, factor = (scale, torch.ones_like(scale)) if products == torch.float16 else (1.0, scale)
-    gradients = _Gradients(
-        torch.empty_like(states) if ctx.needs_input_grad[0] else None,
-        [torch.zeros_like(p) if needed else None for p, needed in zip(parts, ctx.needs_input_grad[5:], strict=True)],
-        torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None,
-    )
+    gradients = _Gradients.of(ctx.needs_input_grad, states, parts, bias)
     # One buffer serves all logits, and is overwritten by their gradient: fresh memory for each chunk cost as much time
     # as a fourth matrix product (the system hands it out page by page). Logits in 16 bits have a 32-bit buffer beside.
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
@@ -216,6 +212,17 @@ class _Gradients:
     of_states: torch.Tensor | None
     of_parts: list[torch.Tensor | None]
     of_bias: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, needed: Sequence[bool], states: torch.Tensor, parts: Sequence[torch.Tensor], bias: torch.Tensor | None
+    ) -> "_Gradients":
+        """What is needed, of hidden, labels, bias, divisor, cap and parts: the arguments of `_LinearCrossEntropy`."""
+        return cls(
+            torch.empty_like(states) if needed[0] else None,
+            [torch.zeros_like(part) if wanted else None for part, wanted in zip(parts, needed[5:], strict=True)],
+            torch.zeros_like(bias) if bias is not None and needed[2] else None,
+        )
 
     def add(self, head: _Head, rows: slice, states: torch.Tensor, change: torch.Tensor, narrow: torch.Tensor) -> None:
         """Add what some rows give: the gradient of their logits is `change * narrow`."""
