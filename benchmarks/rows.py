@@ -1,7 +1,7 @@
-r"""Rows of new tokens: mean, calibrated, distilled, trained; on equal text, one after the other.
+r"""Rows of new tokens: mean, calibrated, distilled (with low-rank changes too), trained; on equal text, one by one.
 
     python benchmarks/rows.py --original MODEL --tokenizer VOCABULARY --text train.jsonl.gz --valid valid.jsonl \\
-        --source-valid english.jsonl --tokens 50000 --output runs/rows
+        --source-text english.jsonl.gz --source-valid english-valid.jsonl --tokens 50000 --output runs/rows
 
 Prints a table in Markdown: bits per byte of both languages, the share of new tokens in greedy text, and minutes.
 """
@@ -33,7 +33,7 @@ OPENINGS, OPENING, CONTINUATION = 16, 60, 32  # prompts of held-out text, their 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("original", "tokenizer", "text", "valid", "source-valid", "output"):
+    for name in ("original", "tokenizer", "text", "valid", "source-text", "source-valid", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--tokens", type=int, default=50_000)
     parser.add_argument("--characters", type=int, default=100_000, help="of held-out text, each language")
@@ -56,7 +56,8 @@ def distilled(options: argparse.Namespace, start: Path, values: dict, folder: Pa
     """Token distillation of a model."""
     settings = DistillSettings(tokens=options.tokens, untie=options.untie, **values)
     documents = partial(read_documents, [options.text])
-    facts, _ = distill_folder(Path(options.original), start, documents, settings, 1, folder)
+    source = partial(read_documents, [options.source_text])
+    facts, _ = distill_folder(options.original, start, documents, settings, 1, folder, source)
     (folder / "facts.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2))
 
 
@@ -65,6 +66,11 @@ def trained(options: argparse.Namespace, start: Path, first_new: int, folder: Pa
     text = TrainingText(partial(read_documents, [options.text]), 1.0)
     settings = PretrainSettings(trains="new-rows", tokens=options.tokens, block=256, batch=8, keep="last")
     pretrain_folder(start, first_new, [text], HeldOut(), settings, 1, folder)
+
+
+def folder_of(output: Path, name: str) -> Path:
+    """Where a model of the table is."""
+    return output / name.replace(",", "").replace(" ", "-")
 
 
 def row(name: str, folder: Path, minutes: float, texts: dict[str, list[str]], fresh: frozenset[int]) -> str:
@@ -88,18 +94,19 @@ def main() -> None:
     arms: dict[str, Callable[[Path], object]] = {
         "calibrated": partial(distilled, options, mean, {"hidden_rate": 1e-12, "head_epochs": 0}),
         "distilled": partial(distilled, options, mean, {}),
+        "distilled, low-rank changes": partial(distilled, options, mean, {"lora_rank": 16}),
         "cross-entropy": partial(trained, options, mean, int(ids[0])),
         "distilled, cross-entropy": partial(trained, options, output / "distilled", int(ids[0])),
     }
     for name, make in arms.items():
-        minutes[name] = made(output / name.replace(", ", "-"), make)
+        minutes[name] = made(folder_of(output, name), make)
     texts = {}
     for language, source in (("target", options.valid), ("source", options.source_valid)):
         texts[language] = windows(list(read_documents([source])), WINDOW, options.characters)
     print("| rows | target | source | new tokens in greedy text | minutes |\n|---|---|---|---|---|")
     print(row("original", original, 0.0, texts, frozenset()))
     for name in minutes:
-        print(row(name, output / name.replace(", ", "-"), minutes[name], texts, frozenset(ids.tolist())))
+        print(row(name, folder_of(output, name), minutes[name], texts, frozenset(ids.tolist())))
 
 
 if __name__ == "__main__":
