@@ -12,7 +12,7 @@ next (`pieces`), and to the token that came.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -237,7 +237,12 @@ def _expected(
 
 
 def _joined(parts: Sequence[HeadStates]) -> HeadStates:
-    return HeadStates(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(HeadStates)))
+    return HeadStates(
+        torch.cat([part.states for part in parts]),
+        torch.cat([part.rest for part in parts]),
+        torch.cat([part.slot for part in parts]),
+        torch.cat([part.logit for part in parts]),
+    )
 
 
 def _joined_targets(parts: Sequence[Targets]) -> Targets:
