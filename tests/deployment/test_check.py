@@ -51,6 +51,20 @@ def test_transformers_4_is_told_what_version_5_writes_otherwise(folder):
     assert {verdict.status for verdict in verdicts(folder, "transformers-4", "vllm").values()} == {"works"}
 
 
+def test_a_package_that_only_this_machine_lacks_is_no_verdict_on_servers(folder, monkeypatch):
+    """Transformers imports mistral_common for a Mistral, where that is installed, with or without what it needs."""
+    from transformers import AutoTokenizer
+
+    def missing(*_, **__):
+        raise ImportError("No module named 'pydantic_extra_types'", name="pydantic_extra_types")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", missing)
+    edit(folder / "config.json", rope_theta=10000.0)
+    found = verdicts(folder, "transformers-5", "vllm")
+    assert found["transformers 5"].step == "pip install pydantic-extra-types"
+    assert found["vLLM"].status == "works"
+
+
 def test_rotary_embeddings_by_kind_of_layer():
     """As Gemma 3 has them."""
     local, whole = {"rope_theta": 20000.0}, {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}

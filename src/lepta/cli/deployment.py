@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from lepta.cli.common import AsJson, check_places, console, opened, print_json, print_warnings
+from lepta.core.errors import LeptaError
 
 if TYPE_CHECKING:
     from lepta.deployment.check import Deployment
@@ -37,6 +38,8 @@ def check(
     Try: lepta check my/adapted --output my/adapted/deployment.json
     """
     check_places([model, *([draft] if draft else [])], [], force=False)
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise LeptaError(f"{model}: no config.json; expected a model folder (for a vocabulary: lepta vocab check)")
     from lepta.deployment.check import check_model, write_deployment
 
     with opened(model) as checkpoint:

@@ -109,7 +109,15 @@ def transformers_5(model: Deployed) -> Verdict:
     try:
         loaded = load_tokenizer(model.folder, forgiving=False)
     except LeptaError as error:
+        if isinstance(error.__cause__, ImportError):
+            step = f"pip install {(error.__cause__.name or '').replace('_', '-')}".rstrip()
+            return Verdict(name, "step", f"AutoTokenizer lacks a package here: {error.__cause__}", step, tried=True)
         return Verdict(name, "fails", _brief(error, model), tried=True)
+    return _read_by(name, loaded, model)
+
+
+def _read_by(name: str, loaded: Any, model: Deployed) -> Verdict:
+    """Whether a loaded tokenizer gives the ids of its file, and the config means the same special tokens."""
     same, other = first_difference(loaded, model.vocabulary, model.texts)
     if other is not None:
         reason = f"{type(loaded).__name__} gives other ids than tokenizer.json (first at {other!r})"
@@ -270,7 +278,12 @@ def sglang(model: Deployed) -> Verdict:
 
 def _server(name: str, model: Deployed, most_rows: int | None) -> Verdict:
     """Rows are padded to a multiple of 64, of which each of 2, 4 or 8 GPUs takes its part."""
-    tokenizer, older = transformers_5(model), transformers_4(model)
+    if model.fault:
+        return Verdict(name, "fails", model.fault)
+    try:
+        tokenizer = _read_by(name, load_tokenizer(model.folder), model)  # a package missing here says nothing of there
+    except LeptaError as error:
+        return Verdict(name, "fails", _brief(error, model))
     if tokenizer.status != "works":
         return Verdict(name, tokenizer.status, f"as transformers 5: {tokenizer.reason}", tokenizer.step)
     if model.head_is_dropped:
@@ -280,7 +293,7 @@ def _server(name: str, model: Deployed, most_rows: int | None) -> Verdict:
     reason = f"{rows:,} rows" + (f", which it pads to {padded:,}" if padded > rows else "") + ": 1, 2, 4, 8 GPUs"
     if most_rows and rows > most_rows:
         reason += f"; no LoRA above {most_rows:,} rows"
-    if older.status == "step":
+    if transformers_4(model).status == "step":
         return Verdict(name, "step", reason, "releases on transformers 4: as for that")
     limited = most_rows is not None and rows > most_rows
     return Verdict(name, "limits" if limited else "works", reason)
