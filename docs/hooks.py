@@ -58,6 +58,9 @@ def on_post_page(output: str, **_: Any) -> str:
     return SHIM.sub("", output)
 
 
+on_post_template = on_post_page  # of the page for addresses that are none
+
+
 def commands_page() -> str:
     """The help of all commands."""
     lines = ["# Command line", "", "What `lepta COMMAND --help` prints, of all commands.", ""]

@@ -1,10 +1,11 @@
 """Charts: what is drawn where."""
 
+import itertools
 import re
 
 import pytest
 
-from lepta.report.chart import curve_chart, score_chart
+from lepta.report.chart import curve_chart, density_chart, score_chart
 
 CURVE = [(1000.0 * step, 5 - step / 50) for step in range(200)]
 
@@ -39,3 +40,18 @@ def test_scores_stand_in_their_intervals():
     dots = list(map(float, re.findall(r'cx="([\d.]+)"', chart)))
     assert dots[0] == pytest.approx((starts[0] + ends[0]) / 2, abs=0.1)
     assert starts[1] == ends[1] == dots[1]
+
+
+def test_models_stand_by_density_and_bits_and_their_names_apart():
+    models = [
+        ("original", 1.29, 1.682),
+        ("initialised", 2.98, 2.239),
+        ("adapted", 2.98, 1.804),
+        ("variant", 2.98, 1.801),
+    ]
+    chart = density_chart(models)
+    dots = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    assert dots[0][0] < dots[1][0] == dots[2][0]  # more characters per token: further right
+    assert dots[0][1] > dots[3][1] > dots[1][1]  # more bits per byte: higher up
+    labels = sorted(float(y) for y in re.findall(r'y="([\d.]+)" dy="0.34em" text-anchor="end">[a-z]', chart))
+    assert all(below - above >= 15.9 for above, below in itertools.pairwise(labels))

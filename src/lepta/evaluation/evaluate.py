@@ -24,6 +24,7 @@ from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 PASSAGE = 400  # characters that are shown as tokens
+MOST_BITS = 2.0  # times the bits per byte of the original's own answers, up to which what follows an opening is text
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def evaluate(
             kept_for_speed[name] = (model, tokenizer)
         del model, tokenizer
         gc.collect()  # models of 8B weights do not fit beside each other
+    if settings.behaviour:
+        _judge_answers(result["behaviour"], original, *kept_for_speed[original], settings.behaviour.mark)
     passage = held_out[text.target.language][0][: settings.speed_characters]
     result["speed"] = {
         "characters": len(passage),
@@ -153,6 +156,31 @@ def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, 
         "answers": answers.texts,
         "kept_each": kept,
     }
+
+
+def _judge_answers(behaviour: dict[str, Any], original: str, model: Any, tokenizer: Any, mark: str) -> None:
+    """Add to each model's answers whether what follows the opening is text, and how many keep their style wholly.
+
+    An opening alone may be followed by letters that are no words. So the original, `model`, reads what follows: it is
+    text if that takes at most `MOST_BITS` times the bits per byte of the original's own answers.
+    """
+    own = [rest for answer in behaviour[original]["answers"] if (rest := _after(answer, mark))]
+    if not own:
+        return  # the original writes nothing after its opening, so there is nothing to compare with
+    limit = MOST_BITS * score_text(model, tokenizer, own, "answers of the original").bits_per_byte
+    for name, entry in behaviour.items():
+        entry["text_each"] = []
+        for answer in entry["answers"]:
+            rest = _after(answer, mark)
+            bits = score_text(model, tokenizer, [rest], f"{name}, answers").bits_per_byte if rest else None
+            entry["text_each"].append(bits is not None and bits <= limit)
+        entry["whole"] = sum(map(all, zip(entry["kept_each"], entry["text_each"], strict=True)))
+
+
+def _after(answer: str, mark: str) -> str:
+    """What follows the opening of an answer; all of one that has none."""
+    opening, found, rest = answer.partition(mark)
+    return (rest if found else opening).strip()
 
 
 def _new_ids(old: Vocabulary, new: Vocabulary) -> set[int]:

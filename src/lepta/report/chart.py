@@ -55,6 +55,44 @@ def curve_chart(points: Sequence[Point], label: str, height: int, smooth: bool =
     return Markup(render("curve.svg.j2", view))
 
 
+def density_chart(models: Sequence[tuple[str, float, float]], height: int = 320) -> Markup:
+    """Draw models, each with its name, by characters per token (right is cheaper) and bits per byte (low is better)."""
+    levels = _ticks(min(bits for _, _, bits in models), max(bits for _, _, bits in models), 4)
+    steps = _ticks(0, max(density for _, density, _ in models) * 1.05, 5)
+    right, floor = WIDTH - RIGHT, height - BOTTOM
+
+    def x(density: float) -> float:
+        return round(LEFT + density / steps[-1] * (right - LEFT), 1)
+
+    def y(bits: float) -> float:
+        return round(TOP + (levels[-1] - bits) / (levels[-1] - levels[0]) * (floor - TOP), 1)
+
+    view = {
+        "models": models,
+        "labels": _apart([y(bits) for _, _, bits in models]),
+        "width": WIDTH,
+        "height": height,
+        "left": LEFT,
+        "right": right,
+        "top": TOP,
+        "floor": floor,
+        "x": x,
+        "y": y,
+        "levels": levels,
+        "steps": steps,
+    }
+    return Markup(render("density.svg.j2", view))
+
+
+def _apart(places: Sequence[float], least: float = 16) -> list[float]:
+    """Where labels stand that would be at these heights, moved down so that none covers another."""
+    moved = [0.0] * len(places)
+    last = -math.inf
+    for number in sorted(range(len(places)), key=lambda number: places[number]):
+        last = moved[number] = max(places[number], last + least)
+    return moved
+
+
 def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Markup:
     """Draw scores with their 95 % intervals, a row for each, of one model or two.
 

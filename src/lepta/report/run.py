@@ -1,6 +1,7 @@
 """The report of a recipe's run: one self-contained HTML page, and the same main numbers for a terminal."""
 
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from rich.table import Table
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
-from lepta.report.chart import Point, curve_chart, score_chart
+from lepta.report.chart import Point, curve_chart, density_chart, score_chart
 from lepta.report.page import decimal, percent, rate, signed, times, write_page
 
 REPORT, NUMBERS, TEMPLATE = "report.html", "report.json", "report.html.j2"
-SHOWN_ANSWERS = 8
+SHOWN_ANSWERS, SHOWN_SEED = 8, 1  # answers side by side are drawn, never picked
+SAME = 0.005  # relative difference of bits per byte that is none
 BENCHMARK = "darumeru/"  # what names of its scores in the curve start with
 # Parts of the data that a recipe need not ask for.
 OPTIONAL = ("initialised", "pretrained", "propagated", "darumeru", "curve", "seconds", "environment")
@@ -62,7 +64,9 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
         "density": _of_pair(data, "characters_per_token"),
         "trained_bits": _trained_bits(data),
         "speed": _speed_rows(data),
-        "shown_answers": SHOWN_ANSWERS,
+        "shown_answers": _drawn(data),
+        "verdict": _verdict(data),
+        "density_chart": density_chart(_densities(data)),
         "bits": bits,
         "bits_chart": curve_chart(bits, "held-out bits per byte", 300) if len(bits) > 1 else None,
         "loss_chart": curve_chart(loss, "training loss", 210, smooth=True) if len(loss) > 1 else None,
@@ -76,7 +80,7 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
     data = _complete(data)
     for line in data["pretrained"].get("warnings", ()):
         console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
-    console.print(escape(_headline(data)), highlight=False)
+    console.print(escape(f"{_verdict(data)} {_headline(data)}"), highlight=False)
     for title, columns, rows in _tables(data):
         console.print(_table(title, columns, rows))
     for name, facts in data["propagated"].items():
@@ -108,8 +112,9 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
         rows = []
         for name, entry in behaviour.items():
             kept = f"{entry['kept']} of {entry['prompts']}"
-            rows.append([name, kept, percent(entry["share"]), percent(entry["new_token_share"])])
-        yield "Behaviour", ["model", "kept", "share", "new tokens"], rows
+            whole = f"{entry['whole']} of {entry['prompts']}" if "whole" in entry else ""
+            rows.append([name, kept, whole, percent(entry["new_token_share"])])
+        yield "Behaviour", ["model", "opens in its style", "and goes on in text", "new tokens"], rows
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -164,6 +169,37 @@ def _trained_bits(data: Mapping[str, Any]) -> list[float]:
     """Bits per byte of the target language: original, initialised and adapted base model."""
     text, target = data["evaluation"]["text"], data["languages"]["target"]
     return [text[f"{name} base"][target]["bits_per_byte"] for name in ("original", "initialised", "adapted")]
+
+
+def _verdict(data: Mapping[str, Any]) -> str:
+    """What a reader wants to know first: better or worse, by how much, at what speed."""
+    pair, text = data["evaluation"]["pair"], data["evaluation"]["text"]
+    said = []
+    for language in _languages(data):
+        before, after = (text[pair[side]][language]["bits_per_byte"] for side in ("original", "adapted"))
+        change = after / before - 1
+        if abs(change) <= SAME:
+            said.append(f"as good as the original at “{language}”")
+        else:
+            said.append(f"{'worse' if change > 0 else 'better'} at “{language}” by {abs(change):.1%}")
+    reading = _speed_rows(data)[0]["ratio"]
+    return f"{pair['adapted']} is {' and '.join(said)} (bits per byte), and reads {times(reading)} as fast."
+
+
+def _drawn(data: Mapping[str, Any]) -> list[int]:
+    """Numbers of the answers that are shown side by side, drawn with a fixed seed."""
+    behaviour = data["evaluation"]["behaviour"]
+    if not behaviour:
+        return []
+    number = next(iter(behaviour.values()))["prompts"]
+    return sorted(random.Random(SHOWN_SEED).sample(range(number), min(number, SHOWN_ANSWERS)))
+
+
+def _densities(data: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Characters per token and bits per byte of each model on the target language's text."""
+    target = data["languages"]["target"]
+    rows = [(name, scores[target]) for name, scores in data["evaluation"]["text"].items()]
+    return [(name, score["characters_per_token"], score["bits_per_byte"]) for name, score in rows]
 
 
 def _headline(data: Mapping[str, Any]) -> str:
