@@ -70,3 +70,16 @@ def test_publishing_says_when_the_disk_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LeptaError, match=r"cannot be written"), publishing(tmp_path / "file" / "result"):
         pytest.fail("the block must not run")
+
+
+def test_files_are_for_all_whom_the_umask_lets_read(tmp_path):
+    with publishing(tmp_path / "model") as folder:
+        (folder / "weights").write_bytes(b"x")
+        (folder / "weights").chmod(0o600)
+        (tmp_path / "shared").write_bytes(b"y")
+        (tmp_path / "shared").chmod(0o600)
+        (folder / "linked").hardlink_to(tmp_path / "shared")
+        (folder / "usual").write_bytes(b"z")
+    mode = {name: (tmp_path / "model" / name).stat().st_mode for name in ("weights", "linked", "usual")}
+    assert mode["weights"] == mode["usual"]
+    assert mode["linked"] & 0o777 == 0o600

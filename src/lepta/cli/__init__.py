@@ -40,6 +40,7 @@ COMMANDS = {
     "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),
     "check": ("deployment", "Tell which programs run a model folder as it is, and what is left to do for the others."),
     "publish": ("deployment", "Put a model folder on the Hugging Face hub, with its card, in one commit."),
+    "export": ("export", "Write a finished model for another program."),
     "patch": ("models", "Ship an adapted model without its body."),
     "darumeru": ("darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
 }

@@ -126,6 +126,7 @@ def partial_of(folder: Path) -> Path:
 
 def move_into_place(partial: Path, folder: Path) -> None:
     """Give a finished folder its name; what had the name before goes."""
+    _open_to_readers(partial)
     _flush(partial)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -133,6 +134,18 @@ def move_into_place(partial: Path, folder: Path) -> None:
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Let others read what the umask lets them: safetensors writes files for their owner alone.
+
+    Files that are shared with another folder keep what they have.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
+            file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
 def _flush(folder: Path) -> None:

@@ -223,8 +223,8 @@ def llama_cpp(model: Deployed) -> Verdict:
     if isinstance(model.vocabulary, ByteLevelBPE):
         return _by_rule(name, model)
     if isinstance(model.vocabulary, SentencePieceUnigram):
-        reason = "its converter takes Unigram for T5 alone"
-        return Verdict(name, "fails", reason, "use scenario extended, optimized or bpe")
+        reason = "its converter takes Unigram for T5 alone; characters without a piece are lost"
+        return Verdict(name, "fails", reason, "use lepta export gguf, or scenario extended, optimized or bpe")
     file = model.folder / SENTENCEPIECE
     if not file.is_file():
         return Verdict(name, "fails", f"no {SENTENCEPIECE}: converted without scores, it reads other ids")

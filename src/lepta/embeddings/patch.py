@@ -6,7 +6,6 @@ A patch is a folder with the rows that are new (`patch.safetensors`), the adapte
 
 import hashlib
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lepta.core.reading import read_json
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import DTYPES, AnyModel, Checkpoint, TensorEntry, read_header
 from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
-from lepta.models.write import CONFIG, GENERATION, bytes_of, write_model, write_shard
+from lepta.models.write import bytes_of, carry_configs, write_model, write_shard
 from lepta.stages import Hashes
 from lepta.text.locate import locate
 from lepta.vocabulary.source import open_tokenizer
@@ -79,9 +78,7 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
     entries = [TensorEntry(name, dtype, rows.shape, folder, 0, 0) for name, (dtype, rows) in tensors.items()]
     write_shard(folder / ROWS, entries, {name: rows for name, (_, rows) in tensors.items()})
     tokenizer.save(folder)
-    for file in (CONFIG, GENERATION):
-        if (adapted.folder / file).is_file():
-            shutil.copyfile(adapted.folder / file, folder / file)
+    carry_configs(adapted.folder, folder)
     facts = {"rows": adapted.rows, "rows_carried": carried}
     content = {
         "format": FORMAT,
@@ -153,9 +150,7 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     }
     untie = any(name not in original.entries for name in matrices)
     write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
-    for file in (CONFIG, GENERATION):
-        if (patch / file).is_file():
-            shutil.copyfile(patch / file, folder / file)
+    carry_configs(patch, folder)
     names = [name for name, new in matrices.items() if len(new.shape) == 2]  # a bias is found by its head's name
     written = tensor_hashes(Checkpoint(folder, *names), list(matrices))
     for name, expected in content["after"].items():

@@ -21,7 +21,7 @@ from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
 from lepta.models.write import write_model
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
-from lepta.vocabulary.tokenizer_json import add_special_tokens, post_processor_with_ids
+from lepta.vocabulary.tokenizer_json import add_special_tokens, added_tokens_decoder, post_processor_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Trained rows this many times as long, or as short, as the variant's own are unknown to its body: docs/training.md
@@ -276,10 +276,7 @@ def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> Token
     owned = {"tokenizer_class", "added_tokens_decoder"} & set(tokenizer.config)  # they belong to the new vocabulary
     config = tokenizer.config | own.config | {key: tokenizer.config[key] for key in owned}
     if "added_tokens_decoder" in config:
-        known = {str(token["id"]): token for token in tokenizer.spec["added_tokens"]}
-        config["added_tokens_decoder"] = {
-            token_id: {key: value for key, value in token.items() if key != "id"} for token_id, token in known.items()
-        }
+        config["added_tokens_decoder"] = added_tokens_decoder(tokenizer.spec)
     ids = {token["content"]: token["id"] for token in tokenizer.spec["added_tokens"]}
     spec = tokenizer.spec | {"post_processor": post_processor_with_ids(own.spec.get("post_processor"), ids)}
     return replace(tokenizer, spec=spec, config=config, chat_template=own.chat_template or tokenizer.chat_template)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, SINGLE, TensorEntry
 from lepta.models.rows import ComputedRows
-from lepta.models.write import write_shard
+from lepta.models.write import CONFIG, write_config, write_shard
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.source import TokenizerSource
 
@@ -68,6 +69,7 @@ def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
         _complete_gemma3(path, fields, model)
     config.architectures, config.dtype = [type(model).__name__], dtype
     config.save_pretrained(folder)
+    write_config(folder / CONFIG, read_json(folder / CONFIG))
     model.generation_config.save_pretrained(folder)
     file_dtype = next(name for name, known in DTYPES.items() if known == getattr(torch, dtype))
     entries = [TensorEntry(name, file_dtype, rows.shape, path, 0, 0) for name, rows in tensors.items()]

@@ -21,6 +21,7 @@ from lepta.core.progress import track
 from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, INDEX, Checkpoint, TensorEntry, says_tied
 from lepta.models.rows import ComputedRows, blocks, finite
+from lepta.models.versions import for_all_versions
 from lepta.vocabulary.source import TokenizerSource
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -131,7 +132,24 @@ def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | N
     for name, config in configs.items():
         if new_ids is not None:
             config = config_with_token_ids(config, new_ids, str(source.folder / name))
-        (folder / name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_config(folder / name, config)
+
+
+def write_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Write a config of a model or of its generation, for transformers 4 and 5."""
+    file.write_text(json.dumps(for_all_versions(config), indent=2) + "\n", encoding="utf-8")
+
+
+def carry_configs(source: Path, folder: Path) -> None:
+    """Copy the configs of one folder to another; one that not all versions of transformers read is written anew."""
+    for name in (CONFIG, GENERATION):
+        if not (source / name).is_file():
+            continue
+        config = read_json(source / name)
+        if for_all_versions(config) == config:
+            shutil.copyfile(source / name, folder / name)
+        else:
+            write_config(folder / name, config)
 
 
 def config_with_rows(config: Mapping[str, Any], old_rows: int, rows: int) -> dict[str, Any]:

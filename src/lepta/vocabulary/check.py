@@ -15,7 +15,7 @@ import regex
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
 from lepta.vocabulary.extend import SCRIPTS
-from lepta.vocabulary.families import ByteLevelBPE
+from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
 from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
@@ -248,8 +248,10 @@ def _changed_spans(new: set[tuple[int, int, int]], old: set[tuple[int, int, int]
 def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     """Whether llama.cpp's converter knows the tokenizer, or what to add to it."""
     name = "llama.cpp can convert it"
+    if isinstance(vocabulary, SentencePieceUnigram):
+        return Check(name, False, "Unigram: only by lepta export gguf, and characters without a piece become <unk>")
     if not isinstance(vocabulary, ByteLevelBPE):
-        return Check(name, True, f"{vocabulary.family}: converted by its pieces, no pre-tokenizer to recognise")
+        return Check(name, True, f"{vocabulary.family}: by tokenizer.model, which lies beside it")
     found = recognise(vocabulary.tokenizer)
     if found.name:
         return Check(name, True, f"pre-tokenizer {found.name} ({found.hash[:8]}…)")

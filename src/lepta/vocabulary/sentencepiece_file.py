@@ -1,15 +1,19 @@
-"""SentencePiece models as a `tokenizer.json`: `.model` files, and those that GGUF files were made of."""
+"""SentencePiece models as a `tokenizer.json`, and back: `.model` files, and those that GGUF files were made of."""
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.vocabulary import tokenizer_json as parts
-from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Config, Part, Spec
+from lepta.vocabulary.families import BYTE_TOKEN
+from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Config, Part, Spec, components, merge_pairs
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
+# What a normalizer does to white space where the model removes what is superfluous.
+TRIMMED = [parts.replace({"Regex": r"\A +|[ ▁]+\z"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
 
 
 def read_sentencepiece(path: Path) -> tuple[Spec, Config]:
@@ -66,7 +70,7 @@ def _normalizer(settings: Any) -> Part:
         charsmap = base64.b64encode(settings.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if settings.remove_extra_whitespaces:
-        steps += [parts.replace({"Regex": r"\A +|[ ▁]+\z"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
+        steps += TRIMMED
     if settings.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": SPACE})
     steps.append(parts.replace({"String": " "}, SPACE))
@@ -97,3 +101,87 @@ def _unigram(proto: Any) -> Part:
         "vocab": vocab,
         "byte_fallback": proto.trainer_spec.byte_fallback,
     }
+
+
+def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | None:
+    """Write a `tokenizer.json` as a SentencePiece model; None if it is none, or SentencePiece cannot do what it does.
+
+    `roles` are `bos_token` and the like. llama.cpp's converter needs it: a `tokenizer.json` has no scores of pieces.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    model, proto = spec["model"], sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    if model["type"] not in ("BPE", "Unigram") or not _describe_text(spec, proto.normalizer_spec):
+        return None
+    bpe = model["type"] == "BPE"
+    scores = _merge_scores(model) if bpe else {token: score for token, score in model["vocab"]}
+    ids = dict(model["vocab"]) if bpe else {token: i for i, (token, _) in enumerate(model["vocab"])}
+    added = {token["content"]: token for token in spec.get("added_tokens") or []}
+    ids |= {token: entry["id"] for token, entry in added.items()}
+    tokens = {i: token for token, i in ids.items()}
+    unknown = model.get("unk_token") if bpe else tokens.get(model.get("unk_id"))
+    if unknown not in ids:
+        return None  # SentencePiece needs one
+    byte_fallback, lowest = bool(model.get("byte_fallback")), min(scores.values(), default=0.0) - 1
+    for i in range(1 + max(tokens)):
+        token = tokens.get(i)
+        if token is None:
+            proto.pieces.add(piece=f"<hole {i}>", score=0.0, type=UNUSED)
+            continue
+        kind = UNKNOWN if token == unknown else _kind(token, added.get(token), byte_fallback)
+        score = scores.get(token, lowest) if kind in (NORMAL, USER_DEFINED) else 0.0
+        proto.pieces.add(piece=token, score=score, type=kind)
+    trainer = proto.trainer_spec
+    trainer.model_type, trainer.byte_fallback = BPE if bpe else UNIGRAM, byte_fallback
+    trainer.vocab_size = len(proto.pieces)
+    for role, token in {**roles, "unk_token": unknown}.items():
+        name = role.removesuffix("_token")
+        setattr(trainer, f"{name}_id", ids.get(token, -1))
+        if token in ids:
+            setattr(trainer, f"{name}_piece", token)
+    return bytes(proto.SerializeToString())
+
+
+def _kind(token: str, added: Part | None, byte_fallback: bool) -> int:
+    """The type of a piece that is not the unknown one."""
+    if added:
+        return CONTROL if added["special"] else USER_DEFINED
+    return BYTE if byte_fallback and BYTE_TOKEN.fullmatch(token) else NORMAL
+
+
+def _merge_scores(model: Part) -> dict[str, float]:
+    """Scores with which SentencePiece merges in the order of the merges: minus the rank of the first that forms it.
+
+    It merges any neighbours that form a piece, the merges only those that they name. That is the same: two parts that
+    no merge names never come to stand beside each other, since merges of lower rank have joined one of them to more.
+    """
+    ranks: dict[str, float] = {}
+    for left, right in merge_pairs(model["merges"]):
+        ranks.setdefault(left + right, -float(len(ranks)))
+    return ranks
+
+
+def _describe_text(spec: Spec, settings: Any) -> bool:
+    """Write what is done to text before it is split into a `NormalizerSpec`; False if it cannot say so."""
+    settings.name = "identity"
+    settings.add_dummy_prefix = settings.remove_extra_whitespaces = False
+    marked, trims = False, []
+    for step in [*components(spec.get("normalizer")), *components(spec.get("pre_tokenizer"))]:
+        match step:
+            case {"type": "Precompiled", "precompiled_charsmap": charsmap}:
+                settings.name, settings.precompiled_charsmap = "user_defined", base64.b64decode(charsmap)
+            case {"type": "Prepend", "prepend": "▁"}:
+                settings.add_dummy_prefix = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                marked = True
+            case {"type": "Metaspace", "replacement": "▁", "split": False}:
+                marked = True
+                settings.add_dummy_prefix |= step.get("prepend_scheme", "always") != "never"
+            case {"type": "Split", "pattern": {"String": " "}} if marked:
+                pass  # Gemma's: no space is left to split at
+            case _ if step in TRIMMED:
+                trims.append(step)
+            case _:
+                return False
+    settings.remove_extra_whitespaces = trims == TRIMMED
+    return marked and trims in ([], TRIMMED)

@@ -12,13 +12,23 @@ from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.scenarios import ID_MAP
-from lepta.vocabulary.sentencepiece_file import read_sentencepiece
+from lepta.vocabulary.sentencepiece_file import as_sentencepiece, read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
-from lepta.vocabulary.tokenizer_json import Config, Spec, add_special_tokens, added_token, around, config_with_ids
+from lepta.vocabulary.tokenizer_json import (
+    Config,
+    Spec,
+    add_special_tokens,
+    added_token,
+    added_tokens_decoder,
+    around,
+    config_for_all_versions,
+    config_with_ids,
+)
 from lepta.vocabulary.tokens import Vocabulary
 
 # Where a folder has its tokens, the first that is there; the other files add roles, chat markers and templates to them.
-TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json")
+SENTENCEPIECE_FILE, UNIGRAM_FILE = "tokenizer.model", "spiece.model"
+TOKEN_FILES = ("tokenizer.json", SENTENCEPIECE_FILE, "tekken.json")
 CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # The names are transformers' own; the last is what processors of images were saved with.
 CHAT_TEMPLATE, NAMED_TEMPLATES, OLD_TEMPLATE = "chat_template.jinja", "additional_chat_templates", "chat_template.json"
@@ -69,8 +79,9 @@ class TokenizerSource:
         """Write the tokenizer's files into an existing folder, as `AutoTokenizer` reads them."""
         spec = json.dumps(self.spec, ensure_ascii=False)  # indent would leave the C encoder
         (folder / "tokenizer.json").write_text(spec, encoding="utf-8")
-        config = json.dumps(self.config, ensure_ascii=False, indent=2)
-        (folder / CONFIG).write_text(config, encoding="utf-8")
+        config = config_for_all_versions(self.config)
+        config |= self._save_sentencepiece(folder)
+        (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
         templates = self.chat_template or {}
         if isinstance(templates, str):
             templates = {"default": templates}
@@ -80,6 +91,22 @@ class TokenizerSource:
             file.write_text(template, encoding="utf-8")
         if self.id_map is not None:
             (folder / ID_MAP).write_text(json.dumps(self.id_map) + "\n", encoding="utf-8")
+
+    def _save_sentencepiece(self, folder: Path) -> Config:
+        """Write the same tokenizer for SentencePiece and llama.cpp's converter; returns what the config says besides.
+
+        The converter takes any `tokenizer.model` for BPE, so a Unigram has the name that T5's has. Nothing is written
+        for other families.
+        """
+        roles = {role: content_of(token) for role, token in self.config.items() if role in SPECIAL_ROLES}
+        model = as_sentencepiece(self.spec, roles)
+        if model is None:
+            return {}
+        unigram = self.spec["model"]["type"] == "Unigram"
+        (folder / (UNIGRAM_FILE if unigram else SENTENCEPIECE_FILE)).write_bytes(model)
+        plain = [token for token in self.spec.get("added_tokens") or [] if not token["special"]]
+        # Here the converter sees which tokens are matched in text as they are written; of the model it does not ask.
+        return {"added_tokens_decoder": added_tokens_decoder(self.spec)} if plain else {}
 
 
 AnyTokenizer = TokenizerSource | str | Path

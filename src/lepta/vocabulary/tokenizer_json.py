@@ -229,6 +229,22 @@ def config_with_ids(config: Mapping[str, Any], spec: Spec) -> Config:
     return changed
 
 
+def config_for_all_versions(config: Mapping[str, Any]) -> Config:
+    """A `tokenizer_config.json` whose names transformers 4 knows as well as 5."""
+    changed = dict(config)
+    if changed.get("tokenizer_class") == "TokenizersBackend":
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(changed.get("extra_special_tokens"), list):  # transformers 4 expects names of tokens here
+        changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
+    return changed
+
+
+def added_tokens_decoder(spec: Spec) -> dict[str, Part]:
+    """The added tokens of a `tokenizer.json` as `tokenizer_config.json` lists them."""
+    tokens = spec.get("added_tokens") or []
+    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
+
+
 def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[Any]:
     """Merges as the file writes them: older files "a b", newer ones ["a", "b"]."""
     if like and isinstance(like[0], str):

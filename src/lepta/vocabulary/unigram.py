@@ -35,12 +35,16 @@ OCCURRENCES = 5_000_000
 UNKNOWN = "<unk>"
 SEED_WORDS, SEEDS_PER_PIECE = 150_000, 12
 LONGEST_PIECE = 24
+# Signs that have a piece in any case. llama.cpp and transformers.js do not write what has none as bytes: it is lost.
+SIGNS = "".join(map(chr, range(0x21, 0x7F))) + "\t\n\r«»„“”‘’‚–—…‐‑−№§©°·•×€₽"
 
 
 def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, size: int) -> Spec:
     """Train a Unigram vocabulary of `size` tokens, with the special tokens of an old vocabulary of any family.
 
-    Words are as `WORDS` cuts them. LeptaError if they do not hold that many pieces, or the size has no room for them.
+    Words are as `WORDS` cuts them in training alone: the tokenizer finds the best pieces of the whole text, which are
+    the same, as SentencePiece itself does. LeptaError if the words do not hold that many pieces, or the size has no
+    room for them.
     """
     before, after = vocabulary.special_layout()
     if UNKNOWN not in (*before, *after):
@@ -53,7 +57,11 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
         raise LeptaError(
             f"--size {size}: special tokens, bytes and line breaks alone are {size - number}; expected more"
         )
-    pieces = _reachable(_train(words, weights, number + int(number * SURPLUS)), number)
+    trained = _train(words, weights, number + int(number * SURPLUS))
+    signs = [sign for sign in SIGNS if sign not in trained and sign not in lines]
+    if len(signs) >= number:
+        raise LeptaError(f"--size {size}: no room for pieces of text; expected more than {size - number + len(signs)}")
+    pieces = _reachable(trained, number - len(signs)) | dict.fromkeys(signs, min(trained.values()))
     single = dict.fromkeys(map(byte_token, range(256)), NEVER)
     first, last = ({token: specials[token] for token in part} for part in (before, after))
     tokens = first | single | lines | pieces | last
@@ -66,7 +74,7 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
         ids,
         model,
         normalizer=_normalizer(vocabulary),
-        pre_tokenizer=parts.sequence(parts.split(WORDS), spaces),
+        pre_tokenizer=spaces,
         decoder=parts.sentencepiece_decoder(strips=False),
     )
     if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:

