@@ -86,6 +86,13 @@ def test_every_folder_that_may_be_published_has_a_card(made, name):
         assert facts["language"] == ["ru", "en"] and "starter:ru/valid" in card
 
 
+def test_a_patch_names_the_model_that_it_is_for(made):
+    facts = front_matter(made / "patch")
+    assert (facts["base_model"], facts["base_model_relation"]) == ("OWNER/BASE", "adapter")
+    assert facts["license"] == "apache-2.0"
+    run("publish", made / "patch", "--repo", "OWNER/PATCH", "--dry-run")
+
+
 def test_a_card_that_is_edited_changes_no_hash_and_stays(made):
     folder = made / "initialised"
     before = Hashes().content(folder)

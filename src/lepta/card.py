@@ -24,6 +24,7 @@ HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
 DATASET = "dataset:"
+PATCH = "patch.json"  # in the folder of a vocabulary patch
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ KINDS = (
         "calibrated",
         ("examples",),
         ("propagated",),
-        "self-calibration: tuned on graded answers of the original variant and on texts to repeat",
+        "self-calibration, that is tuned on graded answers of the original variant and on texts to repeat",
         "Tuning on a model's own answers adds no knowledge, and other skills may have suffered.",
     ),
     Kind(
@@ -244,7 +245,7 @@ def _unique(values: Sequence[str]) -> list[str]:
 
 def is_model(folder: Path) -> bool:
     """Whether somebody could publish a folder as a model."""
-    weights = any(folder.glob("*.safetensors")) and not (folder / "patch.json").is_file()
+    weights = any(folder.glob("*.safetensors")) and not (folder / PATCH).is_file()
     return weights and (folder / "config.json").is_file()
 
 
@@ -305,6 +306,16 @@ def metadata(origin: Origin, config: dict[str, Any]) -> dict[str, Any]:
     return facts | {"tags": ["lepta", "vocabulary-adaptation"]}
 
 
+def patch_metadata(original: Path) -> str:
+    """What the hub reads of the card of a vocabulary patch for an original model, as YAML."""
+    known = front_matter(original)
+    facts: dict[str, Any] = {"license": str(known.get("license", "unknown"))}
+    if base := hub_id_of(str(original)):
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    facts |= {"library_name": "lepta", "tags": ["lepta", "vocabulary-adaptation"]}
+    return str(yaml.safe_dump(facts, sort_keys=False))
+
+
 def _history(folder: Path) -> list[str]:
     """What was done, in order: this folder and what it comes from."""
     lines = ["## How it was made", ""]
@@ -332,7 +343,8 @@ def _table_of_texts(folder: Path, origin: Origin) -> list[str]:
 
 def _public(source: str) -> str:
     """A text source without the folders of the machine that it lies on."""
-    return Path(source).name if Path(source).is_absolute() else source
+    place = Path(source)
+    return place.name if place.is_absolute() or place.exists() else source
 
 
 def text_licence(source: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lepta.card import FRONT_MATTER, front_matter, is_model
+from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
 from lepta.core.reading import read_json
@@ -50,7 +50,7 @@ class Publication:
 def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publication:
     """Collect what would be published as `repo` (OWNER/NAME); `base_model` is for the card, if that names none.
 
-    LeptaError if the name is none of the hub's, or the folder holds no model.
+    LeptaError if the name is none of the hub's, or the folder holds neither a model nor a vocabulary patch.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -61,8 +61,8 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
         raise LeptaError(f"--repo {repo}: not a name for the hub; expected OWNER/NAME") from error
     if "/" not in repo:
         raise LeptaError(f"--repo {repo}: expected OWNER/NAME")
-    if not is_model(folder):
-        raise LeptaError(f"{folder}: no model to publish; expected a folder with config.json and safetensors")
+    if not is_model(folder) and not (folder / PATCH).is_file():
+        raise LeptaError(f"{folder}: no model to publish; expected config.json and safetensors, or a vocabulary patch")
     files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
     if MANIFEST in files:
         files[MANIFEST] = _public_manifest(folder / MANIFEST)

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lepta.card import PATCH, patch_metadata
 from lepta.core.errors import LeptaError
+from lepta.core.output import CARD
 from lepta.core.progress import progress
 from lepta.core.reading import read_json
 from lepta.embeddings.transfer import transfer_matrix
@@ -24,7 +26,7 @@ from lepta.stages import Hashes
 from lepta.text.locate import locate
 from lepta.vocabulary.source import open_tokenizer
 
-PATCH, ROWS, SAME, CHANGED = "patch.json", "patch.safetensors", "same_rows", ".changed_rows"
+ROWS, SAME, CHANGED = "patch.safetensors", "same_rows", ".changed_rows"
 FORMAT = 1
 PATCH_FILES = ["*.json", "*.jinja", ROWS]
 
@@ -89,14 +91,12 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
         "after": {name: after[name] for name in names},
     }
     (folder / PATCH).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(README, encoding="utf-8")
+    card = f"---\n{patch_metadata(original.folder)}---\n{README}"
+    (folder / CARD).write_text(card, encoding="utf-8")
     return facts
 
 
-README = """---
-tags: [lepta, vocabulary-adaptation]
----
-
+README = """
 Vocabulary and embeddings of an adapted model, without its body. On a machine that has the original model:
 
     lepta patch apply --patch THIS_FOLDER --model ORIGINAL --output ADAPTED
