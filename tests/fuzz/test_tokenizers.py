@@ -56,9 +56,7 @@ CONFIG = {
 }
 
 
-@given(
-    name=st.sampled_from(["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]), data=st.data()
-)
+@given(name=st.sampled_from(["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]), data=st.data())
 def test_files_beside_a_tokenizer(
     tokenizer: Any, tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:

@@ -82,6 +82,8 @@ class ByteLevelBPE(Vocabulary):
             steps.append(step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step)
         bare: dict[str, Any] = {
             "added_tokens": [],
+            "truncation": None,
+            "padding": None,
             "normalizer": None,
             "post_processor": None,
             "pre_tokenizer": sequence(*steps),

@@ -12,8 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, explained
+from lepta.core.reading import conform
 from lepta.vocabulary import tokenizer_json as parts
+from lepta.vocabulary.schema import REMEDY, GgufTokenizer
 from lepta.vocabulary.sentencepiece_file import (
     BPE,
     BYTE,
@@ -34,6 +36,7 @@ PRE_TOKENIZERS: dict[str, tuple[Part, Part | None, bool]] = {
     "llama-bpe": (parts.split_bytes(parts.LLAMA3_REGEX), None, True),
     "qwen2": (parts.split_bytes(parts.QWEN2_REGEX), {"type": "NFC"}, False),
 }
+PREFIX = "tokenizer.ggml."
 # Role of a special token -> its name in tokenizer.ggml.NAME_token_id.
 GGUF_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 LLAMA_ROLES = {"unk": 0, "bos": 1, "eos": 2}  # what llama.cpp takes if a SentencePiece tokenizer does not say
@@ -48,11 +51,9 @@ class Header(NamedTuple):
 
 def read_gguf_header(path: Path) -> Header:
     """Read metadata and the shapes of the tensors of a GGUF file; LeptaError if it is not a whole GGUF file."""
-    try:
+    with explained(path, "not a whole GGUF file", REMEDY):
         status = path.stat()
         return _read_header(path, status.st_mtime_ns, status.st_size)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise LeptaError(f"{path}: not a whole GGUF file ({error}); download it again") from error
 
 
 @lru_cache(maxsize=1)  # gguf takes 2.3 s for a vocabulary of 49,152 tokens, and a command asks several times
@@ -76,6 +77,9 @@ def read_gguf_tokenizer(path: Path, fields: dict[str, Any] | None = None) -> tup
     tokenizer is of a kind not known here.
     """
     fields = read_gguf_fields(path) if fields is None else fields
+    own = {name.removeprefix(PREFIX): value for name, value in fields.items() if name.startswith(PREFIX)}
+    if "model" in own:
+        conform(GgufTokenizer, own, path, REMEDY)
     match fields.get("tokenizer.ggml.model"):
         case "gpt2":
             spec, config = _byte_level(path, fields)

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, explained
+from lepta.core.reading import read_bytes
 from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import BYTE_TOKEN
+from lepta.vocabulary.schema import REMEDY
 from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Config, Part, Spec, components, merge_pairs
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
@@ -18,14 +20,11 @@ TRIMMED = [parts.replace({"Regex": r"\A +|[ ▁]+\z"}, ""), parts.replace({"Rege
 
 def read_sentencepiece(path: Path) -> tuple[Spec, Config]:
     """Read a SentencePiece model of type BPE or Unigram; LeptaError if it is damaged or of another type."""
-    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise LeptaError(f"{path}: not a whole SentencePiece model ({error}); copy or download it again") from error
+    with explained(path, "not a whole SentencePiece model", REMEDY):
+        proto.ParseFromString(read_bytes(path))
     if not proto.pieces or not proto.HasField("trainer_spec"):
         raise LeptaError(f"{path}: not a whole SentencePiece model, its end is missing; copy or download it again")
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):

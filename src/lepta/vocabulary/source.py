@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
-from lepta.core.reading import read_json, read_utf8
+from lepta.core.errors import LeptaError, explained
+from lepta.core.reading import conform, read_json, read_utf8
 from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.scenarios import ID_MAP
+from lepta.vocabulary.schema import REMEDY, AddedTokens, TokenizerConfig, check_runs, check_spec
 from lepta.vocabulary.sentencepiece_file import as_sentencepiece, read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokenizer_json import (
@@ -73,7 +74,11 @@ class TokenizerSource:
 
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
-        return read_vocabulary(self.spec, self.origin)
+        check_spec(self.spec, self.origin)
+        with explained(self.origin, "not a tokenizer", REMEDY):
+            vocabulary = read_vocabulary(self.spec, self.origin)
+            check_runs(vocabulary.tokenizer, self.spec, self.origin)
+        return vocabulary
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into an existing folder, as `AutoTokenizer` reads them."""
@@ -130,10 +135,20 @@ def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     if isinstance(source, TokenizerSource):
         return source
     path = locate(source, hub_files=TOKENIZER_FILES)
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    if not path.is_dir():
+        return _read_file(path)
+    with explained(path, "its files do not make a tokenizer", REMEDY):
+        return _read_folder(path)
 
 
 def _read_file(path: Path) -> TokenizerSource:
+    with explained(path, "not a whole tokenizer", REMEDY):
+        source = _read_any(path)
+    check_spec(source.spec, path)
+    return source
+
+
+def _read_any(path: Path) -> TokenizerSource:
     if path.suffix == ".json":
         return _read_json(path)
     with path.open("rb") as file:
@@ -180,7 +195,13 @@ def _read_folder(folder: Path) -> TokenizerSource:
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    """A file beside the tokenizer, if it is there, with fields that are what they should be."""
+    content = read_json(file) if file.is_file() else {}
+    if file.name == ADDED_TOKENS:
+        conform(AddedTokens, {"tokens": content}, file, REMEDY)
+    else:
+        conform(TokenizerConfig, content, file, REMEDY)
+    return content
 
 
 def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
@@ -195,7 +216,7 @@ def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     if not templates and isinstance(given, str):
         return given or None
     if not templates and given:
-        templates = _templates_of_config(given, folder / CONFIG)
+        templates = {entry["name"]: entry["template"] for entry in given}
     return templates["default"] if list(templates) == ["default"] else templates or None
 
 
@@ -205,19 +226,6 @@ def has_chat_template(place: Path) -> bool:
         return _chat_template(place, _read_optional(place / CONFIG).get("chat_template")) is not None
     with place.open("rb") as file:
         return GGUF_TEMPLATE in file.read(GGUF_HEAD)
-
-
-def _templates_of_config(entries: Any, file: Path) -> dict[str, str]:
-    try:
-        templates = {str(entry["name"]): str(entry["template"]) for entry in entries}
-    except (KeyError, TypeError):
-        templates = {}
-    if not templates or any(name != Path(name).name for name in templates):  # they become names of files
-        raise LeptaError(
-            f"{file}: chat_template is neither a template nor a list of them; expected a string, or "
-            'entries {"name": "default", "template": ...} whose names can be names of files'
-        )
-    return templates
 
 
 def _with_added_tokens(spec: Spec, folder: Path, settings: Config) -> Spec:

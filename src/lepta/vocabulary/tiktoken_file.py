@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
-from lepta.core.reading import read_json
+from lepta.core.reading import conform, read_json
 from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import to_byte_alphabet
+from lepta.vocabulary.schema import REMEDY, Tekken
 from lepta.vocabulary.tokenizer_json import Config, Part, Spec
 
 _LLAMA3_NAMED = {
@@ -95,20 +96,15 @@ def read_tiktoken(path: Path) -> tuple[Spec, Config]:
 
 def read_tekken(path: Path) -> tuple[Spec, Config]:
     """Read Mistral's `tekken.json`; see `read_tiktoken`. Special tokens come first, then tokens by rank."""
-    data = read_json(path)
-    try:
-        config = data["config"]
-        specials_number, size = config["default_num_special_tokens"], config["default_vocab_size"]
-        rows = data["vocab"][: size - specials_number]
-        tokens = {specials_number + row["rank"]: base64.b64decode(row["token_bytes"]) for row in rows}
-        pattern = config["pattern"]
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise LeptaError(f"{path}: not a Tekken tokenizer (field {error}); copy or download it again") from error
-    named = {row["rank"]: row["token_str"] for row in data.get("special_tokens") or []} or TEKKEN_SPECIALS
+    data = conform(Tekken, read_json(path), path, REMEDY)
+    config, first = data.config, data.config.default_num_special_tokens
+    rows = data.vocab[: config.default_vocab_size - first]
+    tokens = {first + row.rank: row.token_bytes for row in rows}
+    named = {token.rank: token.token_str for token in data.special_tokens or []} or TEKKEN_SPECIALS
     known = _Known(
         name="Tekken",
-        regex=pattern,
-        specials=[named.get(n, f"<SPECIAL_{n}>") for n in range(specials_number)],
+        regex=config.pattern,
+        specials=[named.get(n, f"<SPECIAL_{n}>") for n in range(first)],
         roles={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         ignore_merges=True,
         starts_with="<s>",

@@ -79,7 +79,10 @@ class Vocabulary(ABC):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer itself, as `tokenizers` runs it, whole texts whatever their length."""
-        return Tokenizer.from_str(json.dumps(self.spec | {"truncation": None, "padding": None}))
+        tokenizer = Tokenizer.from_str(json.dumps(self.spec))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def data(self, token_id: int) -> bytes:
         """Bytes of an id that is no hole."""
@@ -111,7 +114,7 @@ class Vocabulary(ABC):
     def spelled_specials(self) -> set[str]:
         """Added tokens that merges or pieces lead to as well: Gemma lists its runs of spaces so."""
         added = self.spec.get("added_tokens") or []
-        plain = {token["content"]: token["id"] for token in added if not token["special"]}
+        plain = {token["content"]: token["id"] for token in added if not token.get("special")}
         return {token for token, i in plain.items() if self.split([token.encode()]) == [[i]]}
 
     def is_hole(self, token_id: int) -> bool:
