@@ -1,5 +1,6 @@
 """Adapted models without their bodies."""
 
+import hashlib
 import json
 
 import pytest
@@ -100,14 +101,14 @@ def test_damaged_patches_are_refused(models, patch, tmp_path):
     result.mkdir()
     whole = (patch / ROWS).read_bytes()
     (patch / ROWS).write_bytes(whole[:-40] + bytes(40))
-    with pytest.raises(LeptaError, match=f"{ROWS}: not the file that {PATCH} was written with"):
+    with pytest.raises(LeptaError, match=f"{ROWS}: not as {PATCH} says it was exported"):
         apply_patch(patch, original, result)
     (patch / ROWS).write_bytes(whole[:-40])
-    with pytest.raises(LeptaError, match=f"{ROWS}: not a whole safetensors file"):
+    with pytest.raises(LeptaError, match=f"{ROWS}: not as {PATCH} says"):
         apply_patch(patch, original, result)
     content = json.loads((patch / PATCH).read_text())
     (patch / PATCH).write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(LeptaError, match="format 99; this version of LEPTA reads 1"):
+    with pytest.raises(LeptaError, match="format: input should be 2"):
         apply_patch(patch, original, result)
     (patch / PATCH).unlink()
     with pytest.raises(LeptaError, match=f"no {PATCH} in it"):
@@ -155,3 +156,42 @@ def test_bias_of_the_logits_comes_with_the_patch(tiny_tokenizer, tiny_extended, 
     assert facts["rows_carried"]["lm_head.bias"] == adapted.rows - SIZE
     apply_patch(tmp_path / "patch", original, tmp_path / "result")
     assert tensor_hashes(Checkpoint(tmp_path / "result")) == tensor_hashes(adapted)
+
+
+def test_small_files_of_a_patch_are_known_by_their_hashes(models, patch, tmp_path):
+    config = json.loads((patch / "config.json").read_text())
+    (patch / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.py"}}))
+    with pytest.raises(LeptaError, match=r"config\.json: not as patch\.json says"):
+        apply_patch(patch, models[0], tmp_path / "result")
+
+
+def test_patch_never_brings_code_back(models, patch, tmp_path):
+    """Whoever writes a patch writes its hashes too."""
+    config = json.loads((patch / "config.json").read_text())
+    (patch / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.py"}}))
+    content = json.loads((patch / PATCH).read_text())
+    content["files"]["config.json"] = hashlib.sha256((patch / "config.json").read_bytes()).hexdigest()
+    (patch / PATCH).write_text(json.dumps(content))
+    result = tmp_path / "result"
+    result.mkdir()
+    apply_patch(patch, models[0], result)
+    assert json.loads((result / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": 10**12}, "rows: input should be less than"),
+        ({"rows": SIZE}, r"rows is 4,000, expected 4,\d{3} by"),
+        ({"rows": "7"}, "rows: "),
+        ({"matrices": {"model.embed_tokens.weight": "nothing"}}, "nothing"),
+        ({"matrices": []}, "matrices: "),
+        ({"format": 1}, "format: "),
+    ],
+)
+def test_patch_with_other_fields_is_refused(models, patch, tmp_path, change, words):
+    content = json.loads((patch / PATCH).read_text())
+    (patch / PATCH).write_text(json.dumps(content | change))
+    (tmp_path / "result").mkdir()
+    with pytest.raises(LeptaError, match=rf"patch\.json: .*{words}"):
+        apply_patch(patch, models[0], tmp_path / "result")

@@ -184,7 +184,7 @@ def test_shard_outside_the_folder_raises(sharded, tmp_path, place):
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
 def test_index_without_weights_raises(sharded, content):
     (sharded / INDEX).write_text(content)
-    with pytest.raises(LeptaError, match=r"index\.json: no weight_map in it"):
+    with pytest.raises(LeptaError, match=r"index\.json: weight_map: "):
         Checkpoint(sharded)
 
 

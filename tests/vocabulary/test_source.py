@@ -189,7 +189,7 @@ def test_one_named_chat_template_is_the_chat_template(smollm2, folder):
 def test_other_chat_templates_raise(smollm2, folder, template):
     (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(smollm2.config | {"chat_template": template}))
-    with pytest.raises(LeptaError, match=r"tokenizer_config\.json: chat_template is neither .*; expected a string, or"):
+    with pytest.raises(LeptaError, match=r"tokenizer_config\.json: chat_template\."):
         open_tokenizer(folder)
 
 

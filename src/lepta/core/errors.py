@@ -3,6 +3,7 @@
 Try: lepta init --model nowhere --tokenizer nowhere --output out
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 # Control characters, among them what begins an escape sequence; marks that turn a line around; halves of UTF-16 pairs.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_REASON = 300
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class LeptaError(Exception):
@@ -30,6 +32,10 @@ def explained(where: object, fault: str, remedy: str) -> Iterator[None]:
         yield
     except (LeptaError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
+    except OSError as error:
+        if error.errno in FULL:  # the disk's fault, not the input's
+            raise
+        raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
     except BaseException as error:
         raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
 

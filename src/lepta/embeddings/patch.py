@@ -8,27 +8,42 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 
 from lepta.card import PATCH, patch_metadata
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, explained
 from lepta.core.output import CARD
 from lepta.core.progress import progress
-from lepta.core.reading import read_json
+from lepta.core.reading import conform, read_json
 from lepta.embeddings.transfer import transfer_matrix
 from lepta.models.folder import DTYPES, AnyModel, Checkpoint, TensorEntry, read_header
 from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
 from lepta.models.write import bytes_of, carry_configs, write_model, write_shard
 from lepta.stages import Hashes
 from lepta.text.locate import locate
+from lepta.vocabulary.schema import MOST_TOKENS
 from lepta.vocabulary.source import open_tokenizer
 
 ROWS, SAME, CHANGED = "patch.safetensors", "same_rows", ".changed_rows"
-FORMAT = 1
+FORMAT = 2
 PATCH_FILES = ["*.json", "*.jinja", ROWS]
+Count = Annotated[int, Field(strict=True, ge=1, lt=MOST_TOKENS)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Patch(BaseModel):
+    """What `patch.json` says."""
+
+    format: Literal[2]  # 1 had no hashes of the small files
+    rows: Count
+    matrices: dict[str, str] = Field(min_length=1)  # of the adapted model -> of the original
+    files: dict[str, Hash]  # all others of the patch
+    before: dict[str, Hash]  # tensors of the original
+    after: dict[str, Hash]  # tensors of the adapted model that the patch makes
 
 
 def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> dict[str, Any]:
@@ -86,7 +101,7 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
         "format": FORMAT,
         "matrices": names,
         **facts,
-        "file": Hashes().file(folder / ROWS),
+        "files": _files(folder),
         "before": before,
         "after": {name: after[name] for name in names},
     }
@@ -128,35 +143,49 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     patch = locate(place, hub_files=PATCH_FILES)
     if not (patch / PATCH).is_file():
         raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")
-    content = read_json(patch / PATCH)
-    if content.get("format") != FORMAT:
-        raise LeptaError(f"{patch / PATCH}: format {content.get('format')}; this version of LEPTA reads {FORMAT}")
+    content = conform(
+        Patch, read_json(patch / PATCH), patch / PATCH, "export the patch again, with this version of LEPTA"
+    )
+    if other := sorted(_unlike(_files(patch), content.files)):
+        raise LeptaError(f"{patch / other[0]}: not as {PATCH} says it was exported; copy or download the patch again")
     stored = {entry.name: entry for entry in read_header(patch / ROWS)}
-    if Hashes().file(patch / ROWS) != content["file"]:
-        raise LeptaError(f"{patch / ROWS}: not the file that {PATCH} was written with; copy or download it again")
-    if other := sorted(_unlike(tensor_hashes(original), content["before"])):
+    if other := sorted(_unlike(tensor_hashes(original), content.before)):
         raise LeptaError(
             f"{original.folder}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
             "give that model, in the same revision and dtype"
         )
     rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in stored.items()}
+    needed = [SAME, *content.matrices, *(name + CHANGED for name in content.matrices)]
+    if missing := [name for name in needed if name not in rows] + sorted(
+        {*content.matrices.values()} - {*content.before}
+    ):
+        raise LeptaError(f"{patch / PATCH}: names {missing[0]}, which is not there; export the patch again")
+    if rows[SAME].shape != (content.rows,):
+        raise LeptaError(f"{patch / PATCH}: rows is {content.rows:,}, expected {rows[SAME].shape[0]:,} by {ROWS}")
     same = rows[SAME][:].numpy()
     matrices = {
         name: ComputedRows(
-            (content["rows"], *rows[name].shape[1:]),
+            (content.rows, *rows[name].shape[1:]),
             partial(_patched_rows, rows[name], rows[name + CHANGED][:].numpy(), original.rows_of(source), same),
         )
-        for name, source in content["matrices"].items()
+        for name, source in content.matrices.items()
     }
     untie = any(name not in original.entries for name in matrices)
-    write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
+    with explained(patch / ROWS, "its rows do not fit the model", "export the patch again"):
+        write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
     carry_configs(patch, folder)
     names = [name for name, new in matrices.items() if len(new.shape) == 2]  # a bias is found by its head's name
     written = tensor_hashes(Checkpoint(folder, *names), list(matrices))
-    for name, expected in content["after"].items():
+    for name, expected in content.after.items():
         if written[name] != expected:
             raise LeptaError(f"{patch}: {name} does not become the tensor that the patch was made from")
-    return {"rows": content["rows"]}
+    return {"rows": content.rows}
+
+
+def _files(patch: Path) -> dict[str, str]:
+    """Hashes of the files of a patch that decide what it makes."""
+    hashes = Hashes().files(patch).items()
+    return {name: found for name, found in hashes if name != PATCH and any(map(Path(name).match, PATCH_FILES))}
 
 
 def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A model as a plain Hugging Face folder: which tensor lies where, and which ones are the embeddings."""
 
 import difflib
-import json
 import re
 import struct
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from lepta.core.errors import LeptaError
-from lepta.core.reading import read_json
+from lepta.core.errors import LeptaError, explained
+from lepta.core.reading import conform, parse_json, read_json
 from lepta.models.precision import config_of
 from lepta.models.rows import StoredRows, same_values
+from lepta.models.schema import REMEDY, Index, ModelConfig
 from lepta.text.locate import locate
 
 INDEX = "model.safetensors.index.json"
@@ -103,6 +103,7 @@ class Checkpoint:
                 "(peft: AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained)"
             )
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        conform(ModelConfig, self.config, self.folder / "config.json", REMEDY)
         self.entries = self._read_entries()
         self.input_name = self._named(input_name) or self._input()
         self.stored_output = self._named(output_name) or self._output()
@@ -216,9 +217,7 @@ class Checkpoint:
         index = self.folder / INDEX
         if not index.is_file():
             return {entry.name: entry for entry in read_header(self._single_file())}
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise LeptaError(f"{index}: no weight_map in it; expected the file of each tensor; download it again")
+        weight_map = conform(Index, read_json(index), index, REMEDY).weight_map
         entries: dict[str, TensorEntry] = {}
         for file in [self.folder / name for name in sorted(set(weight_map.values()))]:
             if file.parent.resolve() != self.folder.resolve():
@@ -282,14 +281,12 @@ def says_tied(config: dict[str, Any]) -> bool | None:
 
 def read_header(file: Path) -> list[TensorEntry]:
     """Read where the tensors of a safetensors file lie; LeptaError if the file is not whole."""
-    try:
+    with explained(file, "not a whole safetensors file", REMEDY):
         with safe_open(file, framework="pt"):
             pass  # the library's own check of the whole header against the file's length
         with file.open("rb") as data:
             (length,) = struct.unpack("<Q", data.read(8))
-            header = json.loads(data.read(length))
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
-        raise LeptaError(f"{file}: not a whole safetensors file ({error}); copy or download it again") from error
+            header = parse_json(data.read(length), file)
     offset = 8 + length
     tensors = [(name, value) for name, value in header.items() if name != "__metadata__"]
     return [

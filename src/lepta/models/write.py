@@ -141,12 +141,16 @@ def write_config(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def carry_configs(source: Path, folder: Path) -> None:
-    """Copy the configs of one folder to another; one that not all versions of transformers read is written anew."""
+    """Copy the configs of one folder to another; one that not all versions of transformers read is written anew.
+
+    `auto_map` stays behind: it names Python code, and none comes along.
+    """
     for name in (CONFIG, GENERATION):
         if not (source / name).is_file():
             continue
-        config = read_json(source / name)
-        if for_all_versions(config) == config:
+        stored = read_json(source / name)
+        config = {field: value for field, value in stored.items() if field != "auto_map"}
+        if for_all_versions(config) == stored:
             shutil.copyfile(source / name, folder / name)
         else:
             write_config(folder / name, config)

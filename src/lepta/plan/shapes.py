@@ -1,6 +1,6 @@
 """Sizes of a model without its weights: from headers, from config.json, or from a table of known models."""
 
-import json
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from lepta.core.errors import LeptaError
-from lepta.core.reading import read_json, read_yaml
+from lepta.core.errors import LeptaError, explained
+from lepta.core.reading import conform, read_json, read_yaml
+from lepta.models.schema import REMEDY, ModelConfig
 from lepta.text.locate import HUB_ID, locate
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -233,6 +234,7 @@ def _from_gguf(source: str, file: Path) -> Shape:
 
 def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     """Read a config.json: by the family's formula, or for other families by what transformers would build."""
+    conform(ModelConfig, config, where, REMEDY)
     whole = config
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
@@ -275,12 +277,9 @@ def _as_transformers_builds_it(config: dict[str, Any], where: str) -> dict[str, 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        with torch.device("meta"):
-            # A copy, since transformers changes what it is given.
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(config))))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LeptaError(f"{where}: transformers knows no such language model ({error})") from error
+    with explained(where, "transformers knows no such language model", REMEDY), torch.device("meta"):
+        # A copy, since transformers changes what it is given.
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**copy.deepcopy(config)))
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
     found: Counter[tuple[str, int, int]] = Counter()

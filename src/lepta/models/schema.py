@@ -1,0 +1,42 @@
+"""What is read of model folders, as pydantic models: the gate that all of them pass before transformers sees them."""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from lepta.vocabulary.schema import Flag
+
+MOST_LAYERS = 10_000
+LARGEST = 1 << 24  # of a field that sizes something: transformers builds lists and tensors so long before it looks
+SIZES = re.compile(r"(num|n)_\w+|\w+_(size|sizes|layers|heads|dim|experts|layer|head|embd)")
+REMEDY = "copy or download it again"
+
+Value = TypeVar("Value")
+
+
+class ModelConfig(BaseModel):
+    """A `config.json`, or one inside it; what else is in it transformers judges."""
+
+    model_type: Annotated[str, Field(max_length=100)] | None = None
+    architectures: list[str] | None = None
+    auto_map: dict[str, Any] | None = None
+    tie_word_embeddings: Flag | None = None
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=0, le=MOST_LAYERS)] | None = None
+    hidden_size: Annotated[int, Field(strict=True, ge=1, le=LARGEST)] | None = None
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=LARGEST)] | None = None
+    text_config: "ModelConfig | None" = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes(cls, fields: Value) -> Value:
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if isinstance(value, int) and abs(value) > LARGEST and SIZES.fullmatch(name):
+                raise ValueError(f"{name} is {str(value)[:20]}; expected at most {LARGEST:,}")
+        return fields
+
+
+class Index(BaseModel):
+    """A `model.safetensors.index.json`."""
+
+    weight_map: dict[str, Annotated[str, Field(min_length=1, max_length=255)]] = Field(min_length=1)
