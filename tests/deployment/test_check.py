@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.deployment.check import check_model
-from lepta.deployment.consumers import CONSUMERS, old_rope
+from lepta.deployment.consumers import CONSUMERS, keys_of_version_4
 from lepta.models.folder import Checkpoint
 from lepta.stages import Hashes
 from lepta.vocabulary.build import build_vocabulary
@@ -68,11 +68,12 @@ def test_a_package_that_only_this_machine_lacks_is_no_verdict_on_servers(folder,
 def test_rotary_embeddings_by_kind_of_layer():
     """As Gemma 3 has them."""
     local, whole = {"rope_theta": 20000.0}, {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
-    rope = {"rope_parameters": {"sliding_attention": local, "full_attention": whole}}
+    layers = {"sliding_attention": local, "full_attention": whole}
     scaling = {"rope_type": "linear", "factor": 8.0}
-    assert old_rope(rope) == {"rope_local_base_freq": 20000.0, "rope_theta": 1e6, "rope_scaling": scaling}
-    assert old_rope({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}) == {}
-    assert old_rope({"rope_theta": 5e5}) == {}
+    found = keys_of_version_4({"model_type": "gemma3_text", "rope_parameters": layers})
+    assert found == {"rope_local_base_freq": 20000.0, "rope_theta": 1e6, "rope_scaling": scaling}
+    assert keys_of_version_4({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}) == {}
+    assert keys_of_version_4({"rope_theta": 5e5}) == {}
 
 
 @pytest.mark.parametrize(

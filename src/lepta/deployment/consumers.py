@@ -15,11 +15,12 @@ from typing import Any, Literal
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
 from lepta.models.folder import Checkpoint, says_tied
+from lepta.models.versions import for_all_versions
 from lepta.vocabulary.check import check_bytes, check_config, check_dense, check_llama_cpp, check_round_trip
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import OTHER_TEXT, first_difference, load_tokenizer, sample_text
-from lepta.vocabulary.source import CONFIG, TokenizerSource
+from lepta.vocabulary.source import CONFIG, SENTENCEPIECE_FILE, TokenizerSource
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 Status = Literal["works", "limits", "step", "fails", "unknown"]
@@ -34,7 +35,6 @@ CTRANSLATE2 = (
     *("codegen", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt2", "gpt_bigcode"),
     *("gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "phi3", "qwen2", "qwen3", "bloom"),
 )
-SENTENCEPIECE = "tokenizer.model"
 PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
 
 
@@ -146,41 +146,23 @@ def transformers_4(model: Deployed) -> Verdict:
         reason = "it expects extra_special_tokens as an object, not a list"
         lines = f'"additional_special_tokens": {json.dumps(config["extra_special_tokens"], ensure_ascii=False)},'
         return Verdict(name, "step", reason, f"rename extra_special_tokens in {CONFIG}", lines, CONFIG)
-    missing = old_rope(model.text_config)
-    if missing:
-        reason = f"reads other rotary embeddings, without a message: no {', '.join(missing)} for it"
-        missing |= old_dtype(model.text_config)
+    missing = keys_of_version_4(model.text_config)
+    rope = [key for key in missing if key != "torch_dtype"]
+    if rope:
+        reason = f"reads other rotary embeddings, without a message: no {', '.join(rope)} for it"
         return Verdict(name, "step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
-    if old_dtype(model.text_config):
+    if missing:
         return Verdict(name, "works", "in float32 before 4.56: no torch_dtype in config.json")
     return Verdict(name, "works", "finds rope and dtype where it looks for them")
 
 
-def old_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys of rotary embeddings that transformers 4 needs and a config of version 5 lacks."""
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict):
-        return {}
-    missing: dict[str, Any] = {}
-    if isinstance(rope.get("sliding_attention"), dict):
-        local = rope["sliding_attention"].get("rope_theta", V4_ROPE_THETA)
-        if config.get("rope_local_base_freq", V4_ROPE_THETA) != local:
-            missing["rope_local_base_freq"] = local
-    if isinstance(rope.get("full_attention"), dict):
-        rope = rope["full_attention"]
-    theta = rope.get("rope_theta", V4_ROPE_THETA)
-    if config.get("rope_theta", V4_ROPE_THETA) != theta:
-        missing["rope_theta"] = theta
-    if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
-        missing["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return missing
-
-
-def old_dtype(config: dict[str, Any]) -> dict[str, Any]:
-    """`torch_dtype`, if only `dtype` is there."""
-    if "dtype" in config and "torch_dtype" not in config:
-        return {"torch_dtype": config["dtype"]}
-    return {}
+def keys_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
+    """What LEPTA would add to a config for transformers 4; the default that it takes anyway is left out."""
+    complete = for_all_versions(config)
+    added = {key: value for key, value in complete.items() if config.get(key) != value and key != "dtype"}
+    if added.get("rope_theta") == V4_ROPE_THETA:
+        del added["rope_theta"]
+    return {key: value for key, value in added.items() if not key.endswith("_config")}
 
 
 def _as_lines(keys: dict[str, Any]) -> str:
@@ -225,9 +207,9 @@ def llama_cpp(model: Deployed) -> Verdict:
     if isinstance(model.vocabulary, SentencePieceUnigram):
         reason = "its converter takes Unigram for T5 alone; characters without a piece are lost"
         return Verdict(name, "fails", reason, "use lepta export gguf, or scenario extended, optimized or bpe")
-    file = model.folder / SENTENCEPIECE
+    file = model.folder / SENTENCEPIECE_FILE
     if not file.is_file():
-        return Verdict(name, "fails", f"no {SENTENCEPIECE}: converted without scores, it reads other ids")
+        return Verdict(name, "fails", f"no {SENTENCEPIECE_FILE}: converted without scores, it reads other ids")
     return _by_pieces(name, model, file)
 
 
@@ -238,7 +220,7 @@ def _by_rule(name: str, model: Deployed) -> Verdict:
         return Verdict(name, "works", check.evidence)
     if check.passed:
         rule = rule_of(model.vocabulary.spec)
-        step = "lines below into its converter, before `if res is None`"
+        step = "lepta export gguf, or the lines below into its converter"
         place = "get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py)"
         return Verdict(name, "step", f"rule {rule} with a new hash", step, patch(found, str(rule)), place)
     return Verdict(name, "unknown", check.evidence)
@@ -251,13 +233,15 @@ def _by_pieces(name: str, model: Deployed, file: Path) -> Verdict:
     try:
         processor: Any = SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
-        return Verdict(name, "fails", f"{SENTENCEPIECE}: not a SentencePiece model ({error})", "write it again")
+        return Verdict(name, "fails", f"{SENTENCEPIECE_FILE}: not a SentencePiece model ({error})", "write it again")
     expected = model.vocabulary.encode(model.texts)
     other = sum(list(a) != b for a, b in zip(processor.encode(model.texts), expected, strict=True))
     if other:
-        reason = f"{SENTENCEPIECE} ({processor.vocab_size():,} pieces): other ids in {other} of {len(expected)} texts"
+        reason = (
+            f"{SENTENCEPIECE_FILE} ({processor.vocab_size():,} pieces): other ids in {other} of {len(expected)} texts"
+        )
         return Verdict(name, "fails", reason, "write it again: it is of another vocabulary", tried=True)
-    return Verdict(name, "works", f"{SENTENCEPIECE} has the ids of tokenizer.json")
+    return Verdict(name, "works", f"{SENTENCEPIECE_FILE} has the ids of tokenizer.json")
 
 
 def _untie(name: str) -> Verdict:
