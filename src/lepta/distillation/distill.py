@@ -90,14 +90,14 @@ def distill_folder(
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
-    source_bits = [_bits(distiller, passages.source_held_out)] if passages.source else []
+    source_bits = [_bits(distiller, passages.source_held_out)] if passages.source_held_out else []
     curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
         best.measure("inputs learned")
         _learn_head(distiller, passages, settings, seed, facts["rows_rms"], pair.learned, best)
         best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
-        if passages.source:
+        if source_bits:
             facts["source_bits_per_byte"] = [*source_bits, _bits(distiller, passages.source_held_out)]
         tokenizer = open_tokenizer(pair.student.folder)
         write_model(pair.student, _changed(distiller, pair), tokenizer, folder, untie=pair.untie)

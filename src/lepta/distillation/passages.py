@@ -132,10 +132,12 @@ def draw_passages(
 ) -> tuple[list[Alignment], list[Alignment]]:
     """Draw passages with `tokens` tokens in all from a text, and at most `held_out` others (a tenth).
 
+    Passages of a shorter text are used several times: they only have to stay what they are.
+
     Raises
     ------
     LeptaError
-        If the text is too short.
+        If the text has no passage to learn from.
     """
     pieces = [piece for document in documents for piece in cut(document, length)]
     random.Random(seed).shuffle(pieces)
@@ -144,16 +146,20 @@ def draw_passages(
     taken = 0
     for start in range(0, len(pieces), AT_ONCE):
         for passage in aligner.align(pieces[start : start + AT_ONCE]):
-            if passage is None or len(passage.new_ids) < SHORTEST:
+            if taken >= tokens or passage is None or len(passage.new_ids) < SHORTEST:
                 continue
             drawn.append(passage)
             taken += len(passage.new_ids) - 1 if len(drawn) > held_out else 0
-            if taken >= tokens:
-                return drawn[held_out:], drawn[:held_out]
-    raise LeptaError(
-        f"distill: the text of the source language has {taken:,} tokens in passages; expected {tokens:,} "
-        "(tokens x source_share) beside those put aside; add text or lower source_share"
-    )
+        if taken >= tokens:
+            break
+    if not taken:
+        raise LeptaError("distill: text of the source language has no passage to learn from; expected more of it")
+    aside, chosen = drawn[:held_out], drawn[held_out:]
+    different = len(chosen)
+    while taken < tokens:
+        chosen.append(chosen[len(chosen) % different])
+        taken += len(chosen[-1].new_ids) - 1
+    return chosen, aside
 
 
 class Examples:

@@ -108,6 +108,7 @@ def _learning(wish: Wish, shape: Shape | None, amount: Amount) -> list[str]:
         "# Rows of new tokens are learned from the original model, which reads the same text in its old tokens.",
         "distill:",
         f"  tokens: {max(100, min(tokens, DISTILLED))}",
+        "  lora_rank: 16  # lower layers learn to read new tokens too, and source text keeps them as they were for it",
     ]
     if shape is not None and shape.tied:
         lines.append("  untie: false  # true: a head of its own, better at writing, for more weights")
