@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
-from lepta.core.settings import NAME, Section, read_settings
+from lepta.core.settings import LARGEST_SEED, NAME, Section, read_settings
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.settings import PropagateSettings
 from lepta.evaluation.settings import EvaluateSettings
@@ -44,7 +44,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME)
     output: Path = Field(description="Folder for everything that the recipe makes")
-    seed: int = 1
+    seed: int = Field(1, ge=0, le=LARGEST_SEED)
     base: str = Field(description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
     variants: dict[Annotated[str, Field(pattern=NAME)], Variant] = Field(default_factory=dict)
     text: Text

@@ -4,6 +4,7 @@ Try: lepta --help
 """
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, printable, reason_of
 from lepta.version import __version__
 
 # Command -> module that has it under that name, and the first line of its help (a test compares them).
@@ -138,13 +139,27 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _quiet_libraries()
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except LeptaError as error:
         if debug:
             raise
-        sys.stderr.write(f"lepta: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        _stop(str(error))
+    except OSError as error:  # a full disk, a folder that is read-only, a name that is too long
+        if debug:
+            raise
+        _stop(f"{error.filename or 'files'}: {reason_of(error)}; free space, or name another place that can be written")
+
+
+def _stop(message: str) -> None:
+    sys.stderr.write(f"lepta: {printable(' '.join(message.split()))}\n")
+    sys.exit(2)
+
+
+def _end(signal_number: int, _: object) -> None:
+    """Leave as after an error, so that what was imported or half written is removed; 128 + the signal is the custom."""
+    sys.exit(128 + signal_number)
 
 
 def _quiet_libraries() -> None:

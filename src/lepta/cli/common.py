@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from lepta.core.output import refuse_existing
+from lepta.core.settings import LARGEST_SEED
 from lepta.text.locate import locate
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ TokenizerPath = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(help="Of all that is drawn; the same seed gives the same result.", rich_help_panel=OUTPUT)
+    int,
+    typer.Option(
+        min=0,
+        max=LARGEST_SEED,
+        help="Of all that is drawn; the same seed gives the same result.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 HardLink = Annotated[
     bool,

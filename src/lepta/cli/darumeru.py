@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, print_json, result
+from lepta.core.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     from lepta.darumeru.backend import Backend
@@ -17,7 +18,7 @@ Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru r
 Tasks = Annotated[str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")]
 Data = Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")]
 Legacy = Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")]
-BootstrapSeed = Annotated[int, typer.Option(help="Of the intervals' bootstrap.")]
+BootstrapSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the intervals' bootstrap.")]
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
@@ -107,6 +108,7 @@ def run(
 
     from rich.console import Console
 
+    from lepta.core.output import claimed
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
     from lepta.report.darumeru import write_run_page
@@ -114,15 +116,17 @@ def run(
     names = _names(tasks)
     check_output(output)
     chosen, datasets = choose_tasks(data, names, _definition(legacy))  # errors are said before a model is read
-    if force:
-        forget(output)
     say = Console(stderr=True)
     progress = partial(say.print, "[dim]lepta[/]", highlight=False)
-    with _backend(model, chat, context, output, (server, server_model, server_api), (lm_eval, lm_eval_args)) as backend:
-        if shots is None:
-            shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
-        summary = ask(backend, chosen, datasets, output, shots, limit, seed, progress)
-    write_run_page(output, output.resolve().name)
+    asked, harness = (server, server_model, server_api), (lm_eval, lm_eval_args)
+    with claimed(output):
+        if force:
+            forget(output)
+        with _backend(model, chat, context, output, asked, harness) as backend:
+            if shots is None:
+                shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
+            summary = ask(backend, chosen, datasets, output, shots, limit, seed, progress)
+        write_run_page(output, output.resolve().name)
     _show(output, as_json)
     if not as_json:
         console.print(f"Page: {output / PAGE}", highlight=False, markup=False)

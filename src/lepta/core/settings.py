@@ -14,6 +14,7 @@ from lepta.core.shipped import shipped_files
 
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
+LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 Sources = Annotated[list[str], Field(min_length=1)]
 
 
