@@ -56,7 +56,7 @@ class Command:
         return (self._output / name).read_text(encoding="utf-8")
 
 
-def lepta(*arguments, cwd=None, check=None, environment=None, largest_file=None, timeout=300):
+def lepta(*arguments, cwd=None, check=None, environment=None, largest_file=None, timeout=600):
     """Run a command to its end; `check` is the exit status it has to have, `largest_file` a limit in bytes."""
     command = Command(arguments, cwd, environment, largest_file)
     status = command.wait(timeout)
