@@ -28,7 +28,8 @@ class Command:
 
     def __init__(self, arguments, cwd=None, environment=None, largest_file=None):
         self.arguments = [str(argument) for argument in arguments]
-        self._output = Path(tempfile.mkdtemp(prefix="lepta-test-"))
+        self._folder = tempfile.TemporaryDirectory(prefix="lepta-test-")  # gone with this object
+        self._output = Path(self._folder.name)
         given = (self.arguments, str(cwd or Path.cwd()), {**os.environ, **(environment or {})}, largest_file)
         with patch.dict(os.environ, QUIET):  # for the server, which the first process starts
             FORKS.set_forkserver_preload(PRELOAD)
