@@ -197,7 +197,7 @@ def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Voc
 
 
 def _refuse_ambiguous(spec: dict[str, Any], origin: str) -> None:
-    """LeptaError if an id is none, two tokens have one, or text is cut by chance: `tokenizers` takes what comes."""
+    """LeptaError if two tokens have one id, or text is cut by chance: `tokenizers` takes what comes."""
     model = spec.get("model") or {}
     if model.get("dropout"):
         raise LeptaError(
@@ -209,8 +209,6 @@ def _refuse_ambiguous(spec: dict[str, Any], origin: str) -> None:
     named += [(token["content"], token["id"]) for token in spec.get("added_tokens") or []]
     owner: dict[int, str] = {}
     for token, token_id in named:
-        if not isinstance(token_id, int) or token_id < 0:
-            raise LeptaError(f"{origin}: token {token!r} has the id {token_id!r}; expected a number from 0 on")
         if owner.setdefault(token_id, token) != token:
             raise LeptaError(
                 f"{origin}: tokens {owner[token_id]!r} and {token!r} have one id, {token_id}; expected an id each"
