@@ -27,7 +27,7 @@ from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
 from lepta.distillation.targets import LearnedRows, learned_rows
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.models.folder import Checkpoint
+from lepta.models.folder import PER_LAYER, Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import config_of
 from lepta.models.rows import ComputedRows, Rows, same_values
@@ -120,6 +120,16 @@ class Pair:
 
 def _open_pair(original: Path, initialised: Path, settings: DistillSettings) -> Pair:
     teacher, student = Checkpoint(original), Checkpoint(initialised)
+    if per_layer := [name for name in student.tables if name.endswith(PER_LAYER)]:
+        raise LeptaError(
+            f"{initialised}: {per_layer[0]} is looked up by token in each layer, so the original cannot be compared "
+            "by embeddings alone; leave distillation out and train the rows (lepta pretrain)"
+        )
+    if student.surplus:
+        raise LeptaError(
+            f"{initialised}: its input embeddings have {student.surplus} rows more than its head, which distillation "
+            "does not know; leave it out and train the rows (lepta pretrain)"
+        )
     check_same_body(teacher, student)
     old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
     transfer = transfer_matrix(old, new, teacher.rows, student.rows)
@@ -250,8 +260,7 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
             f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
             "model that this one was initialised from"
         )
-    ends = {teacher.input_name, teacher.stored_output, student.input_name, student.stored_output}
-    ends |= {teacher.bias_name, student.bias_name}
+    ends = {*teacher.vocabulary_names, teacher.stored_output, *student.vocabulary_names, student.stored_output}
     names = [name for name in student.entries if name not in ends]
     for name in track(names, "comparing bodies", len(names)):
         known = teacher.entries.get(name)

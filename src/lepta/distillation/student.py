@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lepta.core.errors import LeptaError
+from lepta.models.language_model import decoder_layers, language_model
 from lepta.models.loss import logit_rule
 from lepta.training.settings import Lora
 from lepta.training.trainable import add_lora
@@ -165,7 +166,7 @@ class Distiller(nn.Module):
         self.model = model
         self._ends_at_layer = True
         self._states: list[torch.Tensor] = []
-        _layers_of(model)[layer - 1].register_forward_hook(self._keep)
+        decoder_layers(model)[layer - 1].register_forward_hook(self._keep)
 
     @staticmethod
     def _check_embedding(embedding: Any, weight: torch.Tensor, scale: float) -> None:
@@ -193,7 +194,7 @@ class Distiller(nn.Module):
         """States after the layer, of rows of embeddings; what follows the layer is not computed."""
         self._ends_at_layer = True
         with suppress(_Reached):
-            self.model.base_model(inputs_embeds=rows, use_cache=False)
+            language_model(self.model)(inputs_embeds=rows, use_cache=False)
         return self._states.pop()
 
     @torch.no_grad()
@@ -209,7 +210,7 @@ class Distiller(nn.Module):
 
     def _last(self, rows: torch.Tensor) -> torch.Tensor:
         self._ends_at_layer = False
-        last: torch.Tensor = self.model.base_model(inputs_embeds=rows, use_cache=False).last_hidden_state
+        last: torch.Tensor = language_model(self.model)(inputs_embeds=rows, use_cache=False).last_hidden_state
         self._states.clear()
         return last
 
@@ -270,12 +271,3 @@ def hidden_distance(target: torch.Tensor, found: torch.Tensor, weights: torch.Te
     variance = chosen.var(0, correction=0) + LEAST_VARIANCE * chosen.square().mean()
     distances = ((found - target).square() / variance).mean(-1)
     return (distances * weights * counted).sum() / (weights * counted).sum().clamp(min=1.0)
-
-
-def _layers_of(model: Any) -> nn.ModuleList:
-    """The decoder layers of a model."""
-    number = model.config.get_text_config().num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == number:
-            return module
-    raise LeptaError(f"{type(model).__name__}: no list of its {number} layers; hidden states cannot be compared")

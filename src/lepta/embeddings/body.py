@@ -26,7 +26,7 @@ def body_changes(
     A `scale` of 0 leaves the variant's body as it is. LeptaError if the body was trained and there is no scale, what
     changed is quantised, or the three bodies have different tensors.
     """
-    outside = {base.input_name, base.stored_output, base.bias_name}
+    outside = {*base.vocabulary_names, base.stored_output}
     names = [name for name in base.entries if name not in outside]
     _same_tensors(base, adapted, names)
     floating = [name for name in names if base.is_floating(name) and adapted.is_floating(name)]

@@ -1,6 +1,6 @@
 """Initialisation (paper 2.1.2): E_new = T E_old, for input and output embeddings alike."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,13 @@ def initialise(
     load_exact(checkpoint.folder)
     check_loading(tokenizer, checkpoint.folder)
     old, new = open_tokenizer(checkpoint.folder).vocabulary(), tokenizer.vocabulary()
-    rows = padded_rows(checkpoint.rows, old.size, new.size, pad_to)
-    transfer = transfer_matrix(old, new, checkpoint.rows, rows)
-    matrices = {name: initialise_matrix(transfer, checkpoint.rows_of(name)) for name in checkpoint.vocabulary_names}
+    rows = padded_rows(checkpoint.rows - checkpoint.surplus, old.size, new.size, pad_to) + checkpoint.surplus
+    transfer_between = cache(partial(transfer_matrix, old, new))
+    transfer = transfer_between(checkpoint.rows, rows)
+    matrices = {}
+    for name in checkpoint.vocabulary_names:
+        matrix = checkpoint.rows_of(name)
+        without = checkpoint.surplus if name in (checkpoint.output_name, checkpoint.bias_name) else 0
+        matrices[name] = initialise_matrix(transfer_between(matrix.shape[0], rows - without), matrix)
     write_model(checkpoint, matrices, tokenizer, folder, transfer.change.moved)
     return {"old_rows": checkpoint.rows, "new_rows": rows, "transfer": transfer.summary()}

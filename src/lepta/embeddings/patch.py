@@ -82,7 +82,8 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
     carried = {}
     for name, source in names.items():
         matrix = adapted.rows_of(name)
-        changed = _changed_rows(matrix, original.rows_of(source), same)
+        before_rows = original.rows_of(source)
+        changed = _changed_rows(matrix, before_rows, np.where(same < before_rows.shape[0], same, -1))
         carried[name] = len(changed)
         rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen_rows, matrix, torch.from_numpy(changed)))
         tensors[name] = adapted.entries[name].dtype, rows
@@ -174,7 +175,8 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     with explained(patch / ROWS, "its rows do not fit the model", "export the patch again"):
         write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
     carry_configs(patch, folder)
-    names = [name for name, new in matrices.items() if len(new.shape) == 2]  # a bias is found by its head's name
+    # A bias and further tables are found by themselves.
+    names = [name for name, new in matrices.items() if len(new.shape) == 2 and name not in original.tables]
     written = tensor_hashes(Checkpoint(folder, *names), list(matrices))
     for name, expected in content.after.items():
         if written[name] != expected:
@@ -217,7 +219,12 @@ def _matrices(original: Checkpoint, adapted: Checkpoint) -> dict[str, str]:
         names[adapted.output_name] = original.output_name or original.input_name
     if adapted.bias_name and original.bias_name:
         names[adapted.bias_name] = original.bias_name
-    return names
+    if adapted.surplus:
+        raise LeptaError(
+            f"{adapted.folder}: its input embeddings have {adapted.surplus} rows more than its head, which patches do "
+            "not know; pass the whole folder on"
+        )
+    return names | {table: table for table in adapted.tables if table in original.entries}
 
 
 def _changed_rows(matrix: Rows, original: Rows, same: np.ndarray) -> np.ndarray:

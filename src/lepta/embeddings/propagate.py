@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class _Family:
         self.base, self.adapted = base, adapted
         self.tokenizer = open_tokenizer(adapted.folder)
         self.old, self.new = open_tokenizer(base.folder).vocabulary(), self.tokenizer.vocabulary()
-        self.transfer_from = cache(lambda rows: transfer_matrix(self.old, self.new, rows, adapted.rows))
+        self.transfer_from = cache(partial(transfer_matrix, self.old, self.new))
 
 
 def _fit(
@@ -112,9 +112,11 @@ def _fit(
         for variant, fitted in zip(made, fits, strict=True):
             if role == "output" and variant.tied:
                 continue
-            rows = variant.transfer.matrix.shape[1]
+            transfer = variant.transfer_of(_matrix(family.adapted, role), _matrix(variant.checkpoint, role))
+            new_rows, rows = transfer.matrix.shape
             if rows not in fitters:
-                fitters[rows] = MapFitter(variant.transfer, _matrix(family.base, role), stand_ins(rows), weights)
+                of_rows = None if weights is None else weights[:new_rows]
+                fitters[rows] = MapFitter(transfer, _matrix(family.base, role), stand_ins(rows), of_rows)
             fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
     return fits
 
@@ -134,7 +136,7 @@ class _Variant:
         vocabulary = own.vocabulary()
         _check_family(family, checkpoint, vocabulary)
         self.checkpoint, self._family = checkpoint, family
-        self.transfer: Transfer = family.transfer_from(min(family.base.rows, checkpoint.rows))
+        self.transfer = self.transfer_of(_matrix(family.adapted, "input"), _matrix(checkpoint, "input"))
 
         known = new.ids_by_bytes(Kind.SPECIAL)
         self.added: dict[int, int] = {}
@@ -156,6 +158,10 @@ class _Variant:
         if size > self.total:
             self.total = padded_rows(family.adapted.rows, new.size, size, None)
 
+    def transfer_of(self, adapted: Rows, own: Rows) -> Transfer:
+        """T for a matrix of the adapted model and the variant's own, from rows that the base has too."""
+        return self._family.transfer_from(min(self._family.base.rows, own.shape[0]), adapted.shape[0])
+
     @property
     def tied(self) -> bool:
         """Whether the result has one matrix for input and output."""
@@ -174,10 +180,11 @@ class _Variant:
             lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
             maps[name] = fit.summary() | {"row_length": lengths}
             warnings += _length_warnings(name, **lengths)
-        if self.checkpoint.bias_name:
-            before, own, after = (model.rows_of(model.bias_name or "") for model in (base, self.checkpoint, adapted))
-            moved = Propagation("delta", None, (self.transfer.matrix, before, own))
-            matrices[self.checkpoint.bias_name] = self._rows(moved, after, own)
+        for name in self.checkpoint.vocabulary_names:
+            if name not in self.checkpoint.embedding_names:
+                before, own, after = (model.rows_of(name) for model in (base, self.checkpoint, adapted))
+                moved = Propagation("delta", None, (self.transfer_of(after, own).matrix, before, own))
+                matrices[name] = self._rows(moved, after, own)
         write_model(
             self.checkpoint,
             matrices,
@@ -189,7 +196,7 @@ class _Variant:
         )
         return {
             "transfer": self.transfer.summary(),
-            "special_rows_kept": len(self._own_rows()[0]),
+            "special_rows_kept": len(self._own_rows(self.checkpoint.rows)[0]),
             "added_tokens": len(self.added),
             "body_tensors_changed": len(body),
             "maps": maps,
@@ -203,15 +210,15 @@ class _Variant:
         name = self.checkpoint.stored_output or self._family.adapted.stored_output
         return name or "lm_head.weight"
 
-    def _own_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the result that are the variant's own, ascending, and where they are in the variant."""
+    def _own_rows(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the result that are the variant's own, ascending, and where they are in a matrix of so many rows."""
         old_id_of = self.transfer.change.old_id_of
         special = np.flatnonzero(self._family.new.kinds == Kind.SPECIAL)
         shared = special[old_id_of[special] >= 0]
         own = dict(zip(shared.tolist(), old_id_of[shared].tolist(), strict=True))
         own |= {there: here for here, there in self.added.items()}
         # A token may be without a row: one that was added to a tokenizer only.
-        places = np.array(sorted(place for place in own if own[place] < self.checkpoint.rows), dtype=np.int64)
+        places = np.array(sorted(place for place in own if own[place] < rows), dtype=np.int64)
         return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
 
     def _rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
@@ -220,7 +227,7 @@ class _Variant:
         In the wider of the two dtypes: what is written in the variant's is rounded once, and its own rows not at all.
         """
         propagated = fit.apply(trained, torch.promote_types(trained.dtype, own.dtype))
-        places, sources = self._own_rows()
+        places, sources = self._own_rows(own.shape[0])
         mean = cache(lambda: mean_row(own))
 
         def block(rows: slice) -> torch.Tensor:
@@ -235,7 +242,8 @@ class _Variant:
                 result[torch.from_numpy(places[here] - rows.start)] = kept.to(result.dtype)
             return result
 
-        return ComputedRows((self.total, *propagated.shape[1:]), block)
+        total = self.total - (self._family.adapted.rows - trained.shape[0])  # Mllama's head has fewer rows
+        return ComputedRows((total, *propagated.shape[1:]), block)
 
 
 def _length_warnings(name: str, adapted: float, instruct: float) -> list[str]:
@@ -309,6 +317,12 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
         )
     if len({checkpoint.bias_name is None for checkpoint in (base, adapted, instruct)}) > 1:
         raise LeptaError("some of base, adapted and instruct add a bias to the logits and some do not")
+    for other in (base, adapted):
+        if unknown := [table for table in instruct.tables if table not in other.entries]:
+            raise LeptaError(
+                f"{other.folder}: no tensor {unknown[0]}, which {instruct.folder} has with a row for each token; "
+                "expected models of one architecture"
+            )
 
 
 def _token(vocabulary: Vocabulary, token_id: int) -> bytes | None:

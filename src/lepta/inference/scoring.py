@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.models.language_model import language_model
 from lepta.models.loss import LogitRule, logit_rule
 from lepta.models.split import parts_of
 
@@ -73,9 +74,9 @@ class Scorer:
     """
 
     def __init__(self, model: Any, reuse: bool = True) -> None:
-        self._model = model
-        # Models with a recurrent state (Mamba) cannot go back to the end of a prefix.
-        self._reuse = reuse and not getattr(model, "_is_stateful", False)
+        self._model, self._body = model, language_model(model)
+        # Models with a recurrent state (Mamba, Qwen3.5) cannot go back to the end of a prefix.
+        self._reuse = reuse and not getattr(self._body, "_is_stateful", False)
         self._plain = logit_rule(model) == LogitRule()
         self._shared: Ids = ()
         self._layers: Layers | None = None
@@ -141,7 +142,7 @@ class Scorer:
 
     def _layers_of(self, layers: Layers, ids: Ids) -> Layers:
         cache = _cache(layers, 1)
-        self._model.base_model(input_ids=self._tensor([ids]), past_key_values=cache, use_cache=True)
+        self._body(input_ids=self._tensor([ids]), past_key_values=cache, use_cache=True)
         return [(keys, values) for keys, values, *_ in cache]
 
     def _outputs(self, layers: Layers, batch: Sequence[Ids]) -> torch.Tensor:
@@ -152,7 +153,7 @@ class Scorer:
         if layers:
             options = {"use_cache": True, "past_key_values": _cache(layers, len(batch))}
         if self._plain:
-            return self._model.base_model(input_ids=ids, **options).last_hidden_state
+            return self._body(input_ids=ids, **options).last_hidden_state
         return self._model(input_ids=ids, **options).logits
 
     def _values(self, outputs: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> list[float]:

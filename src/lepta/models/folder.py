@@ -1,8 +1,10 @@
 """A model as a plain Hugging Face folder: which tensor lies where, and which ones are the embeddings."""
 
 import difflib
+import itertools
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from lepta.core.errors import LeptaError, explained
 from lepta.core.reading import conform, parse_json, read_json
+from lepta.models.language_model import check_architecture
 from lepta.models.precision import config_of
 from lepta.models.rows import StoredRows, same_values
 from lepta.models.schema import REMEDY, Index, ModelConfig
@@ -35,8 +38,10 @@ INPUT_NAMES = (
 )
 OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
 LAST_NAMES = ("output.weight", "head.weight")  # only as the whole name: in the middle of a model they are layers
-# Further matrices with a row for each token: of layers (Gemma 3n and 4), of multi-token prediction (DeepSeek, GLM).
+# Further matrices with a row for each token: embeddings of each layer (Gemma 3n and 4), and embeddings and head of
+# multi-token prediction, in a layer after the last (DeepSeek, GLM) or apart.
 PER_LAYER = "embed_tokens_per_layer.weight"  # Gemma 3n's has fewer rows than its vocabulary
+PREDICTION = re.compile(r"(^|.*\.)(layers\.\d+|mtp[^.]*)\..*")
 OTHER_TABLE = re.compile(r"(?!.*pos).*(embed|head)")  # a model may have as many positions as tokens
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "LICENSE*", "*.md"]
 
@@ -144,15 +149,31 @@ class Checkpoint:
         name = (self.stored_output or "").removesuffix("weight") + "bias"
         return name if name in self.entries else None
 
+    @cached_property
+    def tables(self) -> list[str]:
+        """Names of further matrices with a row for each token: per-layer embeddings, multi-token prediction."""
+        return [name for name in self._other_tables() if name.endswith(PER_LAYER) or PREDICTION.match(name)]
+
     @property
     def vocabulary_names(self) -> list[str]:
-        """Names of all tensors with a row for each token: the matrices, and the bias where there is one."""
-        return [*self.embedding_names, *filter(None, [self.bias_name])]
+        """Names of all tensors with a row for each token: the matrices, the bias and further tables."""
+        return [*self.embedding_names, *filter(None, [self.bias_name]), *self.tables]
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding matrices, padding included."""
+        """Rows of the input embeddings, padding included."""
         return self.entries[self.input_name].shape[0]
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """Tables that repeat one of the two matrices, as those of DeepSeek's prediction layer do -> its name."""
+        names = itertools.product(self.tables, self.embedding_names)
+        return {table: name for table, name in names if same_values(self.rows_of(table), self.rows_of(name))}
+
+    @property
+    def surplus(self) -> int:
+        """Rows that the input embeddings have more than the head: Mllama has 8, for the image token."""
+        return 0 if self.output_name is None else self.rows - self.entries[self.output_name].shape[0]
 
     @property
     def width(self) -> int:
@@ -180,28 +201,27 @@ class Checkpoint:
         return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
 
     def check_replaceable(self) -> None:
-        """Refuse a model that takes more than new embeddings and a new head to get another vocabulary.
+        """Refuse a model that cannot get another vocabulary, before any work is done.
 
-        LeptaError if other tensors have a row for each token too, or the model runs by Python code in its folder.
+        LeptaError if unknown tensors have a row for each token too, ids of tokens mean more to the model's code than
+        rows, transformers has no such language model, or the model runs by Python code in its folder.
         """
+        for name in self._other_tables():
+            if name not in self.tables:
+                raise LeptaError(
+                    f"{self.entries[name].file}: {name} has a row for each token too, and would keep those of the old "
+                    "vocabulary; expected input embeddings, a head, per-layer embeddings or multi-token prediction. "
+                    "Save the model without such tensors if it works without them, or take another model"
+                )
+        check_architecture(self.config, self.folder / "config.json")
+
+    def _other_tables(self) -> Iterator[str]:
+        """Names of matrices that have a row for each token, apart from input embeddings and head."""
         for name, entry in self.entries.items():
             if name in (self.input_name, self.stored_output) or len(entry.shape) != 2:
                 continue
             if name.endswith(PER_LAYER) or (entry.shape[0] == self.rows and OTHER_TABLE.match(name)):
-                raise LeptaError(
-                    f"{entry.file}: {name} has a row for each token too, and would keep those of the old vocabulary; "
-                    "expected input embeddings and one head only. Save the model without such tensors (of multi-token "
-                    "prediction, say) if it works without them, or take another model"
-                )
-        if "auto_map" in self.config:
-            from transformers import CONFIG_MAPPING
-
-            if (kind := self.config.get("model_type")) not in CONFIG_MAPPING:
-                raise LeptaError(
-                    f"{self.folder / 'config.json'}: model_type {kind} is not one that transformers has, and auto_map "
-                    "asks to run Python code from the folder, which LEPTA never does; take a model of an architecture "
-                    "in transformers"
-                )
+                yield name
 
     def load(self, name: str) -> torch.Tensor:
         """Load one tensor."""
@@ -249,7 +269,7 @@ class Checkpoint:
         return name
 
     def _input(self) -> str:
-        names = [name for name in self.entries if name.endswith(INPUT_NAMES)]
+        names = [name for name in self.entries if name.endswith(INPUT_NAMES) and not PREDICTION.match(name)]
         if len(names) != 1:
             matrices = [entry for entry in self.entries.values() if len(entry.shape) == 2]
             tallest = [entry.name for entry in sorted(matrices, key=lambda entry: -entry.shape[0])[:3]]
@@ -261,7 +281,8 @@ class Checkpoint:
         return names[0]
 
     def _output(self) -> str | None:
-        names = [name for name in self.entries if name.endswith(OUTPUT_NAMES) or name in LAST_NAMES]
+        heads = [name for name in self.entries if name.endswith(OUTPUT_NAMES) or name in LAST_NAMES]
+        names = [name for name in heads if not PREDICTION.match(name)]
         if len(names) > 1:
             raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
         return names[0] if names else None

@@ -11,6 +11,7 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import MODEL_FILES, OUTPUT_NAMES, Checkpoint
+from lepta.models.language_model import class_for
 from lepta.models.precision import config_of, fastest_on_cpu, name_of, unloadable
 from lepta.models.rows import all_finite, finite
 from lepta.text.locate import locate
@@ -59,14 +60,16 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
 
 
 def complete_model(folder: Path, **options: Any) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, for checkpoints that have all tensors, of the shapes that the config asks
+    """`from_pretrained` of the whole model, for checkpoints that have all tensors, of the shapes that the config asks
     for, with finite values; LeptaError names those that they lack, and says why transformers cannot load a model.
 
     transformers draws missing tensors at random, and says so in a warning only.
     """
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
+    auto: Any = AutoModelForCausalLM  # GGUF has the part for text alone
+    if "gguf_file" not in options:
+        auto = class_for(type(config_of(folder))) or auto
     where = folder / options.get("gguf_file", "")
     try:
         model, found = auto.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)

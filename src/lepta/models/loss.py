@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
+from lepta.models.language_model import language_model
 from lepta.models.precision import autocast_of
 from lepta.models.split import parts_of
 
@@ -48,7 +49,7 @@ def patch_chunked_loss(model: Any) -> None:
     def forward_with_loss(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any) -> Any:
         if labels is None:
             return forward(*args, **inputs)
-        hidden = model.base_model(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
+        hidden = language_model(model)(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
         head = model.get_output_embeddings()
         loss = linear_cross_entropy(
             hidden.flatten(0, 1), parts_of(head), labels[:, 1:].flatten(), head.bias, num_items_in_batch, rule
@@ -72,7 +73,7 @@ def logit_rule(model: Any) -> LogitRule | None:
     inputs = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
     with autocast_of(model):
         expected = model(input_ids=inputs).logits
-        found = rule.apply(model.get_output_embeddings()(model.base_model(input_ids=inputs).last_hidden_state))
+        found = rule.apply(model.get_output_embeddings()(language_model(model)(input_ids=inputs).last_hidden_state))
     same = found.shape == expected.shape and torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
     return rule if same else None
 

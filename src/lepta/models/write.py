@@ -30,6 +30,7 @@ CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json", "chat_template
 COPY_BLOCK = 1 << 24
 # eos_token_id; image_token_index of vision-language models; what must be written
 TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index", "force_words_ids")
+PER_LAYER_SIZE = "vocab_size_per_layer_input"  # rows of the per-layer embeddings (Gemma 3n and 4)
 
 
 def write_model(
@@ -56,14 +57,17 @@ def write_model(
 
     LeptaError if a replaced tensor is not in the source, the matrices do not agree in rows, or values are not finite.
     """
+    matrices = dict(matrices) | {table: matrices[name] for table, name in source.twins.items() if name in matrices}
     new = [name for name in matrices if name not in source.entries]
     if new and not untie:
         raise LeptaError(f"{source.folder}: no tensor {new[0]} to replace")
     rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
+    if source.input_name in matrices and source.surplus:
+        rows = rows - {matrices[source.input_name].shape[0]} | {matrices[source.input_name].shape[0] - source.surplus}
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
     _write_weights(source, matrices, new, folder, hard_link, exact)
-    _write_configs(source, rows.pop() if rows else source.rows, new_ids, untie, folder)
+    _write_configs(source, rows.pop() if rows else source.rows - source.surplus, new_ids, untie, folder)
     if exact:
         config = config_in_float32(read_json(folder / CONFIG))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -123,7 +127,7 @@ def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
 
 
 def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, untie: bool, folder: Path) -> None:
-    configs = {CONFIG: config_with_rows(source.config, source.rows, rows)}
+    configs = {CONFIG: config_with_rows(source.config, source.rows - source.surplus, rows)}
     configs[CONFIG].pop("auto_map", None)  # it names Python files, and none come along
     if untie or (source.output_name and says_tied(source.config)):
         configs[CONFIG] = config_untied(configs[CONFIG])
@@ -164,7 +168,11 @@ def config_with_rows(config: Mapping[str, Any], old_rows: int, rows: int) -> dic
 
     def resized(part: Mapping[str, Any]) -> dict[str, Any]:
         changed = {name: resized(value) if isinstance(value, dict) else value for name, value in part.items()}
-        return changed | ({"vocab_size": rows} if part.get("vocab_size") == old_rows else {})
+        if part.get("vocab_size") == old_rows:
+            changed["vocab_size"] = rows
+        if PER_LAYER_SIZE in part and rows != old_rows:
+            changed[PER_LAYER_SIZE] = rows
+        return changed
 
     changed = resized(config)
     if isinstance(config.get("text_config"), dict):

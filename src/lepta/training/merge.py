@@ -9,6 +9,7 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
+from lepta.models.language_model import as_stored, stored_name
 from lepta.models.load import load_model
 from lepta.models.precision import autocast_of, low_dtype
 from lepta.models.rows import ComputedRows, Rows, blocks
@@ -34,7 +35,7 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     for path, module in model.named_modules():
         if ADAPTER in getattr(module, "lora_A", {}):
             up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
-            name = _known(f"{path}.weight", source)
+            name = _known(stored_name(model, f"{path}.weight"), source)
         elif ADAPTER in getattr(module, "lora_embedding_A", {}):
             # An embedding is a linear layer of one-hot rows, so peft's factors are transposed.
             up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}").T for factor in ("A", "B"))
@@ -43,7 +44,7 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
             continue
         rows = source.rows_of(name)
         result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
-    for name, tensor in left.items():
+    for name, tensor in as_stored(model, left).items():
         result[_known(name, source)] = ComputedRows.of(tensor)
     return result
 

@@ -1,13 +1,19 @@
 """What trains: rows of the embeddings, low-rank changes of the body, or everything (paper 2.1.3 and 2.4.1)."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 
 from lepta.core.errors import LeptaError
+from lepta.models.language_model import (
+    attention_of_experts,
+    decoder_layers,
+    linear_layers,
+    text_modules,
+    train_language_model,
+)
 from lepta.models.split import parts_of, split_rows
 from lepta.training.settings import Lora, PretrainSettings, TuneSettings
 
@@ -38,7 +44,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
     if settings.trains_lora:
         add_lora(model, settings.lora)
     elif settings.trains == "full":
-        model.requires_grad_(True)
+        train_language_model(model)
     for module in _ends(model):
         *old, new = parts_of(module)
         new.requires_grad_(True)
@@ -50,8 +56,10 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
 
 def make_tunable(model: Any, settings: TuneSettings) -> list[dict[str, Any]]:
     """As `make_trainable`, for tuning on conversations: all that trains has one rate."""
-    model.requires_grad_(settings.trains == "full")
-    if settings.trains != "full":
+    model.requires_grad_(False)
+    if settings.trains == "full":
+        train_language_model(model)
+    else:
         add_lora(model, settings.lora, of_embeddings=settings.trains != "embeddings+lora")
     embeddings, head = _ends(model)
     whole = {"lora+head": [head], "embeddings+lora": [embeddings, head]}
@@ -101,68 +109,74 @@ def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
     """
     from peft import inject_adapter_in_model
 
-    config = lora_config(model, lora, of_embeddings)
-    try:
-        inject_adapter_in_model(config, model)
-    except ValueError as error:
-        raise LeptaError(f"lora.targets: {error}; linear layers here: {', '.join(_linear(model))}") from error
+    inject_adapter_in_model(lora_config(model, lora, of_embeddings), model)
 
 
 def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
     """The settings as peft's. LeptaError if there are no such layers, or what is named is trained otherwise."""
     from peft import LoraConfig
 
-    layers = None
-    if lora.layers is not None:
-        number = model.config.get_text_config().num_hidden_layers
-        if wrong := [layer for layer in lora.layers if not -number <= layer < number]:
-            raise LeptaError(f"lora.layers: no layer {wrong[0]}; this model has {number}, from 0 or -{number} on")
-        layers = sorted({layer % number for layer in lora.layers})
-    embeddings, head = _ends(model)
-    targets = _linear(model) if lora.targets == "all-linear" else lora.targets
-    if named := _names(model, lambda module: module is head) & set(targets):
-        raise LeptaError(f"lora.targets: {named.pop()} is the head; to train it give trains: lora+head")
-    whole = not of_embeddings or embeddings.weight is head.weight
-    if whole and (named := _names(model, lambda module: module is embeddings) & set(targets)):
-        raise LeptaError(f"lora.targets: {named.pop()} is trained whole or tied to the head; leave it out here")
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
-        layers_to_transform=layers,
+        target_modules=_targets(model, lora, of_embeddings),
         bias="none",
     )
 
 
+def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
+    """Whole names of the layers that get low-rank changes; peft would also find layers of these names in a tower."""
+    embeddings, head = _ends(model)
+    named = set(lora.targets) if lora.targets != "all-linear" else set()
+    if _last_name(model, head) in named:
+        raise LeptaError(f"lora.targets: {_last_name(model, head)} is the head; to train it give trains: lora+head")
+    of_rows = _last_name(model, embeddings)
+    if of_rows in named and (not of_embeddings or embeddings.weight is head.weight):
+        raise LeptaError(f"lora.targets: {of_rows} is trained whole or tied to the head; leave it out here")
+    linear = linear_layers(model, _chosen_layers(model, lora.layers))
+    known = {path.rpartition(".")[2] for path in linear}
+    if unknown := sorted(named - known - {of_rows}):
+        raise LeptaError(f"lora.targets: no layer {unknown[0]}; linear layers here: {', '.join(sorted(known))}")
+    if not named:
+        return attention_of_experts(model, linear)
+    chosen = [path for path in linear if path.rpartition(".")[2] in named]
+    return chosen + [path for path, module in model.named_modules() if of_rows in named and module is embeddings]
+
+
+def _chosen_layers(model: Any, layers: list[int] | None) -> set[int] | None:
+    """Numbers from 0 of the decoder layers in settings; LeptaError if there is no such layer."""
+    if layers is None:
+        return None
+    number = len(decoder_layers(model))
+    if wrong := [layer for layer in layers if not -number <= layer < number]:
+        raise LeptaError(f"lora.layers: no layer {wrong[0]}; this model has {number}, from 0 or -{number} on")
+    return {layer % number for layer in layers}
+
+
+def _last_name(model: Any, wanted: Any) -> str:
+    """Last part of the name of a module."""
+    return next(path.rpartition(".")[2] for path, module in model.named_modules() if module is wanted)
+
+
 def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str]:
-    """Matrices of the body that `all-linear` leaves out because they are no linear layer's, such as those of experts.
+    """Matrices of the language model's body that `all-linear` leaves out, such as those of experts.
 
     Names of parameters, with `*` for numbers of layers; none where no low-rank changes are trained, or where their
     layers are named.
     """
-    if "lora" not in settings.trains or settings.lora.targets != "all-linear":
+    if "lora" not in settings.trains or settings.lora.targets != "all-linear" or settings.lora.layers is not None:
         return []
     rows = {id(part) for end in _ends(model) for part in parts_of(end)}
+    changed = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
     names = set()
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+    for path, module in text_modules(model):
+        if id(module) in changed or isinstance(module, torch.nn.Embedding) or "lora_" in path:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and id(parameter) not in rows:
                 names.add(re.sub(r"\b\d+\b", "*", f"{path}.{name}"))
     return sorted(names)
-
-
-def _linear(model: Any) -> list[str]:
-    """Names of the linear layers of the body."""
-    head = model.get_output_embeddings()
-    return sorted(_names(model, lambda module: isinstance(module, torch.nn.Linear) and module is not head))
-
-
-def _names(model: Any, chosen: Callable[[torch.nn.Module], bool]) -> set[str]:
-    """Last parts of the names of some modules."""
-    return {name.rpartition(".")[2] for name, module in model.named_modules() if chosen(module)}
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:

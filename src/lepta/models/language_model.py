@@ -1,0 +1,147 @@
+"""The language model inside a transformers model, and the names that files give its weights.
+
+A multimodal model has its language model beside towers for images and sound. Everything here works on text alone, so
+it is the part that holds the input embeddings that learns; the towers stay as they are.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lepta.core.errors import LeptaError
+
+
+def class_for(config: type) -> Any:
+    """The auto class of transformers that loads a whole model of this kind of config; None if it is none that writes.
+
+    Multimodal ones come first: for some (Qwen3.5) `AutoModelForCausalLM` loads the part for text alone.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    for auto in (AutoModelForMultimodalLM, AutoModelForCausalLM):
+        if config in auto._model_mapping:
+            return auto
+    return None
+
+
+def check_architecture(config: Mapping[str, Any], where: Path) -> None:
+    """LeptaError unless transformers has a decoder-only language model for a config.json, of any vocabulary."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        code = ", and auto_map asks to run Python code from the folder, which LEPTA never does"
+        asks = code if "auto_map" in config else ""
+        raise LeptaError(
+            f"{where}: model_type {kind} is not one that transformers has{asks}; take a model of an architecture in "
+            "transformers"
+        )
+    known = CONFIG_MAPPING[kind]
+    if class_for(known) is None or config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)):
+        raise LeptaError(f"{where}: model_type {kind} is no decoder-only language model; take one that writes text")
+    for part, offset in _offsets(config):
+        raise LeptaError(
+            f"{where}: {part}.vocab_offset is {offset}: from this id on the model's code takes tokens for images or "
+            "sound, so there is no place for new tokens; take its language model alone (a folder with the config and "
+            "tensors of text_config)"
+        )
+
+
+def _offsets(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for name, part in config.items():
+        if isinstance(part, dict) and "vocab_offset" in part:
+            yield name, part["vocab_offset"]
+
+
+def language_model(model: Any) -> Any:
+    """The part of a model that text goes through, without the head: the module that holds the input embeddings."""
+    embedding = model.get_input_embeddings()
+    for module in model.modules():
+        if any(child is embedding for child in module.children()):
+            return module
+    raise LeptaError(f"{type(model).__name__}: no module holds its input embeddings; take another model")
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of a model's language model."""
+    number = model.config.get_text_config().num_hidden_layers
+    for module in language_model(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return module
+    raise LeptaError(f"{type(model).__name__}: no list of its {number} layers; expected a decoder-only language model")
+
+
+def text_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """All modules that text alone goes through, with their names in the model; the head is not among them.
+
+    Layers that attend to images (Mllama) do not run without one.
+    """
+    body = language_model(model)
+    start = next(path for path, module in model.named_modules() if module is body)
+    silent = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
+    left_out = {id(part) for layer in silent for part in decoder_layers(model)[layer].modules()}
+    left_out.add(id(model.get_output_embeddings()))
+    for path, module in body.named_modules(prefix=start):
+        if id(module) not in left_out:
+            yield path, module
+
+
+def train_language_model(model: Any) -> None:
+    """Let all weights of the language model learn, head included; those of towers stay as they are."""
+    for _, module in text_modules(model):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(parameter.is_floating_point())
+    model.get_output_embeddings().requires_grad_(True)
+
+
+def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
+    """Names of the linear layers of the language model's body, or of those in decoder layers of some numbers."""
+    linear = [(path, module) for path, module in text_modules(model) if isinstance(module, nn.Linear)]
+    if layers is None:
+        return [path for path, _ in linear]
+    chosen = {id(part) for layer in layers for part in decoder_layers(model)[layer].modules()}
+    return [path for path, module in linear if id(module) in chosen]
+
+
+def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
+    """Of linear layers those outside the feed-forward parts, if these have experts: few tokens reach each expert.
+
+    The matrices of all experts of a layer are one parameter of three dimensions, which only convolutions have too.
+    """
+    forward: set[str] = set()
+    for layer in decoder_layers(model):
+        for name, part in layer.named_children():
+            if any(_has_experts(module) for module in part.modules()):
+                forward.add(name)
+    places = [path for path, module in text_modules(model) if any(module is layer for layer in decoder_layers(model))]
+    inside = tuple(f"{place}.{name}." for place in places for name in forward)
+    return [path for path in linear if not path.startswith(inside)]
+
+
+def _has_experts(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    return any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+
+
+def as_stored(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters as the tensors of the folder that a model was loaded from: under their names there, and as cut there.
+
+    Files may have other names than the model (LLaVA, Qwen2-VL), and each expert's matrices apart (Qwen3-MoE).
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, dict(weights)))
+
+
+def stored_name(model: Any, name: str) -> str:
+    """The name of one parameter in the folder that a model was loaded from; LeptaError if it is several tensors."""
+    names = list(as_stored(model, {name: torch.empty(1, 1)}))
+    if len(names) != 1:
+        raise LeptaError(
+            f"{type(model).__name__}: {name} is stored in parts ({', '.join(names)}); leave it out of lora.targets"
+        )
+    return names[0]

@@ -1,0 +1,233 @@
+"""Families of models that are more than embeddings, layers and a head: the whole way, with tiny ones of each.
+
+Multimodal wrappers, mixtures of experts, per-layer embeddings, multi-token prediction: initialised, trained in two ways
+and propagated, they load without a missing tensor and say the same as before on text in old tokens.
+"""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from lepta.embeddings.initialise import initialise
+from lepta.embeddings.propagate import propagate
+from lepta.models.folder import Checkpoint
+from lepta.models.language_model import class_for
+from lepta.training.blocks import TrainingText
+from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.settings import PretrainSettings
+
+ROWS, WIDTH = 4000, 32
+TEXT = {
+    "vocab_size": ROWS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,  # as many as the language model has: a list of layers of this length is not enough to go by
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+BLOCKS = {"depth": 2, "hidden_size": WIDTH, "out_hidden_size": WIDTH, "intermediate_size": 64, "num_heads": 4}
+SEEN = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ROUTED = EXPERTS | {
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+LINEAR = {
+    "num_hidden_layers": 4,  # the fourth is the first with full attention
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+TABLES = {
+    "vocab_size_per_layer_input": ROWS,
+    "hidden_size_per_layer_input": 8,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+MLLAMA = {
+    "hidden_size": WIDTH,
+    "attention_heads": 4,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_global_layers": 1,
+    "image_size": 28,
+    "patch_size": 14,
+    "max_num_tiles": 2,
+    "intermediate_layers_indices": [0],
+    "vision_output_dim": 2 * WIDTH,
+    "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+}
+IMAGES = {"image_token_index": 3}
+WRAPPERS = {
+    "Llava": {
+        "text_config": TEXT | {"model_type": "llama"},
+        "vision_config": TOWER | {"model_type": "clip_vision_model"},
+        **IMAGES,
+    },
+    "Qwen2VL": {
+        "text_config": TEXT | ROPE,
+        "vision_config": {"depth": 2, "embed_dim": WIDTH, "hidden_size": WIDTH},
+        **SEEN,
+    },
+    "Qwen2_5_VL": {"text_config": TEXT | ROPE, "vision_config": BLOCKS | {"fullatt_block_indexes": [0]}, **SEEN},
+    "Qwen3VL": {
+        "text_config": TEXT | ROPE,
+        "vision_config": BLOCKS | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        **SEEN,
+    },
+    "Qwen3_5": {"text_config": TEXT | LINEAR, "vision_config": BLOCKS | {"num_position_embeddings": 16}, **SEEN},
+    "Gemma3": {
+        "text_config": TEXT,
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+        **IMAGES,
+        "boi_token_index": 4,
+        "eoi_token_index": 5,
+        "mm_tokens_per_image": 1,
+    },
+    "Mistral3": {
+        "text_config": TEXT | {"model_type": "mistral"},
+        "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 8},
+        **IMAGES,
+    },
+    "Mllama": {"text_config": TEXT | {"cross_attention_layers": [1]}, "vision_config": MLLAMA, **IMAGES},
+}
+TEXT_ONLY = {
+    "Gemma3Text": TEXT,
+    "Qwen3Moe": TEXT | EXPERTS | {"num_experts": 4, "decoder_sparse_step": 1},
+    "GptOss": TEXT | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "DeepseekV3": {key: value for key, value in TEXT.items() if key != "head_dim"}
+    | ROUTED
+    | LATENT
+    | {"num_key_value_heads": 4},
+    "Glm4Moe": TEXT | ROUTED,
+    "Gemma3nText": TEXT | TABLES | {"altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 2},
+    "Gemma4Text": TEXT | TABLES | {"global_head_dim": 8},
+    "Qwen3Next": TEXT | LINEAR | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
+}
+WITH_EXPERTS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Glm4Moe", "Qwen3Next")
+PROCESSOR = {
+    "preprocessor_config.json": '{"image_mean": [0.5, 0.5, 0.5],  "patch_size": 14}',
+    "processor_config.json": '{"image_token": "<image>"}',
+    "chat_template.json": '{"chat_template": "{{ messages }}"}',
+}
+DOCUMENTS = ["Учитель читал детям длинную сказку о море, кораблях и ветре.\n" * 4, "Утром было тихо и светло.\n" * 8]
+
+
+def save(name, folder, tokenizer, seed):
+    config = getattr(transformers, f"{name}Config")(**(WRAPPERS | TEXT_ONLY)[name])
+    torch.manual_seed(seed)
+    class_for(type(config)).from_config(config).save_pretrained(folder)
+    tokenizer.save(folder)
+    if name in WRAPPERS:
+        for file, content in PROCESSOR.items():
+            (folder / file).write_text(content)
+    if name in ("DeepseekV3", "Glm4Moe"):
+        add_prediction_layer(folder)
+    return folder
+
+
+def add_prediction_layer(folder):
+    """What DeepSeek-V3 and GLM store of multi-token prediction: a layer after the last, with both matrices again."""
+    tensors = load_file(folder / "model.safetensors")
+    added = {
+        "model.layers.2.embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+        "model.layers.2.shared_head.head.weight": torch.randn(ROWS, WIDTH),
+        "model.layers.2.eh_proj.weight": torch.randn(WIDTH, 2 * WIDTH),
+    }
+    save_file(tensors | added, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def logits(folder, ids):
+    """Of the class that the config names, as another program would load it: nothing may be missing or left over."""
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    model, info = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    prediction = {key for key in info["unexpected_keys"] if key.startswith("model.layers.2.")}
+    assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"] - prediction
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([ids])).logits[0]
+
+
+def changed(folder, before):
+    after, old = load_file(folder / "model.safetensors"), load_file(before / "model.safetensors")
+    assert after.keys() == old.keys()
+    return {name for name in after if not torch.equal(after[name], old[name])}
+
+
+def train(start, folder, first_new, **settings):
+    folder.mkdir()
+    chosen = {"tokens": 128, "block": 32, "batch": 2, "warmup_steps": 0, "learning_rate": 1e-2, "keep": "last"}
+    text = [TrainingText(lambda: iter(DOCUMENTS), 1.0, "text")]
+    facts, _ = pretrain_folder(
+        start, first_new, text, HeldOut(), PretrainSettings.model_validate(chosen | settings), 1, folder
+    )
+    return facts
+
+
+@pytest.mark.parametrize("name", [*WRAPPERS, *TEXT_ONLY])
+def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_path):
+    base, variant = (save(name, tmp_path / part, tiny_tokenizer, seed) for seed, part in enumerate(("base", "variant")))
+    folders = {part: tmp_path / part for part in ("initialised", "rows", "lora", "of_rows", "of_lora")}
+    first_new, size = tiny_tokenizer.vocabulary().size, tiny_extended.vocabulary().size
+    old, new = [1, 504, 2338, 260, 3999], [1, size - 1, first_new, 504]
+
+    folders["initialised"].mkdir()
+    initialise(Checkpoint(base), tiny_extended, folders["initialised"])
+    train(folders["initialised"], folders["rows"], first_new, trains="new-rows")
+    facts = train(folders["initialised"], folders["lora"], first_new, trains="embeddings+lora")
+    for trained, result, scale in (("rows", "of_rows", None), ("lora", "of_lora", 1.0)):
+        folders[result].mkdir()
+        models = Checkpoint(base), Checkpoint(folders[trained]), [(Checkpoint(variant), folders[result])]
+        propagate(*models, body_deltas=[scale])
+
+    before = {part: logits(tmp_path / part, old) for part in ("base", "variant")}
+    for part, source in (("initialised", "base"), ("rows", "base"), ("of_rows", "variant")):
+        found = logits(folders[part], old)
+        assert found.shape == (5, size)
+        torch.testing.assert_close(found[:, :first_new], before[source], atol=1e-5, rtol=1e-4)
+    for part in folders:
+        assert logits(folders[part], new).isfinite().all()
+        assert not torch.equal(logits(folders["lora"], old)[:, :first_new], before["base"])
+
+    ends = set(Checkpoint(base).vocabulary_names)
+    assert changed(folders["rows"], folders["initialised"]) <= ends
+    learned = changed(folders["lora"], folders["initialised"])
+    assert ends & learned and learned - ends
+    assert not [tensor for tensor in learned if "vision" in tensor or "visual" in tensor or "projector" in tensor]
+    if name in WITH_EXPERTS:
+        assert all("attn" in tensor for tensor in learned - ends)
+        assert any("experts" in missed for missed in facts["unreached"])
+    if name in WRAPPERS:
+        for part in folders.values():
+            assert {file: (part / file).read_text() for file in PROCESSOR} == PROCESSOR
+            for field, value in (IMAGES | SEEN).items():
+                assert getattr(AutoConfig.from_pretrained(part), field, value) in (
+                    value,
+                    151655,
+                    151656,
+                    151652,
+                    151653,
+                )
