@@ -139,9 +139,9 @@ def test_model_with_a_second_table_of_tokens_is_refused(tiny_model_folder, tiny_
     from safetensors.torch import load_file, save_file
 
     folder = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
-    table = {"model.embed_tokens_per_layer.weight": torch.ones(4000, 8)}
+    table = {"model.token_embedder.weight": torch.ones(4000, 8)}
     save_file(load_file(folder / "model.safetensors") | table, folder / "model.safetensors")
-    with pytest.raises(LeptaError, match=r"embed_tokens_per_layer\.weight has a row for each token too"):
+    with pytest.raises(LeptaError, match=r"token_embedder\.weight has a row for each token too"):
         initialise(Checkpoint(folder), tiny_extended, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

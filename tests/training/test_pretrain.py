@@ -13,7 +13,7 @@ from lepta.models.folder import Checkpoint
 from lepta.models.split import SplitEmbedding, split_rows
 from lepta.models.write import write_model
 from lepta.training.blocks import TrainingText
-from lepta.training.merge import changed_tensors
+from lepta.training.merge import changed_tensors, prepare_merge
 from lepta.training.precision import compute_dtype, load_for_training
 from lepta.training.pretrain import HeldOut, Pretraining, no_gain, pretrain, pretrain_folder
 from lepta.training.settings import PretrainSettings
@@ -348,10 +348,10 @@ def test_a_run_that_goes_on_keeps_its_precision(folder, russian, tmp_path, monke
     assert run(tmp_path / "exact", torch.float32)[0]["body_dtype"] == "float32"
 
 
-def test_what_could_not_be_written_is_refused_before_training(on_russian, experts, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(LeptaError, match=r"no tensor .*experts.*, which is to be"):
-        patch.setattr("lepta.training.pretrain.train", None)
-        on_russian(experts, trains="full")
+def test_what_could_not_be_written_is_refused_before_training(experts, folder):
+    model = load_for_training(experts, settings(trains="full")).requires_grad_(True)
+    with pytest.raises(LeptaError, match=r"no tensor .*experts.*, which is to be"):
+        prepare_merge(model, Checkpoint(folder))
 
 
 def test_matrices_that_low_rank_changes_do_not_reach_are_named(on_russian, experts):

@@ -31,7 +31,7 @@ def check_architecture(config: Mapping[str, Any], where: Path) -> None:
     """LeptaError unless transformers has a decoder-only language model for a config.json, of any vocabulary."""
     from transformers import CONFIG_MAPPING
 
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         code = ", and auto_map asks to run Python code from the folder, which LEPTA never does"
         asks = code if "auto_map" in config else ""
