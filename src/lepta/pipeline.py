@@ -157,6 +157,7 @@ class _Layout:
         """A model that is a folder serves as it is; any other is converted by a stage."""
         path = locate(source, hub_files=MODEL_FILES)
         if path.is_dir():
+            Checkpoint(path).check_replaceable()
             return path
 
         def run(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,8 @@ and propagated, they load without a missing tensor and say the same as before on
 """
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +14,16 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from lepta.core.errors import LeptaError
+from lepta.distillation.distill import distill_folder
+from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import propagate
 from lepta.models.folder import Checkpoint
 from lepta.models.language_model import class_for
+from lepta.pipeline import pipeline_of
+from lepta.plan.shapes import shape_of
+from lepta.recipe import Recipe
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
@@ -137,6 +145,13 @@ PROCESSOR = {
 DOCUMENTS = ["Учитель читал детям длинную сказку о море, кораблях и ветре.\n" * 4, "Утром было тихо и светло.\n" * 8]
 
 
+def as_qwen(tokenizer):
+    """The same tokens, cut as the tokenizer class of Qwen3.5 cuts text, whatever its file says."""
+    own = json.loads(transformers.Qwen3_5Tokenizer().backend_tokenizer.to_str())
+    parts = {part: own[part] for part in ("normalizer", "pre_tokenizer")}
+    return replace(tokenizer, spec=tokenizer.spec | parts)
+
+
 def save(name, folder, tokenizer, seed):
     config = getattr(transformers, f"{name}Config")(**(WRAPPERS | TEXT_ONLY)[name])
     torch.manual_seed(seed)
@@ -189,6 +204,8 @@ def train(start, folder, first_new, **settings):
 
 @pytest.mark.parametrize("name", [*WRAPPERS, *TEXT_ONLY])
 def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_path):
+    if name == "Qwen3_5":
+        tiny_tokenizer, tiny_extended = as_qwen(tiny_tokenizer), as_qwen(tiny_extended)
     base, variant = (save(name, tmp_path / part, tiny_tokenizer, seed) for seed, part in enumerate(("base", "variant")))
     folders = {part: tmp_path / part for part in ("initialised", "rows", "lora", "of_rows", "of_lora")}
     first_new, size = tiny_tokenizer.vocabulary().size, tiny_extended.vocabulary().size
@@ -231,3 +248,46 @@ def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_pa
                     151652,
                     151653,
                 )
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"model_type": "t5"}, "model_type t5 is no decoder-only language model"),
+        ({"model_type": "clip"}, "model_type clip is no decoder-only language model"),
+        ({"model_type": "new"}, "model_type new is not one that transformers has; take"),
+        ({"model_type": "gemma3n", "audio_config": {"vocab_offset": 262272}}, "audio_config.vocab_offset is 262272"),
+    ],
+)
+def test_what_cannot_get_another_vocabulary_is_refused_by_every_first_command(
+    config, match, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path
+):
+    folder, result = tmp_path / "base", tmp_path / "result"
+    shutil.copytree(tiny_model_folder(rows=ROWS, tokenizer=tiny_tokenizer), folder)
+    changed = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(changed))
+    result.mkdir()
+    with pytest.raises(LeptaError, match=match):
+        initialise(Checkpoint(folder), tiny_extended, result)
+    with pytest.raises(LeptaError, match=match):
+        shape_of(str(folder))
+    side = {"language": "ru", "train": ["starter:ru/train"], "valid": ["starter:ru/valid"]}
+    recipe = {
+        "name": "refused",
+        "output": str(tmp_path / "out"),
+        "base": str(folder),
+        "vocabulary": {"corpus": ["starter:ru/train"], "add": 100},
+        "pretrain": {"tokens": 100},
+        "text": {"target": side, "source": side},
+    }
+    with pytest.raises(LeptaError, match=match):
+        pipeline_of(Recipe.model_validate(recipe))
+
+
+def test_distillation_of_per_layer_embeddings_is_refused(tiny_tokenizer, tiny_extended, tmp_path):
+    base, start = save("Gemma4Text", tmp_path / "base", tiny_tokenizer, 0), tmp_path / "start"
+    start.mkdir()
+    initialise(Checkpoint(base), tiny_extended, start)
+    settings = DistillSettings(tokens=100)
+    with pytest.raises(LeptaError, match=r"embed_tokens_per_layer.weight is looked up by token in each layer"):
+        distill_folder(base, start, lambda: iter(DOCUMENTS), settings, 1, tmp_path / "out")

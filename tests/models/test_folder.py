@@ -116,13 +116,22 @@ def test_stored_head_that_differs_is_a_head_whatever_the_config_says(single):
     ("name", "rows"),
     [
         ("model.layers.2.shared_head.head.weight", 4000),
-        ("model.layers.2.mtp_embed.weight", 4000),
+        ("model.layers.2.embed_tokens.weight", 4000),
+        ("mtp.embed_tokens.weight", 4000),
         ("model.embed_tokens_per_layer.weight", 3000),
     ],
 )
-def test_other_tables_with_a_row_for_each_token_are_refused(single, name, rows):
-    Checkpoint(single).check_replaceable()
+def test_tables_of_layers_and_of_prediction_are_known(single, name, rows):
     save_file(load_file(single / SINGLE) | {name: torch.ones(rows, 3)}, single / SINGLE)
+    checkpoint = Checkpoint(single)
+    checkpoint.check_replaceable()
+    assert checkpoint.tables == [name] and checkpoint.input_name == "model.embed_tokens.weight"
+
+
+def test_other_tables_with_a_row_for_each_token_are_refused(single):
+    name = "model.token_embedder.weight"
+    Checkpoint(single).check_replaceable()
+    save_file(load_file(single / SINGLE) | {name: torch.ones(4000, 3)}, single / SINGLE)
     with pytest.raises(LeptaError, match=rf"model\.safetensors: {name} has a row for each token too"):
         Checkpoint(single).check_replaceable()
 

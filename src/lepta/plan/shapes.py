@@ -200,11 +200,16 @@ def _from_table(source: str, models: Path | None) -> Shape:
 
 
 def _from_folder(source: str, folder: Path) -> Shape:
+    from lepta.models.folder import Checkpoint
+    from lepta.models.language_model import check_architecture
     from lepta.models.weights import count_weights
 
-    shape = _from_config(source, read_json(folder / "config.json"), str(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    check_architecture(config, folder / "config.json")
+    shape = _from_config(source, config, str(folder / "config.json"))
     if not any(folder.glob("*.safetensors")):
         return shape
+    Checkpoint(folder).check_replaceable()
     counted = count_weights(folder)
     return replace(
         shape,
