@@ -43,7 +43,9 @@ class Lora(Section):
     alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
     targets: Sources | Literal["all-linear"] = Field(
-        "all-linear", description="Names of linear layers, such as q_proj; all-linear: every one but the head"
+        "all-linear",
+        description="Names of linear layers of the language model, such as q_proj; all-linear: every one but the head, "
+        "and of a model with experts those of attention",
     )
     layers: list[int] | None = Field(
         None,
