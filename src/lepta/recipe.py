@@ -23,13 +23,13 @@ class Tune(TuneSettings):
     """Make the variant here, by tuning the base model on conversations."""
 
     dialogues: str = Field(description="File of conversations, a row each: `messages`, or `prompt` and `answer`")
-    limit: int | None = Field(None, ge=1, description="Use only the first so many conversations")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first so many conversations")
 
 
 class Variant(Section):
     """One instruct variant of the base model: a model that exists, or one tuned here."""
 
-    model: str | None = Field(None, description="Folder, GGUF file, package:NAME/FILE or hub id")
+    model: str | None = Field(default=None, description="Folder, GGUF file, package:NAME/FILE or hub id")
     tune: Tune | None = None
 
     @model_validator(mode="after")
@@ -44,17 +44,19 @@ class Recipe(Section):
 
     name: str = Field(pattern=NAME)
     output: Path = Field(description="Folder for everything that the recipe makes")
-    seed: int = Field(1, ge=0, le=LARGEST_SEED)
+    seed: int = Field(default=1, ge=0, le=LARGEST_SEED)
     base: str = Field(description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
     variants: dict[Annotated[str, Field(pattern=NAME)], Variant] = Field(default_factory=dict)
     text: Text
     vocabulary: VocabularySettings
-    distill: DistillSettings | None = Field(None, description="Rows of new tokens learned from the original model")
+    distill: DistillSettings | None = Field(
+        default=None, description="Rows of new tokens learned from the original model"
+    )
     pretrain: Annotated[list[PretrainSettings], BeforeValidator(as_list)] = Field(
         default_factory=list, description="Stages of continued pre-training; none only where rows are distilled"
     )
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
-    calibrate: CalibrateSettings | None = Field(None, description="Self-calibration of each propagated variant")
+    calibrate: CalibrateSettings | None = Field(default=None, description="Self-calibration of each propagated variant")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")

@@ -75,8 +75,7 @@ def test_a_file_that_uses_the_public_api_passes_mypy_strict(tmp_path):
     (tmp_path / "user.py").write_text(USER, encoding="utf-8")
     # The libraries below are skipped: reading torch alone takes 2 GB, and the API's own types are asked here.
     skipped = ",".join(f"{name}.*,{name}" for name in LIBRARIES)
-    # Defaults of settings are pydantic's, which its plugin reads.
-    config = f"[mypy]\nstrict = true\nplugins = pydantic.mypy\n[mypy-{skipped}]\nfollow_imports = skip\n"
+    config = f"[mypy]\nstrict = true\n[mypy-{skipped}]\nfollow_imports = skip\n"
     (tmp_path / "mypy.ini").write_text(config, encoding="utf-8")
     source = Path(lepta.__file__).parents[1]
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "user.py"]

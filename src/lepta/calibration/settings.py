@@ -12,11 +12,11 @@ COPY_TASKS = ("copy_sentence_ru", "copy_paragraph_ru", "copy_sentence_en", "copy
 class AnswerSettings(Section):
     """How the original model answers."""
 
-    samples: int = Field(1, ge=1, description="Answers to each prompt; the best graded one is taken")
-    temperature: float = Field(0.0, ge=0, description="0: greedy (paper); several samples need more")
-    max_tokens: int = Field(1024, ge=1, description="An answer that has not ended by then is not learned from")
-    context: int = Field(4096, ge=16, description="Most tokens of prompt and answer")
-    batch: int = Field(8, ge=1, description="Prompts that a local model answers at once")
+    samples: int = Field(default=1, ge=1, description="Answers to each prompt; the best graded one is taken")
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy (paper); several samples need more")
+    max_tokens: int = Field(default=1024, ge=1, description="An answer that has not ended by then is not learned from")
+    context: int = Field(default=4096, ge=16, description="Most tokens of prompt and answer")
+    batch: int = Field(default=8, ge=1, description="Prompts that a local model answers at once")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "AnswerSettings":
@@ -28,13 +28,15 @@ class AnswerSettings(Section):
 class JudgeSettings(Section):
     """Who grades the answers, from 1 to 5 for grammar and for relevance."""
 
-    model: str | None = Field(None, description="A local model; original: the one that answers")
-    server: str | None = Field(None, description="Address of an OpenAI-compatible server, up to and with /v1")
-    server_model: str | None = Field(None, description="The judge's name there")
-    keep: int = Field(4, ge=1, le=5, description="Answers are kept with both grades at least so high")
-    tries: int = Field(3, ge=1, description="Times that a judge is asked until its grades can be read")
-    repeat_share: float = Field(0.1, ge=0, le=1, description="Share of answers graded a second time, for agreement")
-    max_tokens: int = Field(128, ge=8, description="Longest reply of the judge, in tokens")
+    model: str | None = Field(default=None, description="A local model; original: the one that answers")
+    server: str | None = Field(default=None, description="Address of an OpenAI-compatible server, up to and with /v1")
+    server_model: str | None = Field(default=None, description="The judge's name there")
+    keep: int = Field(default=4, ge=1, le=5, description="Answers are kept with both grades at least so high")
+    tries: int = Field(default=3, ge=1, description="Times that a judge is asked until its grades can be read")
+    repeat_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of answers graded a second time, for agreement"
+    )
+    max_tokens: int = Field(default=128, ge=8, description="Longest reply of the judge, in tokens")
 
     @model_validator(mode="after")
     def _one_of(self) -> "JudgeSettings":
@@ -49,15 +51,15 @@ class CopySettings(Section):
     """Examples that ask to repeat a text: they force the new tokens to be used."""
 
     text: list[str] = Field(default_factory=list, description="Text sources to draw from")
-    number: int = Field(10_000, ge=0, description="Texts to repeat")
-    characters: int = Field(2000, ge=100, description="Longest text to repeat")
-    language: str = Field("ru", description="Of the request; or write `prompts`")
+    number: int = Field(default=10_000, ge=0, description="Texts to repeat")
+    characters: int = Field(default=2000, ge=100, description="Longest text to repeat")
+    language: str = Field(default="ru", description="Of the request; or write `prompts`")
     prompts: list[str] = Field(default_factory=list, description="Requests with {text} in them")
     apart_from: list[str] | None = Field(
-        None,
+        default=None,
         description="Texts with which copies share no run of `ngram` words; default: training text and benchmark",
     )
-    ngram: int = Field(13, ge=2, description="Words in a run that no copy may share")
+    ngram: int = Field(default=13, ge=2, description="Words in a run that no copy may share")
 
     @model_validator(mode="after")
     def _has_text(self) -> "CopySettings":
@@ -84,10 +86,12 @@ class CalibrateSettings(Section):
     prompts: list[str] = Field(
         default_factory=list, description="Files of conversations; the last answer of each is left out"
     )
-    limit: int | None = Field(None, ge=1, description="Use only the first so many different prompts")
-    shown: int = Field(8, ge=0, description="Prompts put aside, to compare how models answer them")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first so many different prompts")
+    shown: int = Field(default=8, ge=0, description="Prompts put aside, to compare how models answer them")
     answers: AnswerSettings = Field(default_factory=AnswerSettings)
-    judge: JudgeSettings | None = Field(None, description="Default: none, all answers that came to an end are kept")
+    judge: JudgeSettings | None = Field(
+        default=None, description="Default: none, all answers that came to an end are kept"
+    )
     copies: CopySettings = Field(default_factory=lambda: CopySettings(number=0))
     tune: TuneSettings = Field(default_factory=calibration_tuning)
 
@@ -105,8 +109,8 @@ class EffectSettings(Section):
 
     target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")
     source: list[str] = Field(default_factory=list, description="Held-out text of the language the model knows")
-    characters: int = Field(10_000, ge=100, description="Characters of each text")
+    characters: int = Field(default=10_000, ge=100, description="Characters of each text")
     tasks: TaskNames = Field(default_factory=lambda: list(COPY_TASKS), description="Tasks of Darumeru")
-    benchmark: str = Field("builtin", description="Data of those: builtin, hub or a folder")
-    limit: int | None = Field(None, ge=1, description="Rows of each task")
-    max_tokens: int = Field(64, ge=1, description="Of answers that are shown")
+    benchmark: str = Field(default="builtin", description="Data of those: builtin, hub or a folder")
+    limit: int | None = Field(default=None, ge=1, description="Rows of each task")
+    max_tokens: int = Field(default=64, ge=1, description="Of answers that are shown")

@@ -25,10 +25,12 @@ TaskNames = Annotated[list[str], AfterValidator(_known)]
 class Benchmark(Section):
     """Darumeru, the benchmark (docs/darumeru.md)."""
 
-    data: str = Field("builtin", description="builtin, hub, or a folder of datasets")
+    data: str = Field(default="builtin", description="builtin, hub, or a folder of datasets")
     tasks: TaskNames = Field(default_factory=list, description="Names of tasks; default: all 17")
-    limit: int | None = Field(None, ge=1, description="Rows of each task; default: all")
-    shots: int = Field(5, ge=0, description="Examples before a question in plain text; a chat template gets none")
+    limit: int | None = Field(default=None, ge=1, description="Rows of each task; default: all")
+    shots: int = Field(
+        default=5, ge=0, description="Examples before a question in plain text; a chat template gets none"
+    )
 
     @model_validator(mode="after")
     def _data_is_there(self) -> "Benchmark":

@@ -12,47 +12,51 @@ class DistillSettings(Section):
 
     tokens: int = Field(ge=1, description="Tokens of text to learn from, in the new vocabulary")
     rows: Literal["new-rows", "target-rows"] = Field(
-        "target-rows",
+        default="target-rows",
         description="target-rows: rows of new tokens, and of their first old pieces where only text in their script "
         "has those; new-rows: those of new tokens alone",
     )
-    untie: bool = Field(False, description="Give a model whose head is its embeddings a head of its own, which learns")
+    untie: bool = Field(
+        default=False, description="Give a model whose head is its embeddings a head of its own, which learns"
+    )
     layer: int | None = Field(
-        None, ge=1, description="Hidden states are compared after this layer; default: a third of all layers"
+        default=None, ge=1, description="Hidden states are compared after this layer; default: a third of all layers"
     )
-    passage: int = Field(400, ge=40, description="Longest passage in characters")
-    occurrences: int = Field(8, ge=0, description="Passages are chosen so that each new token occurs so often")
-    batch: int = Field(8, ge=1, description="Passages per step, over all processes")
+    passage: int = Field(default=400, ge=40, description="Longest passage in characters")
+    occurrences: int = Field(default=8, ge=0, description="Passages are chosen so that each new token occurs so often")
+    batch: int = Field(default=8, ge=1, description="Passages per step, over all processes")
     micro_batch: int | None = Field(
-        None, ge=1, description="Passages that one process holds at once; default: its share"
+        default=None, ge=1, description="Passages that one process holds at once; default: its share"
     )
-    hidden_rate: float = Field(0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
+    hidden_rate: float = Field(default=0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
     lora_rank: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Rank of low-rank changes of the layers up to `layer`, which learn together with the rows; 0: the "
         "body stays as it is",
     )
-    lora_rate: float = Field(5e-4, gt=0, description="Peak rate for low-rank changes")
+    lora_rate: float = Field(default=5e-4, gt=0, description="Peak rate for low-rank changes")
     source_share: float = Field(
-        0.15,
+        default=0.15,
         gt=0,
         lt=1,
         description="Share of tokens in the source language, which low-rank changes learn to leave as it is",
     )
-    head_rate: float = Field(0.08, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS")
+    head_rate: float = Field(
+        default=0.08, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS"
+    )
     head_tokens: int = Field(
-        200_000,
+        default=200_000,
         ge=1,
         description="Tokens of the text that the head learns from; their last hidden states, of both models, are held "
         "in memory in the precision of the body",
     )
     head_epochs: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Times that the head goes through those tokens; default: 6, and 3 for 200,000 tokens",
     )
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the frozen body"
+        default="auto", description="Precision of the frozen body"
     )
-    save_every: int = Field(200, ge=1, description="Steps between checkpoints")
+    save_every: int = Field(default=200, ge=1, description="Steps between checkpoints")

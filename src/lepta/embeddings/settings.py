@@ -15,5 +15,6 @@ class PropagateSettings(Section):
 
     method: AnyMethod = "anchored"
     body_delta: float = Field(
-        1.0, description="If pre-training changed the body too: add that change so many times to the variant's body"
+        default=1.0,
+        description="If pre-training changed the body too: add that change so many times to the variant's body",
     )

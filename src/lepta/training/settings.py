@@ -39,16 +39,16 @@ Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 class Lora(Section):
     """Low-rank changes of the body's linear layers, merged into them when training ends."""
 
-    rank: int = Field(32, ge=1, description="Rank of the low-rank changes")
-    alpha: int = Field(32, ge=1, description="The change is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
+    rank: int = Field(default=32, ge=1, description="Rank of the low-rank changes")
+    alpha: int = Field(default=32, ge=1, description="The change is scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
     targets: Sources | Literal["all-linear"] = Field(
-        "all-linear",
+        default="all-linear",
         description="Names of linear layers of the language model, such as q_proj; all-linear: every one but the head, "
         "and of a model with experts those of attention",
     )
     layers: list[int] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="Layers that have them, from 0, or from the end: -1; default: all",
     )
@@ -58,23 +58,29 @@ class TuneSettings(Section):
     """Tuning on conversations (paper 2.4.3): the loss counts what the assistant says."""
 
     trains: TuneTrains = Field(
-        "lora+head",
+        default="lora+head",
         description="lora: low-rank changes of the body; lora+head: the head too (paper; of a tied model that is its "
         "embeddings); embeddings+lora: embeddings and head; full: everything",
     )
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
-    learning_rate: float = Field(5e-5, gt=0, description="Peak rate; a tenth of the steps warms up")
-    weight_decay: float = Field(0.05, ge=0, description="Pulls what trains towards 0")
-    batch: int = Field(128, ge=1, description="Conversations per step, over all processes; rows if they are packed")
-    micro_batch: int | None = Field(
-        None, ge=1, description="What one process holds at once; default: 4, or the next smaller divisor of its share"
+    learning_rate: float = Field(default=5e-5, gt=0, description="Peak rate; a tenth of the steps warms up")
+    weight_decay: float = Field(default=0.05, ge=0, description="Pulls what trains towards 0")
+    batch: int = Field(
+        default=128, ge=1, description="Conversations per step, over all processes; rows if they are packed"
     )
-    epochs: int = Field(1, ge=1, description="Times that each conversation is seen")
-    max_length: int = Field(4096, ge=8, description="Tokens; a longer conversation is left out whole, and counted")
-    packing: bool = Field(False, description="Several conversations to a row of max_length; none sees another")
-    body_dtype: BodyDtype = Field("auto", description="Precision of a frozen body, as in pretrain")
-    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="What one process holds at once; default: 4, or the next smaller divisor of its share",
+    )
+    epochs: int = Field(default=1, ge=1, description="Times that each conversation is seen")
+    max_length: int = Field(
+        default=4096, ge=8, description="Tokens; a longer conversation is left out whole, and counted"
+    )
+    packing: bool = Field(default=False, description="Several conversations to a row of max_length; none sees another")
+    body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
+    gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
+    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
     report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, ...")
 
     @model_validator(mode="after")
@@ -109,60 +115,68 @@ class PretrainSettings(Section):
     """
 
     trains: Trains = Field(
-        "embeddings",
+        default="embeddings",
         description="embeddings: input and output embeddings (paper); new-rows: only those of new tokens; "
         "+lora: low-rank changes of the body too; full: everything",
     )
     tokens: int = Field(ge=1, description="Tokens to train on, in all")
-    block: int = Field(256, ge=8, description="Block length in tokens; the paper's runs used 1024")
-    documents_apart: bool = Field(False, description="A token sees its own document only, not what else the block has")
-    batch: int = Field(2, ge=1, description="Blocks per step, over all processes; the paper's runs used 256")
+    block: int = Field(default=256, ge=8, description="Block length in tokens; the paper's runs used 1024")
+    documents_apart: bool = Field(
+        default=False, description="A token sees its own document only, not what else the block has"
+    )
+    batch: int = Field(default=2, ge=1, description="Blocks per step, over all processes; the paper's runs used 256")
     micro_batch: int | None = Field(
-        None, ge=1, description="Blocks that one process holds at once; default: its whole share of the batch"
+        default=None, ge=1, description="Blocks that one process holds at once; default: its whole share of the batch"
     )
     learning_rate: Annotated[list[Rate], BeforeValidator(as_list), Field(min_length=1)] = Field(
-        [AUTO],
+        default=[AUTO],
         description="Peak rate, or auto: by the size of the rows and the tokens of a step; of several, each is tried "
         "on `sweep_share` of the tokens",
     )
-    sweep_share: float = Field(0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on")
-    old_rows_learning_rate: float | None = Field(None, gt=0, description="For rows of old tokens; default: the same")
+    sweep_share: float = Field(
+        default=0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on"
+    )
+    old_rows_learning_rate: float | None = Field(
+        default=None, gt=0, description="For rows of old tokens; default: the same"
+    )
     body_learning_rate: float | None = Field(
-        None, gt=0, description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto"
+        default=None, gt=0, description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto"
     )
     warmup_steps: int = Field(
-        100,
+        default=100,
         ge=0,
         description="Steps in which the rate rises to its peak. If it is not given, a run that has no more steps than "
         "the default warms up for a tenth of them",
     )
     weight_decay: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Shrinks what trains by about rate x decay x steps / 2, also rows that text seldom has "
         "(docs/training.md). The paper's runs used 0.1",
     )
-    adam_epsilon: float = Field(1e-8, gt=0, description="The paper's runs used 1e-5")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="The paper's runs used 1e-5")
     lora: Lora = Field(default_factory=Lora, description="Used by new-rows+lora and embeddings+lora")
     body_dtype: BodyDtype = Field(
-        "auto",
+        default="auto",
         description="Precision of the frozen body and of products; auto: bfloat16 on a GPU that has it, and on a CPU "
         "that is faster in it than in float32, which a product of the model's shape tells. What trains is float32 in "
         "any case",
     )
-    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them")
-    source_share: float = Field(0.0, ge=0, lt=1, description="Share of tokens in the source language")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
-    measure_every: int = Field(100, ge=1, description="Steps between measurements on held-out text")
-    measure_characters: int = Field(4000, ge=100, description="Characters of held-out text for those")
-    darumeru: Benchmark | None = Field(None, description="Tasks of the benchmark to ask at each measurement too")
+    gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
+    source_share: float = Field(default=0.0, ge=0, lt=1, description="Share of tokens in the source language")
+    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
+    measure_every: int = Field(default=100, ge=1, description="Steps between measurements on held-out text")
+    measure_characters: int = Field(default=4000, ge=100, description="Characters of held-out text for those")
+    darumeru: Benchmark | None = Field(
+        default=None, description="Tasks of the benchmark to ask at each measurement too"
+    )
     keep: Literal["last", "best"] | None = Field(
-        None,
+        default=None,
         description="Which weights: last, or best on held-out text, those before the first step among them; default: "
         "best where there is held-out text of the target language",
     )
     forget_limit: float | None = Field(
-        None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
+        default=None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
     )
     report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, trackio, mlflow, ...")
 
@@ -200,16 +214,18 @@ def rows_apart(settings: PretrainSettings) -> str:
 class PreferenceSettings(Section):
     """A preference step after tuning, through TRL: low-rank changes of the body."""
 
-    method: PreferenceMethod = Field("kto", description="kto: single answers, good or bad; dpo, simpo: pairs")
-    beta: float | None = Field(None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
-    gamma: float = Field(0.6, ge=0, description="simpo: margin of the rewards")
+    method: PreferenceMethod = Field(default="kto", description="kto: single answers, good or bad; dpo, simpo: pairs")
+    beta: float | None = Field(default=None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
+    gamma: float = Field(default=0.6, ge=0, description="simpo: margin of the rewards")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
-    learning_rate: float = Field(1e-5, gt=0, description="Peak rate")
-    batch: int = Field(32, ge=2, description="Examples per step, over all processes")
-    micro_batch: int = Field(2, ge=2, description="What one process holds at once; kto compares them with each other")
-    epochs: int = Field(1, ge=1, description="Times that each example is seen")
-    max_length: int = Field(4096, ge=8, description="Tokens; longer examples are left out whole")
-    save_every: int = Field(100, ge=1, description="Steps between checkpoints")
+    learning_rate: float = Field(default=1e-5, gt=0, description="Peak rate")
+    batch: int = Field(default=32, ge=2, description="Examples per step, over all processes")
+    micro_batch: int = Field(
+        default=2, ge=2, description="What one process holds at once; kto compares them with each other"
+    )
+    epochs: int = Field(default=1, ge=1, description="Times that each example is seen")
+    max_length: int = Field(default=4096, ge=8, description="Tokens; longer examples are left out whole")
+    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "PreferenceSettings":
