@@ -1,6 +1,7 @@
 """The preference step: each method moves the good answers' odds, and the result is merged and whole."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lepta.core.errors import LeptaError
 from lepta.core.settings import validated
+from lepta.models.load import load_tokenizer
 from lepta.training.preference import prefer_folder, read_preferences, spread
 from lepta.training.settings import PreferenceSettings
 
@@ -39,6 +41,23 @@ def test_good_answers_become_likelier_than_bad_ones(folder, pairs, tmp_path, met
     before, after = (AutoModelForCausalLM.from_pretrained(place) for place in (folder, tmp_path / "out"))
     ids = torch.arange(100, 140)[None]
     assert not torch.equal(before(ids).logits, after(ids).logits)
+
+
+@pytest.mark.parametrize("method", ["kto", "dpo", "simpo"])
+def test_thinking_is_off_as_it_is_everywhere(folder, pairs, tmp_path, method):
+    thinks = tmp_path / "thinks"
+    shutil.copytree(folder, thinks)
+    template = load_tokenizer(folder).chat_template
+    thinking = "{%- if enable_thinking is not defined or enable_thinking %}Думаю. {% endif %}"
+    (thinks / "chat_template.jinja").write_text(thinking + template, encoding="utf-8")
+    settings = PreferenceSettings(method=method, batch=8, learning_rate=1e-2, lora={"rank": 4}, max_length=200)
+    weights = []
+    for source in (folder, thinks):
+        out = tmp_path / f"{source.name}-out"
+        out.mkdir()
+        prefer_folder(source, read_preferences([str(pairs)], method), settings, 1, out)
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

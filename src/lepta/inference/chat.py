@@ -6,6 +6,9 @@ from typing import Any
 from lepta.core.errors import LeptaError
 
 Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
+# Hybrid thinking models are always asked without thinking: an answer then means the same when it is generated, learned
+# from and scored. Templates of other models ignore the option.
+TEMPLATE_OPTIONS = {"enable_thinking": False}
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
@@ -13,10 +16,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> 
 
     `options` go to the template, such as `add_generation_prompt`.
     """
-    # Hybrid thinking models are always asked without thinking: an answer then means the same when it is generated,
-    # learned from and scored. Templates of other models ignore the option.
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, enable_thinking=False, **options))
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **TEMPLATE_OPTIONS, **options))
     except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
         raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 

@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback
 
 from lepta.core.errors import LeptaError
+from lepta.inference.chat import TEMPLATE_OPTIONS
 from lepta.models.folder import Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer
 from lepta.models.precision import name_of
@@ -133,7 +134,11 @@ def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str
     answers = [example[name] for name in ("chosen", "rejected", "completion") if name in example]
     try:
         longest = max(
-            len(tokenizer.apply_chat_template([*example["prompt"], *answer], tokenize=True, return_dict=False))
+            len(
+                tokenizer.apply_chat_template(
+                    [*example["prompt"], *answer], tokenize=True, return_dict=False, **TEMPLATE_OPTIONS
+                )
+            )
             for answer in answers
         )
     except Exception:  # whatever a template raises
@@ -182,7 +187,9 @@ def _trainer(
     made = trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.from_list(
+            [{**example, "chat_template_kwargs": TEMPLATE_OPTIONS} for example in examples]
+        ),
         processing_class=tokenizer,
         peft_config=lora_config(model, settings.lora),
     )
