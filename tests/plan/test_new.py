@@ -81,3 +81,18 @@ def test_an_existing_file_stays(tmp_path):
     (tmp_path / "a.yaml").write_text("mine")
     _done, error = lepta("new", tmp_path / "a.yaml", "--base", "a/b", "--language", "ru", "--text", "starter:ru/train")
     assert "exists already" in error and (tmp_path / "a.yaml").read_text() == "mine"
+
+
+def test_a_recipe_without_pre_training_has_no_empty_tables_and_names_that_fit(texts, tiny_model_folder, tmp_path):
+    train, valid = texts
+    file, model = tmp_path / "small.yaml", tiny_model_folder()
+    done, error = lepta("new", file, "--base", model, "--variant", "OWNER/chat.Q4_1.gguf", "--language", "kk",
+                        "--text", train, "--valid", valid)  # fmt: skip
+    assert done.exit_code == 0, error
+    recipe = read_recipe(file)
+    assert not recipe.pretrain and list(recipe.variants) == ["chat.Q4_1"]
+    done, error = lepta("plan", file, "--gpu", "L4")
+    assert done.exit_code == 0, error
+    assert "pretrain: the recipe has no such section" in done.stdout
+    for empty in ("FLOP per token", "blocks at once", "0.0 s"):
+        assert empty not in done.stdout

@@ -1,5 +1,6 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,17 +112,25 @@ def plan(
         f"({base['layers']} layers of width {base['width']:,}; {base['shape_from']})",
         highlight=False,
     )
-    views = [_vocabulary, _training, _flops, _memory, _devices, _disk]
-    if "calibration" in facts:
-        views.insert(3, _calibration)
-    for view in views:
+    for view in _views(facts):
         table, notes = view(facts)
         console.print()
         console.print(table)
         for note in notes:
             console.print(f"[dim]{escape(note)}[/]", highlight=False)
-    for note in facts["notes"]:
+    notes = list(facts["notes"])
+    if not facts["stages"]:
+        notes.append("pretrain: the recipe has no such section, so no operations, memory or hours of it")
+    for note in notes:
         console.print(f"\nNote: {escape(note)}", highlight=False)
+
+
+def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
+    """The tables that have something to tell: a recipe may have neither pre-training nor calibration."""
+    trains, calibrates = bool(facts["stages"]), "calibration" in facts
+    views = [(True, _vocabulary), (trains, _training), (trains, _flops), (calibrates, _calibration)]
+    views += [(trains, _memory), (trains or calibrates, _devices), (True, _disk)]
+    return [view for shown, view in views if shown]
 
 
 def _count(number: float | None) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, print_json, result
@@ -84,7 +84,7 @@ def adapt(
     from lepta.plan.plan import cost_here
 
     if dry_run:
-        print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan))
+        print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan) if plan.pretrain else None)
         return
     log = Console(stderr=True)
     run_recipe(plan, start, force, lambda line: log.print(f"[dim]lepta[/] {line}", highlight=False))
@@ -129,7 +129,7 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
         print_json({"stages": rows} | ({"cost": cost} if cost else {}))
         return
-    table = Table("stage", "", "why")
+    table = Table(Column("stage", overflow="fold"), "", Column("why", overflow="fold"))
     for verdict in verdicts:
         table.add_row(
             verdict.stage.name, "[green]current[/]" if verdict.current else "[yellow]to run[/]", verdict.reason

@@ -140,8 +140,12 @@ def vocab_check(
     else:
         table = Table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:
-            table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", check.evidence)
+            evidence = "by the lines below" if "\n" in check.evidence else check.evidence
+            table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(evidence))
         console.print(table)
+        for check in checks:
+            if "\n" in check.evidence:  # lines to paste: a table would break them
+                console.print(f"\n{check.name}: {check.evidence}", soft_wrap=True, markup=False, highlight=False)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 

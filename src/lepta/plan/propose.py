@@ -84,7 +84,8 @@ def _variants(variants: Sequence[str]) -> list[str]:
     lines = ["variants:"]
     for variant in variants:
         name, _, model = variant.rpartition("=")
-        name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in model.partition("@")[0].split("/")[-1])
+        last = model.partition("@")[0].split("/")[-1].removesuffix(".gguf")
+        name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
         lines.append(f"  {name}: {{model: {_quoted(model)}}}")
     return lines
 

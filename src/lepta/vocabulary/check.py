@@ -260,7 +260,7 @@ def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Chec
     if not rule and original and before and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]:
         rule = before.name  # a rule that is not known here, by the hash of the original
     if rule:
-        return Check(name, True, f"add to get_vocab_base_pre: {patch(found, rule)}")
+        return Check(name, True, f"add to get_vocab_base_pre:\n{patch(found, rule)}")
     return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
 
 
