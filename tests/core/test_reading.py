@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lepta.core.errors import LeptaError, explained, printable
-from lepta.core.reading import parse_json, parse_yaml, read_bytes, read_json, read_utf8
+from lepta.core.reading import is_there, parse_json, parse_yaml, read_bytes, read_json, read_utf8
+from lepta.text.locate import locate
 
 NINE = "[{0},{0},{0},{0},{0},{0},{0},{0},{0}]"
 LEVELS = [f"{new}: &{new} {NINE.format('*' + old)}" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
@@ -19,6 +20,14 @@ EXPONENTIAL = "\n".join([f"a: &a {NINE.format(1)}", *LEVELS])
 def test_json_that_is_none_is_one_line_that_names_the_file_and_the_remedy(text: str | bytes) -> None:
     with pytest.raises(LeptaError, match=r"^model/config\.json: not JSON \(.+\); .*download it again$"):
         parse_json(text, "model/config.json")
+
+
+def test_a_text_that_can_be_no_path_is_no_place(tmp_path):
+    for text in ("~nobody-of-this-name/model", "x" * 5000, "a\0b", str(tmp_path / "missing")):
+        assert not is_there(text)
+        with pytest.raises(LeptaError, match="no such file or folder"):
+            locate(text, [])
+    assert is_there(tmp_path)
 
 
 def test_json_of_real_configs_is_read() -> None:

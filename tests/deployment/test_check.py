@@ -185,6 +185,20 @@ def test_writing_the_verdict_into_the_folder_breaks_no_hash(folder, tmp_path):
     assert isinstance(refused.exception, LeptaError) and "deployment.json" in str(refused.exception)
 
 
+def test_a_verdict_replaces_no_other_file_and_leaves_nothing_where_it_cannot_be_written(folder, tmp_path):
+    config = (folder / "config.json").read_bytes()
+    refused = run(folder, "--output", folder / "config.json", "--consumer", "peft")
+    assert isinstance(refused.exception, LeptaError) and "config.json: exists already" in str(refused.exception)
+    assert (folder / "config.json").read_bytes() == config
+    (tmp_path / "file").write_text("")
+    refused = run(folder, "--output", tmp_path / "file" / "verdict.json", "--consumer", "peft")
+    assert isinstance(refused.exception, LeptaError) and "cannot be written" in str(refused.exception)
+    (tmp_path / "deployment.json").mkdir()
+    refused = run(folder, "--output", tmp_path / "deployment.json", "--consumer", "peft")
+    assert isinstance(refused.exception, LeptaError) and "cannot be written" in str(refused.exception)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_consumer_that_cannot_run_it_is_exit_code_1(folder):
     edit(folder / "config.json", vocab_size=4299)
     assert run(folder, "--consumer", "vllm").exit_code == 1

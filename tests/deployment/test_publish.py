@@ -149,3 +149,12 @@ def test_a_name_that_the_hub_does_not_take(folder, repo):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     error = run(tmp_path, "--repo", "OWNER/NAME", "--dry-run").exception
     assert isinstance(error, LeptaError) and "no model to publish" in str(error)
+
+
+def test_a_card_or_manifest_with_odd_values_is_no_traceback(folder):
+    sources = {"model": "~nobody-of-this-name/x", "text": ["x" * 5000, "a\0b"]}
+    (folder / "manifest.json").write_text(json.dumps({"key": {"stage": "init", "settings": {}}, "sources": sources}))
+    assert run(folder, "--repo", "OWNER/NAME", "--dry-run").exit_code == 0
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+    refused = run(folder, "--repo", "OWNER/NAME", "--dry-run")
+    assert isinstance(refused.exception, LeptaError) and "README.md: byte 0 is not UTF-8" in str(refused.exception)

@@ -140,6 +140,17 @@ def test_low_rank_changes_need_text_of_the_source_language(pair, tmp_path):
     assert facts["source_tokens"] >= 450
 
 
+def test_text_that_fills_no_batch_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", None)
+    with pytest.raises(LeptaError, match=r"distill.text: 1 passages, fewer than distill.batch, 4"):
+        distill_folder(*pair, lambda: ["Короткий русский текст о погоде."], settings(), 1, tmp_path)
+
+
+def test_little_source_text_fills_a_batch(pair, tmp_path):
+    facts, _ = run(pair, tmp_path / "out", english, batch=20, head_epochs=0, **LORA)
+    assert facts["source_tokens"] > 900, "450 tokens are 15 %, and less than a batch"
+
+
 def stop_at(step):
     def stop(*arguments, **_):
         if step == 0 or arguments[2].global_step == step:

@@ -64,6 +64,38 @@ def test_names_that_yaml_would_read_otherwise(tmp_path):
     assert recipe.text.target.valid == ["starter:ru/valid"]
 
 
+def test_names_from_the_command_line_stay_what_they_are(tmp_path):
+    for name in ("no", "123", "1e3"):
+        variants = ["--variant", "no=a/Chat", "--variant", "5=a/Other\u2028x"]
+        language = ["--language", "kk", "--text", "starter:ru/train"]
+        done, error = lepta("new", tmp_path / f"{name}.yaml", "--base", "a/b\u0085c", *variants, *language)
+        assert (done.exit_code, error) == (0, "")
+        recipe = read_recipe(tmp_path / f"{name}.yaml")
+        assert (recipe.name, recipe.base) == (name, "a/b\u0085c")
+        assert {key: variant.model for key, variant in recipe.variants.items()} == {
+            "no": "a/Chat",
+            "5": "a/Other\u2028x",
+        }
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "says"),
+    [
+        ("a b.yaml", [], "a b.yaml: its name is the recipe's"),
+        (".yaml", [], "its name is the recipe's"),
+        ("a.yaml", ["--variant", "a/x", "--variant", "b/x"], "--variant b/x: expected NAME=MODEL"),
+        ("a.yaml", ["--variant", "a: b=a/x"], "--variant a: b=a/x: expected NAME=MODEL"),
+        ("a.yaml", ["--variant", "chat="], "--variant chat=: expected NAME=MODEL"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(file, words, says, tmp_path):
+    done, error = lepta(
+        "new", tmp_path / file, "--base", "a/b", "--language", "kk", "--text", "starter:ru/train", *words
+    )
+    assert done.exit_code != 0 and says in error
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -10,7 +10,7 @@ from lepta.cli.common import console
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_new_file
 from lepta.core.reading import parse_yaml
-from lepta.core.settings import validated
+from lepta.core.settings import is_name, validated
 from lepta.recipe import Recipe
 
 
@@ -35,6 +35,8 @@ def new(
 
     Try: lepta new my.yaml --base Qwen/Qwen3-0.6B-Base --language kk --text kk/train --valid kk/valid
     """
+    if not is_name(recipe.stem):
+        raise LeptaError(f"{recipe}: its name is the recipe's; expected a file name of letters, digits, `.`, `_`, `-`")
     base = base or _asked("--base", "Base model")
     language = language or _asked("--language", "Language, for example kk")
     text = text or [_asked("--text", "Training text, a file or folder")]
@@ -45,7 +47,7 @@ def new(
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)
-    validated(Recipe, content, str(recipe))  # what is written can be read
+    validated(Recipe, content, f"lepta new {recipe}")  # what is written can be read
     write_new_file(recipe, written, force)
     console.print(f"recipe: {recipe}", highlight=False, markup=False)
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""

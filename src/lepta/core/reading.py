@@ -21,6 +21,22 @@ YAML_VALUES = 100_000  # in a file, aliases followed: a few lines of aliases to 
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def expanded(place: str | Path) -> Path:
+    """A path with its `~` replaced; one of a user that does not exist stays as it is."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        return Path(place)
+
+
+def is_there(place: str | Path) -> bool:
+    """Whether a text from outside is a place that exists; one too long for a path is none."""
+    try:
+        return expanded(place).exists()
+    except OSError:
+        return False
+
+
 def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
     """A whole file; LeptaError if it cannot be read or is larger than such a file can be."""
     try:

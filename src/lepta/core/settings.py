@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -9,13 +10,18 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepta.core.errors import LeptaError
-from lepta.core.reading import read_yaml
+from lepta.core.reading import expanded, read_yaml
 from lepta.core.shipped import shipped_files
 
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 Sources = Annotated[list[str], Field(min_length=1)]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a recipe or a variant."""
+    return re.fullmatch(NAME, text) is not None and not text.endswith("\n")
 
 
 class Section(BaseModel):
@@ -32,7 +38,7 @@ def settings_file(path: str | Path, kind: str, example: str) -> Path:
 
     `kind` and `example` are what such a file is called and the name of one to start from, for messages.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file():
         return path
     if shipped := shipped_files().get(str(path)):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import expanded
 from lepta.darumeru import hub
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
@@ -69,7 +70,7 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     row_type(name)
     if source == HUB:
         return checked(name, HUB, *hub.fetch(name))
-    folder = builtin_folder() if source == BUILTIN else Path(source).expanduser()
+    folder = builtin_folder() if source == BUILTIN else expanded(source)
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
     test, shots = (read_rows(name, _file(folder / name / file)) for file in (TEST, SHOTS))

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import expanded
 from lepta.core.settings import Section
 from lepta.darumeru.data import BUILTIN, HUB
 from lepta.darumeru.tasks import named_tasks
@@ -37,7 +38,7 @@ class Benchmark(Section):
         """A missing dataset is told before anything runs, not after training."""
         if self.data not in (BUILTIN, HUB):
             for name in {task.dataset for task in named_tasks(self.tasks)}:
-                if not (Path(self.data).expanduser() / name).is_dir():
+                if not (expanded(self.data) / name).is_dir():
                     raise ValueError(
                         f"data: {self.data}/{name}: no such folder; expected {BUILTIN}, {HUB} or a folder "
                         "of datasets, as `lepta darumeru import` writes them"
@@ -47,4 +48,4 @@ class Benchmark(Section):
     @property
     def files(self) -> dict[str, Path]:
         """Label -> the folder of data, if it is one."""
-        return {} if self.data in (BUILTIN, HUB) else {"darumeru": Path(self.data).expanduser()}
+        return {} if self.data in (BUILTIN, HUB) else {"darumeru": expanded(self.data)}

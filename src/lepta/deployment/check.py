@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, reason_of
 from lepta.core.output import DEPLOYMENT, MANIFEST, write_json
 from lepta.deployment.consumers import CONSUMERS, Verdict, opened_model, versions
 from lepta.models.folder import Checkpoint
@@ -65,4 +65,9 @@ def write_deployment(deployment: Deployment, file: Path) -> None:
             f"{file}: {file.parent} has a {MANIFEST} with hashes of all its files; expected the name {DEPLOYMENT}, or "
             "another folder"
         )
-    write_json(file, deployment.as_json())
+    if file.exists() and file.name != DEPLOYMENT:
+        raise LeptaError(f"{file}: exists already; expected a new file, or the name {DEPLOYMENT}, which is replaced")
+    try:
+        write_json(file, deployment.as_json())
+    except OSError as error:
+        raise LeptaError(f"{file}: cannot be written ({reason_of(error)}); give another --output") from error

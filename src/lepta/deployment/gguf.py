@@ -101,12 +101,12 @@ def export_gguf(
             _convert(found, settings, [str(model), "--outfile", str(partial), "--outtype", kind])
             facts = {"model": str(model), "type": kind, "pre_tokenizer": settings["pre"]}
             facts |= compare(model, partial, server, lines, answers)
+            write_json(output.with_name(output.name + ".json"), facts)
             partial.replace(output)
         except OSError as error:
             raise LeptaError(f"{output}: cannot be written ({error.strerror or error}); nothing was left") from error
         finally:
             partial.unlink(missing_ok=True)
-    write_json(output.with_name(output.name + ".json"), facts)
     return facts
 
 

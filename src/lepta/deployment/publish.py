@@ -14,7 +14,7 @@ import yaml
 from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
-from lepta.core.reading import read_json
+from lepta.core.reading import is_there, read_json, read_utf8
 
 PUBLISHED = (
     *("*.safetensors", "*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "*.gguf", CARD),
@@ -91,11 +91,11 @@ def _named(value: Any) -> Any:
         return {key: _named(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_named(part) for part in value]
-    return Path(value).name if isinstance(value, str) and Path(value).expanduser().exists() else value
+    return Path(value).name if isinstance(value, str) and is_there(value) else value
 
 
 def _card(folder: Path, repo: str, base_model: str | None) -> str:
-    text = (folder / CARD).read_text(encoding="utf-8").replace(THIS_FOLDER, repo)
+    text = read_utf8(folder / CARD).replace(THIS_FOLDER, repo)
     facts = front_matter(folder)
     if base_model is None or "base_model" in facts:
         return text

@@ -174,9 +174,15 @@ def _choose_passages(
         HELD_OUT,
         seed,
     )
+    if len(passages.chosen) < settings.batch:  # what fills no batch is left out
+        raise LeptaError(
+            f"distill.text: {len(passages.chosen)} passages, fewer than distill.batch, {settings.batch}; expected more "
+            "text or tokens, or a smaller batch"
+        )
     if not of_source or source_documents is None:
         return passages
     source, held_out = draw_passages(source_documents(), aligner, of_source, settings.passage, HELD_OUT, seed)
+    source *= math.ceil(settings.batch / len(source))  # less than a batch would be left out
     return replace(passages, source=source, source_held_out=held_out)
 
 

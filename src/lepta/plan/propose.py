@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lepta.core.errors import LeptaError
+from lepta.core.settings import is_name
 from lepta.plan.devices import Device
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import Amount, count_text
@@ -43,10 +44,10 @@ def propose(wish: Wish) -> str:
     text_note = f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how
     model_note = f"{shape.body + shape.matrices * shape.rows * shape.width:,} weights" if shape else unknown
     lines = [
-        f"# {wish.name}: a vocabulary for “{wish.language}”. Written by `lepta new`; change what you like.",
+        f"# {wish.name}: a vocabulary for {_quoted(wish.language)}. Written by `lepta new`; change what you like.",
         "# What it costs: lepta plan FILE. What would run: lepta adapt FILE --dry-run. All fields: docs, Reference.",
-        f"name: {wish.name}",
-        f"output: runs/{wish.name}",
+        f"name: {_quoted(wish.name)}",
+        f"output: {_quoted(f'runs/{wish.name}')}",
         "seed: 1",
         "",
         f"base: {_quoted(wish.base)}  # {model_note}",
@@ -81,13 +82,17 @@ def _shape(base: str) -> tuple[Shape | None, str]:
 def _variants(variants: Sequence[str]) -> list[str]:
     if not variants:
         return ["variants: {}  # none yet: name instruct variants of the base, as  chat: {model: OWNER/NAME}"]
-    lines = ["variants:"]
+    models: dict[str, str] = {}
     for variant in variants:
         name, _, model = variant.rpartition("=")
         last = model.partition("@")[0].split("/")[-1].removesuffix(".gguf")
         name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
-        lines.append(f"  {name}: {{model: {_quoted(model)}}}")
-    return lines
+        if not model or name in models or not is_name(name):
+            raise LeptaError(
+                f"--variant {variant}: expected NAME=MODEL, NAME of letters, digits, `.`, `_`, `-`, another for each"
+            )
+        models[name] = model
+    return ["variants:", *(f"  {_quoted(name)}: {{model: {_quoted(model)}}}" for name, model in models.items())]
 
 
 def _vocabulary(wish: Wish, shape: Shape | None, amount: Amount) -> list[str]:
@@ -131,8 +136,8 @@ def _learning(wish: Wish, shape: Shape | None, amount: Amount) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """A YAML scalar: JSON's strings are YAML's, whatever they hold."""
-    return json.dumps(value, ensure_ascii=False)
+    """A YAML scalar: JSON's strings are YAML's, with escapes for what YAML takes for a line break."""
+    return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lepta.core.errors import LeptaError, explained
-from lepta.core.reading import conform, read_json, read_yaml
+from lepta.core.reading import conform, is_there, read_json, read_yaml
 from lepta.models.schema import REMEDY, ModelConfig
 from lepta.text.locate import HUB_ID, locate
 
@@ -152,7 +152,7 @@ def shape_of(source: str, models: Path | None = None) -> Shape:
 def here(source: str) -> Path | None:
     """Where a model or tokenizer lies on this machine; None for a hub id that is not in the hub's cache."""
     match = HUB_ID.fullmatch(source)
-    if match is None or Path(source).expanduser().exists():
+    if match is None or is_there(source):
         return locate(source, hub_files=[])
     from huggingface_hub import try_to_load_from_cache
 

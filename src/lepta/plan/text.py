@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import is_there
 from lepta.text.formats import PARQUET, decode
 from lepta.text.sources import (
     BENCHMARK,
@@ -49,7 +50,7 @@ def is_absent(source: str) -> bool:
     """Tell whether a text source is a file or folder that is not on this machine."""
     if is_word_list(source) or source.startswith((DATASET, STARTER)) or source == BENCHMARK:
         return False
-    return not Path(text_field(source)[0]).expanduser().exists()
+    return not is_there(text_field(source)[0])
 
 
 def count_text(sources: list[str], counted: int = COUNTED) -> Amount:

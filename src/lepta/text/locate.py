@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import expanded, is_there
 
 PACKAGE = "package:"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -20,8 +21,8 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     text = str(source)
     if text.startswith(PACKAGE):
         return _in_package(text)
-    path = Path(text).expanduser()
-    if path.exists():
+    path = expanded(text)
+    if is_there(text):
         return path
     match = HUB_ID.fullmatch(text)
     if not match:

@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import expanded, is_there
 from lepta.text.formats import ROW_SUFFIXES, Row, decode, no_field, read_rows, stop
 
 TEXT_SUFFIXES = (".txt", *ROW_SUFFIXES)
@@ -45,7 +46,7 @@ def is_word_list(source: str) -> bool:
 
 def text_field(source: str) -> tuple[str, str]:
     """Split a text source into its place and the field of its rows that holds the text."""
-    if source.startswith(DATASET) or Path(source).expanduser().exists():
+    if source.startswith(DATASET) or is_there(source):
         return source, FIELD
     place, _, query = source.partition("?")
     options = _options(source, query, ("field",))
@@ -71,7 +72,7 @@ def text_files(source: str) -> list[Path]:
     if place.startswith(STARTER):
         path = starter_path(place.removeprefix(STARTER))
     else:
-        path = BUILTIN_ITEMS if place == BENCHMARK else Path(place).expanduser()
+        path = BUILTIN_ITEMS if place == BENCHMARK else expanded(place)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
         files = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
@@ -236,7 +237,7 @@ def word_frequencies(source: str) -> dict[str, float]:
 
 def dialogue_file(source: str) -> Path:
     """Locate a file of conversations."""
-    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else Path(source).expanduser()
+    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else expanded(source)
     if not path.is_file():
         raise LeptaError(f"{source}: no such file; expected a file of conversations, a row each")
     return path
