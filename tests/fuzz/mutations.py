@@ -42,11 +42,16 @@ def _change(draw: st.DrawFn, holder: Any, key: Any) -> None:
         case 2 if isinstance(holder[key], list) and holder[key]:
             holder[key] = [*holder[key], draw(st.sampled_from(holder[key]))]
         case 3 if isinstance(holder[key], dict):
-            holder[key] = holder[key] | {draw(st.sampled_from(WORDS)): draw(st.sampled_from(HOSTILE))}
+            holder[key] = holder[key] | {draw(st.sampled_from(WORDS)): _hostile(draw)}
         case 4 if isinstance(holder[key], int):
             holder[key] += draw(st.sampled_from([-1, 1, 100, -1000]))
         case _:
-            holder[key] = draw(st.sampled_from(HOSTILE))
+            holder[key] = _hostile(draw)
+
+
+def _hostile(draw: st.DrawFn) -> Any:
+    """One of `HOSTILE`; a copy, as a later change of the same value is made in place."""
+    return copy.deepcopy(draw(st.sampled_from(HOSTILE)))
 
 
 @st.composite
