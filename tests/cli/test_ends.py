@@ -58,3 +58,19 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path) -> None
     finally:
         run.kill()
     assert list(temporary.glob("lepta-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (["vocab", "build", "--tokenizer", "t", "--corpus", "c", "--add", "99999999999"], "add 99999999999"),
+        (["vocab", "build", "--tokenizer", "t", "--corpus", "c", "--size", "99999999999"], "size 99999999999"),
+        (["init", "--model", "m", "--tokenizer", "t", "--pad-to", "1000000000"], "--pad-to"),
+    ],
+)
+def test_sizes_that_no_vocabulary_has_are_refused(tmp_path: Path, asked: list[str], name: str) -> None:
+    done = subprocess.run(
+        [*LEPTA, *asked, "--output", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -105,6 +105,13 @@ def test_slurm_that_refuses_says_so(run, write_rows, documents, cluster):
         run({"a": write_rows("a.jsonl", documents)}, executor=SLURM)
 
 
+def test_a_ray_address_where_nothing_answers_is_refused_at_once(run, write_rows, documents):
+    pytest.importorskip("ray", reason="the package ray is not installed (pip install 'lepta[ray]')")
+    executor = {"kind": "ray", "address": "127.0.0.1:9"}
+    with pytest.raises(LeptaError, match=r"executor.address 127.0.0.1:9: no Ray cluster there"):
+        run({"a": write_rows("a.jsonl", documents)}, executor=executor)
+
+
 @pytest.fixture(scope="module")
 def ray():
     if importlib.util.find_spec("ray") is None:

@@ -151,3 +151,9 @@ def test_tokenizer_of_another_model_raises(tiny_model_folder, smollm2, extended,
     with pytest.raises(LeptaError, match="old tokenizer: ids go up to 49151"):
         initialise(Checkpoint(folder), extended, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pad_to", [0, 10**9])
+def test_padding_that_no_matrix_has_is_refused(pad_to):
+    with pytest.raises(LeptaError, match=f"pad_to {pad_to}: expected"):
+        padded_rows(4000, 4000, 4300, pad_to)

@@ -1,9 +1,12 @@
 """A hybrid thinking model is asked without thinking, in the same way wherever it is asked or tuned."""
 
+import signal
+
 import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.inference import chat
 from lepta.inference.chat import chat_prompt, render_chat
 from lepta.models.load import load_model, load_tokenizer
 from lepta.training.conversations import conversation_example
@@ -16,6 +19,9 @@ HYBRID = (  # as Qwen3 has it
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 ASKED = [{"role": "user", "content": "Раз?"}]
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +46,13 @@ def test_a_refusal_of_the_template_is_one_line(loaded):
     refusing = "{{ raise_exception('no system here') }}"
     with pytest.raises(LeptaError, match=r"chat template: refuses a conversation \(no system here\)$"):
         render_chat(loaded[1], ASKED, chat_template=refusing)
+
+
+def test_a_template_that_runs_on_and_on_is_stopped(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    tiny_tokenizer.save(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.chat_template = ENDLESS
+    with pytest.raises(LeptaError, match=r"chat template: .*still running after 0.5 s"):
+        render_chat(tokenizer, ASKED)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

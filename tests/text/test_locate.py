@@ -4,6 +4,7 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.text.locate import locate
+from lepta.text.sources import text_files
 
 
 def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
@@ -16,3 +17,12 @@ def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
         locate("my/other", [])
     with pytest.raises(LeptaError, match="no such file or folder"):
         locate("/my/other", [])
+
+
+@pytest.mark.parametrize("name", ["~nouser/x", "a/b.git", "a/b--c", "a/..", "x" * 97 + "/y"])
+def test_names_that_neither_a_path_nor_the_hub_has(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LeptaError, match="^" + name):
+        locate(name, [])
+    with pytest.raises(LeptaError, match="^" + name):
+        text_files(name)

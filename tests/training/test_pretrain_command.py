@@ -1,6 +1,9 @@
 """`lepta pretrain`: a run that goes on, and one that may not."""
 
 import json
+import os
+import subprocess
+import sys
 
 import commands
 import pytest
@@ -115,3 +118,17 @@ def test_options_that_need_another_name_it(options, says):
     needed = ["--model", "absent", "--text", "absent.txt", "--tokens", "1", "--output", "absent"]
     error = CliRunner().invoke(app, ["pretrain", *needed, *options]).exception
     assert isinstance(error, LeptaError) and str(error).startswith(says)
+
+
+def test_a_full_disk_is_said_in_one_line(place):
+    """The largest file that a process may write stands for the disk."""
+    weights = (place / "model" / "model.safetensors").stat().st_size
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({weights // 10},) * 2)"
+    command = f"{limit}; import sys; from lepta.cli import main; sys.argv = {['lepta', *arguments('full')]!r}; main()"
+    environment = os.environ | ENVIRONMENT
+    done = subprocess.run(
+        [sys.executable, "-c", command], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and "free space" in done.stderr.splitlines()[-1]
+    assert not (place / "full").exists()

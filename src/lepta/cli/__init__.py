@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lepta.core.errors import LeptaError, printable, reason_of
+from lepta.core.errors import LeptaError, disk_is_full, printable, reason_of
 from lepta.version import __version__
 
 # Command -> module that has it under that name, and the first line of its help (a test compares them).
@@ -150,6 +150,10 @@ def main() -> None:
         if debug:
             raise
         _stop(f"{error.filename or 'files'}: {reason_of(error)}; free space, or name another place that can be written")
+    except Exception as error:
+        if debug or not disk_is_full(error):
+            raise
+        _stop(f"files: the disk is full ({reason_of(error)}); free space, or name another place that can be written")
 
 
 def _stop(message: str) -> None:

@@ -30,6 +30,7 @@ from lepta.embeddings.settings import AnyMethod
 from lepta.stages import write_manifest
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
+from lepta.vocabulary.scenarios import LARGEST_PADDING
 
 if TYPE_CHECKING:
     from lepta.models.folder import Checkpoint
@@ -43,7 +44,9 @@ def init(
     model: ModelPath,
     tokenizer: TokenizerPath,
     output: Output,
-    pad_to: Annotated[int | None, typer.Option(min=1, help="Pad the rows to this multiple.")] = None,
+    pad_to: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_PADDING, help="Pad the rows to this multiple.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="What a GGUF file becomes; default: float32. A folder keeps its own."),

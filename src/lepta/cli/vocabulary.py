@@ -66,7 +66,8 @@ def vocab_build(
     from lepta.vocabulary.build import build_vocabulary, save_vocabulary
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    if reason := misfit(scenario, add, size, keep):
+    number = size if size == "auto" else _number(size)
+    if reason := misfit(scenario, add, number, keep):
         raise LeptaError(f"lepta vocab build: {reason}")
     original = open_tokenizer(tokenizer)
     with publishing(output, force) as folder:

@@ -11,7 +11,14 @@ from contextlib import contextmanager
 # Control characters, among them what begins an escape sequence; marks that turn a line around; halves of UTF-16 pairs.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_REASON = 300
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# How safetensors and torch.save report that; the latter loses the number.
+FULL_WORDS = (
+    *(f"(os error {number})" for number in FULL),
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 class LeptaError(Exception):
@@ -38,6 +45,11 @@ def explained(where: object, fault: str, remedy: str) -> Iterator[None]:
         raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
     except BaseException as error:
         raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a library says, in an exception that is no OSError, that a file could not be written."""
+    return any(words in str(error) for words in FULL_WORDS)
 
 
 def reason_of(error: BaseException) -> str:

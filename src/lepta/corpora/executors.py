@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -22,12 +23,13 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, reason_of
 from lepta.core.progress import progress
 from lepta.corpora.settings import Executor
 from lepta.corpora.work import Work
 
 MEGABYTE = 1_000_000
+CONNECT_SECONDS = 10
 
 
 class Stopped(LeptaError):
@@ -171,6 +173,7 @@ def _ray(stage: Stage, settings: Executor) -> _Ray:
     except ImportError as error:
         raise LeptaError("executor.kind ray: the package ray is missing; pip install 'lepta[ray]'") from error
     if not ray.is_initialized():
+        _refuse_dead(settings.address)
         cpus = None if settings.address else workers_of(settings) * settings.cpus_per_task
         try:
             ray.init(
@@ -190,6 +193,19 @@ def _ray(stage: Stage, settings: Executor) -> _Ray:
         cpus_per_task=settings.cpus_per_task,
         mem_per_cpu_gb=settings.memory_gb / settings.cpus_per_task,
     )
+
+
+def _refuse_dead(address: str | None) -> None:
+    """LeptaError if nothing answers at HOST:PORT: Ray itself would ask there again and again, for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise LeptaError(
+            f"executor.address {address}: no Ray cluster there ({reason_of(error)}); start one with: ray start --head"
+        ) from error
 
 
 def _slurm(stage: Stage, settings: Executor, after: _Slurm | None) -> _Slurm:

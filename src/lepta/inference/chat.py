@@ -1,6 +1,9 @@
 """Conversations as text, by a model's chat template: one way for calibration, tuning, the benchmark and reports."""
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lepta.core.errors import LeptaError
@@ -10,6 +13,27 @@ Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a 
 # from and scored. Templates of other models ignore the option.
 TEMPLATE_OPTIONS = {"enable_thinking": False}
 
+SECONDS = 10  # for one conversation; a template of a real model takes milliseconds
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block of Python that runs too long; only in the main thread, and not on Windows."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"still running after {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     """Write a conversation by the chat template; LeptaError if the template refuses it.
@@ -17,7 +41,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> 
     `options` go to the template, such as `add_generation_prompt`.
     """
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **TEMPLATE_OPTIONS, **options))
+        with time_limit(SECONDS):
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **TEMPLATE_OPTIONS, **options))
     except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
         raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 

@@ -5,7 +5,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, reason_of
 from lepta.core.reading import expanded, is_there
 
 PACKAGE = "package:"
@@ -54,10 +54,17 @@ def _in_package(source: str) -> Path:
 
 def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise LeptaError(f"{source}: no such path here, and no name of the hub ({reason_of(error)})") from error
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LeptaError(f"{source}: no such path here, and the hub does not give it ({reason})") from error

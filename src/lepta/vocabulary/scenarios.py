@@ -7,12 +7,17 @@ KeepBy = Literal["frequency", "rank"]
 
 # Written beside a new tokenizer: its scenario, and for each old id the new one, or null if the token is gone.
 ID_MAP = "id_map.json"
+LARGEST_VOCABULARY = 1 << 22  # tokens; 16 times the largest of an open model (Gemma, 262,144)
+LARGEST_PADDING = 1 << 16  # rows; what hardware asks for is 64 to 1024
 
 
 def misfit(scenario: Scenario, add: int | None, size: int | str | None, keep: int | None) -> str:
     """Why these numbers cannot be had of a scenario, and what to give; empty if they can."""
     if (add is None) == (size is None):
         return "give either add (number of new tokens) or size (of the whole vocabulary)"
+    for name, number in (("add", add), ("size", size)):
+        if isinstance(number, int) and number > LARGEST_VOCABULARY:
+            return f"{name} {number}: more tokens than any vocabulary has; give at most {LARGEST_VOCABULARY:,}"
     if size == "auto" and scenario != "extended":
         return f"size auto: only of scenario extended; for {scenario} name a size"
     if keep is not None and scenario != "optimized":

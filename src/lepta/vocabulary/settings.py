@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from lepta.core.settings import Section, Sources
-from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
+from lepta.vocabulary.scenarios import LARGEST_PADDING, KeepBy, Scenario, misfit
 
 
 class VocabularySettings(Section):
@@ -34,7 +34,10 @@ class VocabularySettings(Section):
         "are in, if a tenth of them are; else Latin",
     )
     pad_to: int | None = Field(
-        default=None, ge=1, description="Pad rows to this multiple; default: as the source was padded"
+        default=None,
+        ge=1,
+        le=LARGEST_PADDING,
+        description="Pad rows to this multiple; default: as the source was padded",
     )
 
     @model_validator(mode="after")
