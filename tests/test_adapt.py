@@ -313,7 +313,7 @@ def test_report_prints_the_finished_numbers(finished):
         (["vocab", "build", "--tokenizer", GGUF, "--corpus", "empty.txt", "--add", "5", "--output", "made"], "no text"),
         (["vocab", "build", "--tokenizer", "wrong.json", "--corpus", "x.txt", "--add", "5", "--output", "m"], "Level"),
         (["vocab", "build", "--tokenizer", "cut.gguf", "--corpus", "x.txt", "--add", "5", "--output", "made"], "GGUF"),
-        (["vocab", "build", "--tokenizer", GGUF, "--corpus", "starter:ru/valid", "--output", "made"], "give either add"),
+        (["vocab", "build", "--tokenizer", GGUF, "--corpus", "starter:ru/valid", "--output", "made"], "either add"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path):
