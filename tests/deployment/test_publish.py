@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from lepta.card import FRONT_MATTER, OURS
 from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.deployment.publish import prepare
 
 TOKEN = "hf_secretsecretsecretsecret"
 CARD = f"---\nlicense: mit\n---\n{OURS}\n\nLoad THIS_FOLDER.\n"
@@ -158,3 +159,24 @@ def test_a_card_or_manifest_with_odd_values_is_no_traceback(folder):
     (folder / "README.md").write_bytes(b"\xff\xfe")
     refused = run(folder, "--repo", "OWNER/NAME", "--dry-run")
     assert isinstance(refused.exception, LeptaError) and "README.md: byte 0 is not UTF-8" in str(refused.exception)
+
+
+def test_no_link_out_of_the_folder_is_sent(folder, tmp_path):
+    (tmp_path / "secret.json").write_text("{}")
+    (folder / ".hidden.json").write_text("{}")
+    assert ".hidden.json" in prepare(folder, "OWNER/NAME").left_out
+    (folder / "more.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(LeptaError, match=r"more\.json: a link out of the folder"):
+        prepare(folder, "OWNER/NAME")
+
+
+def test_links_of_the_hubs_cache_are_files_of_the_model(folder, tmp_path):
+    cached = tmp_path / "models--OWNER--NAME"
+    snapshot = cached / "snapshots" / "0123abcd"
+    (cached / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        blob = cached / "blobs" / file.name
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blob)
+    assert "config.json" in prepare(snapshot, "OWNER/NAME").files

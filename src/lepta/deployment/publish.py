@@ -74,8 +74,17 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
 
 
 def _published(folder: Path) -> Iterator[Path]:
+    """Files that go along; LeptaError for a link out of the folder, which could send anything of this machine."""
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # of the hub's cache, whose files are links to blobs beside it
+        root = root.parents[1]
     for pattern in PUBLISHED:
-        yield from (file for file in folder.glob(pattern) if file.is_file())
+        for file in folder.glob(pattern):
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            if not file.resolve().is_relative_to(root):
+                raise LeptaError(f"{file}: a link out of the folder; expected a file (copy what it points to)")
+            yield file
 
 
 def _public_manifest(file: Path) -> bytes:
