@@ -27,7 +27,7 @@ GPT = {"vocab_size": ROWS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "bos_toke
 ARCHITECTURES = {
     "Llama": TEXT,
     "Mistral": TEXT,
-    "Qwen2": TEXT,
+    "Qwen3": TEXT,
     "Qwen3": TEXT,
     "Gemma": TEXT,
     "Gemma2": TEXT,

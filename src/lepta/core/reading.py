@@ -6,7 +6,7 @@ digits, each with its line, where the standard library accepts them or ends in a
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from lepta.core.errors import LeptaError, reason_of
 
 LARGEST = 1 << 29  # bytes of a file that is read whole; the largest tokenizer.json known has 34 MB
+BLOCK = 1 << 20  # bytes of a read
 LARGEST_YAML = 1 << 20  # bytes; PyYAML reads about 100 KB a second
 YAML_VALUES = 100_000  # in a file, aliases followed: a few lines of aliases to aliases can stand for billions
 
@@ -37,11 +38,22 @@ def is_there(place: str | Path) -> bool:
         return False
 
 
+def read_most(data: IO[bytes], largest: int) -> bytes:
+    """What is left of a stream, and of one with more than `largest` bytes at least one more than that.
+
+    A single read of the largest size would allocate as much, however short the stream is.
+    """
+    content = bytearray()
+    while len(content) <= largest and (block := data.read(BLOCK)):
+        content += block
+    return bytes(content)
+
+
 def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
     """A whole file; LeptaError if it cannot be read or is larger than such a file can be."""
     try:
         with file.open("rb") as data:
-            content = data.read(largest + 1)
+            content = read_most(data, largest)
     except FileNotFoundError as error:
         raise LeptaError(f"{file}: no such file") from error
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
 from lepta.core.errors import LeptaError
-from lepta.core.reading import parse_json
+from lepta.core.reading import parse_json, read_most
 
 PARQUET = ".parquet"
 ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", PARQUET)
@@ -49,7 +49,7 @@ def read_text(file: Path) -> str:
     """Read a whole UTF-8 text file, plain or packed like those of `read_rows`; LeptaError if it is damaged."""
     with _opened(file) as (_, lines):
         try:
-            data = lines.read(LONGEST_LINE + 1)
+            data = read_most(lines, LONGEST_LINE)
         except DAMAGE as error:
             raise LeptaError(f"{file}: not a whole {_kind(file)} file ({error}); copy it again") from error
     if len(data) > LONGEST_LINE:
