@@ -28,7 +28,6 @@ ARCHITECTURES = {
     "Llama": TEXT,
     "Mistral": TEXT,
     "Qwen3": TEXT,
-    "Qwen3": TEXT,
     "Gemma": TEXT,
     "Gemma2": TEXT,
     "Phi": TEXT,

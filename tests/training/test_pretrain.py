@@ -350,7 +350,7 @@ def test_a_run_that_goes_on_keeps_its_precision(folder, russian, tmp_path, monke
 
 def test_what_could_not_be_written_is_refused_before_training(experts, folder):
     model = load_for_training(experts, settings(trains="full")).requires_grad_(True)
-    with pytest.raises(LeptaError, match="no tensor .*, which is to be trained"):
+    with pytest.raises(LeptaError, match=r"no tensor .*, which is to be trained"):
         prepare_merge(model, Checkpoint(folder))
 
 
