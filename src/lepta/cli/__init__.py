@@ -150,7 +150,7 @@ def main() -> None:
         if debug:
             raise
         _stop(f"{error.filename or 'files'}: {reason_of(error)}; free space, or name another place that can be written")
-    except Exception as error:
+    except Exception as error:  # torch and safetensors report a full disk by classes of their own
         if debug or not disk_is_full(error):
             raise
         _stop(f"files: the disk is full ({reason_of(error)}); free space, or name another place that can be written")

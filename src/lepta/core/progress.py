@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Item = TypeVar("Item")
 
@@ -48,14 +56,14 @@ def progress(description: str, total: float | None) -> Iterator[Meter]:
 
 
 class _Bar:
-    def __init__(self, bars: Progress, task: int) -> None:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
         self._bars, self._task = bars, task
 
     def begin(self, done: float = 0) -> None:
-        self._bars.reset(self._task, completed=done)  # type: ignore[arg-type]
+        self._bars.reset(self._task, completed=done)  # type: ignore[arg-type]  # annotated as int, any number works
 
     def set(self, done: float, note: str = "") -> None:
-        self._bars.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
+        self._bars.update(self._task, completed=done, note=note)
 
 
 class _Lines:

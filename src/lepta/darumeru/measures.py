@@ -5,6 +5,7 @@ the score is a function of the sum of these vectors over units. A bootstrap over
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Units:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(ABC):
     """How samples become a task's score: the unweighted mean of the parts named in `headline`.
 
     `side` names values whose mean over samples is reported beside the score (not a number if a sample has none).
@@ -51,13 +52,13 @@ class Measure:
     headline: tuple[str, ...]
     side: tuple[str, ...] = ()
 
+    @abstractmethod
     def vector(self, scores: Sequence[SampleScore]) -> Sequence[float]:
         """Numbers of one unit, to be summed over units."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts_of(self, totals: Counts) -> dict[str, Counts]:
         """Named numbers from sums of vectors, shape (..., width)."""
-        raise NotImplementedError
 
     def units(self, scores: Iterable[SampleScore]) -> Units:
         """Group samples by unit, sorted: the order in which samples were answered changes nothing."""

@@ -37,8 +37,10 @@ def main() -> None:
 
 def replace(modules: list[Any], method: str, new: Any) -> None:
     """Replace a method in the class that defines it; exit with `NO_SUCH_PLACE` if there is none."""
-    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    owners = [owner for owner in classes if method in vars(owner)]
+    owners: list[type] = []
+    for module in modules:
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        owners += [owner for owner in classes if method in vars(owner)]
     if not owners:
         sys.stderr.write(f"no {method} in this converter\n")
         sys.exit(NO_SUCH_PLACE)

@@ -66,7 +66,7 @@ def probe_lines(number: int = LINES, seed: int = 1) -> list[str]:
 
 def _mixed(chance: random.Random) -> str:
     """Some words of one or two sentences, with emoji, signs, numbers and code among them."""
-    words = [word for sentence in chance.sample(SENTENCES, chance.choice([1, 1, 2])) for word in sentence.split(" ")]
+    words = " ".join(chance.sample(SENTENCES, chance.choice([1, 1, 2]))).split(" ")
     start = chance.randrange(len(words))
     parts = words[start : start + chance.randint(2, 12)]
     for kind in (EMOJI.split(), SIGNS.split(), NUMBERS.split(), CODE):

@@ -20,7 +20,8 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
 from lepta.distillation.alignment import Aligner, Alignment
-from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, cross_entropy, fit
+from lepta.distillation.best import BestRows, bits_per_byte
+from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
 from lepta.distillation.pieces import PieceTree
 from lepta.distillation.settings import DistillSettings
@@ -90,7 +91,7 @@ def distill_folder(
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
-    source_bits = [_bits(distiller, passages.source_held_out)] if passages.source_held_out else []
+    source_bits = [bits_per_byte(distiller, passages.source_held_out)] if passages.source_held_out else []
     curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
         best.measure("inputs learned")
@@ -98,7 +99,7 @@ def distill_folder(
         best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         if source_bits:
-            facts["source_bits_per_byte"] = [*source_bits, _bits(distiller, passages.source_held_out)]
+            facts["source_bits_per_byte"] = [*source_bits, bits_per_byte(distiller, passages.source_held_out)]
         tokenizer = open_tokenizer(pair.student.folder)
         write_model(pair.student, _changed(distiller, pair), tokenizer, folder, untie=pair.untie)
     processes().wait_for_everyone()
@@ -279,7 +280,7 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
             )
 
 
-def _warnings(best: "BestRows") -> dict[str, list[str]]:
+def _warnings(best: BestRows) -> dict[str, list[str]]:
     """What a user must know of a run that did not end as it should; nothing of one that did."""
     if best.kept != "initialised":
         return {}
@@ -350,7 +351,7 @@ def _learn_head(
     seed: int,
     unit: float,
     learned: LearnedRows,
-    best: "BestRows",
+    best: BestRows,
 ) -> None:
     """Calibrate the head and fit it."""
     head, rule = distiller.head, distiller.rule
@@ -389,47 +390,6 @@ def _first_tokens(passages: list[Alignment], tokens: int) -> list[Alignment]:
     return passages[: int(np.searchsorted(total, tokens)) + 1]
 
 
-class BestRows:
-    """Bits per byte of passages put aside after each step, and the rows with the fewest.
-
-    Attributes
-    ----------
-    bits : dict
-        Step -> bits per byte.
-    kept : str
-        The step whose rows are best; the last one where no passages are put aside.
-    """
-
-    def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
-        self._distiller, self._passages = distiller, passages
-        self._rows: list[torch.Tensor] = []
-        self.bits: dict[str, float] = {}
-        self.kept = ""
-
-    def measure(self, step: str) -> None:
-        """Measure the rows as they are now, and keep a copy of them if they are the best so far."""
-        if not self._passages:
-            self.kept, self._rows = step, self._now()
-            return
-        bits = _bits(self._distiller, self._passages)
-        if bits < min(self.bits.values(), default=math.inf):
-            self.kept, self._rows = step, self._now()
-        self.bits[step] = bits
-
-    def restore(self) -> None:
-        """Put the best rows back."""
-        with torch.no_grad():
-            for parameter, rows in zip(self._parameters(), self._rows, strict=True):
-                parameter.copy_(rows)
-
-    def _parameters(self) -> list[torch.Tensor]:
-        distiller = self._distiller
-        return [distiller.embedding.rows, distiller.head.rows, *distiller.low_rank.values()]
-
-    def _now(self) -> list[torch.Tensor]:
-        return [parameter.detach().clone() for parameter in self._parameters()]
-
-
 def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Pad passages on the right; what is padding has weight 0. See `Distiller.forward`."""
 
@@ -443,15 +403,6 @@ def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tens
     for name, fill in fills.items():
         batch[name] = padded([passage[name] for passage in passages], fill)
     return batch
-
-
-def _bits(distiller: Distiller, passages: list[Alignment]) -> float:
-    """Bits per byte of passages."""
-    found = collect_states(distiller, passages, 16)
-    bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
-    with torch.no_grad():
-        nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())
-    return nats / math.log(2) / sum(passage.size for passage in passages)
 
 
 def _matrix(model: Checkpoint, name: str) -> torch.Tensor:

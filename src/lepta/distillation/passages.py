@@ -46,6 +46,14 @@ def cut(document: str, length: int) -> list[str]:
     return [piece.strip() for piece in pieces]
 
 
+def _shuffled_pieces(documents: Iterable[str], length: int, draw: random.Random) -> list[str]:
+    pieces: list[str] = []
+    for document in documents:
+        pieces += cut(document, length)
+    draw.shuffle(pieces)
+    return pieces
+
+
 def choose_passages(
     documents: Iterable[str],
     aligner: Aligner,
@@ -84,8 +92,7 @@ def choose_passages(
         If no learned token occurs in the text.
     """
     draw = random.Random(seed)
-    pieces = [piece for document in documents for piece in cut(document, length)]
-    draw.shuffle(pieces)
+    pieces = _shuffled_pieces(documents, length, draw)
     held_out = min(held_out, len(pieces) // 10)
     counts, learns = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
     learns[learned] = True
@@ -139,8 +146,7 @@ def draw_passages(
     LeptaError
         If the text has no passage to learn from.
     """
-    pieces = [piece for document in documents for piece in cut(document, length)]
-    random.Random(seed).shuffle(pieces)
+    pieces = _shuffled_pieces(documents, length, random.Random(seed))
     held_out = min(held_out, len(pieces) // 10)
     drawn: list[Alignment] = []
     taken = 0

@@ -186,9 +186,11 @@ class Distiller(nn.Module):
         """The body without low-rank changes; peft freezes their factors as long."""
         for adapter in self._adapters:
             adapter.enable_adapters(False)
-        yield
-        for adapter in self._adapters:
-            adapter.enable_adapters(True)
+        try:
+            yield
+        finally:
+            for adapter in self._adapters:
+                adapter.enable_adapters(True)
 
     def _states_of(self, rows: torch.Tensor) -> torch.Tensor:
         """States after the layer, of rows of embeddings; what follows the layer is not computed."""

@@ -1,0 +1,59 @@
+"""Which rows of a run are kept: those with the fewest bits per byte of passages put aside."""
+
+import math
+
+import torch
+
+from lepta.distillation.alignment import Alignment
+from lepta.distillation.head import collect_states, cross_entropy
+from lepta.distillation.student import Distiller
+
+
+class BestRows:
+    """Bits per byte of passages put aside after each step, and the rows with the fewest.
+
+    Attributes
+    ----------
+    bits : dict
+        Step -> bits per byte.
+    kept : str
+        The step whose rows are best; the last one where no passages are put aside.
+    """
+
+    def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
+        self._distiller, self._passages = distiller, passages
+        self._rows: list[torch.Tensor] = []
+        self.bits: dict[str, float] = {}
+        self.kept = ""
+
+    def measure(self, step: str) -> None:
+        """Measure the rows as they are now, and keep a copy of them if they are the best so far."""
+        if not self._passages:
+            self.kept, self._rows = step, self._now()
+            return
+        bits = bits_per_byte(self._distiller, self._passages)
+        if bits < min(self.bits.values(), default=math.inf):
+            self.kept, self._rows = step, self._now()
+        self.bits[step] = bits
+
+    def restore(self) -> None:
+        """Put the best rows back."""
+        with torch.no_grad():
+            for parameter, rows in zip(self._parameters(), self._rows, strict=True):
+                parameter.copy_(rows)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        distiller = self._distiller
+        return [distiller.embedding.rows, distiller.head.rows, *distiller.low_rank.values()]
+
+    def _now(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters()]
+
+
+def bits_per_byte(distiller: Distiller, passages: list[Alignment]) -> float:
+    """Bits per byte of passages."""
+    found = collect_states(distiller, passages, 16)
+    bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
+    with torch.no_grad():
+        nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())
+    return nats / math.log(2) / sum(passage.size for passage in passages)
