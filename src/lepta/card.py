@@ -15,6 +15,7 @@ import yaml
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
 from lepta.core.reading import read_json
+from lepta.core.templates import PACKAGE, render
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -25,73 +26,21 @@ LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
 DATASET = "dataset:"
 PATCH = "patch.json"  # in the folder of a vocabulary patch
+SHOWN_SETTINGS = ("scenario", "method", "trains", "rows", "tokens", "learning_rate", "epochs", "body_delta", "seed")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A way in which model folders are made, told by what their manifest names."""
+    """A way in which model folders are made; see `data/cards/kinds.yaml`."""
 
     title: str
-    marks: tuple[str, ...]  # one of them is an input or a setting
-    parents: tuple[str, ...]  # the input that the model itself comes from
+    marks: list[str]
+    parents: list[str]
     made: str
     limits: str
 
 
-KINDS = (
-    Kind(
-        "propagated vocabulary",
-        ("instruct",),
-        ("instruct",),
-        "Learned Embedding Propagation (arXiv 2412.21140): the rows of the new vocabulary, trained on the base model, "
-        "mapped into this variant",
-        "The body never saw the new tokens: in the new language it may follow instructions less well than the variant "
-        "that it was made from.",
-    ),
-    Kind(
-        "patched vocabulary",
-        ("patch",),
-        ("model",),
-        "a vocabulary patch applied to the original model",
-        "It is worse than the original wherever the model that the patch was made from is.",
-    ),
-    Kind(
-        "calibrated",
-        ("examples",),
-        ("propagated",),
-        "self-calibration, that is tuned on graded answers of the original variant and on texts to repeat",
-        "Tuning on a model's own answers adds no knowledge, and other skills may have suffered.",
-    ),
-    Kind(
-        "distilled vocabulary",
-        ("hidden_rate",),
-        ("initialised", "model"),
-        "rows of new tokens learned from the original model, which reads the same text in its old tokens",
-        "Only embeddings learned: it reads the new language with fewer tokens, but not yet as well as the original.",
-    ),
-    Kind(
-        "initialised vocabulary",
-        ("tokenizer", "vocabulary"),
-        ("base", "model"),
-        "each new token starts as the mean of its old pieces",
-        "Nothing is trained yet: it reads text with new tokens clearly worse than the original. Train it before use.",
-    ),
-    Kind(
-        "pre-trained",
-        ("source_share",),
-        ("initialised", "model"),
-        "continued pre-training on text",
-        "Languages and skills that were not in the training text may have suffered.",
-    ),
-    Kind(
-        "tuned",
-        ("dialogues", "data"),
-        ("base", "model"),
-        "tuned on conversations",
-        "Skills that were not in the conversations may have suffered.",
-    ),
-)
-SHOWN_SETTINGS = ("scenario", "method", "trains", "rows", "tokens", "learning_rate", "epochs", "body_delta", "seed")
+KINDS = [Kind(**row) for row in yaml.safe_load((PACKAGE / "data/cards/kinds.yaml").read_text(encoding="utf-8"))]
 
 
 @dataclass(frozen=True)
@@ -261,84 +210,62 @@ def write_card(folder: Path, measured: Sequence[Measure] = ()) -> None:
 
 def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
     """The card of a folder, as text; the same manifests and measurements give the same text."""
-    origin, config = origin_of(step.folder), read_json(step.folder / "config.json")
-    lines = [
-        "---",
-        yaml.safe_dump(metadata(origin, config), sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        OURS,
-        "",
-        f"# {origin.name}, {kind.title}",
-        "",
-        f"Made by LEPTA {__version__}: {kind.made}.",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
-        'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")',
-        "```",
-        "",
-        *_history(step.folder),
-        *_table_of_texts(step.folder, origin),
-        *_table_of_measures(step, measured),
-        "## What it is worse at",
-        "",
-        *_worse(kind, measured, step.manifest.get("facts") or {}),
-        "",
-        "Content hashes of all inputs, library versions and settings are in `manifest.json`.",
-        "",
-    ]
-    return "\n".join(lines)
+    origin, facts = origin_of(step.folder), step.manifest.get("facts") or {}
+    texts = []
+    for one in all_steps(step.folder):
+        texts += [(label, _public(text), text_licence(text)) for label, text in one.texts()]
+    view = {
+        "metadata": metadata(origin, read_json(step.folder / "config.json")),
+        "mark": OURS,
+        "origin": origin,
+        "kind": kind,
+        "version": __version__,
+        "steps": [_history(one) for one in line_of(step.folder)],
+        "texts": list(dict.fromkeys(texts)),
+        "measures": measured,
+        "maps": facts.get("maps") or {},
+        "warnings": facts.get("warnings") or [],
+    }
+    return render("data/cards/card.md.j2", view)
 
 
-def metadata(origin: Origin, config: dict[str, Any]) -> dict[str, Any]:
-    """What the hub reads of a card (huggingface.co/docs/hub/model-cards)."""
-    facts: dict[str, Any] = {"license": origin.licence}
-    if origin.languages:
-        facts["language"] = origin.languages
-    facts["library_name"] = "transformers"
-    facts["pipeline_tag"] = "image-text-to-text" if "vision_config" in config else "text-generation"
-    if origin.base:
-        facts |= {"base_model": origin.base, "base_model_relation": "finetune"}
-    if origin.datasets:
-        facts["datasets"] = origin.datasets
-    return facts | {"tags": ["lepta", "vocabulary-adaptation"]}
+def metadata(origin: Origin, config: dict[str, Any]) -> str:
+    """What the hub reads of a card (huggingface.co/docs/hub/model-cards), as YAML."""
+    facts = {
+        "license": origin.licence,
+        "language": origin.languages,
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text" if "vision_config" in config else "text-generation",
+        "base_model": origin.base,
+        "base_model_relation": "finetune" if origin.base else None,
+        "datasets": origin.datasets,
+    }
+    return _as_yaml(facts)
 
 
 def patch_metadata(original: Path) -> str:
-    """What the hub reads of the card of a vocabulary patch for an original model, as YAML."""
-    known = front_matter(original)
-    facts: dict[str, Any] = {"license": str(known.get("license", "unknown"))}
-    if base := hub_id_of(str(original)):
-        facts |= {"base_model": base, "base_model_relation": "adapter"}
-    facts |= {"library_name": "lepta", "tags": ["lepta", "vocabulary-adaptation"]}
-    return str(yaml.safe_dump(facts, sort_keys=False))
+    """The same for a vocabulary patch of an original model."""
+    licence, base = str(front_matter(original).get("license", "unknown")), hub_id_of(str(original))
+    relation = "adapter" if base else None
+    return _as_yaml({"license": licence, "base_model": base, "base_model_relation": relation, "library_name": "lepta"})
 
 
-def _history(folder: Path) -> list[str]:
-    """What was done, in order: this folder and what it comes from."""
-    lines = ["## How it was made", ""]
-    for number, step in enumerate(line_of(folder), 1):
-        kind, settings = step.kind, step.manifest["key"]["settings"]
-        shown = [f"{key} {_short(settings[key])}" for key in SHOWN_SETTINGS if settings.get(key) is not None]
-        words = kind.made if kind else "read from another format"
-        lines.append(f"{number}. {words}" + (f" ({', '.join(shown)})" if shown else ""))
-    return [*lines, ""]
+def _as_yaml(facts: dict[str, Any]) -> str:
+    known = {name: value for name, value in facts.items() if value} | {"tags": ["lepta", "vocabulary-adaptation"]}
+    return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
+
+
+def _history(step: Step) -> tuple[str, list[str]]:
+    """What was done, and the settings that tell how."""
+    settings = step.manifest["key"]["settings"]
+    shown = [f"{key} {_short(settings[key])}" for key in SHOWN_SETTINGS if settings.get(key) is not None]
+    return step.kind.made if step.kind else "read from another format", shown
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return " or ".join(map(_short, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _table_of_texts(folder: Path, origin: Origin) -> list[str]:
-    rows = [f"| model | `{origin.name}` | {origin.licence} |"]
-    for step in all_steps(folder):
-        for label, text in step.texts():
-            rows.append(f"| {label} | `{_public(text)}` | {text_licence(text)} |")
-    return ["| input | source | licence |", "|---|---|---|", *_unique(rows), ""]
 
 
 def _public(source: str) -> str:
@@ -354,27 +281,3 @@ def text_licence(source: str) -> str:
     if source.startswith("wordfreq:"):
         return "statistics: CC BY-SA 4.0 (wordfreq)"
     return "see there" if source.startswith(DATASET) else "the user's"
-
-
-def _table_of_measures(step: Step, measured: Sequence[Measure]) -> list[str]:
-    """Measurements against the original; and what a map predicts of tokens that it did not see."""
-    lines = []
-    if measured:
-        lines += ["## Measured", "", "| | original | this model |", "|---|---|---|"]
-        lines += [f"| {one.name} | {one.before:.3f} | {one.after:.3f} |" for one in measured]
-        lines.append("")
-    maps = (step.manifest.get("facts") or {}).get("maps") or {}
-    if maps:
-        lines += ["| matrix | map | rank | error without map | error with map |", "|---|---|---|---|---|"]
-        for name, fit in maps.items():
-            errors = f"{fit['residual_swap']:.4f} | {fit['residual']:.4f}"
-            lines.append(f"| `{name}` | {fit['method']} | {fit['rank']} | {errors} |")
-        lines.append("")
-    return lines
-
-
-def _worse(kind: Kind, measured: Sequence[Measure], facts: dict[str, Any]) -> list[str]:
-    lines = [f"- {kind.limits}"]
-    lines += [f"- {one.name}: {one.after:.3f}, the original {one.before:.3f}." for one in measured if one.worse]
-    lines += [f"- {warning[0].upper()}{warning[1:]}." for warning in facts.get("warnings") or []]
-    return lines

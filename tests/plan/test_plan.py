@@ -562,7 +562,7 @@ def test_command_prints_tables_and_json(tmp_path):
         "calibration ┃",
         "\nNote: calibrate: memory",
         "stage 2, FSDP2",
-        "low-rank changes",
+        "lora",
         "2 x L4",
         "characters per token, ru",
         "GB",

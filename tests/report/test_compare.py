@@ -125,7 +125,7 @@ def test_an_existing_page_is_replaced_only_by_force(place, tmp_path):
 
 def test_a_page_that_cannot_be_written_leaves_nothing(place, tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(LeptaError, match="cannot be written"):
+    with pytest.raises(LeptaError, match="exists already"):
         compare(place, tmp_path / "taken", force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lepta.core.output import refuse_existing
 from lepta.core.settings import LARGEST_SEED
@@ -72,19 +73,29 @@ def check_places(sources: list[str], outputs: list[Path], force: bool) -> None:
         locate(source, hub_files=["*.json"])  # of a hub id the small files alone: weights come when it is opened
 
 
+def say(text: str, **style: Any) -> None:
+    """Print text as it is: brackets and numbers in it are no markup."""
+    console.print(text, highlight=False, markup=False, **style)
+
+
+def log(line: str) -> None:
+    """Tell on standard error what a long command is doing."""
+    Console(stderr=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
+
+
 def result(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts line by line, or as JSON."""
     if as_json:
         print_json(facts)
         return
     for name, value in facts.items():
-        console.print(f"{_words(name)}: {_short(value)}", highlight=False, markup=False)
+        say(f"{_words(name)}: {_short(value)}")
 
 
 def print_warnings(warnings: list[str]) -> None:
     """Print what the user should know before trusting a result."""
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
+        say(f"warning: {warning}", style="yellow")
 
 
 def _words(name: str) -> str:

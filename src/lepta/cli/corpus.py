@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
-from lepta.cli.common import AsJson, Force, console, print_json
+from lepta.cli.common import AsJson, Force, console, log, print_json, say
 from lepta.core.errors import LeptaError
+from lepta.core.tables import number_table
 from lepta.corpora.settings import read_corpus_settings
 
 SAMPLE = 2_000_000  # characters of each source, for --dry-run
@@ -50,15 +49,14 @@ def corpus_prepare(
     if dry_run:
         _print_sample(_sampled(plan, work_of(plan, place)), as_json)
         return
-    log = Console(stderr=True)
-    facts = prepare(plan, place, force, lambda line: log.print(f"[dim]lepta[/] {escape(line)}", highlight=False))
+    facts = prepare(plan, place, force, log)
     if as_json:
         print_json({"output": str(place), **facts})
     elif "jobs" in facts:
-        console.print(f"Queued on Slurm: {', '.join(facts['jobs'])}. The corpus will be in {place}", highlight=False)
+        say(f"Queued on Slurm: {', '.join(facts['jobs'])}. The corpus will be in {place}")
     else:
         print_report(facts)
-        console.print(f"\nText:   {place / 'text'}\nReport: {place / 'report.json'}", highlight=False, markup=False)
+        say(f"\nText:   {place / 'text'}\nReport: {place / 'report.json'}")
 
 
 def _sampled(plan: Any, work: Any) -> dict[str, Any]:
@@ -78,9 +76,7 @@ def _sampled(plan: Any, work: Any) -> dict[str, Any]:
 
 def print_report(facts: dict[str, Any]) -> None:
     """Print two tables: what became of each source, and why documents were dropped."""
-    table = Table(Column("source", overflow="fold"))
-    for heading in ("read", "dropped", "kept", "written", "M characters", "taken out"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("source", "read", "dropped", "kept", "written", "M characters", "taken out")
     for name, row in (facts["sources"] | {"total": facts["total"]}).items():
         lost = sum(reason["documents"] for reason in row["dropped"].values())
         numbers = (row["read"]["documents"], lost, row["kept"]["documents"], row["written"]["documents"])
@@ -88,7 +84,7 @@ def print_report(facts: dict[str, Any]) -> None:
         characters = f"{row['written']['characters'] / 1e6:,.2f}"
         table.add_row(escape(name), *(f"{number:,}" for number in numbers), characters, f"{taken_out:.1%}")
     console.print(table)
-    reasons = Table("why dropped", Column("documents", justify="right"), Column("of read", justify="right"))
+    reasons = number_table("why dropped", "documents", "of read")
     for source in facts["sources"]:
         reasons.add_column(escape(source), justify="right", overflow="fold")
     for reason, lost in facts["total"]["dropped"].items():
@@ -103,27 +99,14 @@ def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table(Column("source", overflow="fold"))
-    for heading in ("files, MB", "sampled", "kept of\nread", "M chars", "M tokens"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("source", "files, MB", "sampled", "kept of\nread", "M chars", "M tokens")
     table.add_column("why dropped", overflow="fold")
     for name, row in facts["estimate"].items():
         reasons = facts["sample"].get(name, {}).get("dropped", {})
         why = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))
-        table.add_row(
-            escape(name),
-            f"{row['bytes'] / 1e6:,.1f}",
-            _known(row["sampled"], "{:.1%}"),
-            f"{row['kept_of_read']:.1%}",
-            _known(row["characters"] and row["characters"] / 1e6, "{:,.1f}"),
-            _known(row["tokens_about"] and row["tokens_about"] / 1e6, "{:,.1f}"),
-            escape(why),
-        )
+        sampled = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
+        sizes = (f"{row[unit] / 1e6:,.1f}" if row[unit] is not None else "?" for unit in ("characters", "tokens_about"))
+        shares = sampled, f"{row['kept_of_read']:.1%}"
+        table.add_row(escape(name), f"{row['bytes'] / 1e6:,.1f}", *shares, *sizes, escape(why))
     console.print(table)
-    console.print(
-        f"About {facts['seconds'] / 60:,.1f} minutes here; the sample was not searched for duplicates.", highlight=False
-    )
-
-
-def _known(value: float | None, pattern: str) -> str:
-    return "?" if value is None else pattern.format(value)
+    say(f"About {facts['seconds'] / 60:,.1f} minutes here; the sample was not searched for duplicates.")

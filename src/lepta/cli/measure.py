@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
-from lepta.cli.common import AsJson, check_places, console, print_json
+from lepta.cli.common import AsJson, check_places, console, print_json, say
+from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
     from lepta.evaluation.measure import ModelMeasure
@@ -49,21 +49,11 @@ def measure(
 
 
 def _print(found: "list[ModelMeasure]") -> None:
-    table = Table(Column("model", overflow="fold"))
-    for heading in ("bits\nper byte", "characters\nper token", "tokens", "tokens/s", "precision"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = number_table("model", "bits\nper byte", "characters\nper token", "tokens", "tokens/s", "precision")
     for one in found:
-        table.add_row(
-            escape(one.model),
-            f"{one.bits_per_byte:.4f}",
-            f"{one.characters_per_token:.3f}",
-            f"{one.tokens:,}",
-            f"{one.tokens / one.seconds:,.0f}" if one.seconds else "",
-            one.dtype,
-        )
+        speed = f"{one.tokens / one.seconds:,.0f}" if one.seconds else ""
+        numbers = f"{one.bits_per_byte:.4f}", f"{one.characters_per_token:.3f}", f"{one.tokens:,}"
+        table.add_row(escape(one.model), *numbers, speed, one.dtype)
     console.print(table)
     first = found[0]
-    console.print(
-        f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters",
-        highlight=False,
-    )
+    say(f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters")

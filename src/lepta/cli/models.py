@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
 from lepta.cli.common import (
     AsJson,
@@ -23,9 +22,11 @@ from lepta.cli.common import (
     print_json,
     print_warnings,
     result,
+    say,
 )
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
+from lepta.core.tables import number_table
 from lepta.embeddings.settings import AnyMethod
 from lepta.stages import write_manifest
 from lepta.text.locate import locate
@@ -193,10 +194,8 @@ def _name_of(source: str) -> str:
 def _print_maps(results: list[dict[str, Any]]) -> None:
     """What was written, and how well each map predicts tokens it has not seen."""
     for written in results:
-        console.print(f"output: {written['output']}", highlight=False, markup=False)
-        table = Table(Column("matrix", overflow="fold"), "map")
-        for heading in ("residual", "held-out\nerror", "held-out\nR2", "error\nof swap"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        say(f"output: {written['output']}")
+        table = number_table("matrix", "map", "residual", "held-out\nerror", "held-out\nR2", "error\nof swap")
         for name, fit in written["maps"].items():
             held_out, cells = fit["held_out"], ["", "", ""]
             if held_out:
@@ -206,16 +205,12 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
         for name, fit in written["maps"].items():
             errors, whole = fit["held_out"].get("errors", {}), fit["held_out"].get("whole", {})
             if errors.get("swap") == 0:
-                console.print(f"{name}: the variant's rows are the base's own, so no map is needed", markup=False)
+                say(f"{name}: the variant's rows are the base's own, so no map is needed")
             elif whole:
                 ranked = sorted(whole.items(), key=lambda item: item[1])
                 listed = ", ".join(f"{method} {error:.3g} ({errors[method]:.3g})" for method, error in ranked)
-                console.print(
-                    f"{name}, error over the whole new vocabulary by method, the least is taken (on held-out tokens "
-                    f"alone): {listed}",
-                    highlight=False,
-                    markup=False,
-                )
+                what = "error over the whole new vocabulary by method, the least is taken (on held-out tokens alone)"
+                say(f"{name}, {what}: {listed}")
         print_warnings(written["warnings"])
 
 

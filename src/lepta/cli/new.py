@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lepta.cli.common import console
+from lepta.cli.common import say
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_new_file
 from lepta.core.reading import parse_yaml
@@ -49,10 +49,10 @@ def new(
     content: Any = parse_yaml(written, recipe)
     validated(Recipe, content, f"lepta new {recipe}")  # what is written can be read
     write_new_file(recipe, written, force)
-    console.print(f"recipe: {recipe}", highlight=False, markup=False)
+    say(f"recipe: {recipe}")
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""
-    console.print(f"next:   lepta plan {recipe}{options}", highlight=False, markup=False)
-    console.print(f"        lepta adapt {recipe} --dry-run", highlight=False, markup=False)
+    say(f"next:   lepta plan {recipe}{options}")
+    say(f"        lepta adapt {recipe} --dry-run")
 
 
 def _asked(option: str, question: str) -> str:

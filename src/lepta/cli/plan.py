@@ -1,71 +1,27 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
-from lepta.cli.common import AsJson, console, print_json
+from lepta.cli.common import AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
+from lepta.core.tables import number_table
 from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 
-# Rows of the tables: field of the plan -> label. A row that is zero or unknown in all columns is left out.
-AMOUNTS = {
-    "tokens": "tokens",
-    "swept_tokens": "  to choose the learning rate",
-    "tokens_under_original": "  the same text, original vocabulary",
-    "blocks": "blocks",
-    "steps": "steps",
-    "tokens_per_step": "tokens per step",
-}
-WEIGHTS = {
-    "new_rows": "new rows, input",
-    "new_head": "new rows, head",
-    "old_rows": "old rows, input",
-    "old_head": "old rows, head",
-    "lora": "low-rank changes",
-    "body": "body",
-    "trained": "[bold]trained[/]",
-    "frozen": "frozen",
-}
-FLOPS = {
-    "forward": "body, forward",
-    "backward": "body, backward",
-    "gradients": "body, gradients of its weights",
-    "attention": "attention",
-    "head": "head",
-    "recomputed": "gradient checkpointing",
-    "total": "in all",
-}
-MEMORY = {
-    "frozen": "frozen weights",
-    "masters": "trained weights, float32",
-    "gradients": "gradients",
-    "optimizer": "AdamW",
-    "activations": "activations",
-    "loss": "loss and 16-bit copies",
-    "overhead": "overhead",
-    "total": "[bold]needed[/]",
-}
-CALIBRATION = {
-    "prompts": "different prompts",
-    "shown": "  put aside to be shown",
-    "answers": "answers",
-    "answer_tokens_at_most": "  tokens, at most",
-    "grades": "grades",
-    "copies": "copies",
-    "training_tokens_at_most": "tokens to train on, at most",
-    "steps_at_most": "steps, at most",
-    "answer_flops": "FLOP of answers",
-    "training_flops": "FLOP of training",
-}
+# Rows of the tables: fields of the plan. One that is zero or unknown in all columns is left out.
+AMOUNTS = ("tokens", "swept_tokens", "tokens_under_original", "blocks", "steps", "tokens_per_step")
+WEIGHTS = ("new_rows", "new_head", "old_rows", "old_head", "lora", "body", "trained", "frozen")
+FLOPS = ("forward", "backward", "gradients", "attention", "head", "recomputed", "total")
+MEMORY = ("frozen", "masters", "gradients", "optimizer", "activations", "loss", "overhead", "total")
 
 
 def plan(
@@ -107,22 +63,19 @@ def plan(
         print_json(facts)
         return
     base = facts["base"]
-    console.print(
-        f"[bold]{escape(facts['recipe'])}[/]: {escape(base['name'])}, {_count(base['weights'])} weights "
-        f"({base['layers']} layers of width {base['width']:,}; {base['shape_from']})",
-        highlight=False,
-    )
+    shape = f"{base['layers']} layers of width {base['width']:,}; {base['shape_from']}"
+    say(f"{facts['recipe']}: {base['name']}, {_count(base['weights'])} weights ({shape})")
     for view in _views(facts):
         table, notes = view(facts)
         console.print()
         console.print(table)
         for note in notes:
-            console.print(f"[dim]{escape(note)}[/]", highlight=False)
+            say(note, style="dim")
     notes = list(facts["notes"])
     if not facts["stages"]:
         notes.append("pretrain: the recipe has no such section, so no operations, memory or hours of it")
     for note in notes:
-        console.print(f"\nNote: {escape(note)}", highlight=False)
+        say(f"\nNote: {note}")
 
 
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
@@ -157,20 +110,15 @@ def _hours(hours: float) -> str:
     return f"{days:,.1f} days" if days < 730 else f"{days / 365:,.0f} years"
 
 
-def _table(title: str, first: str, *rest: str) -> Table:
-    numbers = [Column(name, justify="right") for name in rest]
-    return Table(Column(first, overflow="fold"), *numbers, title=title, title_justify="left", title_style="bold")
-
-
-def _add_counts(table: Table, labels: dict[str, str], columns: list[dict[str, Any]]) -> None:
-    for field, label in labels.items():
+def _add_counts(table: Table, fields: Iterable[str], columns: Sequence[dict[str, Any]]) -> None:
+    for field in fields:
         if any(column[field] for column in columns):
-            table.add_row(label, *(_count(column[field]) for column in columns))
+            table.add_row(field.replace("_", " "), *(_count(column[field]) for column in columns))
 
 
 def _vocabulary(facts: dict[str, Any]) -> View:
     part = facts["vocabulary"]
-    table = _table(f"Vocabulary: {part['scenario']}", "", "original", "new", "ratio")
+    table = number_table("", "original", "new", "ratio", title=f"Vocabulary: {part['scenario']}")
     table.add_row("tokens", f"{part['original_tokens']:,}", f"{part['new_tokens']:,}", "")
     sizes = part["original_embedding_weights"], part["new_embedding_weights"]
     table.add_row("embedding weights", *map(_count, sizes), _decimal(sizes[1] / sizes[0]))
@@ -192,7 +140,7 @@ def _vocabulary(facts: dict[str, Any]) -> View:
 
 def _training(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    table = _table("Training", "", *(stage["name"] for stage in stages))
+    table = number_table("", *(stage["name"] for stage in stages), title="Training")
     table.add_row("trains", *(stage["trains"] for stage in stages))
     _add_counts(table, AMOUNTS, stages)
     table.add_section()
@@ -212,7 +160,7 @@ def _text_note(side: dict[str, Any]) -> str:
 
 def _flops(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    table = _table("Operations", "FLOP per token", *(stage["name"] for stage in stages))
+    table = number_table("FLOP per token", *(stage["name"] for stage in stages), title="Operations")
     _add_counts(table, FLOPS, [stage["flops_per_token"] for stage in stages])
     table.add_row("[bold]FLOP of the stage[/]", *(_count(stage["flops"]) for stage in stages))
     return table, [
@@ -221,9 +169,8 @@ def _flops(facts: dict[str, Any]) -> View:
 
 
 def _calibration(facts: dict[str, Any]) -> View:
-    table = _table("Self-calibration", "", "each variant")
-    for field, label in CALIBRATION.items():
-        table.add_row(label, _count(facts["calibration"][field]))
+    table = number_table("", "each variant", title="Self-calibration")
+    _add_counts(table, facts["calibration"], [facts["calibration"]])
     return table, []
 
 
@@ -234,10 +181,10 @@ def _memory(facts: dict[str, Any]) -> View:
             headings.append(stage["name"] + ("" if sharding == "one process" else f", {sharding}"))
             blocks.append(f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}")
             columns.append(parts)
-    table = _table("Memory of one GPU, GiB", "", *headings)
+    table = number_table("", *headings, title="Memory of one GPU, GiB")
     table.add_row("blocks at once", *blocks)
-    for field, label in MEMORY.items():
-        table.add_row(label, *(_decimal(parts[field], 1) for parts in columns))
+    for field in MEMORY:
+        table.add_row(field, *(_decimal(parts[field], 1) for parts in columns))
     return table, ["An estimate; leave a tenth to spare."]
 
 
@@ -248,9 +195,8 @@ def _devices(facts: dict[str, Any]) -> View:
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
-    table = _table("Time", "device", *times, "needs, GiB", "has", "fits")
-    table.columns[-1].justify = "left"
-    table.columns[-1].overflow = "fold"
+    table = number_table("device", *times, "needs, GiB", "has", "fits", title="Time")
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for row in devices:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
         hours = [_hours(row[field]) for field in times.values()]
@@ -279,7 +225,7 @@ def _change(change: dict[str, Any]) -> str:
 
 def _disk(facts: dict[str, Any]) -> View:
     disk = facts["disk"]
-    table = _table("Disk", "", "GB")
+    table = number_table("", "GB", title="Disk")
     for name, size in disk["parts"].items():
         table.add_row(escape(name), f"{size / 1e9:,.2f}")
     table.add_row("[bold]in all[/]", f"{disk['total'] / 1e9:,.2f}")

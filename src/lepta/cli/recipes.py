@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from lepta.cli.common import AsJson, DryRun, check_places, console, print_json, result
+from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
 from lepta.core.output import write_new_file
 from lepta.core.shipped import shipped_file, shipped_files, summary_of
 from lepta.recipe import read_recipe
@@ -60,7 +59,7 @@ def copy_recipe(
     source = shipped_file(name)
     place = file or Path(source.name)
     write_new_file(place, source.read_text(encoding="utf-8"), force)
-    console.print(f"recipe: {place}", highlight=False, markup=False)
+    say(f"recipe: {place}")
 
 
 def adapt(
@@ -86,13 +85,12 @@ def adapt(
     if dry_run:
         print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan) if plan.pretrain else None)
         return
-    log = Console(stderr=True)
-    run_recipe(plan, start, force, lambda line: log.print(f"[dim]lepta[/] {line}", highlight=False))
+    run_recipe(plan, start, force, log)
     report(plan.output, as_json)
     if not as_json:
         made = "calibrated" if plan.calibrate else "propagated"
         for name in plan.variants:
-            console.print(f"Model:  {plan.output / made / name}", highlight=False)
+            say(f"Model:  {plan.output / made / name}")
 
 
 def status(recipe: RecipeFile, as_json: AsJson = False) -> None:
@@ -120,7 +118,7 @@ def report(
         print_json(data)
         return
     print_summary(data, console)
-    console.print(f"\nReport: {folder / 'report' / 'report.html'}", highlight=False)
+    say(f"\nReport: {folder / 'report' / 'report.html'}")
 
 
 def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | None = None) -> None:
@@ -131,10 +129,9 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         return
     table = Table(Column("stage", overflow="fold"), "", Column("why", overflow="fold"))
     for verdict in verdicts:
-        table.add_row(
-            verdict.stage.name, "[green]current[/]" if verdict.current else "[yellow]to run[/]", verdict.reason
-        )
+        mark = "[green]current[/]" if verdict.current else "[yellow]to run[/]"
+        table.add_row(verdict.stage.name, mark, verdict.reason)
     console.print(table)
     if cost:
-        console.print("\nEstimated cost of pre-training, if it runs:", highlight=False)
+        say("\nEstimated cost of pre-training, if it runs:")
         result(cost, as_json=False)

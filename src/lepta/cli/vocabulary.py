@@ -1,5 +1,6 @@
 """`lepta vocab`: build, check and measure vocabularies."""
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,8 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result
+from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
 from lepta.core.errors import LeptaError
+from lepta.core.tables import number_table
 from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
 
 vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
@@ -146,7 +148,7 @@ def vocab_check(
         console.print(table)
         for check in checks:
             if "\n" in check.evidence:  # lines to paste: a table would break them
-                console.print(f"\n{check.name}: {check.evidence}", soft_wrap=True, markup=False, highlight=False)
+                say(f"\n{check.name}: {check.evidence}", soft_wrap=True)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 
@@ -195,7 +197,7 @@ def vocab_compare(
         print_json(facts)
     else:
         _print_measures(facts["tokenizers"], by_source=False)
-        console.print(f"\nPage: {output}", highlight=False, markup=False)
+        say(f"\nPage: {output}")
 
 
 def _total(row: dict[str, Any]) -> dict[str, Any]:
@@ -210,18 +212,12 @@ def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
     parts = [("all text", name, row) for name, row in named]
     if by_source:
         sources = next(iter(rows.values()))["sources"]
-        parts = [(source, name, row["sources"][source]) for source in sources for name, row in named] + parts
-    table = Table(*([Column("source", overflow="fold")] if by_source else []), Column("tokenizer", overflow="fold"))
-    for heading in ("tokens", "chars/\ntoken", "bytes/\ntoken", "words/\ntoken", "1-token\nwords", "unused\ntokens"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        parts = [*((source, name, row["sources"][source]) for source, (name, row) in product(sources, named)), *parts]
+    units = ("chars/\ntoken", "bytes/\ntoken", "words/\ntoken")
+    table = number_table("tokenizer", "tokens", *units, "1-token\nwords", "unused\ntokens")
     for source, name, row in parts:
-        ratios = (f"{row[unit]:.3f}" for unit in ("characters_per_token", "bytes_per_token", "words_per_token"))
-        table.add_row(
-            *([escape(source)] if by_source else []),
-            escape(name),
-            f"{row['tokens']:,}",
-            *ratios,
-            f"{row['single_token_words']:.1%}",
-            f"{row['unused_tokens']:,} ({row['unused_share']:.1%})",
-        )
+        ratios = [f"{row[unit]:.3f}" for unit in ("characters_per_token", "bytes_per_token", "words_per_token")]
+        unused = f"{row['unused_tokens']:,} ({row['unused_share']:.1%})"
+        label = f"{source}: {name}" if by_source else name
+        table.add_row(escape(label), f"{row['tokens']:,}", *ratios, f"{row['single_token_words']:.1%}", unused)
     console.print(table)

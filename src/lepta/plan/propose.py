@@ -4,14 +4,16 @@ Try: lepta new my.yaml --base Qwen/Qwen3-0.6B-Base --language kk --text corpora/
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lepta.core.errors import LeptaError
 from lepta.core.settings import is_name
+from lepta.core.templates import render
 from lepta.plan.devices import Device
 from lepta.plan.shapes import Shape, shape_of
-from lepta.plan.text import Amount, count_text
+from lepta.plan.text import count_text
 from lepta.text.sources import STARTER
 
 SMALL = 3_000_000  # characters: below, rows learned from the original are all that the text is enough for
@@ -39,100 +41,53 @@ class Wish:
 
 def propose(wish: Wish) -> str:
     """The recipe as YAML text with comments; LeptaError if text that is here cannot be read."""
-    shape, unknown = _shape(wish.base)
+    shape = _shape(wish.base)
     amount = count_text(list(wish.text))
-    text_note = f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how
-    model_note = f"{shape.body + shape.matrices * shape.rows * shape.width:,} weights" if shape else unknown
-    lines = [
-        f"# {wish.name}: a vocabulary for {_quoted(wish.language)}. Written by `lepta new`; change what you like.",
-        "# What it costs: lepta plan FILE. What would run: lepta adapt FILE --dry-run. All fields: docs, Reference.",
-        f"name: {_quoted(wish.name)}",
-        f"output: {_quoted(f'runs/{wish.name}')}",
-        "seed: 1",
-        "",
-        f"base: {_quoted(wish.base)}  # {model_note}",
-        *_variants(wish.variants),
-        "",
-        f"# Training text: {text_note}. Held-out text must not be in it.",
-        "text:",
-        f"  target: {{language: {_quoted(wish.language)}, train: {_listed(wish.text)}, valid: {_listed(wish.valid)}}}",
-        "  source: {language: en, train: [starter:en/train], valid: [starter:en/valid]}  # what must not be forgotten",
-        "",
-        *_vocabulary(wish, shape, amount),
-        "",
-        *_learning(wish, shape, amount),
-        "",
-        "propagate:",
-        "  method: anchored  # auto: the one of seven maps that predicts held-out tokens best",
-        "",
-        "evaluate:",
-        "  characters: 10000",
-    ]
-    return "\n".join(lines) + "\n"
+    most = MOST_ADDED[shape is not None and shape.body > LARGE]
+    characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
+    tokens = (amount.characters or PRETRAINED * CHARACTERS_PER_TOKEN) // CHARACTERS_PER_TOKEN
+    view = vars(wish) | {
+        "variants": _variants(wish.variants),
+        "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
+        "text_note": f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how,
+        "add": min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN)),
+        "distilled": max(100, min(tokens, DISTILLED)),
+        "tied": shape is not None and shape.tied,
+        "pretrained": min(tokens, PRETRAINED) if tokens * CHARACTERS_PER_TOKEN >= SMALL else None,
+        **_batches(wish),
+    }
+    return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
 
 
-def _shape(base: str) -> tuple[Shape | None, str]:
-    """Sizes of the base model, or why they are not known."""
+def _shape(base: str) -> Shape | None:
+    """Sizes of the base model, if they are known."""
     try:
-        return shape_of(base), ""
+        return shape_of(base)
     except LeptaError:
-        return None, "size not known here"
+        return None
 
 
-def _variants(variants: Sequence[str]) -> list[str]:
-    if not variants:
-        return ["variants: {}  # none yet: name instruct variants of the base, as  chat: {model: OWNER/NAME}"]
+def _variants(variants: Sequence[str]) -> dict[str, str]:
+    """Name -> model of `MODEL` or `NAME=MODEL`."""
     models: dict[str, str] = {}
     for variant in variants:
         name, _, model = variant.rpartition("=")
         last = model.partition("@")[0].split("/")[-1].removesuffix(".gguf")
-        name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
+        name = name or re.sub(r"[^\w.-]", "-", last)
         if not model or name in models or not is_name(name):
             raise LeptaError(
                 f"--variant {variant}: expected NAME=MODEL, NAME of letters, digits, `.`, `_`, `-`, another for each"
             )
         models[name] = model
-    return ["variants:", *(f"  {_quoted(name)}: {{model: {_quoted(model)}}}" for name, model in models.items())]
+    return models
 
 
-def _vocabulary(wish: Wish, shape: Shape | None, amount: Amount) -> list[str]:
-    large = shape is not None and shape.body > LARGE
-    most = MOST_ADDED[large]
-    add = min(most, max(100, (amount.characters or most * CHARACTERS_PER_NEW_TOKEN) // CHARACTERS_PER_NEW_TOKEN))
-    return [
-        "vocabulary:",
-        "  scenario: extended  # old tokens keep their ids; optimized, bpe, unigram: docs, Vocabularies",
-        f"  add: {add}  # each new token should occur often; `size: auto` weighs it on your text",
-        f"  corpus: {_listed(wish.text)}",
-    ]
-
-
-def _learning(wish: Wish, shape: Shape | None, amount: Amount) -> list[str]:
-    """Distillation, and pre-training where there is text enough."""
-    tokens = (amount.characters or PRETRAINED * CHARACTERS_PER_TOKEN) // CHARACTERS_PER_TOKEN
-    lines = [
-        "# Rows of new tokens are learned from the original model, which reads the same text in its old tokens.",
-        "distill:",
-        f"  tokens: {max(100, min(tokens, DISTILLED))}",
-        "  lora_rank: 16  # lower layers learn to read new tokens too, and source text keeps them as they were for it",
-    ]
-    if shape is not None and shape.tied:
-        lines.append("  untie: false  # true: a head of its own, better at writing, for more weights")
-    if tokens * CHARACTERS_PER_TOKEN < SMALL:
-        return [*lines, "", "# Too little text for pre-training to gain more; with some millions of characters add it."]
-    block, batch = (1024, 64) if wish.device else (256, 16)
+def _batches(wish: Wish) -> dict[str, int]:
+    """Sizes for a GPU or a CPU; each process has whole micro-batches of a step."""
+    if wish.device is None:
+        return {"block": 256, "batch": 16, "micro_batch": 4}
     share = wish.gpus * 8
-    return [
-        *lines,
-        "",
-        "pretrain:",
-        "  trains: embeddings  # embeddings+lora adapts the body too",
-        f"  tokens: {min(tokens, PRETRAINED)}",
-        f"  block: {block}",
-        f"  batch: {max(batch // share, 1) * share if wish.device else batch}  # blocks a step, over all processes",
-        f"  micro_batch: {8 if wish.device else 4}  # blocks one process holds at once; `lepta plan` tells if they fit",
-        "  keep: best",
-    ]
+    return {"block": 1024, "batch": max(64 // share, 1) * share, "micro_batch": 8}
 
 
 def _quoted(value: str) -> str:

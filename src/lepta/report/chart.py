@@ -5,6 +5,7 @@ The geometry is here, the drawing in `curve.svg.j2` and `scores.svg.j2`.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -19,33 +20,43 @@ SMOOTH_OVER = 40  # the bold loss line is a mean over one part in so many of the
 MOST_DOTS = 60  # that can be told apart
 
 
+@dataclass(frozen=True)
+class Axes:
+    """Where values stand: from left to right 0 to `end`, from top to floor the last to the first of `levels`."""
+
+    height: int
+    end: float
+    levels: list[float]
+    width: int = WIDTH
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+
+    @property
+    def floor(self) -> int:
+        """Height of the horizontal axis."""
+        return self.height - BOTTOM
+
+    def x(self, value: float) -> float:
+        """Place of a value on the horizontal axis."""
+        return round(self.left + value / self.end * (self.right - self.left), 1)
+
+    def y(self, value: float) -> float:
+        """Place of a value on the vertical axis."""
+        low, high = self.levels[0], self.levels[-1]
+        return round(self.top + (high - value) / (high - low) * (self.floor - self.top), 1)
+
+
 def curve_chart(points: Sequence[Point], label: str, height: int, smooth: bool = False) -> Markup:
     """Draw values against tokens seen: measurements as dots on a line, or with `smooth` their mean over a thin line."""
-    values = [value for _, value in points]
-    end = points[-1][0] or 1.0
-    levels = _ticks(min(values), max(values), 4)
-    low, high = levels[0], levels[-1]
-    right, floor = WIDTH - RIGHT, height - BOTTOM
-
-    def x(tokens: float) -> float:
-        return round(LEFT + tokens / end * (right - LEFT), 1)
-
-    def y(value: float) -> float:
-        return round(TOP + (high - value) / (high - low) * (floor - TOP), 1)
-
+    values, end = [value for _, value in points], points[-1][0]
+    axes = Axes(height, end or 1.0, _ticks(min(values), max(values), 4))
     mean = _smoothed(points) if smooth else []
     view = {
-        "label": label,
-        "width": WIDTH,
-        "height": height,
-        "left": LEFT,
-        "right": right,
-        "top": TOP,
-        "floor": floor,
-        "x": x,
-        "y": y,
-        "levels": levels,
-        "ticks": [(tick, _short(tick)) for tick in _ticks(0, points[-1][0], 5) if tick <= end * 1.001],
+        "axes": axes,
+        "below": "tokens seen",
+        "beside": label,
+        "ticks": [tick for tick in _ticks(0, end, 5) if tick <= axes.end * 1.001],
         "thin": points if mean else [],
         "curve": mean or points,
         "dots": points if not smooth and len(points) <= MOST_DOTS else [],
@@ -57,29 +68,16 @@ def curve_chart(points: Sequence[Point], label: str, height: int, smooth: bool =
 
 def density_chart(models: Sequence[tuple[str, float, float]], height: int = 320) -> Markup:
     """Draw models, each with its name, by characters per token (right is cheaper) and bits per byte (low is better)."""
-    levels = _ticks(min(bits for _, _, bits in models), max(bits for _, _, bits in models), 4)
-    steps = _ticks(0, max(density for _, density, _ in models) * 1.05, 5)
-    right, floor = WIDTH - RIGHT, height - BOTTOM
-
-    def x(density: float) -> float:
-        return round(LEFT + density / steps[-1] * (right - LEFT), 1)
-
-    def y(bits: float) -> float:
-        return round(TOP + (levels[-1] - bits) / (levels[-1] - levels[0]) * (floor - TOP), 1)
-
+    bits = [bits for _, _, bits in models]
+    ticks = _ticks(0, max(density for _, density, _ in models) * 1.05, 5)
+    axes = Axes(height, ticks[-1], _ticks(min(bits), max(bits), 4))
     view = {
+        "axes": axes,
+        "below": "characters per token",
+        "beside": "bits per byte",
+        "ticks": ticks,
         "models": models,
-        "labels": _apart([y(bits) for _, _, bits in models]),
-        "width": WIDTH,
-        "height": height,
-        "left": LEFT,
-        "right": right,
-        "top": TOP,
-        "floor": floor,
-        "x": x,
-        "y": y,
-        "levels": levels,
-        "steps": steps,
+        "labels": _apart([axes.y(value) for value in bits]),
     }
     return Markup(render("density.svg.j2", view))
 
@@ -156,11 +154,3 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
-
-
-def _short(value: float) -> str:
-    """Write a tick with k, M or G for its thousands."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"

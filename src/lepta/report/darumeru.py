@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lepta.core.tables import number_table
 from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, compare, summarise
 from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary
 from lepta.darumeru.metrics import COLUMN_SIZES
@@ -207,10 +208,7 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
 def summary_table(summary: Summary, name: str) -> Table:
     """Tasks under their columns, with 95 % intervals; what is not whole has no number."""
     title = f"{name}, legacy definitions" if summary.definition == "legacy" else name
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in ("score", "95 %", "samples"):
-        table.add_column(heading, justify="right")
+    table = number_table("", "score", "95 %", "samples", title=title)
     for column in COLUMN_SIZES:
         table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
         for task in tasks(summary.definition).values():
@@ -225,10 +223,7 @@ def summary_table(summary: Summary, name: str) -> Table:
 
 def comparison_table(differences: Mapping[str, Difference], first: str, second: str) -> Table:
     """Both scores, the difference with its 95 % interval, and p."""
-    table = Table(title=f"{second} less {first}", title_justify="left")
-    table.add_column("")
-    for heading in (first, second, "difference", "95 %", "p"):
-        table.add_column(heading, justify="right")
+    table = number_table("", first, second, "difference", "95 %", "p", title=f"{second} less {first}")
     for name, found in differences.items():
         value, interval = _numbers(found.difference, sign="+")
         p = "" if found.p is None else f"{found.p:.3f}"

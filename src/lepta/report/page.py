@@ -1,43 +1,24 @@
-"""Pages: a template filled in, with the filters that write numbers, and put in its place."""
+"""Pages: a template of this folder filled in, with the filters that write numbers, and put in its place."""
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
-
-from lepta.core.errors import LeptaError
-from lepta.core.output import partial_of
+from lepta.core.output import write_new_file
+from lepta.core.templates import render as render_template
 
 MISSING = "–"
 
 
 def write_page(template: str, view: dict[str, Any], file: Path) -> None:
     """Fill a template (see `render`) and write the page atomically; LeptaError if it cannot be written."""
-    page, partial = render(template, view), partial_of(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise LeptaError(f"{file}: cannot be written ({error.strerror or error}); nothing was left there") from error
+    page = render(template, view).encode(errors="replace").decode()  # halves of UTF-16 pairs become "?"
+    write_new_file(file, page, replace=True)
 
 
 def render(template: str, view: dict[str, Any]) -> str:
     """Fill a template of this folder; what it shows is escaped, numbers are written by the filters below."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "count": count,
-        "decimal": decimal,
-        "percent": percent,
-        "signed": signed,
-        "rate": rate,
-        "times": times,
-        "duration": duration,
-    }
-    return environment.get_template(template).render(view)
+    filters = {one.__name__: one for one in (count, decimal, percent, signed, rate, times, duration, short)}
+    return render_template(f"report/{template}", view, escape=True, filters=filters)
 
 
 def count(value: float) -> str:
@@ -78,3 +59,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def short(value: float) -> str:
+    """A number with k, M or G for its thousands."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
+from lepta.core.tables import number_table
 from lepta.report.chart import Point, curve_chart, density_chart, score_chart
 from lepta.report.page import decimal, percent, rate, signed, times, write_page
 
@@ -118,9 +119,7 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(escape(column), justify="right" if place else "left")
+    table = number_table(*columns, title=title)
     for row in rows:
         table.add_row(*map(escape, row))
     return table
