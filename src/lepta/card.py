@@ -15,7 +15,8 @@ import yaml
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
 from lepta.core.reading import read_json
-from lepta.core.templates import PACKAGE, render
+from lepta.core.shipped import shipped_data
+from lepta.core.templates import render
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -40,7 +41,7 @@ class Kind:
     limits: str
 
 
-KINDS = [Kind(**row) for row in yaml.safe_load((PACKAGE / "data/cards/kinds.yaml").read_text(encoding="utf-8"))]
+KINDS = [Kind(**row) for row in shipped_data("cards/kinds.yaml")]
 
 
 @dataclass(frozen=True)

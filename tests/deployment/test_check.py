@@ -22,8 +22,7 @@ def folder(tiny_model_folder, tiny_extended):
 
 
 def verdicts(folder, *consumers, **options):
-    found = check_model(Checkpoint(folder), consumers, **options).verdicts
-    return {verdict.consumer: verdict for verdict in found}
+    return check_model(Checkpoint(folder), consumers, **options).verdicts
 
 
 def edit(file, **changes):

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from lepta.cli.common import AsJson, Force, console, log, print_json, say
-from lepta.core.errors import LeptaError
+from lepta.core.errors import optional
 from lepta.core.tables import number_table
 from lepta.corpora.settings import read_corpus_settings
 
@@ -41,10 +41,8 @@ def corpus_prepare(
     """
     plan = read_corpus_settings(settings)
     place = output or plan.output
-    try:
+    with optional("lepta corpus", "corpus"):
         from lepta.corpora.prepare import prepare, work_of
-    except ModuleNotFoundError as error:
-        raise LeptaError(f"lepta corpus: the package {error.name} is missing; pip install 'lepta[corpus]'") from error
 
     if dry_run:
         _print_sample(_sampled(plan, work_of(plan, place)), as_json)

@@ -116,12 +116,12 @@ def _print(model: str, found: "Deployment") -> None:
     table = Table(
         Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, pad_edge=False
     )
-    for verdict in found.verdicts:
+    for name, verdict in found.verdicts.items():
         words = escape(verdict.reason) + (f"\n-> {escape(verdict.step)}" if verdict.step else "")
-        table.add_row(verdict.consumer, f"[{MARKS[verdict.status]}]{verdict.status}[/]", words)
+        table.add_row(name, f"[{MARKS[verdict.status]}]{verdict.status}[/]", words)
     console.print(table)
     pasted: set[str] = set()
-    for verdict in found.verdicts:
+    for verdict in found.verdicts.values():
         if verdict.lines and verdict.lines not in pasted:
             pasted.add(verdict.lines)
             say(f"\nInto {verdict.place}:")

@@ -113,9 +113,9 @@ def propagate(
 
     Try: lepta propagate --base BASE --adapted my/adapted --instruct CHAT --method auto --output my/chat
     """
+    targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
     if method not in get_args(AnyMethod):
         raise LeptaError(f"--method {method}: unknown; known are {', '.join(get_args(AnyMethod))}")
-    targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
     if len(body_delta or []) > 1 and not valid:
         raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
     if len(set(targets)) < len(targets):
@@ -126,36 +126,31 @@ def propagate(
     from lepta.vocabulary.source import open_tokenizer
 
     with ExitStack() as stack:
-        base_model, adapted_model, *variants = (
-            stack.enter_context(opened(source, input_embeddings, output_embeddings))
-            for source in (base, adapted, *instruct)
-        )
+        sources = (base, adapted, *instruct)
+        models = [stack.enter_context(opened(one, input_embeddings, output_embeddings)) for one in sources]
         folders = [stack.enter_context(publishing(target, force)) for target in targets]
         counts = None
         if weigh_by:
-            counts = count_tokens(open_tokenizer(adapted_model.folder).vocabulary(), list(read_documents(weigh_by)))
-        scales = [body_delta[0] if body_delta else None] * len(variants)
-        scores: list[dict[str, Any]] = [{} for _ in variants]
-        if body_delta and len(body_delta) > 1:
-            models = (base_model, adapted_model, variants)
-            scales, scores = _best_scales(*models, cast(AnyMethod, method), body_delta, valid or [], folders)
+            counts = count_tokens(open_tokenizer(models[1].folder).vocabulary(), list(read_documents(weigh_by)))
+        known_method = cast(AnyMethod, method)
+        scales, scores = _body_scales(models, known_method, body_delta or [], valid or [], output.parent)
         # All variants in one call: the base's half of the normal equations serves them all.
         facts = propagate_variants(
-            base_model,
-            adapted_model,
-            list(zip(variants, folders, strict=True)),
-            cast(AnyMethod, method),
+            models[0],
+            models[1],
+            list(zip(models[2:], folders, strict=True)),
+            known_method,
             body_deltas=scales,
             token_counts=counts,
             hard_link=hard_link,
         )
         facts = [fact | score for fact, score in zip(facts, scores, strict=True)]
         texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
-        for name, variant, folder, fact in zip(instruct, variants, folders, facts, strict=True):
-            inputs = {"base": base_model.folder, "adapted": adapted_model.folder, "instruct": variant.folder}
-            settings = {"method": method, "body_delta": body_delta}
-            sources = {"base": base, "adapted": adapted, "instruct": name, **texts}
-            write_manifest("propagate", folder, inputs, settings, fact, sources, texts)
+        settings = {"method": method, "body_delta": body_delta}
+        for name, variant, folder, fact in zip(instruct, models[2:], folders, facts, strict=True):
+            inputs = {"base": models[0].folder, "adapted": models[1].folder, "instruct": variant.folder}
+            named = {"base": base, "adapted": adapted, "instruct": name, **texts}
+            write_manifest("propagate", folder, inputs, settings, fact, named, texts)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
     if as_json:
         print_json(results[0] if len(results) == 1 else results)
@@ -163,24 +158,24 @@ def propagate(
         _print_maps(results)
 
 
-def _best_scales(
-    base: "Checkpoint",
-    adapted: "Checkpoint",
-    variants: "list[Checkpoint]",
-    method: AnyMethod,
-    body_delta: list[float],
-    valid: list[str],
-    folders: list[Path],
+def _body_scales(
+    models: "list[Checkpoint]", method: AnyMethod, body_delta: list[float], valid: list[str], work: Path
 ) -> tuple[list[float | None], list[dict[str, Any]]]:
-    """For each variant the scale of the body's change that reads held-out text best, and what each scale scored."""
+    """For each variant the scale of the body's change, and what each scale scored if several were to be tried.
+
+    `models` are base, adapted and the variants; the best scale is the one that reads held-out text best.
+    """
+    base, adapted, *variants = models
+    if len(body_delta) < 2:
+        return [body_delta[0] if body_delta else None for _ in variants], [{} for _ in variants]
     from lepta.evaluation.sweep import sweep_body_delta
     from lepta.inference.bits import WINDOW, windows
 
     texts = windows(list(read_documents(valid)), WINDOW, SWEEP_CHARACTERS)
     scales: list[float | None] = []
     facts = []
-    for variant, folder in zip(variants, folders, strict=True):
-        scores = sweep_body_delta(base, adapted, variant, method, body_delta, texts, folder.parent)
+    for variant in variants:
+        scores = sweep_body_delta(base, adapted, variant, method, body_delta, texts, work)
         best = min(scores, key=lambda scale: scores[scale])
         scales.append(best)
         facts.append({"body_delta": best, "body_delta_bits_per_byte": scores})

@@ -3,9 +3,10 @@
 Try: lepta init --model nowhere --tokenizer nowhere --output out
 """
 
+import difflib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 # Control characters, among them what begins an escape sequence; marks that turn a line around; halves of UTF-16 pairs.
@@ -47,6 +48,15 @@ def explained(where: object, fault: str, remedy: str) -> Iterator[None]:
         raise LeptaError(f"{where}: {fault} ({reason_of(error)}); {remedy}") from error
 
 
+@contextmanager
+def optional(where: object, extra: str) -> Iterator[None]:
+    """For imports of what only an extra of LEPTA installs: LeptaError with the command if a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise LeptaError(f"{where}: the package {error.name} is missing; pip install 'lepta[{extra}]'") from error
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether a library says, in an exception that is no OSError, that a file could not be written."""
     return any(words in str(error) for words in FULL_WORDS)
@@ -58,6 +68,12 @@ def reason_of(error: BaseException) -> str:
         return error.strerror
     said = " ".join(str(error).split()) or type(error).__name__
     return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The known name that an unknown one is most like, as a question; else the other words."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def printable(text: str) -> str:

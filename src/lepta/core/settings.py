@@ -1,6 +1,5 @@
 """YAML files, validated: what is wrong is named with its place, and for an unknown key the nearest right one."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, suggestion
 from lepta.core.reading import expanded, read_yaml
 from lepta.core.shipped import shipped_files
 
@@ -71,8 +70,7 @@ def _explain(error: Any, content: Any, model: type[Section]) -> str:
     field = ".".join(_as_written(error["loc"], content))
     if error["type"] == "extra_forbidden":
         known = list(_section_at(error["loc"][:-1], model).model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        hint = suggestion(str(error["loc"][-1]), known, f"known here: {', '.join(known)}")
         return f"{field}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{field}: missing"

@@ -1,15 +1,24 @@
-"""The settings files that come with the package, by name: `demo` is recipes/demo.yaml.
+"""Files that come with the package: its own data, and recipes by name: `demo` is recipes/demo.yaml.
 
 Try: lepta recipes list
 """
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lepta.core.errors import LeptaError
 
 SUFFIX = ".yaml"
-FOLDER = Path(str(resources.files("lepta"))) / "data" / "recipes"
+PACKAGE = Path(str(resources.files("lepta")))
+FOLDER = PACKAGE / "data" / "recipes"
+
+
+def shipped_data(name: str) -> Any:
+    """What a YAML file of the folder `data` holds."""
+    return yaml.safe_load((PACKAGE / "data" / name).read_text(encoding="utf-8"))
 
 
 def shipped_files() -> dict[str, Path]:

@@ -1,11 +1,9 @@
 """Texts from jinja2 templates that come with the package: pages, cards, recipes."""
 
 from collections.abc import Callable, Mapping
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(str(resources.files("lepta")))
+from lepta.core.shipped import PACKAGE
 
 
 def render(

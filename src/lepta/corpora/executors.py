@@ -23,7 +23,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
-from lepta.core.errors import LeptaError, reason_of
+from lepta.core.errors import LeptaError, optional, reason_of
 from lepta.core.progress import progress
 from lepta.corpora.settings import Executor
 from lepta.corpora.work import Work
@@ -168,10 +168,8 @@ def _local(stage: Stage, settings: Executor) -> _Local:
 
 
 def _ray(stage: Stage, settings: Executor) -> _Ray:
-    try:
+    with optional("executor.kind ray", "ray"):
         import ray
-    except ImportError as error:
-        raise LeptaError("executor.kind ray: the package ray is missing; pip install 'lepta[ray]'") from error
     if not ray.is_initialized():
         _refuse_dead(settings.address)
         cpus = None if settings.address else workers_of(settings) * settings.cpus_per_task

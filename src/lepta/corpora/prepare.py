@@ -40,10 +40,9 @@ def prepare(
     key = {"lepta": __version__, "settings": _deciding(settings), "inputs": stamp(settings)}
     try:
         work.open(key)
-        work.write_tasks(tasks)
         if settings.decontaminate and not (work.folder / AGAINST).is_file():
             write_json(work.folder / AGAINST, build_index(settings.decontaminate, settings.clean, work.index))
-        clean = Stage("clean", [CleanTexts(settings, work)], len(tasks), work, sum(task.size for task in tasks))
+        clean = Stage("clean", [CleanTexts(settings, work, tasks)], len(tasks), work, sum(task.size for task in tasks))
         if settings.executor.kind == "slurm":  # how many shards there will be is not known yet
             divided = replace(work, parts=min(settings.executor.tasks or len(tasks), MOST_PARTS))
             publishing_stage = Stage("publish", [Publish(settings, divided, output.absolute(), force)], 1, divided)

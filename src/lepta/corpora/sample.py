@@ -38,12 +38,12 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
                 break
         else:
             position = task.size
-        parts.append(document_filter.tally.as_json())
+        parts.append(document_filter.tally.counts)
         share = position / task.size if task.size else None
         estimate[name] = _estimate(read, kept, share, source.weight, task.size)
         seconds += (time.monotonic() - started) / share if share else 0.0
     whole = seconds * OVERHEAD / workers_of(settings.executor)
-    return {"sample": Tally.sum(parts).as_json(), "estimate": estimate, "seconds": round(whole)}
+    return {"sample": Tally.sum(parts).counts, "estimate": estimate, "seconds": round(whole)}
 
 
 def _signer(settings: CorpusSettings, work: Work) -> Signatures | None:

@@ -21,7 +21,7 @@ from lepta.corpora.judge import Judge
 from lepta.corpora.overlap import Contamination
 from lepta.corpora.settings import CorpusSettings
 from lepta.corpora.tally import Tally
-from lepta.corpora.work import Task, Work
+from lepta.corpora.work import Task, Work, part_of
 from lepta.text.formats import read_rows, stop
 from lepta.text.sources import DATASET, LONE_SURROGATE, read_dataset, read_file
 from lepta.text.sources import Document as Text
@@ -95,16 +95,15 @@ class CleanTexts(PipelineStep):
 
     type, name = "LEPTA", "clean"
 
-    def __init__(self, settings: CorpusSettings, work: Work) -> None:
+    def __init__(self, settings: CorpusSettings, work: Work, tasks: list[Task]) -> None:
         super().__init__()
-        self._settings, self._work = settings, work
+        self._settings, self._work, self._tasks = settings, work, tasks
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Do the part of one worker."""
-        tasks = self._work.tasks()
         done = 0
-        for number in self._work.part(len(tasks), rank, world_size):
-            done = self._clean(number, tasks[number], rank, done)
+        for number in part_of(len(self._tasks), rank, world_size):
+            done = self._clean(number, self._tasks[number], rank, done)
 
     def _clean(self, number: int, task: Task, rank: int, done: int) -> int:
         document_filter, shard, part = DocumentFilter(self._settings, self._work), None, 0
@@ -119,7 +118,7 @@ class CleanTexts(PipelineStep):
                     shard, part = None, part + 1
         if shard:
             shard.close()
-        self._work.write_counts("clean", number, document_filter.tally.as_json())
+        self._work.write_counts("clean", number, document_filter.tally.counts)
         return done + task.size
 
 
@@ -154,7 +153,7 @@ class ReadShards(PipelineStep):
         """Stream the documents."""
         shards = self._work.clean_shards()
         done = 0
-        for number in self._work.part(len(shards), rank, world_size):
+        for number in part_of(len(shards), rank, world_size):
             for read in read_rows(shards[number]):
                 self._work.pulse(self._stage, rank, done + read.position)
                 text = read.value.pop("text")
@@ -207,8 +206,8 @@ class WriteTexts(PipelineStep):
                     shards[copy] = ShardWriter(self._work.result(facts["source"], copy, facts["shard"], rank))
                 shards[copy].write({"text": document.text, "source": facts["source"], "doc": facts["doc"]})
         _close(shards)
-        counts = Tally.sum(part.as_json() for part in (self._duplicates.tally, unweighted.tally, tally))
-        self._work.write_counts("write", rank, counts.as_json())
+        parts = (self._duplicates.tally, unweighted.tally, tally)
+        self._work.write_counts("write", rank, Tally.sum(part.counts for part in parts).counts)
 
     def _copies(self, document: Document) -> int:
         weight = self._settings.sources[document.metadata["source"]].weight

@@ -8,6 +8,7 @@ from lepta.core.errors import LeptaError
 
 SAMPLES = 5  # dropped documents to look at, of each source and reason
 SHOWN = 300  # characters of each
+COUNTED = ("read", "kept", "written", "removed", "dropped", "dropped_characters")
 
 
 class Tally:
@@ -17,15 +18,13 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[str, dict[str, Any]] = {}
+        self.counts: dict[str, dict[str, Any]] = {}  # by source; JSON can hold them
 
     def _of(self, source: str) -> dict[str, Any]:
-        if source not in self._sources:
-            counts: dict[str, Any] = {
-                name: Counter() for name in ("read", "kept", "written", "removed", "dropped", "dropped_characters")
-            }
-            self._sources[source] = counts | {"samples": {}}
-        return self._sources[source]
+        if source not in self.counts:
+            counts: dict[str, Any] = {name: Counter() for name in COUNTED}
+            self.counts[source] = counts | {"samples": {}}
+        return self.counts[source]
 
     def read(self, source: str, characters: int) -> None:
         """Count a document that was read."""
@@ -48,23 +47,13 @@ class Tally:
         if len(samples) < SAMPLES:
             samples.append({"doc": name, "text": text[:SHOWN]})
 
-    def as_json(self) -> dict[str, Any]:
-        """Give the counts as JSON."""
-        parts: dict[str, Any] = {}
-        for source, counts in self._sources.items():
-            parts[source] = {name: dict(part) for name, part in counts.items()}
-        return parts
-
     @staticmethod
-    def sum(parts: Iterable[dict[str, Any]]) -> "Tally":
-        """Add up counts that `as_json` gave, in their order."""
+    def sum(parts: Iterable[dict[str, dict[str, Any]]]) -> "Tally":
+        """Add up `counts`, in their order."""
         total = Tally()
         for part in parts:
             for source, counts in part.items():
-                into = total._of(source)
-                for name, values in counts.items():
-                    if name != "samples":
-                        into[name].update(values)
+                into = total._add(source, counts)
                 for reason, samples in counts["samples"].items():
                     there = into["samples"].setdefault(reason, [])
                     there += samples[: SAMPLES - len(there)]
@@ -77,14 +66,18 @@ class Tally:
         the total); `removed` the characters that cleaning took out of kept documents.
         """
         total = Tally()
-        for counts in self._sources.values():
-            for name, values in counts.items():
-                if name != "samples":
-                    total._of("total")[name].update(values)
+        for counts in self.counts.values():
+            total._add("total", counts)
         return {
             "total": _describe("total", total._of("total"), samples=False),
-            "sources": {source: _describe(source, counts, samples=True) for source, counts in self._sources.items()},
+            "sources": {source: _describe(source, counts, samples=True) for source, counts in self.counts.items()},
         }
+
+    def _add(self, source: str, counts: dict[str, Any]) -> dict[str, Any]:
+        into = self._of(source)
+        for name in COUNTED:
+            into[name].update(counts[name])
+        return into
 
 
 def _describe(source: str, counts: dict[str, Any], samples: bool) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.reading import read_json
@@ -43,9 +41,6 @@ class Task:
     def size(self) -> int:
         """Bytes of all files; 0 for a dataset."""
         return sum(part.size for part in self.inputs)
-
-
-TASKS = TypeAdapter(list[Task])
 
 
 def divide(settings: CorpusSettings) -> list[Task]:
@@ -88,6 +83,11 @@ def stamp(settings: CorpusSettings) -> list[list[Any]]:
     return stamps
 
 
+def part_of(count: int, rank: int, world_size: int) -> range:
+    """The numbers out of `count` that are a worker's: neighbours, so that order goes on over workers."""
+    return range(rank * count // world_size, (rank + 1) * count // world_size)
+
+
 @dataclass
 class Work:
     """Names of what is in the folder."""
@@ -124,19 +124,6 @@ class Work:
         """Runs of words that the corpus must not hold."""
         return self.folder / "contamination.npy"
 
-    def write_tasks(self, tasks: list[Task]) -> None:
-        """Write the tasks of the first stage, for workers elsewhere."""
-        write_json(self.folder / "plan.json", {"tasks": TASKS.dump_python(tasks)})
-
-    def tasks(self) -> list[Task]:
-        """Read the tasks of the first stage."""
-        return TASKS.validate_python(read_json(self.folder / "plan.json")["tasks"])
-
-    @staticmethod
-    def part(count: int, rank: int, world_size: int) -> range:
-        """Give the numbers out of `count` that are a worker's: neighbours, so that order goes on over workers."""
-        return range(rank * count // world_size, (rank + 1) * count // world_size)
-
     def clean_shard(self, task: int, part: int) -> Path:
         """Name a shard of cleaned text."""
         return self.folder / "clean" / f"{task:06d}-{part:06d}.jsonl.zst"
@@ -169,11 +156,8 @@ class Work:
 
     def counts(self) -> list[dict[str, Any]]:
         """Read all counts, in the order of the tasks: of cleaning, then of writing."""
-        places = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
-        counts: list[dict[str, Any]] = []
-        for place in places:
-            counts += map(read_json, sorted(place.glob("*.json")))
-        return counts
+        cleaned, written = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
+        return [read_json(file) for file in [*sorted(cleaned.glob("*.json")), *sorted(written.glob("*.json"))]]
 
     def pulse(self, stage: str, rank: int, done: int) -> None:
         """Say how many bytes a worker has read; at most once in so many seconds."""

@@ -13,13 +13,13 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import expanded
+from lepta.core.shipped import PACKAGE
 from lepta.darumeru import hub
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
@@ -94,7 +94,7 @@ def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -
 
 def builtin_folder() -> Path:
     """Folder of the items that come with the package."""
-    return Path(str(resources.files("lepta"))) / "data" / "darumeru"
+    return PACKAGE / "data" / "darumeru"
 
 
 def _file(plain: Path) -> Path:

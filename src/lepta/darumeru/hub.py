@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.darumeru.converters import MERA, RUCOLA, Converter, LeaveOut, convert, letter
 from lepta.darumeru.examples import set_aside
 from lepta.darumeru.records import Record
@@ -84,10 +84,8 @@ def _rows(name: str, published: Published, split: str, prefix: str) -> Iterator[
 
 
 def _published(repository: str, config: str | None, split: str) -> list[dict[str, Any]]:
-    try:
+    with optional(repository, "datasets"):
         import datasets
-    except ImportError as error:
-        raise LeptaError(f"{repository}: the package datasets is missing; pip install 'lepta[datasets]'") from error
     try:
         try:
             return list(datasets.load_dataset(repository, config, split=split))

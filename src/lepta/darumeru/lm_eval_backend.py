@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.inference.scoring import Branch
 from lepta.models.folder import MODEL_FILES, Checkpoint
@@ -116,11 +116,9 @@ def opened_lm_eval(
 
     `arguments` are more of the class's own, "name=value,name=value".
     """
-    try:
+    with optional("--lm-eval", "lm-eval"):
         from lm_eval.api.registry import get_model
         from lm_eval.utils import simple_parse_args_string
-    except ImportError as error:
-        raise LeptaError("--lm-eval: the package lm_eval is missing; pip install 'lepta[lm-eval]'") from error
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.darumeru.subjects import CATEGORIES, CATEGORY_OF
 
 Counts = NDArray[np.float64]
@@ -179,10 +179,8 @@ def exam_numbers(text: str) -> list[list[str]]:
 
 @cache
 def _analyzer() -> Callable[[str], str]:
-    try:
+    with optional("ROUGE on lemmas", "darumeru"):
         import pymorphy3
-    except ImportError as error:
-        raise LeptaError("ROUGE on lemmas needs the package pymorphy3; pip install 'lepta[darumeru]'") from error
     parse = pymorphy3.MorphAnalyzer(lang="ru").parse
     return lambda word: parse(word)[0].normal_form
 

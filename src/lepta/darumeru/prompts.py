@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
-import yaml
-
+from lepta.core.shipped import shipped_data
 from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, ChoiceRow, ExamRow, Row, SubjectRow
 from lepta.darumeru.subjects import RUSSIAN_NAMES
 
@@ -39,9 +37,8 @@ class Prompt:
 
 
 def _read() -> dict[str, Prompt]:
-    file = resources.files("lepta") / "data" / "darumeru" / "prompts.yaml"
     prompts = {}
-    for name, parts in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+    for name, parts in shipped_data("darumeru/prompts.yaml").items():
         prompts[name] = Prompt(**parts | {"templates": tuple(parts["templates"])})
     return prompts
 

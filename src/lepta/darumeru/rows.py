@@ -1,13 +1,12 @@
 """The schema of the benchmark's data: one class of rows for each dataset."""
 
-import difflib
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, suggestion
 from lepta.core.settings import Section, validated
 from lepta.darumeru.metrics import exam_points, most_exam_points
 from lepta.darumeru.subjects import SUBJECTS
@@ -25,17 +24,20 @@ class Row(Section):
 
     model_config = ConfigDict(strict=True)
 
+    shared: ClassVar[tuple[str, ...]] = ()  # texts, in any order, that make rows with the same ones one unit
+
     id: Text  # unique in its dataset
 
     @property
     def unit(self) -> str:
-        """Shared by rows that are not independent of each other; bootstraps draw whole units."""
-        return self.id
+        """Rows of one unit are not independent of each other; bootstraps draw whole units."""
+        texts = "\0".join(sorted(getattr(self, name) for name in self.shared))
+        return hashlib.sha256(texts.encode()).hexdigest()[:16] if self.shared else self.id
 
     @property
     def stratum(self) -> str:
-        """Group of units that keeps its size in a bootstrap."""
-        return ""
+        """Group of units that keeps its size in a bootstrap: a subject, since the score is a mean over subjects."""
+        return str(getattr(self, "subject", ""))
 
     @property
     def label(self) -> str:
@@ -70,28 +72,19 @@ class SubjectRow(ChoiceRow):
     @model_validator(mode="after")
     def _known(self) -> "SubjectRow":
         if self.subject not in SUBJECTS:
-            near = difflib.get_close_matches(self.subject, SUBJECTS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "see lepta.darumeru.subjects"
+            hint = suggestion(self.subject, SUBJECTS, "see lepta.darumeru.subjects")
             raise ValueError(f"subject: {self.subject!r} is none of MMLU's 57 subjects; {hint}")
         return self
-
-    @property
-    def stratum(self) -> str:
-        """The subject: the score is a mean over subjects."""
-        return self.subject
 
 
 class QuestionRow(Row):
     """A question about a text, and all answers that are right (multiq)."""
 
+    shared: ClassVar[tuple[str, ...]] = ("context",)
+
     context: Text
     question: Text
     answers: Annotated[Texts, Field(min_length=1)]
-
-    @property
-    def unit(self) -> str:
-        """The text: questions on one text are not independent."""
-        return _short_hash(self.context)
 
 
 class CauseRow(Row):
@@ -106,18 +99,17 @@ class CauseRow(Row):
 class InferenceRow(Row):
     """A text and a statement (rcb): the statement 1 follows, 2 contradicts the text, 3 does neither."""
 
+    shared: ClassVar[tuple[str, ...]] = ("premise", "hypothesis")
+
     premise: Text
     hypothesis: Text
     answer: Literal["1", "2", "3"]
 
-    @property
-    def unit(self) -> str:
-        """Both texts, whichever comes first."""
-        return _short_hash(*sorted((self.premise, self.hypothesis)))
-
 
 class PronounRow(Row):
     """A text, words `span1` in it and a pronoun `span2` in it (rwsd): does the pronoun mean these words?"""
+
+    shared: ClassVar[tuple[str, ...]] = ("text",)
 
     text: Text
     span1: Text
@@ -130,11 +122,6 @@ class PronounRow(Row):
             if span.lower() not in self.text.lower():
                 raise ValueError(f"{name}: {span!r} is not in the text")
         return self
-
-    @property
-    def unit(self) -> str:
-        """The text: it is asked about with several spans."""
-        return _short_hash(self.text)
 
 
 class SentenceRow(Row):
@@ -235,8 +222,7 @@ DATASETS: dict[str, type[Row]] = {
 def row_type(name: str) -> type[Row]:
     """Schema of a dataset; LeptaError if there is none of this name."""
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DATASETS)}"
+        hint = suggestion(name, DATASETS, f"there are {', '.join(DATASETS)}")
         raise LeptaError(f"{name}: no such dataset; {hint}")
     return DATASETS[name]
 
@@ -244,7 +230,3 @@ def row_type(name: str) -> type[Row]:
 def make_row(name: str, fields: Mapping[str, Any], where: str) -> Row:
     """Check one row of a dataset; messages of errors begin with `where`."""
     return validated(row_type(name), dict(fields), where)
-
-
-def _short_hash(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -1,11 +1,8 @@
 """The 57 subjects of MMLU (Hendrycks et al. 2021): their four categories, and their Russian names."""
 
-from importlib import resources
+from lepta.core.shipped import shipped_data
 
-import yaml
-
-_FILE = resources.files("lepta") / "data" / "darumeru" / "subjects.yaml"
-_BY_CATEGORY: dict[str, dict[str, str]] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+_BY_CATEGORY: dict[str, dict[str, str]] = shipped_data("darumeru/subjects.yaml")
 
 CATEGORIES = tuple(_BY_CATEGORY)
 RUSSIAN_NAMES: dict[str, str] = {}

@@ -10,16 +10,17 @@ A runner needs this and a model, nothing else of the benchmark:
             score = task.score(sample, answer)    # goes to lepta.darumeru.aggregate
 """
 
-import difflib
 import hashlib
 import itertools
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, suggestion
+from lepta.core.shipped import shipped_data
 from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import AllRight, Labels, Means, Measure, SampleScore, SubjectMeans, UnitShares
 from lepta.darumeru.metrics import (
@@ -36,7 +37,7 @@ from lepta.darumeru.metrics import (
     token_f1,
 )
 from lepta.darumeru.prompts import PROMPTS, Prompt
-from lepta.darumeru.rows import LETTERS, ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
+from lepta.darumeru.rows import ArticleRow, CauseRow, CopyRow, ExamRow, QuestionRow, Row
 from lepta.darumeru.sentences import sentences
 
 # choose: the most likely of `Sample.continuations`; generate: greedy text; loglikelihood: mean log-probability per
@@ -266,99 +267,64 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
     }
 
 
-_QUESTION_STOP = ("\n",)
-_TEXT_STOP = ("\n\n",)
-_WRITTEN = 2  # version of the tasks whose answers are written: since 2, line breaks before an answer do not end it
-_LONGEST_COPY = 1.25  # a model that does not find the end would write all 1,024 tokens
-_MERA_ANSWER: dict[str, Any] = dict(
-    column="DaruMERA", method="generate", version=_WRITTEN, max_new_tokens=64, stop=_QUESTION_STOP, make=_first_answer
-)
+@dataclass(frozen=True)
+class Kind:
+    """What tasks of one kind have in common: see the fields of `Task`."""
+
+    make: Callable[[Task, Any], list[Sample]]
+    grade: Callable[[Task, Sample, Answer], Values]
+    measure: type[Measure]
+    method: Method
+    stop: tuple[str, ...] = ()
 
 
-def _choose(name: str, title: str, column: str, labels: Sequence[str], measure: Measure) -> Task:
-    return Task(
-        name=name, title=title, column=column, dataset=name, method="choose", max_new_tokens=1, labels=tuple(labels),
-        measure=measure, prompt=PROMPTS[name], make=_labelled, grade=_grade_label,
-    )  # fmt: skip
+_QUESTION_STOP, _TEXT_STOP = ("\n",), ("\n\n",)
+KINDS = {
+    "choice": Kind(_labelled, _grade_label, Labels, "choose"),
+    "subjects": Kind(_labelled, _grade_label, SubjectMeans, "choose"),
+    "pairs": Kind(_both_orders, _grade_label, AllRight, "choose"),
+    "question": Kind(_first_answer, _grade_question, Means, "generate", _QUESTION_STOP),
+    "exam": Kind(_first_answer, _grade_exam, UnitShares, "generate", _QUESTION_STOP),
+    "summary": Kind(_summary, _grade_summary, Means, "generate", _TEXT_STOP),
+    "sentences": Kind(_each_sentence, _grade_sentences, Means, "loglikelihood"),
+    "copied sentence": Kind(_first_sentence, _grade_copy, Means, "generate", _TEXT_STOP),
+    "copied paragraph": Kind(_paragraph, _grade_copy, Means, "generate", _TEXT_STOP),
+}
 
 
-def _mera(name: str, title: str, labels: Sequence[str], headline: tuple[str, ...]) -> Task:
-    measure = Labels(labels=len(labels), headline=headline, side=("label_mass",))
-    return _choose(name, title, "DaruMERA", labels, measure)
-
-
-def _copies(language: str, definition: Definition) -> list[Task]:
-    common: dict[str, Any] = dict(
-        column=f"DaruCopy {language.upper()}", dataset=f"copy_{language}", method="generate", version=_WRITTEN,
-        stop=_TEXT_STOP, prompt=PROMPTS[f"copy_{language}"], grade=_grade_copy,
-    )  # fmt: skip
-    side = ("share", "symbols_per_token")
-    return [
-        Task(
-            name=f"copy_sentence_{language}", title=f"Copy sentence {language.upper()}", max_new_tokens=128,
-            measure=Means(headline=("length",), side=("copied", *side)), make=_first_sentence, **common,
-        ),
-        Task(
-            name=f"copy_paragraph_{language}", title=f"Copy paragraph {language.upper()}", max_new_tokens=1024,
-            measure=Means(headline=("copied",), side=("length", *side)), make=_paragraph,
-            longest=0.0 if definition == "legacy" else _LONGEST_COPY, **common,
-        ),
-    ]  # fmt: skip
-
-
-def _summaries(definition: Definition) -> list[Task]:
-    common: dict[str, Any] = dict(column="DaruSum", dataset="gazeta")
-    recall, f1 = ("rouge1_recall", "rouge2_recall"), ("rouge1_f1", "rouge2_f1")
-    headline, side = (f1, recall) if definition == "legacy" else (recall, f1)
-    return [
-        Task(
-            name="summary_abstractive", title="Summary, abstractive", method="generate", version=_WRITTEN,
-            max_new_tokens=512, stop=_TEXT_STOP, measure=Means(headline=headline, side=side),
-            prompt=PROMPTS["summary_abstractive"], make=_summary, grade=_grade_summary, **common,
-        ),
-        Task(
-            name="summary_extractive", title="Summary, extractive", method="loglikelihood",
-            measure=Means(headline=("r_precision",)),
-            prompt=PROMPTS["summary_extractive"], make=_each_sentence, grade=_grade_sentences, **common,
-        ),
-    ]  # fmt: skip
-
-
+@cache
 def tasks(definition: Definition = "current") -> Mapping[str, Task]:
     """The 17 tasks by name, in the order of their columns.
 
     legacy, as in the paper's runs: summaries by F-measure, copies by the characters that a copy shares with its text by
     the copy's length, MMLU without a headline if there are no examples, examples in reverse order.
     """
-    accuracy = Labels(labels=4, headline=("accuracy",), side=("label_mass",))
-    by_subject = SubjectMeans(side=("label_mass",))
-    scored = ("accuracy", "macro_f1")
-    all_ = [
-        _choose("rummlu", "ruMMLU (MERA)", "DaruMMLU", LETTERS, accuracy),
-        _choose("mmlu_ru", "MMLU ru", "DaruMMLU", LETTERS, by_subject),
-        _choose("mmlu_en", "MMLU en", "DaruMMLU", LETTERS, by_subject),
-        Task(
-            name="multiq", title="MultiQ", dataset="multiq", prompt=PROMPTS["multiq"], grade=_grade_question,
-            measure=Means(headline=("f1", "exact")), **_MERA_ANSWER,
-        ),
-        replace(
-            _choose("parus", "PARus", "DaruMERA", ("1", "2"), AllRight(side=("correct", "label_mass"))),
-            make=_both_orders,
-        ),
-        _mera("rcb", "RCB", ("1", "2", "3"), scored),
-        _mera("rwsd", "RWSD", ("Да", "Нет"), ("accuracy",)),
-        Task(
-            name="use", title="USE", dataset="use", prompt=PROMPTS["use"], grade=_grade_exam, measure=UnitShares(),
-            **_MERA_ANSWER,
-        ),
-        _mera("ruopenbookqa", "ruOpenBookQA", LETTERS, scored),
-        _mera("ruworldtree", "ruWorldTree", LETTERS, scored),
-        _mera("rucola", "RuCoLA", ("0", "1"), ("accuracy", "matthews")),
-        *_summaries(definition),
-        *_copies("en", definition),
-        *_copies("ru", definition),
-    ]  # fmt: skip
-    return {task.name: replace(task, definition=definition) for task in all_}
+    return {name: _task(name, definition, **entry) for name, entry in shipped_data("darumeru/tasks.yaml").items()}
+
+
+def _task(name: str, definition: Definition, kind: str, legacy: Mapping[str, Any] | None = None, **entry: Any) -> Task:
+    """A task from its entry in `tasks.yaml`."""
+    if definition == "legacy":
+        entry |= legacy or {}
+    parts, labels = KINDS[kind], tuple(entry.pop("labels", ()))
+    measured: dict[str, Any] = {part: tuple(entry.pop(part)) for part in ("headline", "side") if part in entry}
+    choosing: dict[str, Any] = {}
+    if labels:
+        measured.setdefault("side", ("label_mass",))
+        choosing = {"labels": labels, "max_new_tokens": 1}
+    if parts.measure is Labels:
+        measured["labels"] = len(labels)
+    return Task(
+        name=name,
+        definition=definition,
+        method=parts.method,
+        measure=parts.measure(**measured),
+        prompt=PROMPTS[name if name in PROMPTS else entry["dataset"]],
+        make=parts.make,
+        grade=parts.grade,
+        stop=parts.stop,
+        **{"dataset": name, **choosing, **entry},
+    )
 
 
 def named_tasks(names: Sequence[str] = (), definition: Definition = "current") -> list[Task]:
@@ -366,7 +332,6 @@ def named_tasks(names: Sequence[str] = (), definition: Definition = "current") -
     known = tasks(definition)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(known)}"
+            hint = suggestion(name, known, f"expected some of {', '.join(known)}")
             raise LeptaError(f"{name}: no such task; {hint}")
     return [task for name, task in known.items() if not names or name in names]

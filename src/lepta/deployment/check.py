@@ -21,12 +21,12 @@ class Deployment:
     """The verdicts on one folder, and what they are about."""
 
     facts: dict[str, Any]
-    verdicts: list[Verdict]
+    verdicts: dict[str, Verdict]  # by the name of the consumer
 
     @property
     def failed(self) -> list[str]:
         """Consumers that cannot run it."""
-        return [verdict.consumer for verdict in self.verdicts if verdict.status == "fails"]
+        return [name for name, verdict in self.verdicts.items() if verdict.status == "fails"]
 
     def as_json(self) -> dict[str, Any]:
         """What `deployment.json` holds."""
@@ -34,7 +34,7 @@ class Deployment:
             "lepta": __version__,
             "asked_here": versions(),
             "model": self.facts,
-            "consumers": [asdict(verdict) for verdict in self.verdicts],
+            "consumers": [{"consumer": name, **asdict(verdict)} for name, verdict in self.verdicts.items()],
         }
 
 
@@ -55,7 +55,8 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
         "rows": checkpoint.rows,
         "tied": checkpoint.tied,
     }
-    return Deployment(facts, [CONSUMERS[name](model) for name in consumers or CONSUMERS])
+    asked = [CONSUMERS[name] for name in consumers or CONSUMERS]
+    return Deployment(facts, {consumer.title: consumer.verdict(model) for consumer in asked})
 
 
 def write_deployment(deployment: Deployment, file: Path) -> None:

@@ -40,9 +40,8 @@ PRINTABLE = [chr(code) for code in range(0x21, 0x7F)]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one consumer makes of a model folder."""
+    """What a consumer makes of a model folder."""
 
-    consumer: str
     status: Status
     reason: str
     step: str = ""  # what the user has to do
@@ -103,29 +102,26 @@ def opened_model(checkpoint: Checkpoint, tokenizer: TokenizerSource, draft: Toke
 
 def transformers_5(model: Deployed) -> Verdict:
     """The folder as `AutoTokenizer` loads it, against its own file."""
-    name = "transformers 5"
-    if model.fault:
-        return Verdict(name, "fails", model.fault, "correct config.json, or write the folder again")
     try:
         loaded = load_tokenizer(model.folder, forgiving=False)
     except LeptaError as error:
         if isinstance(error.__cause__, ImportError):
             step = f"pip install {(error.__cause__.name or '').replace('_', '-')}".rstrip()
-            return Verdict(name, "step", f"AutoTokenizer lacks a package here: {error.__cause__}", step, tried=True)
-        return Verdict(name, "fails", _brief(error, model), tried=True)
-    return _read_by(name, loaded, model)
+            return Verdict("step", f"AutoTokenizer lacks a package here: {error.__cause__}", step, tried=True)
+        return Verdict("fails", _brief(error, model), tried=True)
+    return _read_by(loaded, model)
 
 
-def _read_by(name: str, loaded: Any, model: Deployed) -> Verdict:
+def _read_by(loaded: Any, model: Deployed) -> Verdict:
     """Whether a loaded tokenizer gives the ids of its file, and the config means the same special tokens."""
     same, other = first_difference(loaded, model.vocabulary, model.texts)
     if other is not None:
         reason = f"{type(loaded).__name__} gives other ids than tokenizer.json (first at {other!r})"
-        return Verdict(name, "fails", reason, "use a vocabulary of the model's own family", tried=True)
+        return Verdict("fails", reason, "use a vocabulary of the model's own family", tried=True)
     config = check_config(model.tokenizer, model.vocabulary)
     if not config.passed:
-        return Verdict(name, "step", config.evidence.partition("; ")[2], "correct config.json", tried=True)
-    return Verdict(name, "works", f"{same} of {len(model.texts)} texts as tokenizer.json says", tried=True)
+        return Verdict("step", config.evidence.partition("; ")[2], "correct config.json", tried=True)
+    return Verdict("works", f"{same} of {len(model.texts)} texts as tokenizer.json says", tried=True)
 
 
 def _brief(error: LeptaError, model: Deployed) -> str:
@@ -134,26 +130,23 @@ def _brief(error: LeptaError, model: Deployed) -> str:
 
 def transformers_4(model: Deployed) -> Verdict:
     """What version 4 writes otherwise: `rope_theta` beside the sizes of layers, `torch_dtype`, special tokens."""
-    name = "transformers 4"
-    if model.fault:
-        return Verdict(name, "fails", model.fault)
     config = read_json(model.folder / CONFIG) if (model.folder / CONFIG).is_file() else {}
     if config.get("tokenizer_class") in V5_CLASSES:
         lines = '"tokenizer_class": "PreTrainedTokenizerFast",'
         reason = f"it has no tokenizer class {config['tokenizer_class']}"
-        return Verdict(name, "step", reason, f"edit {CONFIG}", lines, CONFIG)
+        return Verdict("step", reason, f"edit {CONFIG}", lines, CONFIG)
     if isinstance(config.get("extra_special_tokens"), list):
         reason = "it expects extra_special_tokens as an object, not a list"
         lines = f'"additional_special_tokens": {json.dumps(config["extra_special_tokens"], ensure_ascii=False)},'
-        return Verdict(name, "step", reason, f"rename extra_special_tokens in {CONFIG}", lines, CONFIG)
+        return Verdict("step", reason, f"rename extra_special_tokens in {CONFIG}", lines, CONFIG)
     missing = keys_of_version_4(model.text_config)
     rope = [key for key in missing if key != "torch_dtype"]
     if rope:
         reason = f"reads other rotary embeddings, without a message: no {', '.join(rope)} for it"
-        return Verdict(name, "step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
+        return Verdict("step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
     if missing:
-        return Verdict(name, "works", "in float32 before 4.56: no torch_dtype in config.json")
-    return Verdict(name, "works", "finds rope and dtype where it looks for them")
+        return Verdict("works", "in float32 before 4.56: no torch_dtype in config.json")
+    return Verdict("works", "finds rope and dtype where it looks for them")
 
 
 def keys_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
@@ -171,184 +164,186 @@ def _as_lines(keys: dict[str, Any]) -> str:
 
 def tokenizers_python(model: Deployed) -> Verdict:
     """The library `tokenizers`, which runs the file itself."""
-    name = "tokenizers"
     for check in (check_round_trip(model.vocabulary, model.texts), check_bytes(model.vocabulary, None)):
         if not check.passed:
-            return Verdict(name, "limits", f"{check.name}: {check.evidence}", tried=True)
-    return Verdict(name, "works", f"{len(model.texts)} texts come back as they were", tried=True)
+            return Verdict("limits", f"{check.name}: {check.evidence}", tried=True)
+    return Verdict("works", f"{len(model.texts)} texts come back as they were", tried=True)
 
 
 def tokenizers_javascript(model: Deployed) -> Verdict:
     """`@huggingface/tokenizers` and transformers.js: as in Python, but Unigram has no byte fallback there."""
-    name = "tokenizers (JS)"
     if not isinstance(model.vocabulary, SentencePieceUnigram):
-        return Verdict(name, "works", f"{model.vocabulary.family} as in Python")
+        return Verdict("works", f"{model.vocabulary.family} as in Python")
     bytes_of_text = set(model.vocabulary.ids_of(Kind.BYTE))
     unknown = sum(not bytes_of_text.isdisjoint(ids) for ids in model.vocabulary.encode(model.texts))
     if not unknown:
-        return Verdict(name, "works", f"{model.vocabulary.family} as in Python")
+        return Verdict("works", f"{model.vocabulary.family} as in Python")
     known = model.vocabulary.ids_by_bytes(Kind.TEXT)
     lost = [letter for letter in PRINTABLE if letter.encode() not in known]
     reason = f"no byte fallback there: <unk> in {unknown} of {len(model.texts)} texts"
     if lost:
-        return Verdict(name, "fails", f"{reason}; {''.join(lost[:8])} are never read", "use scenario extended or bpe")
-    return Verdict(name, "limits", f"{reason}, at rare characters")
+        return Verdict("fails", f"{reason}; {''.join(lost[:8])} are never read", "use scenario extended or bpe")
+    return Verdict("limits", f"{reason}, at rare characters")
 
 
 def llama_cpp(model: Deployed) -> Verdict:
     """llama.cpp's converter: a rule for byte-level BPE, `tokenizer.model` for SentencePiece."""
-    name = "llama.cpp"
-    if model.fault:
-        return Verdict(name, "fails", model.fault)
     if model.head_is_dropped:
-        return _untie(name)
+        return _untie()
     if isinstance(model.vocabulary, ByteLevelBPE):
-        return _by_rule(name, model)
+        return _by_rule(model)
     if isinstance(model.vocabulary, SentencePieceUnigram):
         reason = "its converter takes Unigram for T5 alone; characters without a piece are lost"
-        return Verdict(name, "fails", reason, "use lepta export gguf, or scenario extended, optimized or bpe")
+        return Verdict("fails", reason, "use lepta export gguf, or scenario extended, optimized or bpe")
     file = model.folder / SENTENCEPIECE_FILE
     if not file.is_file():
-        return Verdict(name, "fails", f"no {SENTENCEPIECE_FILE}: converted without scores, it reads other ids")
-    return _by_pieces(name, model, file)
+        return Verdict("fails", f"no {SENTENCEPIECE_FILE}: converted without scores, it reads other ids")
+    return _by_pieces(model, file)
 
 
-def _by_rule(name: str, model: Deployed) -> Verdict:
+def _by_rule(model: Deployed) -> Verdict:
     check = check_llama_cpp(model.vocabulary, None)
     found = recognise(model.vocabulary.tokenizer)
     if found.name:
-        return Verdict(name, "works", check.evidence)
+        return Verdict("works", check.evidence)
     if check.passed:
         rule = rule_of(model.vocabulary.spec)
         step = "lepta export gguf, or the lines below into its converter"
         place = "get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py)"
-        return Verdict(name, "step", f"rule {rule} with a new hash", step, patch(found, str(rule)), place)
-    return Verdict(name, "unknown", check.evidence)
+        return Verdict("step", f"rule {rule} with a new hash", step, patch(found, str(rule)), place)
+    return Verdict("unknown", check.evidence)
 
 
-def _by_pieces(name: str, model: Deployed, file: Path) -> Verdict:
+def _by_pieces(model: Deployed, file: Path) -> Verdict:
     """What sentencepiece, whose file it is, makes of the texts: the converter takes pieces and scores from there."""
     from sentencepiece import SentencePieceProcessor
 
     try:
         processor: Any = SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
-        return Verdict(name, "fails", f"{SENTENCEPIECE_FILE}: not a SentencePiece model ({error})", "write it again")
+        return Verdict("fails", f"{SENTENCEPIECE_FILE}: not a SentencePiece model ({error})", "write it again")
     expected = model.vocabulary.encode(model.texts)
     other = sum(list(a) != b for a, b in zip(processor.encode(model.texts), expected, strict=True))
     if other:
         reason = (
             f"{SENTENCEPIECE_FILE} ({processor.vocab_size():,} pieces): other ids in {other} of {len(expected)} texts"
         )
-        return Verdict(name, "fails", reason, "write it again: it is of another vocabulary", tried=True)
-    return Verdict(name, "works", f"{SENTENCEPIECE_FILE} has the ids of tokenizer.json")
+        return Verdict("fails", reason, "write it again: it is of another vocabulary", tried=True)
+    return Verdict("works", f"{SENTENCEPIECE_FILE} has the ids of tokenizer.json")
 
 
-def _untie(name: str) -> Verdict:
+def _untie() -> Verdict:
     reason = "config.json ties a head that is stored and differs; it is dropped"
     lines = '"tie_word_embeddings": false,'
-    return Verdict(name, "step", reason, "say so in config.json", lines, "config.json")
+    return Verdict("step", reason, "say so in config.json", lines, "config.json")
 
 
 def vllm(model: Deployed) -> Verdict:
     """vLLM: what its transformers reads, and its own rules for rows."""
-    return _server("vLLM", model, most_rows=LORA_ROWS)
+    return _server(model, most_rows=LORA_ROWS)
 
 
 def sglang(model: Deployed) -> Verdict:
     """SGLang: the same, without a limit of rows for LoRA."""
-    return _server("SGLang", model, most_rows=None)
+    return _server(model, most_rows=None)
 
 
-def _server(name: str, model: Deployed, most_rows: int | None) -> Verdict:
+def _server(model: Deployed, most_rows: int | None) -> Verdict:
     """Rows are padded to a multiple of 64, of which each of 2, 4 or 8 GPUs takes its part."""
-    if model.fault:
-        return Verdict(name, "fails", model.fault)
     try:
-        tokenizer = _read_by(name, load_tokenizer(model.folder), model)  # a package missing here says nothing of there
+        tokenizer = _read_by(load_tokenizer(model.folder), model)  # a package missing here says nothing of there
     except LeptaError as error:
-        return Verdict(name, "fails", _brief(error, model))
+        return Verdict("fails", _brief(error, model))
     if tokenizer.status != "works":
-        return Verdict(name, tokenizer.status, f"as transformers 5: {tokenizer.reason}", tokenizer.step)
+        return Verdict(tokenizer.status, f"as transformers 5: {tokenizer.reason}", tokenizer.step)
     if model.head_is_dropped:
-        return _untie(name)
+        return _untie()
     rows = model.checkpoint.rows
     padded = -(-rows // PADDED_TO) * PADDED_TO
     reason = f"{rows:,} rows" + (f", which it pads to {padded:,}" if padded > rows else "") + ": 1, 2, 4, 8 GPUs"
     if most_rows and rows > most_rows:
         reason += f"; no LoRA above {most_rows:,} rows"
     if transformers_4(model).status == "step":
-        return Verdict(name, "step", reason, "releases on transformers 4: as for that")
+        return Verdict("step", reason, "releases on transformers 4: as for that")
     limited = most_rows is not None and rows > most_rows
-    return Verdict(name, "limits" if limited else "works", reason)
+    return Verdict("limits" if limited else "works", reason)
 
 
 def ctranslate2(model: Deployed) -> Verdict:
     """CTranslate2: a converter for each type of model. It lists tokens by id: a missing id shifts all after it."""
-    name, kind = "CTranslate2", str(model.checkpoint.config.get("model_type"))
-    if model.fault:
-        return Verdict(name, "fails", model.fault)
+    kind = str(model.checkpoint.config.get("model_type"))
     if kind not in CTRANSLATE2:
-        return Verdict(name, "fails", f"no converter for model type {kind}")
+        return Verdict("fails", f"no converter for model type {kind}")
     dense = check_dense(model.vocabulary)
     if not dense.passed:
-        return Verdict(name, "fails", f"{dense.evidence}: tokens after it get other rows", "give unused ids a token")
+        return Verdict("fails", f"{dense.evidence}: tokens after it get other rows", "give unused ids a token")
     if transformers_4(model).status == "step":
-        return Verdict(name, "step", f"model type {kind}", "where it converts with transformers 4: as for that")
-    return Verdict(name, "works", f"model type {kind}, no holes in the ids")
+        return Verdict("step", f"model type {kind}", "where it converts with transformers 4: as for that")
+    return Verdict("works", f"model type {kind}, no holes in the ids")
 
 
 def peft(model: Deployed) -> Verdict:
     """PEFT: LoRA goes on the body; adapters of the original that hold embeddings have other rows."""
-    name = "PEFT"
-    if model.fault:
-        return Verdict(name, "fails", model.fault)
     if model.checkpoint.tied:
-        return Verdict(name, "works", "LoRA on the body (not on embeddings or head: one matrix)")
-    return Verdict(name, "works", "LoRA on the body; adapters that hold old rows do not fit")
+        return Verdict("works", "LoRA on the body (not on embeddings or head: one matrix)")
+    return Verdict("works", "LoRA on the body; adapters that hold old rows do not fit")
 
 
 def draft_model(model: Deployed) -> Verdict:
     """Speculative decoding: the draft must mean the same by each id."""
-    name = "draft model"
     step = "lepta init --model DRAFT --tokenizer MODEL"
     if model.draft is None:
-        return _original_as_draft(name, model, step)
+        return _original_as_draft(model, step)
     own, other = model.vocabulary, model.draft.vocabulary()
     same = sum(a == b for a, b in zip(own.bytes_of, other.bytes_of, strict=False))
     difference = abs(own.size - other.size)
     if same < min(own.size, other.size):
-        return Verdict(name, "fails", f"{same:,} of {own.size:,} ids mean the same", step, tried=True)
+        return Verdict("fails", f"{same:,} of {own.size:,} ids mean the same", step, tried=True)
     if difference > DRAFT_DIFFERENCE:
-        return Verdict(name, "fails", f"{difference:,} ids on one side only", step, tried=True)
+        return Verdict("fails", f"{difference:,} ids on one side only", step, tried=True)
     if difference:
         reason = f"{difference} ids on one side only: llama.cpp takes it (up to {DRAFT_DIFFERENCE}), vLLM does not"
-        return Verdict(name, "limits", reason, step, tried=True)
-    return Verdict(name, "works", "all ids mean the same; vLLM wants as many rows, too", tried=True)
+        return Verdict("limits", reason, step, tried=True)
+    return Verdict("works", "all ids mean the same; vLLM wants as many rows, too", tried=True)
 
 
-def _original_as_draft(name: str, model: Deployed, step: str) -> Verdict:
+def _original_as_draft(model: Deployed, step: str) -> Verdict:
     if model.tokenizer.id_map is None:
-        return Verdict(name, "unknown", "name one with --draft")
+        return Verdict("unknown", "name one with --draft")
     ids = model.tokenizer.id_map.get("ids") or []
     kept = sum(new == old for old, new in enumerate(ids))
     if kept == len(ids) == model.vocabulary.size:
-        return Verdict(name, "works", "one with the original's vocabulary fits")
+        return Verdict("works", "one with the original's vocabulary fits")
     reason = f"not the original's: {kept:,} of {model.vocabulary.size:,} ids mean the same"
-    return Verdict(name, "limits", reason, step)
+    return Verdict("limits", reason, step)
 
 
-CONSUMERS: dict[str, Callable[[Deployed], Verdict]] = {
-    "transformers-5": transformers_5,
-    "transformers-4": transformers_4,
-    "tokenizers": tokenizers_python,
-    "tokenizers-js": tokenizers_javascript,
-    "llama.cpp": llama_cpp,
-    "vllm": vllm,
-    "sglang": sglang,
-    "ctranslate2": ctranslate2,
-    "peft": peft,
-    "draft": draft_model,
+@dataclass(frozen=True)
+class Consumer:
+    """A program that runs models: its name for people, and what judges a folder for it."""
+
+    title: str
+    judge: Callable[[Deployed], Verdict]
+    reads_weights: bool = True
+
+    def verdict(self, model: Deployed) -> Verdict:
+        """What it makes of a folder; one whose weights and config do not fit is refused by all that read them."""
+        if self.reads_weights and model.fault:
+            return Verdict("fails", model.fault, "correct config.json, or write the folder again")
+        return self.judge(model)
+
+
+CONSUMERS = {
+    "transformers-5": Consumer("transformers 5", transformers_5),
+    "transformers-4": Consumer("transformers 4", transformers_4),
+    "tokenizers": Consumer("tokenizers", tokenizers_python, reads_weights=False),
+    "tokenizers-js": Consumer("tokenizers (JS)", tokenizers_javascript, reads_weights=False),
+    "llama.cpp": Consumer("llama.cpp", llama_cpp),
+    "vllm": Consumer("vLLM", vllm),
+    "sglang": Consumer("SGLang", sglang),
+    "ctranslate2": Consumer("CTranslate2", ctranslate2),
+    "peft": Consumer("PEFT", peft),
+    "draft": Consumer("draft model", draft_model, reads_weights=False),
 }
 
 

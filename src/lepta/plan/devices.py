@@ -1,15 +1,12 @@
 """Accelerators by name, and how fast this machine is."""
 
-import difflib
 import os
 import time
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
-import yaml
-
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, suggestion
+from lepta.core.shipped import shipped_data
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 # Share of a large float32 product's speed that training reaches on a CPU. The demo's 22,900 GFLOP took 268 s on 2
@@ -31,8 +28,7 @@ class Device:
 @cache
 def known_devices() -> dict[str, Device]:
     """Devices of data/plan/devices.yaml by name."""
-    rows = yaml.safe_load(resources.files("lepta").joinpath("data/plan/devices.yaml").read_text(encoding="utf-8"))
-    return {name: Device(name, row["tflops"], row["memory"]) for name, row in rows.items()}
+    return {name: Device(name, **row) for name, row in shipped_data("plan/devices.yaml").items()}
 
 
 def devices_named(names: list[str] | None) -> list[Device]:
@@ -42,8 +38,7 @@ def devices_named(names: list[str] | None) -> list[Device]:
     for name in names or ():
         device = known.get(_plain(name))
         if device is None:
-            near = difflib.get_close_matches(_plain(name), known, n=1)
-            hint = f"did you mean {known[near[0]].name}?" if near else f"known are {', '.join(known_devices())}"
+            hint = suggestion(name.upper(), known_devices(), f"known are {', '.join(known_devices())}")
             raise LeptaError(f"--gpu {name}: not in the table; {hint}")
         found.append(device)
     return found or list(known.values())

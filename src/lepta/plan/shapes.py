@@ -1,18 +1,17 @@
 """Sizes of a model without its weights: from headers, from config.json, or from a table of known models."""
 
 import copy
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lepta.core.errors import LeptaError, explained
 from lepta.core.reading import conform, is_there, read_json, read_yaml
+from lepta.core.shipped import shipped_data
 from lepta.models.schema import REMEDY, ModelConfig
 from lepta.text.locate import HUB_ID, locate
 
@@ -91,28 +90,8 @@ class Shape:
         return BYTES.get(self.dtype, 2)
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a layer has besides the matrices of attention and MLP that all families have."""
-
-    norms: int = 2
-    qkv_bias: bool = False
-    head_norms: bool = False
-    merged: bool = False  # one matrix for query, key and value, and one for gate and up
-    tied: bool = False  # where config.json does not say
-
-
-# transformers could build any of these without memory, but the import of a model class takes it 3 s, as long as the
-# whole plan. So the families of the table have a formula, which a test compares with what transformers builds.
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(head_norms=True),
-    "gemma2": Family(norms=4, tied=True),
-    "phi3": Family(merged=True),
-}
-CONFIG_FIELDS = {  # of config.json -> of the table and of `Shape`
+# Fields of config.json -> of the table and of `Shape`.
+CONFIG_FIELDS = {
     "num_hidden_layers": "layers",
     "hidden_size": "width",
     "intermediate_size": "intermediate",
@@ -122,6 +101,7 @@ CONFIG_FIELDS = {  # of config.json -> of the table and of `Shape`
     "vocab_size": "rows",
     "max_position_embeddings": "context",
 }
+NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 GGUF_FIELDS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -163,8 +143,7 @@ def here(source: str) -> Path | None:
 @cache
 def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
     """Table of known models: hub id in lower case -> its row; rows of the user's own file come first."""
-    shipped = resources.files("lepta").joinpath("data/plan/models.yaml").read_text(encoding="utf-8")
-    rows = yaml.safe_load(shipped)
+    rows = shipped_data("plan/models.yaml")
     if models is not None:
         rows += _own_rows(models)
     known: dict[str, dict[str, Any]] = {}
@@ -194,9 +173,11 @@ def _from_table(source: str, models: Path | None) -> Shape:
             "again, or give its shape in a file of your own: --models FILE (a list of rows with ids, model_type, "
             "layers, width, intermediate, heads, kv_heads, head_dim, rows, tied, context)"
         )
-    if row["model_type"] not in FAMILIES:
-        raise LeptaError(f"{source}: model_type {row['model_type']!r}; known here are {', '.join(FAMILIES)}")
-    return _by_formula(source, "table of known models", row)
+    config = {theirs: row[ours] for theirs, ours in CONFIG_FIELDS.items()}
+    config |= {"model_type": row["model_type"], "tie_word_embeddings": row["tied"], "dtype": row.get("dtype")}
+    shape = _from_config(source, config, f"{source}, its row in the table")
+    tokens = row.get("tokens", shape.rows)
+    return replace(shape, source="table of known models", tokens=tokens, tokenizer=row.get("tokenizer"))
 
 
 def _from_folder(source: str, folder: Path) -> Shape:
@@ -238,72 +219,40 @@ def _from_gguf(source: str, file: Path) -> Shape:
 
 
 def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
-    """Read a config.json: by the family's formula, or for other families by what transformers would build."""
+    """Sizes of the language model that transformers would build, on the meta device, which has no memory behind it."""
     conform(ModelConfig, config, where, REMEDY)
-    whole = config
-    if isinstance(config.get("text_config"), dict):
-        config = config["text_config"]
-    row = {ours: config[theirs] for theirs, ours in CONFIG_FIELDS.items() if config.get(theirs) is not None}
-    row.setdefault("kv_heads", row.get("heads"))
-    if missing := set(CONFIG_FIELDS.values()) - set(row) - {"head_dim", "context", "intermediate"}:
-        names = [theirs for theirs, ours in CONFIG_FIELDS.items() if ours in missing]
-        raise LeptaError(f"{where}: no {', '.join(names)}; expected the config.json of a language model")
-    row.setdefault("head_dim", row["width"] // row["heads"])
-    row.setdefault("context", 2048)
-    row.setdefault("intermediate", 4 * row["width"])
-    row["dtype"] = str(whole.get("dtype") or whole.get("torch_dtype") or config.get("dtype") or "bfloat16")
-    family = FAMILIES.get(str(config.get("model_type")))
-    if family is None or config.get("attention_bias") or config.get("mlp_bias"):
-        return _shape(source, "config.json", row, **_as_transformers_builds_it(config, where))
-    tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings"))
-    row["tied"] = family.tied if tied is None else bool(tied)
-    return _by_formula(source, "config.json", row | {"model_type": config["model_type"]})
+    inner = config.get("text_config")
+    text = copy.deepcopy(inner if isinstance(inner, dict) else config)
+    if missing := [name for name in NEEDED if text.get(name) is None]:
+        raise LeptaError(f"{where}: no {', '.join(missing)}; expected the config.json of a language model")
+    if "tie_word_embeddings" in config:
+        text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or text.pop("dtype", None) or "bfloat16")
+    with explained(where, "transformers knows no such language model", REMEDY):
+        built, body, linear, tied = _built(json.dumps({name: text[name] for name in text if name != "dtype"}))
+    sizes: dict[str, Any] = {
+        ours: getattr(built, theirs, None) or text.get(theirs) for theirs, ours in CONFIG_FIELDS.items()
+    }
+    width, heads = sizes["width"], sizes["heads"]
+    usual = {"kv_heads": heads, "head_dim": width // heads, "context": 2048, "intermediate": 4 * width}
+    sizes |= {name: value for name, value in usual.items() if not isinstance(sizes[name], int)}
+    more: dict[str, Any] = {"tied": tied, "body": body, "linear": linear, "dtype": dtype}
+    return Shape(name=source, source="config.json", tokens=sizes["rows"], **sizes, **more)
 
 
-def _by_formula(name: str, origin: str, row: dict[str, Any]) -> Shape:
-    """The shape of a model of a known family."""
-    family = FAMILIES[row["model_type"]]
-    layers, width, inner = row["layers"], row["width"], row["intermediate"]
-    queries, keys = row["heads"] * row["head_dim"], row["kv_heads"] * row["head_dim"]
-    if family.merged:
-        pairs = [("qkv_proj", width, queries + 2 * keys), ("gate_up_proj", width, 2 * inner)]
-    else:
-        pairs = [("q_proj", width, queries), ("k_proj", width, keys), ("v_proj", width, keys)]
-        pairs += [("gate_proj", width, inner), ("up_proj", width, inner)]
-    pairs += [("o_proj", queries, width), ("down_proj", inner, width)]
-    linear = tuple(Linear(*pair, layers) for pair in pairs)
-    small = family.norms * width + (queries + 2 * keys) * family.qkv_bias + 2 * row["head_dim"] * family.head_norms
-    body = sum(layer.weights for layer in linear) + layers * small + width  # the last norm
-    return _shape(name, origin, row, body, linear, row["tied"])
-
-
-def _as_transformers_builds_it(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """`body`, `linear` and `tied`, from a model on the meta device, which has no memory behind it."""
+@cache
+def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
+    """The whole config of a model, weights outside the embedding matrices, linear layers, and whether it is tied."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with explained(where, "transformers knows no such language model", REMEDY), torch.device("meta"):
-        # A copy, since transformers changes what it is given.
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**copy.deepcopy(config)))
+    whole = AutoConfig.for_model(**json.loads(config))
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(whole)
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
     found: Counter[tuple[str, int, int]] = Counter()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and id(module.weight) not in ends:
             found[name.rpartition(".")[2], module.in_features, module.out_features] += 1
-    linear = tuple(Linear(*key, number) for key, number in found.items())
-    return {"body": body, "linear": linear, "tied": len(ends) == 1}
-
-
-def _shape(name: str, origin: str, row: dict[str, Any], body: int, linear: tuple[Linear, ...], tied: bool) -> Shape:
-    return Shape(
-        name=name,
-        source=origin,
-        **{field: row[field] for field in CONFIG_FIELDS.values()},
-        tokens=row.get("tokens", row["rows"]),
-        tied=tied,
-        body=body,
-        linear=linear,
-        dtype=row.get("dtype", "bfloat16"),
-        tokenizer=row.get("tokenizer"),
-    )
+    return whole, body, tuple(Linear(*key, number) for key, number in found.items()), len(ends) == 1

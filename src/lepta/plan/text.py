@@ -1,14 +1,12 @@
 """How much text there is, and how much of it a token holds: counted or measured where it can be, else estimated."""
 
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from lepta.core.errors import LeptaError
 from lepta.core.reading import is_there
+from lepta.core.shipped import shipped_data
 from lepta.text.formats import PARQUET, decode
 from lepta.text.sources import (
     BENCHMARK,
@@ -143,8 +141,7 @@ def measured_name(vocabulary: Vocabulary | None) -> str | None:
 @cache
 def measured_vocabularies() -> dict[str, Any]:
     """What was measured of tokenizers and new vocabularies: docs/vocabulary.md."""
-    text = resources.files("lepta").joinpath("data/plan/vocabularies.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return shipped_data("plan/vocabularies.yaml")
 
 
 def language_code(name: str) -> str | None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.core.reading import parse_json, read_most
 
 PARQUET = ".parquet"
@@ -139,10 +139,8 @@ DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, ZstdDamage)
 
 def _zstd_chunks(raw: BinaryIO, file: Path) -> Iterator[bytes]:
     """All frames of a stream. `zstandard.stream_reader` would take a cut frame for a whole one."""
-    try:
+    with optional(file, "corpus"):
         import zstandard
-    except ImportError as error:
-        raise LeptaError(f"{file}: the package zstandard is missing; pip install 'lepta[corpus]'") from error
     frame = None
     try:
         while chunk := raw.read(CHUNK):
@@ -177,11 +175,9 @@ class _Chunks(io.RawIOBase):
 
 
 def _parquet_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None]) -> Iterator[Row]:
-    try:
+    with optional(file, "corpus"):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise LeptaError(f"{file}: the package pyarrow is missing; pip install 'lepta[corpus]'") from error
     damage = (pyarrow.ArrowException, OSError, UnicodeDecodeError)
     try:
         table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)

@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.core.reading import expanded, is_there
 from lepta.text.formats import ROW_SUFFIXES, Row, decode, no_field, read_rows, stop
 
@@ -140,10 +140,8 @@ def _stream(source: str) -> Iterator[Document]:
 
 def read_dataset(source: str) -> Iterator[Document]:
     """Stream a split of a dataset: Parquet, JSON, CSV or text in a folder, or a dataset of the hub."""
-    try:
+    with optional(source, "datasets"):
         import datasets
-    except ImportError as error:
-        raise LeptaError(f"{source}: the package datasets is missing; pip install 'lepta[datasets]'") from error
     place, _, query = source.removeprefix(DATASET).partition("?")
     options = _options(source, query, ("name", "split", "field"))
     field = options.get("field", FIELD)
@@ -219,10 +217,8 @@ def word_frequencies(source: str) -> dict[str, float]:
     Each word (lower case) comes with its share of all words, the most frequent first.
     """
     language = source.removeprefix(WORDFREQ)
-    try:
+    with optional(source, "wordfreq"):
         import wordfreq
-    except ImportError as error:
-        raise LeptaError(f"{source}: the package wordfreq is missing; pip install 'lepta[wordfreq]'") from error
     known = sorted(wordfreq.available_languages())
     if language not in known:  # wordfreq itself would give the nearest language it has, Russian for Belarusian
         raise LeptaError(f"{source}: wordfreq has no language {language!r}; it has {', '.join(known)}")

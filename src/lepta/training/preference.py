@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.inference.chat import TEMPLATE_OPTIONS
 from lepta.models.folder import Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer
@@ -151,12 +151,10 @@ def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str
 def _trainer(
     model: Any, tokenizer: Any, examples: list[Example], settings: PreferenceSettings, seed: int, work: Path
 ) -> Any:
-    try:
+    with optional("preference step", "preference"):
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
         from trl.experimental.cpo import CPOConfig, CPOTrainer
-    except ImportError as error:
-        raise LeptaError(f"preference step: TRL is missing ({error}); pip install 'lepta[preference]'") from error
     micro_batch, accumulation = split_batch(settings.batch, settings.micro_batch, processes().num_processes)
     kinds = {"kto": (KTOConfig, KTOTrainer), "dpo": (DPOConfig, DPOTrainer), "simpo": (CPOConfig, CPOTrainer)}
     config, trainer = kinds[settings.method]
