@@ -10,21 +10,13 @@ from lepta.distillation.student import Distiller
 
 
 class BestRows:
-    """Bits per byte of passages put aside after each step, and the rows with the fewest.
-
-    Attributes
-    ----------
-    bits : dict
-        Step -> bits per byte.
-    kept : str
-        The step whose rows are best; the last one where no passages are put aside.
-    """
+    """Bits per byte of passages put aside after each step, and the rows with the fewest."""
 
     def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
         self._distiller, self._passages = distiller, passages
         self._rows: list[torch.Tensor] = []
-        self.bits: dict[str, float] = {}
-        self.kept = ""
+        self.bits: dict[str, float] = {}  # by step
+        self.kept = ""  # the step whose rows are best; the last one where no passages are put aside
 
     def measure(self, step: str) -> None:
         """Measure the rows as they are now, and keep a copy of them if they are the best so far."""

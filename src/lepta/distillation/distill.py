@@ -152,10 +152,7 @@ def _choose_passages(
 ) -> Passages:
     """Passages of the target language, and of the source language where the body learns.
 
-    Raises
-    ------
-    LeptaError
-        If the text has none of the tokens, or text that is needed is missing or too short.
+    LeptaError if the text has none of the tokens, or text that is needed is missing or too short.
     """
     aligner = Aligner(pair.old, pair.new, start_of(pair.teacher.folder), start_of(pair.student.folder))
     of_source = round(settings.tokens * settings.source_share) if settings.lora_rank else 0
@@ -223,13 +220,7 @@ def _load_distiller(
 
 
 def start_of(folder: Path) -> int:
-    """Id of the token that starts a text.
-
-    Raises
-    ------
-    LeptaError
-        If the tokenizer has none.
-    """
+    """Id of the token that starts a text; LeptaError if the tokenizer has none."""
     tokenizer = load_tokenizer(folder)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
@@ -255,13 +246,7 @@ def _check_context(passages: list[Alignment], config: Any) -> None:
 
 
 def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
-    """Refuse two models that differ in more than their vocabulary.
-
-    Raises
-    ------
-    LeptaError
-        Naming the tensor that differs.
-    """
+    """Refuse two models that differ in more than their vocabulary; LeptaError names the tensor that differs."""
     if teacher.width != student.width:
         raise LeptaError(
             f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "

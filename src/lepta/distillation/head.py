@@ -41,24 +41,12 @@ UNLIKELY = 1e-3  # probability that all rows left out have together
 
 @dataclass(frozen=True)
 class HeadStates:
-    """What the rows that learn are fitted to, one entry for each predicted token.
+    """What the rows that learn are fitted to, one entry for each of n predicted tokens."""
 
-    Attributes
-    ----------
-    states : tensor, shape (n, d)
-        Last hidden states in the precision of the body.
-    rest : float32 tensor, shape (n,)
-        Log of the sum of exponentials of the logits of frozen rows.
-    slot : int64 tensor, shape (n,)
-        Place of the next token among the rows that learn; -1 if its row is frozen.
-    logit : float32 tensor, shape (n,)
-        Logit of the next token where its row is frozen, else 0.
-    """
-
-    states: torch.Tensor
-    rest: torch.Tensor
-    slot: torch.Tensor
-    logit: torch.Tensor
+    states: torch.Tensor  # (n, d): last hidden states in the precision of the body
+    rest: torch.Tensor  # (n,), float32: log of the sum of exponentials of the logits of frozen rows
+    slot: torch.Tensor  # (n,), int64: place of the next token among the rows that learn; -1 if its row is frozen
+    logit: torch.Tensor  # (n,), float32: logit of the next token where its row is frozen, else 0
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -69,14 +57,7 @@ class HeadStates:
 
 
 class FrozenRows:
-    """Rows of a head as the log of the sum of exponentials of their logits.
-
-    Parameters
-    ----------
-    weight : tensor, shape (n, d)
-    bias : tensor, shape (n,), or None
-    rule : LogitRule
-    """
+    """Rows of a head, (n, d), as the log of the sum of exponentials of their logits."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rule: LogitRule) -> None:
         self._weight, self._bias, self._rule = weight, bias, rule
@@ -92,13 +73,8 @@ class FrozenRows:
     def likely(self, states: torch.Tensor, other: torch.Tensor) -> "FrozenRows":
         """The rows that matter in such states; those left out have the same share of the rest everywhere.
 
-        Of Gemma 3's 262,144 rows 55,000 hold all but a thousandth of the probability in Russian text.
-
-        Parameters
-        ----------
-        states : tensor, shape (n, d)
-        other : float32 tensor, shape (n,)
-            Log of the sum of exponentials of all other logits after these states.
+        Of Gemma 3's 262,144 rows 55,000 hold all but a thousandth of the probability in Russian text. `other` is the
+        log of the sum of exponentials of all other logits after the states, float32, one for each.
         """
         own = self.total(states)
         total = torch.logaddexp(own, other)
@@ -137,17 +113,8 @@ def collect_targets(
 ) -> tuple[HeadStates, Targets]:
     """Run teacher and student over passages once.
 
-    Of rows that are never likely in such text only the mean share is known (`FrozenRows.likely`).
-
-    Parameters
-    ----------
-    distiller : Distiller
-        Its head without a bias.
-    tree : PieceTree
-        Of the tokens whose rows are in `distiller.head.rows`.
-    passages : sequence of Alignment
-    batch : int
-        Passages at a time.
+    The head has no bias; the tree is of the tokens whose rows are in it. Of rows that are never likely in such text
+    only the mean share is known (`FrozenRows.likely`).
     """
     head, rule, device = distiller.head, distiller.rule, distiller.head.place.device
     among_firsts = torch.zeros(len(distiller.old_head), dtype=torch.bool, device=device)
@@ -274,19 +241,8 @@ def calibrate(
 ) -> torch.Tensor:
     """Add a constant to each row's logits, so that the row gets as much probability as its token has occurrences.
 
-    Parameters
-    ----------
-    rows : tensor, shape (n, d), float32
-    found : HeadStates
-    rule : LogitRule
-    bias : tensor, shape (n,), or None
-        Of the head, where the family has one.
-    moves : bool tensor, shape (n,)
-        The other rows stay as they are.
-
-    Returns
-    -------
-    tensor, shape (n, d), float32
+    `rows` and the result are float32, (n, d); `bias`, (n,), is the head's where the family has one. Rows that are not
+    in `moves`, bool (n,), stay as they are.
     """
     some = found.at(slice(0, len(found), max(1, len(found) // STATES)))
     counts = torch.bincount(found.slot[found.slot >= 0], minlength=len(rows)).float() * (len(some) / len(found))
@@ -322,21 +278,9 @@ def fit(
     epochs: float,
     seed: int,
 ) -> None:
-    """Train rows of a head on cached states, in place.
+    """Train rows of a head, float32 (n, d), on cached states, in place; `rate` is the peak learning rate.
 
-    Parameters
-    ----------
-    rows : parameter, shape (n, d), float32
-    found : HeadStates
-    expected : Expectations or None
-        None to learn from the tokens that came alone.
-    rule : LogitRule
-    bias : tensor, shape (n,), or None
-    rate : float
-        Peak learning rate.
-    epochs : float
-        Times that each position is gone through.
-    seed : int
+    Without `expected` they learn from the tokens that came alone.
     """
     size = min(ROWS_AT_ONCE, len(found))
     steps = round(epochs * len(found) / size)

@@ -19,23 +19,12 @@ AT_ONCE = 512  # passages that are tokenised together
 
 @dataclass(frozen=True)
 class Passages:
-    """Aligned passages, and how often each token occurs.
+    """Aligned passages, and how often each token occurs."""
 
-    Attributes
-    ----------
-    chosen : list of Alignment
-        To learn from, in random order.
-    held_out : list of Alignment
-        To measure on.
-    counts : int64 array, shape (V,)
-        Occurrences in what was chosen.
-    source, source_held_out : lists of Alignment
-        The same of the language that the model knows, where the body learns.
-    """
-
-    chosen: list[Alignment]
-    held_out: list[Alignment]
-    counts: np.ndarray
+    chosen: list[Alignment]  # to learn from, in random order
+    held_out: list[Alignment]  # to measure on
+    counts: np.ndarray  # (V,), int64: occurrences in what was chosen
+    # The same of the language that the model knows, where the body learns.
     source: list[Alignment] = field(default_factory=list)
     source_held_out: list[Alignment] = field(default_factory=list)
 
@@ -67,29 +56,10 @@ def choose_passages(
 ) -> Passages:
     """Choose passages with `tokens` tokens of the new vocabulary in all.
 
-    First those in which some learned token has occurred less than `occurrences` times so far, then any.
-
-    Parameters
-    ----------
-    documents : iterable of str
-        Read to its end; of a text much longer than what is wanted, passages are drawn from all of it.
-    aligner : Aligner
-    size : int
-        Tokens of the new vocabulary.
-    learned : int64 array
-        Ids of the tokens that learn.
-    tokens : int
-    length : int
-        Characters of a passage.
-    occurrences : int
-    held_out : int
-        Passages that are put aside, if those are at most a tenth of all.
-    seed : int
-
-    Raises
-    ------
-    LeptaError
-        If no learned token occurs in the text.
+    First those in which some learned token (by its id, of `size` ids) has occurred less than `occurrences` times so
+    far, then any. The text is read to its end: of much more than what is wanted, passages of `length` characters are
+    drawn from all of it. `held_out` passages are put aside, if those are at most a tenth of all. LeptaError if no
+    learned token occurs.
     """
     draw = random.Random(seed)
     pieces = _shuffled_pieces(documents, length, draw)
@@ -139,12 +109,8 @@ def draw_passages(
 ) -> tuple[list[Alignment], list[Alignment]]:
     """Draw passages with `tokens` tokens in all from a text, and at most `held_out` others (a tenth).
 
-    Passages of a shorter text are used several times: they only have to stay what they are.
-
-    Raises
-    ------
-    LeptaError
-        If the text has no passage to learn from.
+    Passages of a shorter text are used several times: they only have to stay what they are. LeptaError if there is
+    none.
     """
     pieces = _shuffled_pieces(documents, length, random.Random(seed))
     held_out = min(held_out, len(pieces) // 10)
@@ -171,18 +137,9 @@ def draw_passages(
 class Examples:
     """Aligned passages as examples of a run, in batches of similar length so that little is padding.
 
-    Parameters
-    ----------
-    kinds : sequence of lists of Alignment
-        A batch holds passages of one kind; what does not fill a batch is left out.
-    learned : int64 array
-        Ids of the tokens that learn.
-    size : int
-        Tokens of the vocabulary.
-    batch : int
-    everywhere : bool
-        All positions count; else those from the first learned token on, since nothing changes before it.
-    seed : int
+    A batch holds passages of one kind; what does not fill a batch is left out. `learned` are ids of the tokens that
+    learn, of `size`. All positions count (`everywhere`), or those from the first learned token on: nothing changes
+    before it.
     """
 
     def __init__(

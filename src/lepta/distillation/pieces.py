@@ -24,27 +24,11 @@ class PieceTree:
     """Which tokens lie below which sequence of old tokens.
 
     Nodes from 0 to `len(first_pieces) - 1` are first pieces. A token that is the beginning of others has a leaf of its
-    own below its node: the text goes on with something else.
-
-    Attributes
-    ----------
-    first_pieces : int64 tensor, shape (firsts,)
-        Old ids.
-    parent : int64 tensor, shape (nodes,)
-        -1 for first pieces.
-    below : sparse float32 CSR tensor, shape (nodes, tokens)
-        1 where a token lies below a node.
+    own below its node: the text goes on with something else. `paths` are the old ids that each token splits into, in
+    the order of its logits.
     """
 
     def __init__(self, paths: Sequence[Sequence[int]], device: torch.device) -> None:
-        """Build the tree.
-
-        Parameters
-        ----------
-        paths : sequence of sequences of int
-            Old ids that each token splits into, in the order of its logits.
-        device : torch.device
-        """
         firsts = sorted({path[0] for path in paths})
         parents, pieces = [-1] * len(firsts), list(firsts)
         self._node = {(-1, piece): node for node, piece in enumerate(firsts)}
@@ -65,8 +49,9 @@ class PieceTree:
                 ends[token] = len(parents)
                 parents.append(end)
                 pieces.append(-1)
-        self.first_pieces = torch.tensor(firsts, device=device)
-        self.parent = torch.tensor(parents, device=device)
+        self.first_pieces = torch.tensor(firsts, device=device)  # old ids, int64
+        self.parent = torch.tensor(parents, device=device)  # node of each node, int64; -1 for first pieces
+        # Sparse float32 CSR, (nodes, tokens): 1 where a token lies below a node.
         self.below = _incidence(parents, ends).to(device)
         self._above = self.below.to_sparse_coo().t().to_sparse_csr()
         self._index_branches(np.asarray(parents), np.asarray(pieces))
@@ -104,16 +89,7 @@ class PieceTree:
         return self._leaf[nodes]
 
     def log_mass(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log of the summed exponentials of the tokens below each node.
-
-        Parameters
-        ----------
-        logits : float32 tensor, shape (tokens, positions)
-
-        Returns
-        -------
-        float32 tensor, shape (nodes, positions)
-        """
+        """Log of the summed exponentials of the tokens below each node: (tokens, positions) to (nodes, positions)."""
         top = logits.detach().max(0).values
         mass: torch.Tensor = _SparseProduct.apply(self.below, self._above, (logits - top).exp())
         return mass.clamp(min=TINY).log() + top
@@ -149,30 +125,14 @@ def _incidence(parents: list[int], ends: list[int]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the original model expects after each position, as far as the tree tells it apart.
+    """What the original model expects after each of n positions, as far as the tree tells it apart."""
 
-    Attributes
-    ----------
-    states : tensor, shape (n, d)
-        Last hidden states of the original where it has read the same text.
-    total : float32 tensor, shape (n,)
-        Log of the sum of exponentials of its logits.
-    known : bool tensor, shape (n,)
-        False where no old token ends at this byte.
-    start : int64 tensor, shape (n + 1,)
-        Where the branches of each position begin.
-    branch : int64 tensor, shape (m,)
-        Nodes: the branches that leave the path of the text.
-    probability : float32 tensor, shape (m,)
-        Their probabilities; those below the same node sum to 1.
-    """
-
-    states: torch.Tensor
-    total: torch.Tensor
-    known: torch.Tensor
-    start: torch.Tensor
-    branch: torch.Tensor
-    probability: torch.Tensor
+    states: torch.Tensor  # (n, d): last hidden states of the original where it has read the same text
+    total: torch.Tensor  # (n,), float32: log of the sum of exponentials of its logits
+    known: torch.Tensor  # (n,), bool: False where no old token ends at this byte
+    start: torch.Tensor  # (n + 1,), int64: where the branches of each position begin
+    branch: torch.Tensor  # (m,), int64: nodes, the branches that leave the path of the text
+    probability: torch.Tensor  # (m,), float32: their probabilities; those below the same node sum to 1
 
     def cross_entropy(
         self,
@@ -185,18 +145,8 @@ class Targets:
     ) -> torch.Tensor:
         """Cross-entropy of branches in some positions, nats, shape (len(rows),); at first pieces and along the path.
 
-        Parameters
-        ----------
-        rows : int64 tensor
-            Which positions.
-        tree : PieceTree
-        old_rows : tensor, shape (firsts, d)
-            Rows of the original's head for first pieces.
-        rule : LogitRule
-        logits : float32 tensor, shape (tokens, len(rows))
-            Of the student.
-        rest : float32 tensor, shape (len(rows),)
-            Log of the sum of exponentials of all its other logits.
+        `old_rows`, (firsts, d), are those of the original's head for first pieces; `logits`, float32 (tokens,
+        len(rows)), the student's; `rest` the log of the sum of exponentials of all its other logits.
         """
         mass = tree.log_mass(logits)
         firsts = len(tree.first_pieces)
@@ -221,24 +171,10 @@ def branch_targets(
     head: torch.Tensor,
     rule: LogitRule,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the original model expects below some nodes.
+    """What the original model expects below n nodes: place in `nodes`, branch and probability of each branch.
 
-    Parameters
-    ----------
-    tree : PieceTree
-    nodes : int64 array, shape (n,)
-    states : tensor, shape (n, d)
-        Its last hidden state after the old tokens that lead to each node.
-    total : float32 tensor, shape (n,)
-    head : tensor, shape (old rows, d)
-    rule : LogitRule
-
-    Returns
-    -------
-    entry : int64 array
-        Number in `nodes`.
-    branch : int64 array
-    probability : float32 array
+    `states`, (n, d), are its last hidden states after the old tokens that lead to each node, `total` the logs of the
+    sums of exponentials of its logits there, `head` its rows, (old rows, d).
     """
     entry, branch, piece = tree.branches(nodes)
     at, columns = torch.from_numpy(entry).to(head.device), torch.from_numpy(piece).to(head.device)

@@ -21,21 +21,10 @@ from lepta.training.trainable import add_lora
 
 
 class LearnedEmbedding(nn.Module):
-    """A frozen table of which some rows are replaced by a compact parameter.
+    """A frozen table of which some rows are replaced by `rows`, float32 (n, d); `scale` multiplies each row (Gemma)."""
 
-    Attributes
-    ----------
-    table : tensor, shape (V, d)
-        In the precision of the body.
-    rows : parameter, shape (n, d), float32
-    slot : int64 tensor, shape (V,)
-        Place of each token in `rows`; -1 for tokens that do not learn.
-    scale : float
-        Factor of every row, as Gemma has it.
-    """
-
-    table: torch.Tensor
-    slot: torch.Tensor
+    table: torch.Tensor  # (V, d), in the precision of the body
+    slot: torch.Tensor  # (V,), int64: place of each token in `rows`; -1 for tokens that do not learn
 
     def __init__(self, weight: torch.Tensor, learned: torch.Tensor, scale: float) -> None:
         super().__init__()
@@ -55,22 +44,11 @@ class LearnedEmbedding(nn.Module):
 
 
 class LearnedHead(nn.Module):
-    """A head of which some rows learn: frozen rows first, learned rows after them.
+    """A head of which some rows learn: frozen rows first, then `rows`, float32 (n, d), the embedding's own if tied."""
 
-    Attributes
-    ----------
-    frozen : tensor, shape (V - n, d)
-    rows : parameter, shape (n, d), float32
-        The embedding's own where both are tied.
-    place : int64 tensor, shape (V,)
-        Where the logit of each token stands.
-    bias : tensor, shape (V,), or None
-        In the order of the logits.
-    """
-
-    frozen: torch.Tensor
-    place: torch.Tensor
-    bias: torch.Tensor | None
+    frozen: torch.Tensor  # (V - n, d)
+    place: torch.Tensor  # (V,), int64: where the logit of each token stands
+    bias: torch.Tensor | None  # (V,), in the order of the logits
 
     def __init__(
         self, weight: torch.Tensor, learned: torch.Tensor, rows: nn.Parameter, bias: torch.Tensor | None
@@ -96,29 +74,12 @@ class _Reached(Exception):  # not an error: the layer that was asked for has its
 
 
 class Distiller(nn.Module):
-    """Teacher and student over one frozen body, and the distance of their hidden states.
+    """Teacher and student over one frozen body, and the distance of their hidden states after `layer` layers.
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        With the new vocabulary.
-    old_rows : tensor, shape (old rows, d)
-        Input embeddings of the original model.
-    inputs, outputs : int64 tensors
-        Ids of the tokens whose rows learn in the embeddings and in the head; the same where both are one matrix.
-    untie : bool
-        Learn a head of its own for a model whose head is its embeddings.
-    layer : int
-        Layers that hidden states are compared after.
-    old_head : tensor, shape (old rows, d), or None
-        Head of the original model; None where it is `old_rows`.
-    lora_rank : int
-        Rank of low-rank changes that the student has in its layers up to `layer`; 0 for none.
-
-    Attributes
-    ----------
-    low_rank : dict of tensors
-        Name in the model -> factor of a low-rank change, float32.
+    `model` has the new vocabulary; `old_rows` and `old_head`, (old rows, d), are the original's embeddings and head
+    (None: the same). `inputs` and `outputs` are ids of the tokens whose rows learn in the embeddings and in the head,
+    the same where both are one matrix; `untie` learns a head of its own for such a model. `lora_rank` is that of
+    low-rank changes of the student's layers up to `layer`; 0 for none.
     """
 
     has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
@@ -156,7 +117,7 @@ class Distiller(nn.Module):
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
         old_head = self.old_rows if old_head is None else old_head.to(weight.dtype)
         self.register_buffer("old_head", old_head, persistent=False)
-        self.low_rank: dict[str, torch.Tensor] = {}
+        self.low_rank: dict[str, torch.Tensor] = {}  # name in the model -> factor of a low-rank change, float32
         if lora_rank:
             add_lora(model, Lora(rank=lora_rank, alpha=lora_rank, layers=list(range(layer))))
             self.low_rank = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -228,20 +189,10 @@ class Distiller(nn.Module):
         new_ends: torch.Tensor,
         weights: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Distance of hidden states in aligned passages, padded on the right.
+        """The loss (see `hidden_distance`) of B aligned passages, ids padded on the right.
 
-        Parameters
-        ----------
-        old_ids, new_ids : int64 tensors, shapes (B, N_old) and (B, N_new)
-        old_ends, new_ends : int64 tensors, shape (B, E)
-            Positions where tokens of both end at the same byte.
-        weights : float32 tensor, shape (B, E)
-            Of hidden states at those places; 0 for padding, and before the first learned token.
-
-        Returns
-        -------
-        dict
-            `loss`: see `hidden_distance`.
+        `old_ends` and `new_ends`, (B, E), are positions where tokens of both end at the same byte; `weights`, float32
+        (B, E), those of the hidden states there: 0 for padding, and before the first learned token.
         """
         with torch.no_grad(), self._original_body():
             target = at(self._states_of(self._old_embedding(old_ids)), old_ends)
@@ -259,12 +210,8 @@ def hidden_distance(target: torch.Tensor, found: torch.Tensor, weights: torch.Te
 
     Two of the 640 dimensions of Gemma 3 270M carry 60 % of the plain squared distance. Measured so, 100,000 tokens
     brought last hidden states 11 % nearer to the teacher's; in units of variance 40,000 tokens brought them 16 %.
-    Positions whose state is ten medians long (attention sinks) say nothing about rows; they do not count.
-
-    Parameters
-    ----------
-    target, found : tensors, shape (B, E, d)
-    weights : tensor, shape (B, E)
+    Positions whose state is ten medians long (attention sinks) say nothing about rows; they do not count. States are
+    (B, E, d), weights (B, E).
     """
     lengths = target.square().sum(-1)
     counted = weights > 0

@@ -17,25 +17,14 @@ LETTER_BYTES = 0x80  # ASCII is below it
 
 @dataclass(frozen=True)
 class LearnedRows:
-    """Ids in the new vocabulary of the rows that a run has in float32, all in order.
+    """Ids in the new vocabulary of the rows that a run has in float32, int64, all in order."""
 
-    Attributes
-    ----------
-    moving : int64 array
-        Tokens whose rows change.
-    inputs, outputs : int64 arrays
-        Rows of the embeddings and of the head. The head has first pieces of new tokens besides those that move.
-    paths : list of lists of int
-        Old ids that each token of `outputs` splits into.
-    first : int64 array, shape (len(outputs),)
-        Place in `outputs` of a new token's first piece; -1 for old tokens, and where text of another script uses the
-        piece too: it is likely there, and so would be a token whose row begins as that of the piece.
-    """
-
-    moving: np.ndarray
-    inputs: np.ndarray
-    outputs: np.ndarray
-    paths: list[list[int]]
+    moving: np.ndarray  # tokens whose rows change
+    inputs: np.ndarray  # rows of the embeddings
+    outputs: np.ndarray  # rows of the head, which has first pieces of new tokens besides those that move
+    paths: list[list[int]]  # old ids that each token of `outputs` splits into
+    # Place in `outputs` of a new token's first piece; -1 for old tokens, and where text of another script uses the
+    # piece too: it is likely there, and so would be a token whose row begins as that of the piece.
     first: np.ndarray
 
 
@@ -44,17 +33,8 @@ def learned_rows(
 ) -> LearnedRows:
     """Which rows learn.
 
-    Parameters
-    ----------
-    old, new : Vocabulary
-    fresh : int64 array
-        Ids of new tokens, in order.
-    old_id_of : int64 array
-        Old id of each new id, -1 for tokens that the old vocabulary lacks.
-    move_targets : bool
-        Move first pieces of new tokens that only text in their script uses.
-    tied : bool
-        The head is the embeddings.
+    `fresh` are the ids of new tokens, in order; `old_id_of` has the old id of each new id, -1 for tokens that the old
+    vocabulary lacks. `move_targets` moves first pieces of new tokens that only text in their script uses.
     """
     splits = old.split([new.data(int(i)) for i in fresh])
     new_id_of = np.full(old.size, -1)
@@ -75,22 +55,10 @@ def learned_rows(
 
 
 def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
-    """Ids of old tokens that only text in the script of the new tokens uses.
+    """Ids of old tokens, in order, that only text in the script of the new tokens uses; both in the new vocabulary.
 
     A token counts if it has a letter that new tokens are written in, or the first byte of one, and no other letter. New
     tokens in Latin have none: text of every language uses those.
-
-    Parameters
-    ----------
-    vocabulary : Vocabulary
-        The new one.
-    new : int64 array
-        Ids of its new tokens.
-
-    Returns
-    -------
-    int64 array
-        In order, without `new`.
     """
     texts = [vocabulary.data(int(i)).decode("utf-8", errors="ignore") for i in new]
     script = dominant_script(texts, np.ones(len(texts)))
