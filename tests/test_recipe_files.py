@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
+import yaml
 
 from lepta.plan.plan import make_plan
 from lepta.plan.shapes import shape_of
@@ -18,6 +20,7 @@ from lepta.recipe import read_recipe
 ROOT = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yaml") if not path.name.startswith("corpus"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+TEKKEN = "package:mistral_common/data/tekken_240911.json"
 # Rows and columns of the embeddings that the paper's sizes give.
 TRAINED = {
     "mistral-7b/bpe.yaml": 2 * 32_000 * 4096,
@@ -118,8 +121,28 @@ def test_paper_settings(name):
 
 def test_two_stages_follow_one_another():
     first, second = read_recipe(ROOT / "smollm2/two-stages.yaml").pretrain
-    assert (first.trains, second.trains) == ("embeddings", "embeddings+lora")
-    assert second.body_learning_rate < second.learning_rate[0]
+    assert (first.trains, first.schedule, first.learning_rate) == ("embeddings+lora", "wsd", [5e-4])
+    assert second.learning_rate == [5e-5] and second.lora.rank > first.lora.rank
+
+
+def test_two_stages_can_be_run(tiny_model_folder, tiny_tokenizer, tmp_path):
+    """With a model that is here, and a teacher."""
+    values = yaml.safe_load((ROOT / "smollm2/two-stages.yaml").read_text(encoding="utf-8"))
+    base = str(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer))
+    values |= {"base": base, "variants": {"chat": {"model": base}}, "output": str(tmp_path / "out")}
+    values["text"]["target"]["train"], values["text"]["source"]["train"] = ["starter:ru/train"], ["starter:en/train"]
+    values["vocabulary"]["corpus"] = ["starter:ru/train"]
+    values["pretrain"][1]["teacher"] = base
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = commands.lepta("adapt", file, "--dry-run", check=0)
+    assert "pretrained-1" in done.stdout and not (tmp_path / "out").exists()
+    stages = make_plan(read_recipe(file), ["H100"], 1, measure=False)["stages"]
+    assert stages[1]["flops_per_token"]["teacher"] > 0 and stages[0]["flops_per_token"]["teacher"] == 0
+    values["pretrain"][1]["teacher"] = TEKKEN
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    error = commands.lepta("adapt", file, "--dry-run", check=2).stderr
+    assert error.splitlines()[-1].startswith(f"error: pretrain.teacher: {TEKKEN}: id ")
 
 
 @pytest.mark.parametrize("name", [*sorted(TRAINED), "smollm2/two-stages.yaml"])

@@ -39,10 +39,11 @@ from lepta.training.conversations import read_conversations
 from lepta.training.distributed import announce, processes, run_together
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings, rows_apart
+from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
-from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.source import has_chat_template, open_tokenizer
+from lepta.vocabulary.change import VocabularyChange, first_difference
+from lepta.vocabulary.source import TOKENIZER_FILES, has_chat_template, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 CURVE = "training_curve.json"
@@ -144,6 +145,7 @@ class _Layout:
         self.recipe = recipe
         self.stages: list[Stage] = []
         self.asked: dict[str, Path] = {}  # model -> its folder of the benchmark
+        self.teachers: dict[str, Path] = {}  # source -> its folder
 
     def add(
         self, name: str, inputs: dict[str, Path], settings: dict[str, Any], run: Callable[[Path], Any], **rest: Any
@@ -199,12 +201,24 @@ class _Layout:
 
     def pretrained(self, name: str, base: Path, start: Path, settings: PretrainSettings) -> Path:
         text = self.recipe.text
-        run = partial(pretrain, base, start, text, settings, self.recipe.seed)
         inputs = {"base": base, "initialised": start}
+        if settings.teacher:
+            check_teacher(settings.teacher, self.recipe.base)
+            inputs["teacher"] = self.teacher(base, settings.teacher)
+        run = partial(pretrain, base, start, text, settings, self.recipe.seed, teacher=inputs.get("teacher"))
         if settings.darumeru:
             inputs |= settings.darumeru.files
         texts = sources_of(text, "train") | sources_of(text, "valid")
-        return self.add(name, inputs, settings.model_dump(), run, texts=texts, together=True)
+        return self.add(name, inputs, settings.model_dump(exclude={"teacher"}), run, texts=texts, together=True)
+
+    def teacher(self, base: Path, source: str) -> Path:
+        """The folder of a model that teaches: the base's own, or one that a stage makes once."""
+        if source == self.recipe.base:
+            return base
+        if source not in self.teachers:
+            number = len(self.teachers) + 1
+            self.teachers[source] = self.model(f"teacher-{number}" if number > 1 else "teacher", source)
+        return self.teachers[source]
 
     def tuned(self, name: str, base: Path, settings: Tune) -> Path:
         def run(folder: Path) -> dict[str, Any]:
@@ -325,22 +339,31 @@ def distill(
 
 
 def pretrain(
-    base: Path | None, start: Path, text: Text, settings: PretrainSettings, seed: int, folder: Path
+    base: Path | None,
+    start: Path,
+    text: Text,
+    settings: PretrainSettings,
+    seed: int,
+    folder: Path,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """One stage of pre-training from a model folder; all processes come here.
 
     `base` is a model or tokenizer before the vocabulary changed; it tells which rows are new.
     """
-    ids = np.zeros(0, dtype=np.int64)
+    ids, substitution = np.zeros(0, dtype=np.int64), None
     if base is not None:
         vocabulary = open_tokenizer(start).vocabulary()
         ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), vocabulary).new_ids
         if apart := rows_apart(settings):
             _check_order(ids, vocabulary, apart, start)
+        if settings.substitution:
+            substitution = Substitution(vocabulary, ids, settings.substitution)
     target, source = text.target, text.source
     shares = ((target, 1 - settings.source_share), (source, settings.source_share))
     learned = [
-        TrainingText(partial(read_documents, side.train), share, f"text in {side.language}") for side, share in shares
+        TrainingText(partial(read_documents, side.train), share, f"text in {side.language}", substitution)
+        for side, share in shares
     ]
     held_out = HeldOut(
         _held_out(target.valid, settings),
@@ -351,7 +374,17 @@ def pretrain(
         partial(scores_of, settings=settings.darumeru) if settings.darumeru else None,
     )
     first_new = int(ids[0]) if len(ids) else Checkpoint(start).rows
-    return _with_curve(folder, pretrain_folder(start, first_new, learned, held_out, settings, seed, folder))
+    return _with_curve(folder, pretrain_folder(start, first_new, learned, held_out, settings, seed, folder, teacher))
+
+
+def check_teacher(teacher: str, original: str | Path) -> None:
+    """LeptaError unless a model has the original's tokens, from what is known before any stage has run."""
+    known, own = (open_tokenizer(locate(one, hub_files=TOKENIZER_FILES)).vocabulary() for one in (original, teacher))
+    if (i := first_difference(known, own)) is not None:
+        raise LeptaError(
+            f"pretrain.teacher: {teacher}: id {i} is {own.token(i)!r}, but {known.token(i)!r} in {original}; expected "
+            "the model before its vocabulary changed, or another one with its tokens"
+        )
 
 
 def _held_out(sources: list[str], settings: PretrainSettings) -> list[str]:

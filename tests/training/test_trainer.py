@@ -1,5 +1,6 @@
 """One run of training: checkpoints, what is kept, and what stops it."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -237,3 +238,15 @@ def test_architectures_that_see_across_documents_are_found(name):
         with pytest.raises(LeptaError, match=rf"packing: {name}ForCausalLM sees from one document of a row into the"):
             trainer.check_apart(model, "packing")
     assert model.training
+
+
+@pytest.mark.parametrize(("share", "falls_from"), [(0.3, 7), (1.0, 2)])
+def test_wsd_stays_at_its_peak_and_falls_at_the_end(go, tmp_path, share, falls_from):
+    go(warmup_steps=2, decay_share=share, save_every=10)
+    (state,) = tmp_path.rglob("checkpoint-10/trainer_state.json")
+    history = json.loads(state.read_text())["log_history"]
+    rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert len(rates) == 10 and rates[0] < max(rates)
+    assert rates[2:falls_from] == [max(rates)] * (falls_from - 2)
+    falling = rates[falls_from:]
+    assert falling == sorted(falling, reverse=True) and falling[-1] < 0.3 * max(rates)

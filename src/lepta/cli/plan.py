@@ -20,7 +20,7 @@ View = tuple[Table, list[str]]  # a table, and lines to print below it
 # Rows of the tables: fields of the plan. One that is zero or unknown in all columns is left out.
 AMOUNTS = ("tokens", "swept_tokens", "tokens_under_original", "blocks", "steps", "tokens_per_step")
 WEIGHTS = ("new_rows", "new_head", "old_rows", "old_head", "lora", "body", "trained", "frozen")
-FLOPS = ("forward", "backward", "gradients", "attention", "head", "recomputed", "total")
+FLOPS = ("forward", "backward", "gradients", "attention", "head", "recomputed", "teacher", "total")
 MEMORY = ("frozen", "masters", "gradients", "optimizer", "activations", "loss", "overhead", "total")
 
 

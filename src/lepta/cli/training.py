@@ -1,5 +1,6 @@
 """Commands that train: rows from the original model, text, conversations, and a model's own answers."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,8 @@ COPIES = Flags(
 RATES, MEMORY, MEASURING = "Rates and optimizer", "Batches and memory", "Measuring and checkpoints"
 HEADINGS = {
     **dict.fromkeys(("learning_rate", "old_rows_learning_rate", "body_learning_rate", "sweep_share"), RATES),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "adam_epsilon", "hidden_rate", "head_rate"), RATES),
+    **dict.fromkeys(("warmup_steps", "schedule", "decay_share", "weight_decay", "adam_epsilon"), RATES),
+    **dict.fromkeys(("hidden_rate", "head_rate"), RATES),
     **dict.fromkeys(("batch", "micro_batch", "body_dtype", "gradient_checkpointing", "packing", "max_length"), MEMORY),
     **dict.fromkeys(("save_every", "measure_every", "measure_characters", "keep", "forget_limit"), MEASURING),
     "report_to": MEASURING,
@@ -168,16 +170,13 @@ def pretrain(
         raise LeptaError(
             f"--source-share {settings.source_share:g}: needs --source-text, text of the language the model knows"
         )
-    if original is None and (settings.keeps_old_rows or settings.old_rows_learning_rate is not None):
-        option = f"--trains {settings.trains}" if settings.keeps_old_rows else "--old-rows-learning-rate"
-        raise LeptaError(
-            f"{option}: needs --original, the model before its vocabulary changed: it tells old rows from new"
-        )
-    check_places([str(model), *([original] if original else [])], [output], force)
+    if original is None:
+        _check_original(settings)
+    check_places([str(model), *(one for one in (original, settings.teacher) if one)], [output], force)
     from functools import partial
 
     from lepta.core.reading import read_json
-    from lepta.pipeline import CURVE, sources_of
+    from lepta.pipeline import CURVE, check_teacher, sources_of
     from lepta.pipeline import pretrain as learn
     from lepta.vocabulary.source import TOKENIZER_FILES
 
@@ -186,20 +185,40 @@ def pretrain(
     if original:
         inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
     texts = sources_of(sides, "train") | sources_of(sides, "valid")
-    stage = Stage(
-        output.name,
-        inputs,
-        settings.model_dump() | {"seed": seed},
-        partial(learn, inputs.get("original"), model, sides, settings, seed),
-        {label: sources for label, sources in texts.items() if sources},
-        together=True,
-    )
-    facts = _run(stage, output, force, dry_run, as_json)
+    with ExitStack() as stack:
+        if settings.teacher:
+            check_teacher(settings.teacher, original or settings.teacher)
+            inputs["teacher"] = stack.enter_context(opened(settings.teacher)).folder
+        run = partial(learn, inputs.get("original"), model, sides, settings, seed, teacher=inputs.get("teacher"))
+        stage = Stage(
+            output.name,
+            inputs,
+            settings.model_dump(exclude={"teacher"}) | {"seed": seed},
+            run,
+            {label: sources for label, sources in texts.items() if sources},
+            together=True,
+        )
+        facts = _run(stage, output, force, dry_run, as_json)
     curve = read_json(output / CURVE)["curve"]
     if not as_json:
         print_warnings(facts.pop("warnings", []))
     measured = [entry for entry in curve if "loss" not in entry]
     result({"output": str(output), **facts, "held_out": measured}, as_json)
+
+
+def _check_original(settings: PretrainSettings) -> None:
+    """LeptaError if the settings tell old rows from new and nothing says which those are."""
+    needed = ""
+    if settings.keeps_old_rows:
+        needed = f"--trains {settings.trains}"
+    elif settings.old_rows_learning_rate is not None:
+        needed = "--old-rows-learning-rate"
+    elif settings.substitution:
+        needed = "--substitution"
+    if needed:
+        raise LeptaError(
+            f"{needed}: needs --original, the model before its vocabulary changed: it tells old rows from new"
+        )
 
 
 def _sides(

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from lepta.distillation.alignment import Alignment
 from lepta.distillation.head import collect_states, cross_entropy
 from lepta.distillation.student import Distiller
+from lepta.vocabulary.alignment import Alignment
 
 
 class BestRows:

@@ -19,7 +19,6 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
-from lepta.distillation.alignment import Aligner, Alignment
 from lepta.distillation.best import BestRows, bits_per_byte
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
@@ -39,6 +38,7 @@ from lepta.training.merge import changed_tensors
 from lepta.training.precision import compute_dtype, resolved_body_dtype
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
+from lepta.vocabulary.alignment import Aligner, Alignment
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from lepta.core.progress import progress, track
-from lepta.distillation.alignment import Alignment
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
 from lepta.distillation.student import Distiller
 from lepta.models.loss import LogitRule
+from lepta.vocabulary.alignment import Alignment
 
 RIDGE = 1e-3  # of the mean diagonal
 ROUNDS = 4  # of iterative scaling; a fifth changes held-out text by less than 0.001 bits per byte

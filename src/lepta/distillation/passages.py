@@ -10,7 +10,7 @@ import regex
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
-from lepta.distillation.alignment import Aligner, Alignment
+from lepta.vocabulary.alignment import Aligner, Alignment
 
 POOL = 6  # times the tokens that are wanted: what passages are chosen from
 SHORTEST = 8  # new tokens of a passage that is worth a row in a batch

@@ -20,6 +20,7 @@ from lepta.models.folder import AnyModel, Checkpoint
 from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
 from lepta.models.write import write_model
+from lepta.vocabulary.change import first_difference
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokenizer_json import add_special_tokens, added_tokens_decoder, post_processor_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -303,13 +304,11 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
             f"{instruct.folder}: {instruct.rows} embedding rows, but the vocabulary of the base {base.folder} needs "
             f"{rows_needed(old)}; expected a variant with the base model's own vocabulary"
         )
-    for i in range(max(old.size, own.size)):
-        here, there = _token(own, i), _token(old, i)
-        if here != there and (there is not None or own.kinds[i] != Kind.SPECIAL):
-            raise LeptaError(
-                f"{instruct.folder}: id {i} is {here!r}, but {there!r} in the base {base.folder}; "
-                "expected a variant with the base model's own vocabulary; only special tokens may come on top"
-            )
+    if (i := first_difference(old, own)) is not None:
+        raise LeptaError(
+            f"{instruct.folder}: id {i} is {own.token(i)!r}, but {old.token(i)!r} in the base {base.folder}; "
+            "expected a variant with the base model's own vocabulary; only special tokens may come on top"
+        )
     if instruct.tied and not base.tied:
         raise LeptaError(
             f"{instruct.folder}: ties input and output embeddings, the base {base.folder} does not; "
@@ -323,10 +322,6 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
                 f"{other.folder}: no tensor {unknown[0]}, which {instruct.folder} has with a row for each token; "
                 "expected models of one architecture"
             )
-
-
-def _token(vocabulary: Vocabulary, token_id: int) -> bytes | None:
-    return vocabulary.bytes_of[token_id] if token_id < vocabulary.size else None
 
 
 def count_tokens(vocabulary: Vocabulary, documents: Sequence[str]) -> np.ndarray:

@@ -85,21 +85,59 @@ def linear_cross_entropy(
     bias: torch.Tensor | None = None,
     divisor: torch.Tensor | int | None = None,
     rule: LogitRule | None = None,
+    shares: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of `rule(hidden @ weight.T + bias)`, with gradients computed along with it.
 
     Shapes: hidden (n, d); weight (V, d), or several tensors that are its rows in order, of which those without
     `requires_grad` cost no gradient; labels (n,), -100 where there is nothing to predict. The sum is divided by
-    `divisor`, by default the number of labels that are predicted. A rule with a scale is not for heads with a bias.
+    `divisor`, by default the number of labels that are predicted. `shares` (n,) says how often each label counts. A
+    rule with a scale is not for heads with a bias.
 
     Returns a float32 scalar (float64 for float64 weights), in nats per token.
     """
+    loss, _ = _applied(hidden, weight, labels, bias, divisor, rule, shares)
+    return loss
+
+
+@torch.no_grad()
+def token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    rule: LogitRule | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each label, nats, shape (n,), as `linear_cross_entropy` has it; 0 if nothing is predicted."""
+    _, losses = _applied(hidden, weight, labels, bias, None, rule, None)
+    return losses
+
+
+def _applied(
+    hidden: torch.Tensor,
+    weight: torch.Tensor | Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    bias: torch.Tensor | None,
+    divisor: torch.Tensor | int | None,
+    rule: LogitRule | None,
+    shares: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and that of each label."""
     parts = (weight,) if isinstance(weight, torch.Tensor) else tuple(weight)
     if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
         hidden, bias, parts = hidden.detach(), None if bias is None else bias.detach(), tuple(p.detach() for p in parts)
     rule = rule or LogitRule()
     scaled = hidden if rule.scale == 1.0 else hidden * rule.scale
-    return _LinearCrossEntropy.apply(scaled, labels, bias, divisor, rule.cap, *parts)
+    return _LinearCrossEntropy.apply(scaled, labels, bias, _Sum(divisor, rule.cap, shares), *parts)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """How losses are computed and added up; see `linear_cross_entropy`."""
+
+    divisor: torch.Tensor | int | None
+    cap: float | None
+    shares: torch.Tensor | None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -111,18 +149,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: torch.Tensor,
         labels: torch.Tensor,
         bias: torch.Tensor | None,
-        divisor: torch.Tensor | int | None,
-        cap: float | None,
+        how: _Sum,
         *parts: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
-            return _sum_up(ctx, hidden, labels, bias, divisor, cap, parts, products)
+            loss, losses = _sum_up(ctx, hidden, labels, bias, how, parts, products)
+        ctx.mark_non_differentiable(losses)
+        return loss, losses
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (scale,) = outputs
+        scale = outputs[0]
         of_hidden, of_bias, *of_parts = ctx.gradients
         del ctx.gradients  # autograd takes a gradient that nobody else holds without a copy
         scale = scale * ctx.left
@@ -131,7 +170,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient.copy_(gradient.float().mul_(scale))  # the scale alone may be beyond float16
             elif gradient is not None:
                 gradient.mul_(scale.to(gradient.dtype))
-        return of_hidden, None, of_bias, None, None, *of_parts
+        return of_hidden, None, of_bias, None, *of_parts
 
 
 def _sum_up(
@@ -139,12 +178,15 @@ def _sum_up(
     hidden: torch.Tensor,
     labels: torch.Tensor,
     bias: torch.Tensor | None,
-    divisor: torch.Tensor | int | None,
-    cap: float | None,
+    how: _Sum,
     parts: tuple[torch.Tensor, ...],
     products: torch.dtype,
-) -> torch.Tensor:
-    """Loss and gradients; matrix products in the given dtype, sums of the weight's gradient in the weight's own."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss, that of each label, and gradients.
+
+    Matrix products are in the given dtype, sums of the weight's gradient in the weight's own.
+    """
+    divisor, cap = how.divisor, how.cap
     kept = labels != IGNORED
     states, targets = hidden[kept].to(products), labels[kept]
     head = _Head([part.to(products) for part in parts], None if bias is None else bias.to(products))
@@ -158,7 +200,8 @@ def _sum_up(
     rows = min(max(1, LOGITS_BYTES // (head.size * sums.itemsize)), max(len(states), 1))
     buffer = torch.empty(rows, head.size, dtype=products, device=hidden.device)
     wide = buffer if products == sums else torch.empty_like(buffer, dtype=sums)
-    loss = torch.zeros((), dtype=sums, device=hidden.device)
+    found = torch.zeros(len(states), dtype=sums, device=hidden.device)  # loss of each label that is predicted
+    counts = torch.ones_like(found) if how.shares is None else how.shares[kept].to(sums)
     for start in range(0, len(states), rows):
         part, target = states[start : start + rows], targets[start : start + rows, None]
         logits = head.logits(part, buffer[: len(part)])
@@ -173,7 +216,7 @@ def _sum_up(
         highest = logits.amax(dim=1, keepdim=True)
         exponentials = logits.sub_(highest).exp_()
         total = exponentials.sum(dim=1, keepdim=True)
-        loss += (total.log() + highest - of_target).sum()
+        found[start : start + rows] = (total.log() + highest - of_target)[:, 0]
         if not any(ctx.needs_input_grad):
             continue
         # The gradient of the logits, probabilities less 1 at the target, is `change / total`. Dividing states (n, d)
@@ -183,13 +226,16 @@ def _sum_up(
             change = change.mul_(slope)
         if products != sums:
             change, narrow = buffer[: len(part)].copy_(change.div_(total)), factor
+        narrow = narrow * counts[start : start + rows, None]
         gradients.add(head, slice(start, start + len(part)), part, change, narrow.to(products))
     of_hidden = None
     if gradients.of_states is not None:
         of_hidden = torch.zeros_like(hidden)
         of_hidden[kept] = gradients.of_states.to(hidden.dtype)
     ctx.gradients = of_hidden, gradients.of_bias, *gradients.of_parts
-    return loss * scale
+    losses = torch.zeros(len(labels), dtype=sums, device=hidden.device)
+    losses[kept] = found
+    return (counts * found).sum() * scale, losses
 
 
 class _Head:
@@ -218,10 +264,10 @@ class _Gradients:
     def of(
         cls, needed: Sequence[bool], states: torch.Tensor, parts: Sequence[torch.Tensor], bias: torch.Tensor | None
     ) -> "_Gradients":
-        """What is needed, of hidden, labels, bias, divisor, cap and parts: the arguments of `_LinearCrossEntropy`."""
+        """What is needed, of hidden, labels, bias, how and parts: the arguments of `_LinearCrossEntropy`."""
         return cls(
             torch.empty_like(states) if needed[0] else None,
-            [torch.zeros_like(part) if wanted else None for part, wanted in zip(parts, needed[5:], strict=True)],
+            [torch.zeros_like(part) if wanted else None for part, wanted in zip(parts, needed[4:], strict=True)],
             torch.zeros_like(bias) if bias is not None and needed[2] else None,
         )
 

@@ -17,6 +17,7 @@ GATHERED_LAYERS = 2  # FSDP2: the layer at work and the next one
 CONTEXT = 1.5 * GIB  # of CUDA, cuBLAS and NCCL
 CPU_OVERHEAD = 0.5 * GIB
 FRAGMENTS = 0.05  # of everything else
+OLD_TOKENS = 2.0  # that a teacher reads for each new one; the original of a recipe's languages takes 1.5 to 3
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Flops:
     gradients: int  # of the weights of the body that train
     head: int
     recomputed: int  # gradient checkpointing
+    teacher: int  # what it reads, and the head's second pass for its loss
 
     @property
     def total(self) -> int:
@@ -104,7 +106,7 @@ class Flops:
 
 
 def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeights) -> Flops:
-    """Operations for one token of a stage; `shape` has the new vocabulary."""
+    """Operations for one token of a stage; `shape` has the new vocabulary, and a teacher counts as such a model."""
     body = shape.body + weights.lora
     # Two products of block x width for each token, halved: a token attends only to those before it.
     attention = 2 * shape.layers * settings.block * shape.attention_width
@@ -116,6 +118,7 @@ def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeig
         gradients=2 * (weights.body + weights.lora),
         head=2 * head + 2 * _trained_head(shape, weights),
         recomputed=(2 * body + attention) if settings.gradient_checkpointing else 0,
+        teacher=round(OLD_TOKENS * (2 * shape.body + attention + head) + head) if settings.teacher else 0,
     )
 
 
@@ -172,6 +175,8 @@ def memory(
     if sharding == "FSDP2":
         frozen, masters, gradients, optimizer = (size / processes for size in (frozen, masters, gradients, optimizer))
         loss += compute * (GATHERED_LAYERS * shape.body / shape.layers + shape.embeddings)
+    if settings.teacher:  # every process has it whole
+        frozen += shape.weights * compute
     activations = _activation_bytes(shape, settings, micro_batch(settings, processes), compute)
     rest = frozen + masters + gradients + optimizer + activations + loss
     overhead = CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest

@@ -22,6 +22,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
 from lepta.models.loss import IGNORED
 from lepta.training.settings import PretrainSettings
+from lepta.training.substitution import Substitution
 
 PARAGRAPH = regex.compile(r"[^\n]*\n+|[^\n]+")  # with the line breaks that end it: the pieces join to the document
 CHARACTERS_PER_TOKEN = 4  # about as many as a good vocabulary reaches
@@ -57,13 +58,20 @@ class TokenStore:
 
 
 def write_tokens(
-    documents: Iterable[str], tokenizer: Any, length: int, folder: Path, share: float = 1.0, seed: int = 0
+    documents: Iterable[str],
+    tokenizer: Any,
+    length: int,
+    folder: Path,
+    share: float = 1.0,
+    seed: int = 0,
+    substitution: Substitution | None = None,
 ) -> TokenStore:
     """Tokenise documents to disk, cut into sections of at most `length` tokens that are whole paragraphs.
 
     The tokenizer's end-of-text token closes each document. `share` of the text is kept, drawn at random in parts of
     about a block.
     """
+    spell = substitution.begin(seed) if substitution else None
     if tokenizer.eos_token_id is None:
         raise LeptaError(
             f"{tokenizer.name_or_path}: the tokenizer has no eos_token, which is to close each document; expected one "
@@ -74,7 +82,7 @@ def write_tokens(
     parts = _drawn_parts(documents, length, share, seed)
     with (folder / TOKENS).open("wb") as out, progress("tokens", None) as bar:
         while batch := list(itertools.islice(parts, AT_ONCE)):
-            for section in _sections(tokenizer, batch, length):
+            for section in _sections(tokenizer, batch, length, spell):
                 out.write(np.asarray(section, dtype=np.uint32).tobytes())
                 starts.append(starts[-1] + len(section))
             bar.set(starts[-1])
@@ -110,10 +118,13 @@ def _drawn_parts(documents: Iterable[str], length: int, share: float, seed: int)
                 start, size = end, 0
 
 
-def _sections(tokenizer: Any, parts: Sequence[Part], length: int) -> Iterator[list[int]]:
+def _sections(
+    tokenizer: Any, parts: Sequence[Part], length: int, spell: Callable[..., list[list[int]]] | None
+) -> Iterator[list[int]]:
     """Sections: paragraphs of a part in order, as many as fit; one that fits no section is cut."""
     flat = [paragraph for part in parts for paragraph in part.paragraphs]
-    ids = iter(tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    ids = iter(spell(encoded) if spell else encoded)
     for part in parts:
         tokenised = [next(ids) for _ in part.paragraphs]
         if part.ends_document:
@@ -222,9 +233,13 @@ class Blocks:
             "passes": passes,
         }
 
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+    def sections_of(self, number: int) -> list[np.ndarray]:
+        """Tokens of each section of a block, uint32."""
         text = self.texts[self.text_of[number]]
-        sections = [text.store.section(section) for section in text.sections(int(self.number_of[number]))]
+        return [text.store.section(section) for section in text.sections(int(self.number_of[number]))]
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        sections = self.sections_of(number)
         ids = np.concatenate(sections).astype(np.int64)
         if not self.documents_apart:
             return {"input_ids": ids, "labels": ids}
@@ -267,6 +282,7 @@ class TrainingText:
     documents: Callable[[], Iterable[str]]  # called once to count characters, and again for each draw, mostly one
     share: float  # of all tokens
     name: str = "training text"  # for messages
+    substitution: Substitution | None = None  # of new tokens by their parts
 
 
 def training_blocks(
@@ -293,10 +309,10 @@ def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: i
     """Tokenise as much of a text as a budget of tokens needs."""
     characters = sum(map(len, text.documents()))
     share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
-    store = write_tokens(text.documents(), tokenizer, length, place, share, seed)
+    store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution)
     while not len(store.lengths) and share < 1:  # a draw of few parts out of many may be of none
         share *= REDRAW
-        store = write_tokens(text.documents(), tokenizer, length, place, share, seed)
+        store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution)
     if not len(store.lengths):
         raise LeptaError(f"{text.name}: it holds no token; expected text for {budget:,} (tokens x share of this text)")
     return store

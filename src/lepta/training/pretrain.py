@@ -24,6 +24,7 @@ from lepta.training.merge import prepare_merge, write_trained
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.rate import BODY, resolved_rates
 from lepta.training.settings import PretrainSettings
+from lepta.training.teacher import TaughtBlocks, Teacher, teach
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
 from lepta.vocabulary.loading import load_exact
@@ -58,6 +59,7 @@ class Pretraining:
     work: Path  # checkpoints
     pad_id: int = 0
     source: Checkpoint | None = None  # that the result is to be written from
+    teacher: Teacher | None = None
 
     @property
     def warmup_steps(self) -> int:
@@ -86,10 +88,15 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
     groups = make_trainable(model, settings, run.first_new, run.rate)
     if run.source is not None:
         prepare_merge(model, run.source)
+    blocks = run.blocks
+    if run.teacher:
+        assert isinstance(blocks, Blocks)
+        blocks = TaughtBlocks(blocks, run.teacher.aligner)
+        teach(model, run.teacher)
     return train(
         Run(
             model,
-            run.blocks,
+            blocks,
             groups,
             run.work,
             settings.batch,
@@ -98,6 +105,7 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
             pad_id=run.pad_id,
             micro_batch=settings.micro_batch,
             warmup_steps=warmup_steps,
+            decay_share=settings.decay_share if settings.schedule == "wsd" else None,
             adam_epsilon=settings.adam_epsilon,
             save_every=settings.save_every,
             dtype=compute_dtype(settings.body_dtype, model.config),
@@ -116,6 +124,7 @@ def pretrain_folder(
     settings: PretrainSettings,
     seed: int,
     folder: str | Path,
+    teacher: Path | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Pre-train a model folder on text and write the result; what does not train is copied byte for byte.
 
@@ -132,6 +141,8 @@ def pretrain_folder(
     seed : int
     folder : Path
         Existing folder for the result; checkpoints found in it are resumed from.
+    teacher : Path, optional
+        Model folder whose likelihoods of the text are a second loss.
 
     Returns
     -------
@@ -158,7 +169,8 @@ def pretrain_folder(
         )
         settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    run = Pretraining(settings, blocks, first_new, rates[0], seed, work, pad_id, source)
+    teaches = Teacher.load(teacher, initialised, settings) if teacher else None
+    run = Pretraining(settings, blocks, first_new, rates[0], seed, work, pad_id, source, teaches)
     if len(rates) > 1:
         rate, facts["sweep"] = _sweep(run, blocks, held_out, rates)
         run = replace(run, rate=rate)

@@ -148,6 +148,12 @@ class PretrainSettings(Section):
         description="Steps in which the rate rises to its peak. If it is not given, a run that has no more steps than "
         "the default warms up for a tenth of them",
     )
+    schedule: Literal["cosine", "wsd"] = Field(
+        default="cosine",
+        description="After warming up the rate falls as a cosine, or (wsd: warm-up, stable, decay) stays at its peak "
+        "and falls at the end",
+    )
+    decay_share: float = Field(default=0.2, gt=0, le=1, description="Share of the steps in which wsd lets it fall")
     weight_decay: float = Field(
         default=0.0,
         ge=0,
@@ -164,6 +170,18 @@ class PretrainSettings(Section):
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     source_share: float = Field(default=0.0, ge=0, lt=1, description="Share of tokens in the source language")
+    substitution: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Spell new tokens by their two parts so often, where a part is new and rarer than they are",
+    )
+    teacher: str | None = Field(
+        default=None,
+        description="Model with the original vocabulary, mostly the original itself, whose likelihoods of the same "
+        "text are a second loss: HF folder, GGUF file, package:NAME/FILE or hub id",
+    )
+    teacher_weight: float = Field(default=1.0, gt=0, description="How much that loss counts beside the usual one")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
     measure_every: int = Field(default=100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(default=4000, ge=100, description="Characters of held-out text for those")

@@ -69,7 +69,8 @@ class Run:
     description: str = "training"  # for the progress bar
     pad_id: int = 0
     micro_batch: int | None = None  # examples that one process holds at once; None: its whole share of a step
-    warmup_steps: int = 0  # then the rate falls as a cosine
+    warmup_steps: int = 0
+    decay_share: float | None = None  # of the steps, the last ones, in which the rate falls; None: a cosine all along
     adam_epsilon: float = 1e-8
     save_every: int = 0  # steps between checkpoints; 0: none
     dtype: torch.dtype = torch.float32  # of the body's matrix products
@@ -98,18 +99,17 @@ def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.
 
     Padding is not predicted, and under causal attention nothing before it sees it, so no attention mask is needed.
     """
-    width = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name: str, fill: Callable[[int], np.ndarray]) -> torch.Tensor:
+    fills = {"input_ids": pad_id, "labels": IGNORED, "old_ids": 0, "chunks": -1, "old_chunks": -1}
+    batch = {}
+    for name in examples[0]:
         rows = [np.asarray(example[name], dtype=np.int64) for example in examples]
-        return torch.from_numpy(np.stack([np.concatenate([row, fill(width - len(row))]) for row in rows]))
-
-    batch = {
-        "input_ids": padded("input_ids", lambda length: np.full(length, pad_id)),
-        "labels": padded("labels", lambda length: np.full(length, IGNORED)),
-    }
-    if "position_ids" in examples[0]:
-        batch["position_ids"] = padded("position_ids", np.arange)  # from 0 again: padding is a document of its own
+        width = max(map(len, rows))
+        padded = []
+        for row in rows:
+            # Positions count from 0 again: padding is a document of its own.
+            padding = np.arange(width - len(row)) if name not in fills else np.full(width - len(row), fills[name])
+            padded.append(np.concatenate([row, padding]))
+        batch[name] = torch.from_numpy(np.stack(padded))
     return batch
 
 
@@ -294,13 +294,20 @@ def _arguments(run: Run) -> TrainingArguments:
             f"report_to: {missing[0]} is not installed here; installed are {', '.join(trackers) or 'none'}"
         )
     micro_batch, accumulation = split_batch(run.batch, run.micro_batch, processes().num_processes)
+    schedule: dict[str, Any] = {"lr_scheduler_type": "cosine"}
+    if run.decay_share is not None:
+        steps = math.ceil(len(run.examples) / run.batch)
+        decay = min(max(1, round(steps * run.decay_share)), steps - run.warmup_steps)
+        # 1 - sqrt ends lower than a straight line or a cosine (arXiv 2405.18392).
+        kinds = {"num_decay_steps": decay, "decay_type": "1-sqrt"}
+        schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": kinds}
     return TrainingArguments(
         output_dir=str(run.work),
         num_train_epochs=1,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=accumulation,
         learning_rate=run.groups[0]["lr"],
-        lr_scheduler_type="cosine",
+        **schedule,
         warmup_steps=run.warmup_steps,
         max_grad_norm=1.0,
         train_sampling_strategy="sequential",

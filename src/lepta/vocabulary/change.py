@@ -56,6 +56,15 @@ class VocabularyChange:
         return dict(zip(self.old_id_of[new_ids].tolist(), new_ids.tolist(), strict=True))
 
 
+def first_difference(base: Vocabulary, own: Vocabulary) -> int | None:
+    """The first id that is another token in a vocabulary than in its base; special tokens may come on top."""
+    for i in range(max(base.size, own.size)):
+        here, there = own.token(i), base.token(i)
+        if here != there and (there is not None or own.kinds[i] != Kind.SPECIAL):
+            return i
+    return None
+
+
 def _same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
     """Old id of each new id, -1 for new tokens and holes."""
     same = np.full(new.size, -1, dtype=np.int64)

@@ -88,6 +88,10 @@ class Vocabulary(ABC):
         """Bytes of an id that is no hole."""
         return self.bytes_of[token_id] or b""
 
+    def token(self, token_id: int) -> bytes | None:
+        """Bytes of any id; None for holes, and beyond the last id."""
+        return self.bytes_of[token_id] if token_id < self.size else None
+
     def ids_of(self, *kinds: Kind) -> list[int]:
         """All ids of some kinds, ascending."""
         ids: list[int] = np.flatnonzero(np.isin(self.kinds, kinds)).tolist()

@@ -5,12 +5,15 @@ same text. So hidden states may be compared there, and likelihoods of what lies 
 Ends inside a character do not count: no text is known there that could be written down.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lepta.vocabulary.tokens import Vocabulary
+from lepta.vocabulary.tokens import Kind, Vocabulary
+
+NONE = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,10 @@ class Aligner:
     ----------
     old, new : Vocabulary
     old_start, new_start : int
-        Ids of the tokens that start a text.
+        Ids of the tokens that start a text; for `align`.
     """
 
-    def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int, new_start: int) -> None:
+    def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
         self._sides = ((old, old_start), (new, new_start))
         self._lengths = [_byte_lengths(vocabulary) for vocabulary, _ in self._sides]
 
@@ -57,18 +60,43 @@ class Aligner:
         written = [_written(side[0], ids) for side, ids in zip(self._sides, (old_ids, new_ids), strict=True)]
         if written[0] != written[1] or not written[0].endswith(passage.encode()):
             return None
-        old_bytes = np.cumsum(self._lengths[0][old_ids])
-        new_bytes = np.cumsum(self._lengths[1][new_ids])
-        common = np.intersect1d(old_bytes, new_bytes)
-        common = common[_between_characters(written[0], common)]
+        old_ends, new_ends = self._common_ends(written[0], old_ids, new_ids)
         old_start, new_start = (start for _, start in self._sides)
         return Alignment(
             np.asarray([old_start, *old_ids], dtype=np.int64),
             np.asarray([new_start, *new_ids], dtype=np.int64),
-            np.concatenate([[0], 1 + np.searchsorted(old_bytes, common)]),
-            np.concatenate([[0], 1 + np.searchsorted(new_bytes, common)]),
+            np.concatenate([[0], 1 + old_ends]),
+            np.concatenate([[0], 1 + new_ends]),
             len(passage.encode()),
         )
+
+    def _common_ends(
+        self, text: bytes, old_ids: Sequence[int], new_ids: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in both of tokens that end at the same byte of what both write."""
+        old_bytes, new_bytes = np.cumsum(self._lengths[0][old_ids]), np.cumsum(self._lengths[1][new_ids])
+        common = np.intersect1d(old_bytes, new_bytes)
+        common = common[_between_characters(text, common)]
+        return np.searchsorted(old_bytes, common), np.searchsorted(new_bytes, common)
+
+    def align_ids(self, new_ids: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Old ids of what new ids write, and positions in both of tokens that end at the same byte.
+
+        No start of text is added. A special token that only the new vocabulary has is left out of the old ids.
+        """
+        (old, _), (new, _) = self._sides
+        specials = old.ids_by_bytes(Kind.SPECIAL)
+        old_ids: list[int] = []
+        for special, run in itertools.groupby(new_ids, lambda i: bool(new.kinds[i] == Kind.SPECIAL)):
+            ids = list(run)
+            if special:
+                old_ids += [specials[new.data(i)] for i in ids if new.data(i) in specials]
+            else:
+                old_ids += _encoded(old, _written(new, ids))
+        text = _written(new, new_ids)
+        if _written(old, old_ids) != text:
+            return old_ids, NONE, NONE
+        return old_ids, *self._common_ends(text, old_ids, new_ids)
 
 
 def _byte_lengths(vocabulary: Vocabulary) -> np.ndarray:
@@ -77,6 +105,20 @@ def _byte_lengths(vocabulary: Vocabulary) -> np.ndarray:
 
 def _written(vocabulary: Vocabulary, ids: Sequence[int]) -> bytes:
     return b"".join(map(vocabulary.data, ids))
+
+
+def _encoded(vocabulary: Vocabulary, data: bytes) -> list[int]:
+    """Ids that write some bytes, as the tokenizer writes text where it can.
+
+    It may put a space before a text, so one that begins with a space is tried without; what is no whole text (cut
+    inside a character) is split as the bytes of a token are.
+    """
+    text = data.decode(errors="replace")
+    for part in (text, text.removeprefix(" ")):
+        ids = vocabulary.encode([part])[0]
+        if _written(vocabulary, ids) == data:
+            return ids
+    return vocabulary.split([data])[0]
 
 
 def _between_characters(text: bytes, ends: np.ndarray) -> np.ndarray:

@@ -1,0 +1,96 @@
+r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher; three seeds each.
+
+    python benchmarks/schedules.py --original MODEL --model INITIALISED --text train.jsonl.gz --valid valid.jsonl \
+        --tokens 30000 --seeds 3 --output runs/schedules
+
+Arms take turns, one seed after the other; a run that is done is not made again. Prints a table in Markdown: bits per
+byte of held-out text along the run, its end relative to the default of the same seed, seconds.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from lepta.pipeline import pretrain
+from lepta.text.settings import Language, Text
+from lepta.training.settings import PretrainSettings
+
+BITS = "target_bits_per_byte"
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("original", "model", "text", "valid", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trains", default="new-rows")
+    parser.add_argument("--characters", type=int, default=20_000, help="of held-out text")
+    parser.add_argument("--measurements", type=int, default=3, help="along a run")
+    parser.add_argument("--arms", nargs="*", help="default: all")
+    return parser.parse_args()
+
+
+def arms(original: str) -> dict[str, dict[str, Any]]:
+    """What each arm has beside the defaults."""
+    return {
+        "default": {},
+        "wsd": {"schedule": "wsd"},
+        "substitution 0.25": {"substitution": 0.25},
+        "teacher 1": {"teacher": original},
+        "teacher 0.3": {"teacher": original, "teacher_weight": 0.3},
+    }
+
+
+def trained(options: argparse.Namespace, values: dict[str, Any], seed: int, file: Path) -> dict[str, Any]:
+    """Bits per byte along a run, and its seconds; the model is not kept."""
+    if file.is_file():
+        return dict(json.loads(file.read_text()))
+    steps = options.tokens // 512
+    common = {"tokens": options.tokens, "trains": options.trains, "block": 256, "batch": 2, "keep": "last"}
+    measuring = {"measure_every": max(1, steps // options.measurements), "measure_characters": options.characters}
+    settings = PretrainSettings.model_validate(common | measuring | values)
+    text = Text.model_construct(
+        target=Language.model_construct(language="target", train=[options.text], valid=[options.valid]),
+        source=Language.model_construct(language="source", train=[], valid=[]),
+    )
+    folder = file.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = Path(settings.teacher) if settings.teacher else None
+    started = time.monotonic()
+    pretrain(Path(options.original), Path(options.model), text, settings, seed, folder, teacher)
+    curve = json.loads((folder / "training_curve.json").read_text())["curve"]
+    shutil.rmtree(folder)
+    measured = [(entry["tokens"], entry[BITS]) for entry in curve if BITS in entry]
+    found = {"curve": measured, "seconds": time.monotonic() - started}
+    file.write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    """Train all arms, then print the table."""
+    options = arguments()
+    output = Path(options.output)
+    chosen = {name: values for name, values in arms(options.original).items() if name in (options.arms or [name])}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    for seed in range(1, options.seeds + 1):
+        for name, values in chosen.items():
+            runs[name].append(trained(options, values, seed, output / f"{name.replace(' ', '-')}-{seed}.json"))
+    places = [tokens for tokens, _ in runs[next(iter(runs))][0]["curve"]]
+    print("| arm | " + " | ".join(f"{tokens:,}" for tokens in places) + " | against the default | seconds |")
+    print("|---|" + "---|" * (len(places) + 2))
+    for name, of_arm in runs.items():
+        along = zip(*([bits for _, bits in run["curve"]] for run in of_arm), strict=True)
+        means = " | ".join(f"{statistics.mean(values):.4f}" for values in along)
+        pairs = zip(of_arm, runs.get("default", of_arm), strict=True)
+        changes = ", ".join(f"{one['curve'][-1][1] - other['curve'][-1][1]:+.4f}" for one, other in pairs)
+        print(f"| {name} | {means} | {changes} | {statistics.mean(run['seconds'] for run in of_arm):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A second loss from the original model, which reads the same text in its old tokens.
+
+Where tokens of both vocabularies end at the same byte, both models have given the text since the last such place a
+likelihood. The loss compares the two (ALM, arXiv 2503.20083): p = likelihood ^ (1 / 100) as the chance of one of two
+outcomes, and the Kullback-Leibler divergence of the teacher's from the student's, times 100.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.modeling_outputs import CausalLMOutput
+
+from lepta.core.errors import LeptaError
+from lepta.models.language_model import language_model
+from lepta.models.load import load_model
+from lepta.models.loss import IGNORED, linear_cross_entropy, logit_rule, patch_chunked_loss, token_losses
+from lepta.models.precision import config_of
+from lepta.models.split import parts_of
+from lepta.training.blocks import Blocks
+from lepta.training.precision import compute_dtype
+from lepta.training.settings import PretrainSettings
+from lepta.vocabulary.alignment import Aligner
+from lepta.vocabulary.source import open_tokenizer
+
+TEMPERATURE = 100.0
+LEAST = 1e-6  # of a chance, and of its opposite
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model, and how its tokens lie beside those of the student."""
+
+    model: Any
+    aligner: Aligner
+    weight: float  # of its loss beside the usual one
+
+    @classmethod
+    def load(cls, folder: Path, student: Path, settings: PretrainSettings) -> "Teacher":
+        """Load a model folder in the precision that the student's body is trained in."""
+        dtype = compute_dtype(settings.body_dtype, config_of(student))
+        model = load_model(folder, dtype, four_bits=settings.body_dtype == "4bit").requires_grad_(False)
+        old, new = (open_tokenizer(one).vocabulary() for one in (folder, student))
+        return cls(model, Aligner(old, new), settings.teacher_weight)
+
+
+class TaughtBlocks:
+    """Blocks with what the teacher reads: `old_ids`, and which piece of text each token of either belongs to.
+
+    Pieces (`chunks`, `old_chunks`) are numbered within a block; -1 is what both cannot be compared on.
+    """
+
+    def __init__(self, blocks: Blocks, aligner: Aligner) -> None:
+        self.blocks, self.aligner = blocks, aligner
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each block, in the new vocabulary."""
+        return self.blocks.sizes
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        taught: dict[str, list[np.ndarray]] = {"old_ids": [], "chunks": [], "old_chunks": [], "old_position_ids": []}
+        pieces = 0
+        for place, section in enumerate(self.blocks.sections_of(number)):
+            old_ids, old_ends, new_ends = self.aligner.align_ids(section.tolist())
+            # The first token of what nothing stands before is not predicted, so neither is its piece.
+            first = 1 if place == 0 or self.blocks.documents_apart else 0
+            taught["old_ids"].append(np.asarray(old_ids, dtype=np.int64))
+            taught["chunks"].append(_chunks(new_ends, len(section), first, pieces))
+            taught["old_chunks"].append(_chunks(old_ends, len(old_ids), first, pieces))
+            taught["old_position_ids"].append(np.arange(len(old_ids)))
+            pieces += len(new_ends)
+        example = self.blocks[number] | {name: np.concatenate(parts) for name, parts in taught.items()}
+        if not self.blocks.documents_apart:
+            del example["old_position_ids"]
+        return example
+
+
+def _chunks(ends: np.ndarray, length: int, first: int, offset: int) -> np.ndarray:
+    """Which piece each of some tokens belongs to, by where pieces end; pieces before `first` do not count."""
+    piece = np.searchsorted(ends, np.arange(length))
+    return np.where((piece >= first) & (piece < len(ends)), piece + offset, -1)
+
+
+def teach(model: Any, teacher: Teacher) -> None:
+    """Have a model that is called with examples of `TaughtBlocks` add the teacher's loss to its own, in place.
+
+    LeptaError if the logits of either are no `LogitRule` of its head.
+    """
+    patch_chunked_loss(model)
+    rule, rule_of_teacher = logit_rule(model), logit_rule(teacher.model)
+    for one, found in ((model, rule), (teacher.model, rule_of_teacher)):
+        if found is None:
+            raise LeptaError(
+                f"pretrain.teacher: {type(one).__name__} does more with its head than multiply, scale and cap, so "
+                "likelihoods cannot be compared; train without a teacher"
+            )
+    plain = model.forward
+
+    def forward(*args: Any, old_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
+        if old_ids is None:
+            return plain(*args, **inputs)
+        chunks, old_chunks = inputs.pop("chunks")[:, 1:], inputs.pop("old_chunks")[:, 1:]
+        labels, divisor = inputs.pop("labels")[:, 1:].flatten(), inputs.pop("num_items_in_batch", None)
+        old_inputs = {"input_ids": old_ids, "position_ids": inputs.pop("old_position_ids", None)}
+        with torch.no_grad():
+            of_teacher = token_losses(
+                *_predictions(teacher.model, old_inputs, old_ids[:, 1:].flatten()), rule_of_teacher
+            )
+        predictions = _predictions(model, inputs, labels)
+        losses = token_losses(*predictions, rule)
+        divergence, shares = compared(losses, of_teacher, chunks, old_chunks)
+        # Gradients by the chain rule: in a piece all tokens have the same, so it is a share of their cross-entropy.
+        loss = linear_cross_entropy(*predictions, divisor, rule, 1 + teacher.weight * shares)
+        divisor = (labels != IGNORED).sum() if divisor is None else divisor
+        value = (losses.sum() + teacher.weight * divergence) / divisor
+        return CausalLMOutput(loss=loss + (value - loss).detach())
+
+    model.forward = forward
+
+
+def _predictions(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[Any, ...]:
+    """Last hidden states, head, labels and bias, as `linear_cross_entropy` takes them."""
+    states = language_model(model)(use_cache=False, **inputs).last_hidden_state[:, :-1]
+    head = model.get_output_embeddings()
+    return states.flatten(0, 1), parts_of(head), labels, head.bias
+
+
+def compared(
+    losses: torch.Tensor, of_teacher: torch.Tensor, chunks: torch.Tensor, old_chunks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divergence of the likelihoods of all pieces, and its derivative by the loss of each token of the student.
+
+    Losses are in nats, flat; chunks have the shapes (B, N) and (B, N_old).
+    """
+    number = 1 + int(max(chunks.max(), old_chunks.max()))
+    found, expected = (
+        -_sums(of_tokens, _places(numbers, number), len(chunks) * number) / TEMPERATURE
+        for of_tokens, numbers in ((losses, chunks), (of_teacher, old_chunks))
+    )
+    # expm1: most pieces are likely, so their p is nearly 1.
+    p, t = found.exp().clamp(min=LEAST), expected.exp().clamp(min=LEAST)
+    q, u = ((-torch.expm1(power)).clamp(min=LEAST) for power in (found, expected))
+    divergence = t * (t / p).log() + u * (u / q).log()
+    slopes = torch.cat([(q - u) / q, losses.new_zeros(1)])  # by the loss of a piece; nothing for what is in none
+    return TEMPERATURE * divergence.sum(), slopes[_places(chunks, number)]
+
+
+def _places(chunks: torch.Tensor, number: int) -> torch.Tensor:
+    """Numbers of pieces over all rows, flat; -1 stays."""
+    rows = torch.arange(len(chunks), device=chunks.device)[:, None] * number
+    return torch.where(chunks < 0, -1, rows + chunks).flatten()
+
+
+def _sums(losses: torch.Tensor, places: torch.Tensor, number: int) -> torch.Tensor:
+    kept = places >= 0
+    return losses.new_zeros(number).index_add(0, places[kept], losses[kept])
