@@ -124,7 +124,7 @@ def teach(model: Any, teacher: Teacher) -> None:
     model.forward = forward
 
 
-def _predictions(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[Any, ...]:
+def _predictions(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[Any, Any, Any, Any]:
     """Last hidden states, head, labels and bias, as `linear_cross_entropy` takes them."""
     states = language_model(model)(use_cache=False, **inputs).last_hidden_state[:, :-1]
     head = model.get_output_embeddings()
