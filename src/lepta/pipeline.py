@@ -41,7 +41,7 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings, rows_apart
 from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
-from lepta.vocabulary.build import build_vocabulary, choose_size, save_vocabulary
+from lepta.vocabulary.build import build, choose_size, save_vocabulary
 from lepta.vocabulary.change import VocabularyChange, first_difference
 from lepta.vocabulary.source import TOKENIZER_FILES, has_chat_template, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
@@ -177,12 +177,14 @@ class _Layout:
                 built, points, _ = choose_size(original, settings.corpus, settings.script, count_weights(base))
                 write_json(folder / "size_curve.json", [vars(point) for point in points])
             else:
-                options = settings.model_dump(exclude={"corpus", "pad_to"})
-                built = build_vocabulary(original, settings.corpus, **options)
+                built = build(original, settings)
             return save_vocabulary(built, original, settings.scenario, folder)
 
-        key = settings.model_dump(exclude={"corpus", "pad_to"})
-        return self.add("vocabulary", {"base": base}, key, run, texts={"corpus": settings.corpus})
+        key = settings.model_dump(exclude={"corpus", "keep_text", "pad_to"})
+        texts = {"corpus": settings.corpus, "keep_text": settings.keep_text}
+        return self.add(
+            "vocabulary", {"base": base}, key, run, texts={name: text for name, text in texts.items() if text}
+        )
 
     def initialised(self, base: Path, vocabulary: Path) -> Path:
         pad_to = self.recipe.vocabulary.pad_to

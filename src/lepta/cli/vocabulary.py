@@ -9,52 +9,23 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
-from lepta.core.errors import LeptaError
+from lepta.cli.options import Flags, takes_settings
 from lepta.core.tables import number_table
-from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
+from lepta.vocabulary.settings import VocabularySettings
 
 vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
 
 
 @vocab.command("build")
+@takes_settings
 def vocab_build(
     tokenizer: TokenizerPath,
-    corpus: Annotated[
-        list[str], typer.Option(help="Text file, folder, starter:ru/train or wordfreq:LANGUAGE; repeat.")
-    ],
     output: Output,
-    scenario: Annotated[
-        Scenario,
-        typer.Option(
-            help="extended: keep the vocabulary, add tokens. optimized: keep its most useful part, add tokens. "
-            "bpe, unigram: a new vocabulary."
-        ),
-    ] = "extended",
-    add: Annotated[int | None, typer.Option(min=1, help="Number of new tokens.")] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Size of the whole new vocabulary, instead of --add; auto (extended): as many new tokens as make text "
-            "cheapest for the model, with the curve."
-        ),
-    ] = None,
+    settings: Annotated[VocabularySettings, Flags(without=frozenset({"pad_to"}))],
     model: Annotated[
         str | None,
         typer.Option(help="--size auto: the model that pays for a larger head (default: that of --tokenizer)."),
     ] = None,
-    keep: Annotated[
-        int | None, typer.Option(min=1, help="optimized: tokens to keep, special ones not counted (default: half).")
-    ] = None,
-    keep_by: Annotated[
-        KeepBy, typer.Option(help="optimized: keep the tokens most used in the corpus, or those of lowest rank.")
-    ] = "frequency",
-    script: Annotated[
-        str,
-        typer.Option(
-            help="Unicode script of tokens added to old ones, such as Cyrillic (default: the one other than Latin that "
-            "most letters of the corpus are in, if a tenth of them are; else Latin)."
-        ),
-    ] = "auto",
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,33 +36,21 @@ def vocab_build(
     from lepta.core.output import publishing
     from lepta.stages import write_manifest
     from lepta.text.locate import locate
-    from lepta.vocabulary.build import build_vocabulary, save_vocabulary
+    from lepta.vocabulary.build import build, save_vocabulary
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    number = size if size == "auto" else _number(size)
-    if reason := misfit(scenario, add, number, keep):
-        raise LeptaError(f"lepta vocab build: {reason}")
     original = open_tokenizer(tokenizer)
     with publishing(output, force) as folder:
-        if size == "auto":
-            built, facts = _cheapest_size(original, corpus, script, model or tokenizer, as_json)
+        if settings.size == "auto":
+            built, facts = _cheapest_size(original, settings.corpus, settings.script, model or tokenizer, as_json)
         else:
-            built = build_vocabulary(
-                original, corpus, scenario, add=add, size=_number(size), keep=keep, keep_by=keep_by, script=script
-            )
-            facts = {}
-        facts |= save_vocabulary(built, original, scenario, folder)
-        settings = {"scenario": scenario, "add": add, "size": size, "keep": keep, "keep_by": keep_by, "script": script}
+            built, facts = build(original, settings), {}
+        facts |= save_vocabulary(built, original, settings.scenario, folder)
         inputs = {"tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
-        sources = {"tokenizer": tokenizer, "corpus": corpus, "model": model}
-        write_manifest("vocab build", folder, inputs, settings, facts, sources, {"corpus": corpus})
+        key = settings.model_dump(exclude={"corpus", "keep_text", "pad_to"})
+        sources = {"tokenizer": tokenizer, "model": model, **settings.texts}
+        write_manifest("vocab build", folder, inputs, key, facts, sources, settings.texts)
     result({"output": str(output), **facts}, as_json)
-
-
-def _number(size: str | None) -> int | None:
-    if size is not None and not (size.isdigit() and int(size)):
-        raise LeptaError(f"--size {size}: expected a number of tokens, or auto")
-    return int(size) if size else None
 
 
 def _cheapest_size(

@@ -28,6 +28,8 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
     """Size of the vocabulary of a recipe: of the one it made already, or as it asks for it."""
     settings = recipe.vocabulary
     first_new = 0
+    if settings.scenario == "replaced":
+        return NewVocabulary(before.tokens, before.tokens - (settings.add or 0), "that of the original, kept")
     if settings.scenario == "extended":
         first_new = before.tokens
     elif settings.scenario == "optimized":
@@ -52,7 +54,7 @@ def _made_size(recipe: Recipe) -> int | None:
         return None
     content = read_json(manifest)
     made_with = content.get("key", {}).get("settings", {})
-    for name, value in recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"}).items():
+    for name, value in recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "keep_text", "pad_to"}).items():
         if made_with.get(name) != value:
             return None
     return content.get("facts", {}).get("new_size")

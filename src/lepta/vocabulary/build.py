@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
+
+import numpy as np
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
+from lepta.core.settings import validated
 from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, Weights, cheapest, curve
@@ -14,11 +17,14 @@ from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
-from lepta.vocabulary.scenarios import KeepBy, Scenario, misfit
+from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
+from lepta.vocabulary.scenarios import KeepBy, Scenario
+from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
 from lepta.vocabulary.start import alphabet, kept_tokens, merge_parts, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.unchanged import changes
 from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
 # A word list stands for this many times the running text beside it: it has the breadth that a small corpus lacks, the
@@ -53,6 +59,8 @@ def build_vocabulary(
     keep: int | None = None,
     keep_by: KeepBy = "frequency",
     script: str = "auto",
+    keep_text: Sequence[str] = (),
+    most_changed: float = 0.01,
 ) -> TokenizerSource:
     """Build the tokenizer of a scenario.
 
@@ -62,17 +70,23 @@ def build_vocabulary(
         The original tokenizer, or what `open_tokenizer` takes.
     corpus : sequence of str
         Text sources of the target language; for `optimized` and full replacement, of all languages to serve.
-    scenario : {"extended", "optimized", "bpe", "unigram"}
-        `extended` keeps the original vocabulary and adds to it; `optimized` keeps its most useful part and adds to
-        that; `bpe` and `unigram` replace it.
+    scenario : {"extended", "replaced", "optimized", "bpe", "unigram"}
+        `extended` keeps the original vocabulary and adds to it; `replaced` gives the ids of its least useful tokens to
+        new ones; `optimized` keeps its most useful part and adds to that; `bpe` and `unigram` replace it whole.
     add, size : int
-        Number of new tokens, or size of the whole new vocabulary; one of them. `unigram` takes a size.
+        Number of new tokens, or size of the whole new vocabulary; one of them. `replaced` takes a number, `unigram` a
+        size.
     keep : int, optional
         Tokens that `optimized` keeps; by default half.
     keep_by : {"frequency", "rank"}
         Which ones; see `kept_tokens`.
     script : str
         Unicode script of tokens added to old ones, or `auto`; see `dominant_script`.
+    keep_text : sequence of str
+        `replaced`: text sources of all languages that shall stay. Without them only tokens of scripts other than Latin
+        and the target one give up their ids.
+    most_changed : float
+        `replaced`: share of the documents of `keep_text` whose ids may change outside the words of the target script.
 
     Returns
     -------
@@ -82,33 +96,78 @@ def build_vocabulary(
     Raises
     ------
     LeptaError
-        If scenario and numbers do not fit together, or the corpus does not hold that many tokens.
+        If scenario and numbers do not fit together, the corpus does not hold that many tokens, or too many documents of
+        `keep_text` change.
     """
-    if scenario not in get_args(Scenario):
-        raise LeptaError(f"scenario {scenario!r}: unknown; known are {', '.join(get_args(Scenario))}")
-    if reason := misfit(scenario, add, size, keep):
-        raise LeptaError(f"vocabulary: {reason}")
-    source = open_tokenizer(source)
-    vocabulary = source.vocabulary()
+    given = {
+        "corpus": list(corpus),
+        "scenario": scenario,
+        "add": add,
+        "size": size,
+        "keep": keep,
+        "keep_by": keep_by,
+        "script": script,
+        "keep_text": list(keep_text),
+        "most_changed": most_changed,
+    }
+    return build(open_tokenizer(source), validated(VocabularySettings, given, "vocabulary"))
+
+
+def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSource:
+    """As `build_vocabulary`, of settings whose size is a number."""
+    vocabulary, scenario, corpus = source.vocabulary(), settings.scenario, settings.corpus
+    size = settings.size if isinstance(settings.size, int) else None
     if scenario == "unigram":
         assert size is not None
         table = count_corpus(unigram.word_rules(vocabulary), corpus)
         return _with_spec(source, unigram.train_unigram(vocabulary, table.words, weigh(table), size))
     _needs_merges(vocabulary, source, scenario)
     if size is not None:  # said before the corpus is counted, which can take hours
-        _refuse_small(size, _least_start(vocabulary, scenario, keep))
+        _refuse_small(size, _least_start(vocabulary, scenario, settings.keep))
     table = count_corpus(vocabulary.word_rules(), corpus)
+    if scenario == "replaced":
+        return _replaced(source, vocabulary, table, settings)
     start = vocabulary
     if scenario == "bpe":
         start = read_vocabulary(alphabet(vocabulary, table.words, weigh(table)), source.origin)
     elif scenario == "optimized":
-        start = read_vocabulary(kept_tokens(vocabulary, table.words, weigh(table), keep, keep_by), source.origin)
+        kept = kept_tokens(vocabulary, table.words, weigh(table), settings.keep, settings.keep_by)
+        start = read_vocabulary(kept, source.origin)
     if size is not None:
         _refuse_small(size, start.size)
-    number = add if add is not None else (size or 0) - start.size
+    number = settings.add if settings.add is not None else (size or 0) - start.size
     if scenario == "bpe":
         return _with_spec(source, extend(start, table.words, weigh(table), number))
-    return _extended(source, start, table, script, number)
+    return _extended(source, start, table, settings.script, number)
+
+
+def _replaced(
+    source: TokenizerSource, vocabulary: Vocabulary, table: WordTable, settings: VocabularySettings
+) -> TokenizerSource:
+    """The tokenizer with new tokens at the ids of its least useful ones; LeptaError if too much text changes."""
+    assert settings.add is not None
+    script = _script_of(table, settings.script)
+    use = Use(table.words, weigh(table), script)
+    if settings.keep_text:
+        kept = count_corpus(vocabulary.word_rules(), settings.keep_text)
+        use = Use([*table.words, *kept.words], np.concatenate([weigh(table), weigh(kept)]), None)
+    start = read_vocabulary(without_least_useful(vocabulary, settings.add, use), source.origin)
+    extended = _extended(source, start, table, script, settings.add)
+    built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec), script)
+    facts: dict[str, Any] = {"most_changed": settings.most_changed}
+    if texts := [text for text in settings.keep_text if not is_word_list(text)]:
+        facts["kept_text"] = changes(vocabulary, built.vocabulary(), texts)
+        if facts["kept_text"]["share"] > settings.most_changed:
+            raise LeptaError(_too_much_changes(facts["kept_text"], settings.most_changed))
+    return replace(built, facts=built.facts | facts)
+
+
+def _too_much_changes(found: dict[str, Any], limit: float) -> str:
+    return (
+        f"keep_text: {found['changed']:,} of {found['documents']:,} documents ({found['share']:.2%}) use tokens that "
+        f"would give up their ids, first {found['first'][0]}; expected at most {limit:.2%} (most_changed). Ask for "
+        "fewer new tokens, or allow more"
+    )
 
 
 def _least_start(vocabulary: Vocabulary, scenario: Scenario, keep: int | None) -> int:
@@ -179,7 +238,7 @@ def _script_of(table: WordTable, script: str) -> str:
 
 def _with_spec(source: TokenizerSource, spec: Spec, script: str | None = None) -> TokenizerSource:
     config = config_with_ids(source.config, spec)
-    return replace(source, spec=spec, config=config, script=script, id_map=None)
+    return replace(source, spec=spec, config=config, facts={"script": script} if script else {}, id_map=None)
 
 
 def save_vocabulary(
@@ -187,13 +246,13 @@ def save_vocabulary(
 ) -> dict[str, Any]:
     """Write a new tokenizer with the map from old ids to new ones (`id_map.json`); facts for the manifest.
 
-    `kept` counts the old tokens that the new vocabulary has; `script` is there where tokens of one script were added.
+    `kept` counts the old tokens that the new vocabulary has; beside it is what building found (`built.facts`).
     """
     old, new = vocabulary_of(original), built.vocabulary()
     # From new to old: of two old tokens that are one now, both have a new id.
     new_id_of = VocabularyChange.between(new, old).old_id_of
     id_map = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
-    replace(built, id_map={"scenario": scenario, "ids": id_map}).save(Path(folder))
+    limit = {name: value for name, value in built.facts.items() if name == "most_changed"}
+    replace(built, id_map={"scenario": scenario, **limit, "ids": id_map}).save(Path(folder))
     kept = sum(new_id is not None for new_id in id_map)
-    facts = {"old_size": old.size, "new_size": new.size, "kept": kept}
-    return facts | ({"script": built.script} if built.script else {})
+    return {"old_size": old.size, "new_size": new.size, "kept": kept, **built.facts}

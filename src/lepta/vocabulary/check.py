@@ -1,6 +1,5 @@
 """Is a new tokenizer safe to put in the old one's place? Each check passes or fails with the evidence."""
 
-import itertools
 import json
 import shutil
 import tempfile
@@ -10,16 +9,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import regex
-
 from lepta.core.errors import LeptaError
 from lepta.core.reading import read_json
-from lepta.vocabulary.extend import SCRIPTS
+from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
+from lepta.vocabulary.scenarios import KEEP_IDS
 from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.unchanged import changed_texts
 
 LAST_OF_SCRIPTS, BLOCK = 0x1FFFF, 256  # two planes have all scripts; what follows are more characters of Han
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
@@ -53,18 +52,22 @@ def check_vocabulary(
     vocabulary = new.vocabulary()
     original = old.vocabulary() if old else None
     others = [*other, *OTHER_TEXT]
-    adds_only = new.id_map is None or new.id_map.get("scenario") == "extended"
+    made = new.id_map or {"scenario": "extended"}
+    scenario = made.get("scenario")
+    keeps_ids = scenario in KEEP_IDS
     checks = [
         check_dense(vocabulary),
-        _reachable(vocabulary, original, adds_only),
+        _reachable(vocabulary, original, keeps_ids),
         check_bytes(vocabulary, original),
         check_round_trip(vocabulary, [*target, *others]),
         _transformers(new, vocabulary, [*target, *others]),
     ]
     if old and original:
-        checks.append(_special_tokens(new, old, vocabulary, original, same_ids=adds_only))
-        if adds_only:
-            checks += [_old_ids(vocabulary, original), _unchanged(vocabulary, original, [*others, *all_scripts()])]
+        checks.append(_special_tokens(new, old, vocabulary, original, same_ids=keeps_ids))
+        if keeps_ids:
+            limit = made.get("most_changed", 0.0)
+            checks.append(_old_ids(vocabulary, original, all_stay=scenario == "extended"))
+            checks.append(_unchanged(vocabulary, original, other, limit))
     checks.append(check_llama_cpp(vocabulary, original))
     if (Path(new.origin) / MODEL_CONFIG).is_file():
         checks.append(check_config(new, vocabulary))
@@ -78,22 +81,28 @@ def check_dense(vocabulary: Vocabulary) -> Check:
     return Check("ids are dense", not holes, f"{vocabulary.size:,} ids, {found}")
 
 
-def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, adds_only: bool) -> Check:
+def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, keeps_ids: bool) -> Check:
     """A token is reachable if its own bytes come back as that token. Old tokens are what they are: new ones count.
 
-    Where tokens were taken away, so do added tokens that the old vocabulary spells: text must lead to them as before.
+    Where old ids move, so do added tokens that the old vocabulary spells: text must lead to them as before.
     """
-    first = old.size if old and adds_only else 0
-    ids = [i for i in vocabulary.ids_of(Kind.TEXT) if i >= first]
-    if old and not adds_only:
+    only_new = old is not None and keeps_ids
+    ids = vocabulary.ids_of(Kind.TEXT)
+    if old and keeps_ids:
+        ids = VocabularyChange.between(old, vocabulary).new_ids.tolist()
+    elif old:
         spelled = old.spelled_specials()
         ids += [i for data, i in vocabulary.ids_by_bytes(Kind.SPECIAL).items() if data.decode() in spelled]
-    splits = vocabulary.split(list(map(vocabulary.data, ids)))
-    lost = [i for i, split in zip(ids, splits, strict=True) if split != [i]]
-    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {'new tokens' if first else 'tokens'}"
+    lost = _unreached(vocabulary, ids)
+    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {'new tokens' if only_new else 'tokens'}"
     if lost:
         evidence += f"; unreachable: {', '.join(repr(vocabulary.data(i)) for i in lost[:5])}"
     return Check("every token is reachable", not lost, evidence)
+
+
+def _unreached(vocabulary: Vocabulary, ids: Sequence[int]) -> list[int]:
+    splits = vocabulary.split(list(map(vocabulary.data, ids)))
+    return [i for i, split in zip(ids, splits, strict=True) if split != [i]]
 
 
 def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
@@ -158,10 +167,17 @@ def _transformers(source: TokenizerSource, vocabulary: Vocabulary, documents: Se
     return Check(name, other is None, evidence + (f"; first other: {other!r}" if other else ""))
 
 
-def _old_ids(vocabulary: Vocabulary, original: Vocabulary) -> Check:
-    # Ids beyond the end of the shorter vocabulary are not the same.
-    same = sum(new == old for new, old in zip(vocabulary.bytes_of, original.bytes_of, strict=False))
-    return Check("old ids keep their meaning", same == original.size, f"{same:,} of {original.size:,} ids")
+def _old_ids(vocabulary: Vocabulary, original: Vocabulary, all_stay: bool) -> Check:
+    """Old tokens have their old ids, all of them or those that are still there, and text leads to them as before."""
+    moved = VocabularyChange.between(original, vocabulary).moved
+    same = [i for i, new in moved.items() if i == new]
+    expected = len(original.ids_of(Kind.TEXT, Kind.BYTE, Kind.SPECIAL)) if all_stay else len(moved)
+    text = [i for i in same if original.kinds[i] == Kind.TEXT]
+    lost = set(_unreached(vocabulary, text)) - set(_unreached(original, text))
+    evidence = f"{len(same):,} of {expected:,} ids"
+    if lost:
+        evidence += f"; no text leads any more to {', '.join(repr(original.data(i)) for i in sorted(lost)[:5])}"
+    return Check("old ids keep their meaning", len(same) == expected and not lost, evidence)
 
 
 def _special_tokens(
@@ -191,58 +207,26 @@ def all_scripts() -> list[str]:
     return texts
 
 
-def _unchanged(vocabulary: Vocabulary, original: Vocabulary, documents: Sequence[str]) -> Check:
-    """Text without the scripts of new tokens keeps its ids; other text may change where it has such characters."""
-    added = "".join(_text(vocabulary.data(i)) for i in range(original.size, vocabulary.size))
-    patterns = (rf"\p{{Script={script}}}" for script in ("Latin", *SCRIPTS))
-    own = regex.compile("|".join(pattern for pattern in patterns if regex.search(pattern, added)) or r"(?!)")
-    changed, elsewhere = 0, []
-    encodings = zip(documents, vocabulary.encode(documents), original.encode(documents), strict=True)
-    for document, new, old in encodings:
-        if new == old:
-            continue
-        changed += 1
-        data = b"".join(map(vocabulary.data, new))
-        for start, end in _changed_spans(_spans(vocabulary, new), _spans(original, old)):
-            text = _text(_whole_characters(data, start, end))
-            if not own.search(text):
-                elsewhere.append(f"{text!r} in {document[:40]!r}")
-    evidence = f"{len(documents) - changed:,} of {len(documents):,} documents"
-    if elsewhere:
-        evidence += f"; first changed: {elsewhere[0]}"
+def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str], limit: float) -> Check:
+    """Text keeps its ids but for words with letters of the new tokens, and for tokens that gave up their ids.
+
+    Of the texts that are given, at most a share of `limit` may have such tokens.
+    """
+    ours = [*OTHER_TEXT, *all_scripts()]
+    of_given, of_ours = (list(changed_texts(original, vocabulary, texts)) for texts in (given, ours))
+    changed = [*of_given, *of_ours]
+    wrong = [one.shown(one.others[0]) for one in changed if one.others]
+    lost = [one.shown(one.lost[0]) for one in of_given if one.lost]
+    number = len(given) + len(ours)
+    evidence = f"{number - len(changed):,} of {number:,} documents"
+    if wrong:
+        evidence += f"; first changed: {wrong[0]}"
+    elif any(one.lost for one in changed):
+        evidence += f"; tokens that gave up their ids are in {len(lost):,} of {len(given):,} texts given"
+        evidence += "".join(f"\n  {line}" for line in lost)
     elif changed:
-        evidence += f"; {changed} changed, only in words with letters of the new tokens"
-    return Check("ids of other text unchanged", not elsewhere, evidence)
-
-
-def _text(data: bytes) -> str:
-    return data.decode(errors="ignore")
-
-
-def _whole_characters(data: bytes, start: int, end: int) -> bytes:
-    """A stretch of UTF-8, with all of the characters that it begins and ends in."""
-    while 0 < start < len(data) and data[start] & 0xC0 == 0x80:
-        start -= 1
-    while end < len(data) and data[end] & 0xC0 == 0x80:
-        end += 1
-    return data[start:end]
-
-
-def _spans(vocabulary: Vocabulary, ids: Sequence[int]) -> set[tuple[int, int, int]]:
-    """Start, end (in bytes) and id of each token."""
-    ends = list(itertools.accumulate(len(vocabulary.data(i)) for i in ids))
-    return set(zip([0, *ends[:-1]], ends, ids, strict=True))
-
-
-def _changed_spans(new: set[tuple[int, int, int]], old: set[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """Stretches of bytes that are split in another way, neighbours joined."""
-    joined: list[tuple[int, int]] = []
-    for start, end, _ in sorted(new ^ old):
-        if joined and start < joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
+        evidence += f"; {len(changed)} changed, only in words with letters of the new tokens"
+    return Check("ids of other text unchanged", not wrong and len(lost) <= limit * len(given), evidence)
 
 
 def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:

@@ -99,7 +99,8 @@ def extend(
         found = cut(word, split)
         parts += found
         numbers += [n] * len(found)
-    merges = learn_merges(parts, counts[numbers], symbols, add - len(characters))
+    taken = symbols.union(vocabulary.ids_by_bytes(Kind.SPECIAL))  # an added token is not a new one
+    merges = learn_merges(parts, counts[numbers], taken, add - len(characters))
     return _with_merges(vocabulary, characters, merges, known)
 
 
@@ -119,8 +120,7 @@ class _Cutter:
     def __init__(self, script: str, symbols: set[bytes], splits: Sequence[Symbols]) -> None:
         self._symbols = symbols
         self._of_script = regex.compile(rf"\p{{Script={script}}}")
-        # Of bytes that begin a character: nothing else in Unicode begins so. What is not assigned is in no text.
-        self._only_script = regex.compile(rf"[\p{{Script={script}}}\p{{Cn}}\p{{Cs}}]*")
+        self._only_script = only_characters(rf"\p{{Script={script}}}")
         different = {symbol for split in splits for symbol in split} & symbols
         self._whole = {symbol for symbol in different if _text(symbol) is not None}
         self._starts = {symbol for symbol in self._whole if self._of_script.match(_text(symbol) or "")}
@@ -155,11 +155,24 @@ class _Cutter:
         return list(map(tuple, units))
 
     def _safe(self, token: bytes) -> bool:
-        if self._of_script.search(token.decode(errors="ignore")):
-            return True
-        *_, last = runs_of_text(token)
-        begun = "" if isinstance(last, str) else characters_from(last)
-        return bool(begun) and self._only_script.fullmatch(begun) is not None
+        return is_certain(token, self._of_script, self._only_script)
+
+
+def only_characters(kind: str) -> regex.Pattern[str]:
+    r"""Matches characters of a kind, such as `\p{Script=Greek}`, and what is not assigned, which is in no text."""
+    return regex.compile(rf"(?:{kind}|[\p{{Cn}}\p{{Cs}}])*")
+
+
+def is_certain(token: bytes, kind: regex.Pattern[str], only: regex.Pattern[str]) -> bool:
+    """Whether text with these bytes has a character of a kind for certain.
+
+    The token holds one, or its last bytes begin nothing in Unicode but such characters (`only_characters`).
+    """
+    if kind.search(token.decode(errors="ignore")):
+        return True
+    *_, last = "", *runs_of_text(token)
+    begun = "" if isinstance(last, str) else characters_from(last)
+    return bool(begun) and only.fullmatch(begun) is not None
 
 
 def _text(data: bytes) -> str | None:

@@ -13,8 +13,8 @@ class VocabularySettings(Section):
 
     scenario: Scenario = Field(
         default="extended",
-        description="extended: keep the vocabulary, add tokens; optimized: keep its most useful part, add tokens; "
-        "bpe, unigram: a new vocabulary",
+        description="extended: keep the vocabulary, add tokens; replaced: the same size, the least useful tokens give "
+        "their ids to new ones; optimized: keep its most useful part, add tokens; bpe, unigram: a new vocabulary",
     )
     add: int | None = Field(default=None, ge=1, description="Number of new tokens; or give `size`")
     size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
@@ -26,6 +26,17 @@ class VocabularySettings(Section):
     )
     keep_by: KeepBy = Field(
         default="frequency", description="optimized: keep the most used in the corpus, or the lowest ranks"
+    )
+    keep_text: list[str] = Field(
+        default_factory=list,
+        description="replaced: text of all languages that shall stay, to choose tokens by; without it only tokens of "
+        "scripts other than Latin and the target one go, so text in Latin letters, code and signs stays as it is",
+    )
+    most_changed: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="replaced: share of the documents of keep_text whose ids may change",
     )
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
     script: str = Field(
@@ -42,6 +53,12 @@ class VocabularySettings(Section):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "VocabularySettings":
-        if reason := misfit(self.scenario, self.add, self.size, self.keep):
+        if reason := misfit(self.scenario, self.add, self.size, self.keep, self.keep_text):
             raise ValueError(reason)
         return self
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """Label -> text sources that are read."""
+        texts = {"corpus": self.corpus, "keep_text": self.keep_text}
+        return {label: sources for label, sources in texts.items() if sources}

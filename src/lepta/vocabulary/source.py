@@ -55,8 +55,9 @@ class TokenizerSource:
         The Jinja template that writes conversations, or several by name, `default` among them.
     origin : str
         Where it was read from.
-    script : str or None
-        Unicode script of the tokens that were added to it, if it was just built so.
+    facts : dict
+        What building it found, if it was just built: `script`, the Unicode script of the tokens that were added;
+        `kept_text`, what changed in text that is to stay (scenario `replaced`).
     id_map : dict or None
         Contents of `id_map.json`: the scenario that it was built by, and where each old id went.
     """
@@ -65,7 +66,7 @@ class TokenizerSource:
     config: Config = field(default_factory=dict)
     chat_template: str | dict[str, str] | None = None
     origin: str = "tokenizer.json"
-    script: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     id_map: dict[str, Any] | None = None
 
     def __repr__(self) -> str:

@@ -53,14 +53,21 @@ def kept_tokens(
     most = number_to_keep(vocabulary, number, parts) + len(specials)
     kept = _always_kept(vocabulary, parts)
     usage = vocabulary.usage(words, weights) if by == "frequency" else np.zeros(vocabulary.size)
-    for i in sorted(ids, key=lambda i: (-usage[i], i)):
-        needed = _closure(i, parts, kept)
-        if len(kept) + len(needed) <= most:
-            kept |= needed
-        if len(kept) == most:
-            break
+    kept = most_useful(sorted(ids, key=lambda i: (-usage[i], i)), most, parts, kept)
     strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
     return _restart(vocabulary, [strings[i] for i in ids if i in kept])
+
+
+def most_useful(order: Sequence[int], most: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:
+    """`kept` and the first ids of `order`, each with all that it is merged from, `most` in all."""
+    kept = set(kept)
+    for i in order:
+        if len(kept) == most:
+            break
+        needed = closure(i, parts, kept)
+        if len(kept) + len(needed) <= most:
+            kept |= needed
+    return kept
 
 
 def number_to_keep(vocabulary: Vocabulary, number: int | None, parts: dict[int, tuple[int, ...]]) -> int:
@@ -79,7 +86,7 @@ def number_to_keep(vocabulary: Vocabulary, number: int | None, parts: dict[int, 
 def _always_kept(vocabulary: Vocabulary, parts: dict[int, tuple[int, ...]]) -> set[int]:
     kept = {i for i in vocabulary.ids_of(*ORDINARY) if i not in parts}
     for i in vocabulary.ids_of(Kind.SPECIAL):
-        kept |= _closure(i, parts, kept)
+        kept |= closure(i, parts, kept)
     return kept
 
 
@@ -114,7 +121,7 @@ def _last_pair(token: str, ranks: dict[tuple[str, str], int]) -> tuple[str, ...]
     return tuple(symbols)
 
 
-def _closure(token: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:
+def closure(token: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:
     """A token with all tokens that it is merged from, less those kept already."""
     needed: set[int] = set()
     waiting = [token]

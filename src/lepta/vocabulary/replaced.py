@@ -1,0 +1,125 @@
+"""Scenario `replaced`: the least useful tokens give their ids to new ones, so the vocabulary keeps its size.
+
+start = without_least_useful(vocabulary, 8_000, Kept(...))  # ids of all other tokens stay
+spec = into_freed_ids(vocabulary, start, extend(start, ...))
+
+Text whose tokens all stay is split as before: the merges that it needs are still there, in their order, and new ones
+come after them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+
+from lepta.core.errors import LeptaError
+from lepta.vocabulary.extend import count_characters, is_certain, only_characters
+from lepta.vocabulary.families import ByteLevelBPE
+from lepta.vocabulary.start import closure, merge_parts, most_useful
+from lepta.vocabulary.tokenizer_json import Spec, merge_lines, merge_pairs
+from lepta.vocabulary.tokens import Kind, Vocabulary
+
+# Scripts whose letters stand in text of every language, or in none. What is not assigned is in no text.
+COMMON_SCRIPTS = ("Latin", "Common", "Inherited", "Unknown")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the tokens of a vocabulary are used for.
+
+    `words` count by their `weights`. `own_script` is the one of the new tokens; None lets tokens of any script go.
+    """
+
+    words: Sequence[str]
+    weights: np.ndarray
+    own_script: str | None
+
+
+def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
+    """The tokenizer without its `number` least useful tokens; all others keep their ids.
+
+    Special tokens, bytes and whatever a kept token is merged from never go. Of tokens that the words use equally
+    seldom, most of them never, those go first whose rarest character is rarest in the words, then the last ones.
+    LeptaError if so many cannot go.
+    """
+    parts = merge_parts(vocabulary)
+    kept = _needed(vocabulary, parts)
+    if use.own_script:
+        for i in _not_foreign(vocabulary, use.own_script):
+            kept |= closure(i, parts, kept)
+    candidates = [i for i in vocabulary.ids_of(Kind.TEXT) if i not in kept]
+    if number > len(candidates):
+        raise LeptaError(_too_many(number, len(candidates), use.own_script))
+    usage, rarest = vocabulary.usage(use.words, use.weights), _rarest_characters(vocabulary, candidates, use)
+    order = sorted(candidates, key=lambda i: (-usage[i], -rarest[i], i))
+    kept = most_useful(order, len(kept) + len(candidates) - number, parts, kept)
+    freed = {i for i in candidates if i not in kept}
+    model = vocabulary.spec["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i not in freed}
+    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= vocab.keys()]
+    return vocabulary.spec | {"model": model | {"vocab": vocab, "merges": merge_lines(merges, model["merges"])}}
+
+
+def _too_many(number: int, available: int, own_script: str | None) -> str:
+    if own_script is None:
+        return (
+            f"add {number:,}: only {available:,} tokens can give up their ids; special tokens, bytes and what they are "
+            "merged from must stay. Ask for fewer"
+        )
+    return (
+        f"add {number:,}: only {available:,} tokens of scripts other than Latin and {own_script} can give up their "
+        "ids; ask for fewer, or give keep_text, text of all languages that shall stay, so that any token can"
+    )
+
+
+def _needed(vocabulary: Vocabulary, parts: dict[int, tuple[int, ...]]) -> set[int]:
+    """Ids of special tokens, bytes and the unknown token, and what special ones are merged from.
+
+    Single characters are needed too where they cannot be written as bytes.
+    """
+    model = vocabulary.spec["model"]
+    written_as_bytes = isinstance(vocabulary, ByteLevelBPE) or model.get("byte_fallback")
+    kept = set(vocabulary.ids_of(Kind.BYTE))
+    for i in vocabulary.ids_of(Kind.TEXT):
+        if len(vocabulary.data(i)) == 1 or (not written_as_bytes and i not in parts):
+            kept.add(i)
+    kept |= {model["vocab"][token] for token in [model.get("unk_token")] if token in model["vocab"]}
+    for i in vocabulary.ids_of(Kind.SPECIAL):
+        kept |= closure(i, parts, kept)
+    return kept
+
+
+def _not_foreign(vocabulary: Vocabulary, own_script: str) -> list[int]:
+    """Ids of tokens that text in Latin, in the own script or in no script at all can have."""
+    known = "".join(rf"\p{{Script={script}}}" for script in (*COMMON_SCRIPTS, own_script))
+    foreign, only_foreign = regex.compile(f"[^{known}]"), only_characters(f"[^{known}]")
+    ids = vocabulary.ids_of(Kind.TEXT)
+    return [i for i in ids if not is_certain(vocabulary.data(i), foreign, only_foreign)]
+
+
+def _rarest_characters(vocabulary: Vocabulary, ids: Sequence[int], use: Use) -> dict[int, float]:
+    """How much the rarest character of each token counts in the words; 0 for tokens of parts of characters."""
+    counts = count_characters(use.words, use.weights)
+    rarest = {}
+    for i in ids:
+        text = vocabulary.data(i).decode(errors="ignore")
+        rarest[i] = min((counts[character] for character in text.strip(" ") or text), default=0.0)
+    return rarest
+
+
+def into_freed_ids(old: Vocabulary, start: Vocabulary, extended: Spec) -> Spec:
+    """The tokenizer with the tokens that were learned on top of `start` at the ids that `old` has more than that.
+
+    A token that was learned again gets its old id, so it keeps its row.
+    """
+    old_ids, ids = old.spec["model"]["vocab"], dict(start.spec["model"]["vocab"])
+    freed = set(old_ids.values()) - set(ids.values())
+    vocab = extended["model"]["vocab"]
+    learned = sorted((token for token in vocab if vocab[token] >= start.size), key=vocab.__getitem__)
+    again = {token: old_ids[token] for token in learned if token in old_ids}
+    free = iter(sorted(freed.difference(again.values())))
+    ids = {token: i for token, i in vocab.items() if i < start.size}
+    ids |= {token: again[token] if token in again else next(free) for token in learned}
+    vocab = dict(sorted(ids.items(), key=lambda item: item[1]))
+    return extended | {"model": extended["model"] | {"vocab": vocab}}
