@@ -121,7 +121,7 @@ def test_missing_key_is_named(write, place):
         ("vocabulary.add", 0, "Input should be greater than or equal to 1"),
         ("vocabulary.corpus", "starter:ru/train", "Input should be a valid list"),
         ("vocabulary.corpus", [], "List should have at least 1 item after validation, not 0"),
-        ("vocabulary.scenario", "replaced", "Input should be 'extended', 'optimized', 'bpe' or 'unigram'"),
+        ("vocabulary.scenario", "swapped", "Input should be 'extended', 'replaced', 'optimized', 'bpe' or 'unigram'"),
         ("pretrain.source_share", 1.0, "Input should be less than 1"),
         (
             "propagate.method",
