@@ -62,7 +62,9 @@ class Server:
         draws = request.get("temperature", 1) > 0  # what servers do if nothing is said
         new = self.model.generate(torch.tensor([ids]), do_sample=draws, max_new_tokens=request["max_tokens"])[0]
         new = new[len(ids) :].tolist()
-        choice = {"text": self.tokenizer.decode(new, skip_special_tokens=True), "finish_reason": "length"}
+        text = self.tokenizer.decode(new, skip_special_tokens=request.get("skip_special_tokens", True))
+        ends = [text.index(stop) for stop in request.get("stop", ()) if stop in text]
+        choice = {"text": text[: min(ends, default=len(text))], "finish_reason": "stop" if ends else "length"}
         if "logprobs" in request:
             table = torch.log_softmax(self.model(torch.tensor([ids])).logits[0], -1)
             top = table[-1].topk(request["logprobs"])

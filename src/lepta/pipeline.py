@@ -24,6 +24,7 @@ from lepta.embeddings.propagate import propagate
 from lepta.evaluation.benchmark import ask, scores_of
 from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
 from lepta.inference.bits import WINDOW, windows
+from lepta.inference.thinking import block_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
@@ -43,7 +44,7 @@ from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build, choose_size, save_vocabulary
 from lepta.vocabulary.change import VocabularyChange, first_difference
-from lepta.vocabulary.source import TOKENIZER_FILES, has_chat_template, open_tokenizer
+from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 CURVE = "training_curve.json"
@@ -118,12 +119,16 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
 
 
 def _check_templates(recipe: Recipe) -> None:
-    """LeptaError if a model is to be asked or tuned by a chat template that it does not have.
+    """LeptaError if a model is to be asked or tuned by a chat template that it does not have, or to think and cannot.
 
     The stages that would find out come after the training.
     """
-    asked = [("evaluate.behaviour", recipe.evaluate.behaviour), ("calibrate", recipe.calibrate)]
+    calibrate, benchmark, behaviour = recipe.calibrate, recipe.evaluate.darumeru, recipe.evaluate.behaviour
+    asked = [("evaluate.behaviour", behaviour), ("calibrate", calibrate)]
     by = [name for name, setting in asked if setting]
+    thinkers = [calibrate.answers if calibrate else None, benchmark, behaviour]
+    thinking = any(setting.thinking for setting in thinkers if setting)
+    variants = {variant.model or recipe.base for variant in recipe.variants.values()}
     needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
     if recipe.evaluate.behaviour:
         needed[recipe.base].append("evaluate.behaviour")
@@ -131,7 +136,11 @@ def _check_templates(recipe: Recipe) -> None:
         if variant.model:
             needed.setdefault(variant.model, []).extend(by)
     for source, settings in needed.items():
-        if settings and not has_chat_template(locate(source, hub_files=MODEL_FILES)):
+        thinks = thinking and source in variants
+        template = chat_template_of(locate(source, hub_files=MODEL_FILES)) if settings or thinks else None
+        if thinks and not block_of(template):
+            raise LeptaError(f"{source}: its chat template has no block of thinking; leave `thinking` off")
+        if settings and not template:
             raise LeptaError(
                 f"{source}: no chat template, which {settings[0]} needs; add chat_template.jinja to its folder, take "
                 f"an instruct model, or leave {settings[0]} out"

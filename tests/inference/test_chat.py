@@ -1,4 +1,4 @@
-"""A hybrid thinking model is asked without thinking, in the same way wherever it is asked or tuned."""
+"""A hybrid thinking model is asked without thinking if nothing else is said, wherever it is asked or tuned."""
 
 import signal
 

@@ -88,7 +88,7 @@ def test_answers_of_other_families(family):
     class Template:
         """A tokenizer with OpenChat's way of writing turns."""
 
-        def apply_chat_template(self, messages, tokenize, enable_thinking, add_generation_prompt=False):
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt=False, **switches):
             text = "".join(f"{m['role']}: {m['content']}#" for m in messages)
             return text + ("assistant:" if add_generation_prompt else "")
 

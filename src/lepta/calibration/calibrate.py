@@ -153,7 +153,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     first = list(itertools.islice(prompts, 1))
     check_asked(settings, counts["prompts"], len(first))
     asked = settings.answers
-    sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed)
+    sampling = Sampling(asked.max_tokens, asked.samples, asked.temperature, seed, asked.budget)
     if settings.prompts:
         with opened_writer(original, asked, folder / CHECKPOINTS) as writer:
             write_answers(itertools.chain(first, prompts), writer, sampling, rows)

@@ -10,9 +10,9 @@ from lepta.calibration.settings import EffectSettings
 from lepta.core.output import write_json
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
+from lepta.inference.answers import answers
 from lepta.inference.bits import WINDOW, score_text, windows
-from lepta.inference.chat import Message, render_chat
-from lepta.inference.generation import generate
+from lepta.inference.chat import Message
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
 from lepta.text.sources import read_documents
@@ -49,16 +49,18 @@ def measure_effect(
             scores[language] = score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
         tasks = {}
         if settings.tasks:
-            backend, samples = TransformersBackend(model, tokenizer, name), folder / "samples" / name
+            backend, samples = (
+                TransformersBackend(model, tokenizer, name, thinking=settings.budget),
+                folder / "samples" / name,
+            )
             summary = run(backend, settings.benchmark, samples, settings.tasks, limit=settings.limit)
             for task, part in summary.tasks.items():
                 tasks[task] = asdict(part.score) | {"samples": part.samples, "parts": part.parts}
-        asked = [render_chat(tokenizer, messages, add_generation_prompt=True) for messages in prompts]
-        written = generate(model, tokenizer, asked, settings.max_tokens, f"{name}, answers")
+        written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers", settings.budget)
         found[name] = {
             "bits_per_byte": scores,
             "tasks": tasks,
-            "new_token_share": written.share_of(_new_ids(original, place)) if asked else None,
+            "new_token_share": written.share_of(_new_ids(original, place)) if prompts else None,
             "answers": written.texts,
         }
         del model, tokenizer

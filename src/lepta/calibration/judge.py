@@ -17,9 +17,9 @@ from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, 
 from lepta.core.journal import Journal
 from lepta.core.progress import progress
 from lepta.inference.chat import Message
+from lepta.inference.thinking import split_thinking
 
 SCALES = ("grammar", "relevance")
-THOUGHT = re.compile(r"(?s).*</think>")
 GRADE = {scale: re.compile(rf"(?i)\b{scale}\b[\s\"'*:=_-]{{1,8}}(?P<grade>\d+(?:[.,]\d+)?)") for scale in SCALES}
 FORM = Form(SCALES, (1, 2, 3, 4, 5))
 SECOND_LOOK = 0.7  # temperature of repeated questions: a greedy judge would only repeat itself
@@ -62,7 +62,7 @@ def read_grades(reply: str) -> dict[str, int] | None:
 
     None if one is missing, no such number, or said in several ways.
     """
-    text, grades = THOUGHT.sub("", reply), {}
+    text, grades = split_thinking(reply)[1], {}
     for scale, pattern in GRADE.items():
         found = {match["grade"] for match in pattern.finditer(text)}
         if len(found) != 1 or (grade := found.pop()) not in {"1", "2", "3", "4", "5"}:
@@ -222,6 +222,8 @@ def kept_answers(
             continue
         counts["kept"] += 1
         turn = {"role": "assistant", "content": row["answers"][best]["text"]}
+        if thinking := row["answers"][best].get("thinking"):
+            turn["reasoning_content"] = thinking
         yield {"id": row["id"], "kind": "answer", "messages": [*row["messages"], turn]}
 
 

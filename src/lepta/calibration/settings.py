@@ -4,12 +4,13 @@ from pydantic import Field, model_validator
 
 from lepta.core.settings import Section
 from lepta.darumeru.settings import TaskNames
+from lepta.inference.settings import Thinking
 from lepta.training.settings import Lora, TuneSettings
 
 COPY_TASKS = ("copy_sentence_ru", "copy_paragraph_ru", "copy_sentence_en", "copy_paragraph_en")
 
 
-class AnswerSettings(Section):
+class AnswerSettings(Thinking):
     """How the original model answers."""
 
     samples: int = Field(default=1, ge=1, description="Answers to each prompt; the best graded one is taken")
@@ -104,7 +105,7 @@ class CalibrateSettings(Section):
         return self
 
 
-class EffectSettings(Section):
+class EffectSettings(Thinking):
     """What is measured before and after."""
 
     target: list[str] = Field(default_factory=list, description="Held-out text of the new vocabulary's language")

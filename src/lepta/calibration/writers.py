@@ -11,28 +11,34 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.inference.chat import Message, chat_prompt
-from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused, field
+from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer, branches_of, token_ids
+from lepta.inference.thinking import Thought, split_thinking, think_here
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to write; temperature 0 is greedy."""
+    """How to write; temperature 0 is greedy, `thinking` is the most tokens of thinking before an answer."""
 
     max_tokens: int
     samples: int = 1
     temperature: float = 0.0
     seed: int = 1
+    thinking: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and whether it came to its end before the longest allowed."""
+    """What a model wrote, and whether it came to its end before the longest allowed.
+
+    `thinking` is what it thought before; "" if nothing, or if that had to be ended.
+    """
 
     text: str
     tokens: int
     whole: bool
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,32 +110,31 @@ class LocalWriter:
     ) -> list[Written]:
         """Answer in batches padded on the left, the longest first; a form is filled in with its likeliest values."""
         result: list[Written] = [Refusal("")] * len(conversations)
-        asked: list[tuple[int, str, list[int]]] = []
+        asked: list[tuple[int, str, int]] = []  # number, prompt and its length
         for number, messages in enumerate(conversations):
             try:
-                prompt = chat_prompt(self._tokenizer, messages)
+                prompt = chat_prompt(self._tokenizer, messages, sampling.thinking > 0)
             except LeptaError as error:
                 result[number] = Refusal(str(error))
                 continue
-            ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            if len(ids) + sampling.max_tokens > self._context:
-                result[number] = Refusal(f"prompt: {len(ids)} tokens, too long for a context of {self._context}")
+            length = len(token_ids(self._tokenizer, [prompt])[0])
+            if length + sampling.thinking + sampling.max_tokens > self._context:
+                result[number] = Refusal(f"prompt: {length} tokens, too long for a context of {self._context}")
             else:
-                asked.append((number, prompt, ids))
-        asked.sort(key=lambda item: -len(item[2]))
+                asked.append((number, prompt, length))
+        asked.sort(key=lambda item: -item[2])
         size = max(1, len(asked)) if form else self._batch  # the scorer of forms makes its own batches
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            if form:
-                found = self._filled([prompt for _, prompt, _ in batch], form, sampling)
-            else:
-                found = self._answers([ids for *_, ids in batch], sampling)
+            prompts = [prompt for _, prompt, _ in batch]
+            found = self._filled(prompts, form, sampling) if form else self._answers(prompts, sampling)
             for (number, *_), answers in zip(batch, found, strict=True):
                 result[number] = answers
         return result
 
     def _filled(self, prompts: list[str], form: Form, sampling: Sampling) -> list[list[Answer]]:
         """Replies that have the form: its text is given, and of each value the model says how likely it is."""
+        prompts = [thought.prompt for thought in self._thoughts(prompts, sampling)]
         scorer = Scorer(self._model)
         scorer.share(token_ids(self._tokenizer, prompts))
         values = [str(value) for value in form.values]
@@ -148,16 +153,26 @@ class LocalWriter:
         lengths = map(len, token_ids(self._tokenizer, texts))
         return [[Answer(text, length, True)] * sampling.samples for text, length in zip(texts, lengths, strict=True)]
 
-    def _answers(self, prompts: list[list[int]], sampling: Sampling) -> list[list[Answer]]:
-        torch.manual_seed(sampling.seed + hash(tuple(prompts[0])) % (1 << 30))  # the same when a run goes on
-        written = generate_batch(
-            self._model, self._tokenizer, prompts, sampling.max_tokens, sampling.samples, sampling.temperature
-        )
+    def _answers(self, prompts: list[str], sampling: Sampling) -> list[list[Answer]]:
+        first = token_ids(self._tokenizer, prompts[:1])[0]
+        torch.manual_seed(sampling.seed + hash(first) % (1 << 30))  # the same when a run goes on
+        # Samples that think each think for themselves.
+        each, samples = (sampling.samples, 1) if sampling.thinking else (1, sampling.samples)
+        thoughts = self._thoughts([prompt for prompt in prompts for _ in range(each)], sampling)
+        ids = token_ids(self._tokenizer, [thought.prompt for thought in thoughts])
+        written = generate_batch(self._model, self._tokenizer, ids, sampling.max_tokens, samples, sampling.temperature)
         answers = []
-        for one in written:
-            text = self._tokenizer.decode(one.ids, skip_special_tokens=True).strip()
-            answers.append(Answer(text, len(one.ids), one.ended))
+        for number, one in enumerate(written):
+            _, text = split_thinking(self._tokenizer.decode(one.ids, skip_special_tokens=True))
+            thinking = thoughts[number // samples].thinking
+            answers.append(Answer(text.strip(), len(one.ids), one.ended, thinking.strip()))
         return [answers[n : n + sampling.samples] for n in range(0, len(answers), sampling.samples)]
+
+    def _thoughts(self, prompts: list[str], sampling: Sampling) -> list[Thought]:
+        if not sampling.thinking:
+            return [Thought(prompt, "") for prompt in prompts]
+        budget, temperature = sampling.thinking, sampling.temperature
+        return think_here(self._model, self._tokenizer, prompts, budget, self._batch, temperature)
 
 
 def _drawn(values: Sequence[str], logs: Sequence[float], temperature: float, draw: random.Random) -> str:
@@ -202,9 +217,10 @@ class ServerWriter:
     def _write(self, messages: Sequence[Message], sampling: Sampling, form: Form | None) -> Written:
         answers = []
         for number in range(sampling.samples):
-            request = {
-                "messages": list(messages),
+            request: dict[str, Any] = {
+                "messages": messages,
                 "max_tokens": sampling.max_tokens,
+                "thinking": sampling.thinking,
                 "temperature": sampling.temperature,
                 "seed": sampling.seed + number,
             }
@@ -223,10 +239,7 @@ class ServerWriter:
 
     def _ask(self, request: dict[str, Any]) -> Answer | Refusal:
         try:
-            reply = self._client.post("chat/completions", request)
+            reply = self._client.chat(**request)
         except Refused as error:
             return Refusal(error.reason)
-        text = field(reply, "choices", 0, "message", "content") or ""
-        text = text.encode(errors="replace").decode()  # servers may cut a character in two
-        tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
-        return Answer(text.strip(), tokens, field(reply, "choices", 0, "finish_reason") == "stop")
+        return Answer(reply.text, reply.tokens, reply.ended, reply.thinking.strip())

@@ -95,6 +95,12 @@ def run(
     ] = "",
     lm_eval_args: Annotated[str, typer.Option(help="Its arguments, name=value,name=value.")] = "",
     context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
+    thinking: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="TOKENS", help="Let the model think before it answers, for so many tokens at most."
+        ),
+    ] = 0,
     seed: BootstrapSeed = 1,
     force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
     as_json: AsJson = False,
@@ -116,7 +122,7 @@ def run(
     with claimed(output):
         if force:
             forget(output)
-        with _backend(model, chat, context, output, asked, harness) as backend:
+        with _backend(model, (chat, context, thinking), output, asked, harness) as backend:
             if shots is None:
                 shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
             summary = ask(backend, chosen, datasets, output, shots, limit, seed, log)
@@ -139,19 +145,22 @@ def _definition(legacy: bool) -> "Definition":
 
 def _backend(
     model: str,
-    chat: bool | None,
-    context: int,
+    how: tuple[bool | None, int, int],
     output: Path,
     server: tuple[str, str, str],
     lm_eval: tuple[str, str],
 ) -> "AbstractContextManager[Backend]":
-    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
+    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we.
+
+    `how`: by the chat template or not, context, and tokens of thinking.
+    """
     from lepta.core.errors import LeptaError
     from lepta.darumeru.lm_eval_backend import opened_lm_eval
     from lepta.darumeru.server_backend import opened_server
     from lepta.darumeru.transformers_backend import opened_backend
 
     url, name, api = server
+    chat, context, thinking = how
     if bool(url) != bool(name):
         raise LeptaError("--server and --server-model: give both or none of them")
     if api not in ("completions", "chat"):
@@ -159,12 +168,16 @@ def _backend(
     if url and any(lm_eval):
         raise LeptaError("--server and --lm-eval: give one of them")
     if url:
-        return opened_server(url, name, cast("Api", api), model, chat, context)
+        return opened_server(url, name, cast("Api", api), model, chat, context, thinking)
     if any(lm_eval):
         if not lm_eval[0]:
             raise LeptaError("--lm-eval-args: needs --lm-eval")
+        if thinking:
+            raise LeptaError(
+                "--thinking and --lm-eval: lm-evaluation-harness has no budget of thinking; give one of them"
+            )
         return opened_lm_eval(model, *lm_eval, chat, context)
-    return opened_backend(model, chat, context, output)
+    return opened_backend(model, chat, context, output, thinking)
 
 
 @darumeru.command()

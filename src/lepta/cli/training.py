@@ -86,6 +86,7 @@ CALIBRATION = Flags(
         "copies.number": "--copies",
         "tune": "",
         "tune.lora": "",
+        "tune.thinking": "--tune-thinking",
     },
     without=frozenset({"copies.apart_from"}),
     headings={
@@ -99,7 +100,7 @@ CALIBRATION = Flags(
 )
 EFFECT = Flags(
     {"tasks": "--task", "limit": "--task-rows"},
-    without=frozenset({"target", "source", "max_tokens", "characters"}),
+    without=frozenset({"target", "source", "max_tokens", "characters", "thinking", "thinking_tokens"}),
     headings={"": "What is measured before and after"},
 )
 
@@ -326,7 +327,8 @@ def calibrate(
         result(calibration_cost_here(model, settings), as_json)
         return
     place = Place(server_model or "", server) if server else Place(original or "")
-    effect = effect.model_copy(update={"target": valid or [], "source": source_valid or []})
+    asked_as_here = settings.answers.model_dump(include={"thinking", "thinking_tokens"})
+    effect = effect.model_copy(update={"target": valid or [], "source": source_valid or [], **asked_as_here})
     apart = [*(apart_from or []), BENCHMARK]
     facts = calibrate_folder(model, place, settings, effect, apart, seed, output, force)
     result({"output": str(output / "model"), "report": str(output / "report" / "report.html"), **facts}, as_json)

@@ -44,15 +44,17 @@ class Backend(ABC):
     """A model, however it is run, and its tokenizer (of transformers). Results are in the order of what was asked.
 
     `chat`: turns are written by the model's chat template, else as plain text with blank lines; None: if there is a
-    template. `context`: most tokens of prompt and answer together.
+    template. `context`: most tokens of prompt and answer together. `thinking`: most tokens of thinking before that.
     """
 
-    def __init__(self, tokenizer: Any, chat: bool | None, context: int) -> None:
+    def __init__(self, tokenizer: Any, chat: bool | None, context: int, thinking: int = 0) -> None:
         if chat and not tokenizer.chat_template:
             raise LeptaError("chat: the tokenizer has no chat template; ask with plain text (--plain)")
         self._tokenizer = tokenizer
         self.chat = bool(tokenizer.chat_template) if chat is None else chat
-        self.context = context
+        self.context, self.thinking = context, thinking
+        if thinking and not self.chat:
+            raise LeptaError("thinking: needs a chat template; plain text has no thinking in it")
         # Chat templates write the token that starts a text themselves.
         starts = tokenizer("").get("input_ids", [])
         self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self.chat else ()
@@ -61,6 +63,16 @@ class Backend(ABC):
     @abstractmethod
     def identity(self) -> Mapping[str, str | int | bool]:
         """What decides its answers: content hash of its files, how turns are written, the context."""
+
+    @property
+    def asked_how(self) -> dict[str, str | int | bool]:
+        """The part of `identity` that all kinds have."""
+        own: dict[str, str | int | bool] = {"template": self.template, "context": self.context}
+        return own | ({"thinking": self.thinking} if self.thinking else {})
+
+    def think(self, prompts: Sequence[str]) -> list[str]:
+        """Rendered prompts with the model's thinking in them, if it is to think; its answers come after that."""
+        return list(prompts)
 
     @abstractmethod
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
@@ -90,7 +102,7 @@ class Backend(ABC):
         if not self.chat:
             return render_plain(messages)
         try:
-            return chat_prompt(self._tokenizer, messages)
+            return chat_prompt(self._tokenizer, messages, self.thinking > 0)
         except LeptaError as error:
             raise LeptaError(f"{error}; ask with plain text (--plain)") from error
 

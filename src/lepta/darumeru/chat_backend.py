@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.tasks import Message
-from lepta.inference.client import Client, at_once, field
+from lepta.inference.client import Client, at_once
 
 LABEL_TOKENS = 32  # for a label, and the words that a model may write before it
 CHOSEN, LEFT = 0.0, -100.0  # log-probabilities that stand for the label that was written, and the others
@@ -25,8 +25,8 @@ ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
 class ChatBackend(Backend):
     """A model of a chat server, and its tokenizer here, which counts tokens by its chat template."""
 
-    def __init__(self, client: Client, tokenizer: object, context: int = 4096) -> None:
-        super().__init__(tokenizer, True, context)
+    def __init__(self, client: Client, tokenizer: object, context: int = 4096, thinking: int = 0) -> None:
+        super().__init__(tokenizer, True, context, thinking)
         self._client = client
 
     @property
@@ -36,8 +36,7 @@ class ChatBackend(Backend):
             "backend": "chat server",
             "model": self._client.name,
             "labels": "generated",
-            "template": self.template,
-            "context": self.context,
+            **self.asked_how,
         }
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -69,13 +68,12 @@ class ChatBackend(Backend):
 
     def _completion(self, request: GenerationRequest, max_tokens: int) -> Completion:
         prompt = json.loads(request.prompt)
-        answer = self._client.post("chat/completions", {"messages": prompt["messages"], "max_tokens": max_tokens})
-        text = (field(answer, "choices", 0, "message", "content") or "").strip().removeprefix(prompt["lead_in"])
+        reply = self._client.chat(prompt["messages"], max_tokens, self.thinking)
+        text = reply.text.removeprefix(prompt["lead_in"])
         cut = request.cut(text)
-        if cut != text:
+        if cut != text or reply.thinking:  # the server counts more tokens than those of the text
             return Completion(cut.strip(), len(self.tokens(cut)))
-        ended = field(answer, "choices", 0, "finish_reason") == "stop"  # by a token that is not part of the text
-        return Completion(text.strip(), field(answer, "usage", "completion_tokens") - ended)
+        return Completion(text.strip(), reply.tokens - reply.ended)  # ended by a token that is not part of the text
 
 
 def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:

@@ -49,8 +49,7 @@ class LmEvalBackend(Backend):
             "backend": f"lm-eval {version('lm_eval')} {self._kind}",
             "arguments": self._arguments,
             "model": self._name,
-            "template": self.template,
-            "context": self.context,
+            **self.asked_how,
         }
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:

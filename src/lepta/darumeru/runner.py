@@ -103,7 +103,7 @@ def limited(task: Task, dataset: Dataset, limit: int | None) -> Dataset:
 def fit(task: Task, dataset: Dataset, sample: Sample, shots: int, backend: Backend) -> PromptedSample:
     """Write the prompt with as many whole examples as find room beside the answer; an error if none is too many."""
     answers = [len(backend.tokens(text)) + 1 for text in sample.continuations]
-    room = max([task.max_new_tokens, *answers])
+    room = backend.thinking + max([task.max_new_tokens, *answers])
     examples = task.shots(dataset, sample, shots)
     for number in range(len(examples), -1, -1):
         prompt = backend.render(task.messages(sample, examples[:number]))
@@ -148,7 +148,7 @@ def _ask_samples(
             items.append(fit(task, dataset, sample, shots, backend))
         except LeptaError as error:
             failed.append({"id": sample.id, "error": str(error)})
-    groups = [_batches(group, task) for group in _groups(items)]
+    groups = [_batches(group, task, backend.thinking) for group in _groups(items)]
     done: set[str] = set()
     for batch in itertools.chain.from_iterable(groups):
         ids = {item.sample.id for item in batch}
@@ -173,13 +173,14 @@ def _groups(items: Sequence[PromptedSample]) -> list[list[PromptedSample]]:
     return [sorted(group, key=lambda item: item.tokens) for group in groups.values()]
 
 
-def _batches(items: Sequence[PromptedSample], task: Task) -> list[list[PromptedSample]]:
+def _batches(items: Sequence[PromptedSample], task: Task, thinking: int) -> list[list[PromptedSample]]:
     """Cut prompts, shortest first, into batches."""
     batches: list[list[PromptedSample]] = []
     for item in items:
         rows = len(batches[-1]) + 1 if batches else 1
         # Prompts are padded to the longest of the batch, which is this one.
-        cached = rows * (item.tokens + task.max_new_tokens) if task.method == "generate" else 0
+        written = thinking + (task.max_new_tokens if task.method == "generate" else 0)
+        cached = rows * (item.tokens + written) if written else 0
         if batches and rows <= BATCH[task.method] and cached <= CACHE_TOKENS:
             batches[-1].append(item)
         else:
@@ -200,13 +201,14 @@ def _records(task: Task, backend: Backend, batch: Sequence[PromptedSample]) -> l
 
 def _ask_batch(task: Task, backend: Backend, batch: Sequence[PromptedSample]) -> Sequence[Any]:
     """Results in the order of the batch; their kind depends on the task's method."""
+    prompts = backend.think([item.prompt for item in batch])
     if task.method == "generate":
         requests = []
-        for item in batch:
+        for item, prompt in zip(batch, prompts, strict=True):
             stops = () if backend.chat else task.stop_for(item.sample)
-            requests.append(GenerationRequest(item.prompt, stops, task.longest_for(item.sample)))
+            requests.append(GenerationRequest(prompt, stops, task.longest_for(item.sample)))
         return backend.generate(requests, task.max_new_tokens)
-    questions = [Question(item.prompt, item.sample.continuations) for item in batch]
+    questions = [Question(prompt, item.sample.continuations) for item, prompt in zip(batch, prompts, strict=True)]
     if task.method == "choose":
         return backend.choose(questions)
     return [backend.sentence_logprobs(question) for question in questions]

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Quest
 from lepta.darumeru.chat_backend import ChatBackend
 from lepta.inference.client import Client, at_once, field
 from lepta.inference.scoring import Branch
+from lepta.inference.thinking import Block, needed_block, think
 from lepta.models.load import load_tokenizer
 from lepta.vocabulary.source import open_tokenizer
 
@@ -26,14 +28,33 @@ Api = Literal["completions", "chat"]
 class ServerBackend(Backend):
     """A model of a server, and its tokenizer here; chat is None for the chat template if there is one."""
 
-    def __init__(self, client: Client, tokenizer: Any, chat: bool | None = None, context: int = 4096) -> None:
-        super().__init__(tokenizer, chat, context)
+    def __init__(
+        self, client: Client, tokenizer: Any, chat: bool | None = None, context: int = 4096, thinking: int = 0
+    ) -> None:
+        super().__init__(tokenizer, chat, context, thinking)
         self._client = client
 
     @property
     def identity(self) -> Mapping[str, str | int | bool]:
         """Address and name: what weights a server has cannot be seen from here."""
-        return {"backend": "server", "model": self._client.name, "template": self.template, "context": self.context}
+        return {"backend": "server", "model": self._client.name, **self.asked_how}
+
+    def think(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts with the model's thinking in them, if it is to think: written for them before they are asked."""
+        if not self.thinking:
+            return list(prompts)
+        block = needed_block(self._tokenizer.chat_template)
+        # vLLM leaves special tokens out of texts, and finds no stop among them, unless it is told otherwise.
+        options = {"max_tokens": self.thinking, "stop": [block.end], "skip_special_tokens": False}
+
+        def write(begun: list[str]) -> list[str]:
+            return at_once(partial(self._thinking, block, options), self.ids(begun))
+
+        return [thought.prompt for thought in think(prompts, block, write)]
+
+    def _thinking(self, block: Block, options: dict[str, Any], ids: Sequence[int]) -> str:
+        choice = self._complete(ids, **options)
+        return str(field(choice, "text")) + (block.end if choice.get("finish_reason") == "stop" else "")
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of continuations: from one new token if that tells them apart, else from the whole texts.
@@ -111,7 +132,13 @@ class ServerBackend(Backend):
 
 @contextmanager
 def opened_server(
-    url: str, model: str, api: Api, source: str | Path, chat: bool | None = None, context: int = 4096
+    url: str,
+    model: str,
+    api: Api,
+    source: str | Path,
+    chat: bool | None = None,
+    context: int = 4096,
+    thinking: int = 0,
 ) -> Iterator[ServerBackend | ChatBackend]:
     """A server's model as a backend, with the tokenizer of any model source."""
     if api == "chat" and chat is False:
@@ -120,4 +147,7 @@ def opened_server(
         open_tokenizer(source).save(Path(place))
         tokenizer = load_tokenizer(Path(place))
     client = Client(url, model)
-    yield ChatBackend(client, tokenizer, context) if api == "chat" else ServerBackend(client, tokenizer, chat, context)
+    if api == "chat":
+        yield ChatBackend(client, tokenizer, context, thinking)
+    else:
+        yield ServerBackend(client, tokenizer, chat, context, thinking)

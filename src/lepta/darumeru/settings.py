@@ -7,9 +7,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import expanded
-from lepta.core.settings import Section
 from lepta.darumeru.data import BUILTIN, HUB
 from lepta.darumeru.tasks import named_tasks
+from lepta.inference.settings import Thinking
 
 
 def _known(names: list[str]) -> list[str]:
@@ -23,7 +23,7 @@ def _known(names: list[str]) -> list[str]:
 TaskNames = Annotated[list[str], AfterValidator(_known)]
 
 
-class Benchmark(Section):
+class Benchmark(Thinking):
     """Darumeru, the benchmark (docs/darumeru.md)."""
 
     data: str = Field(default="builtin", description="builtin, hub, or a folder of datasets")

@@ -14,6 +14,7 @@ from lepta.darumeru.backend import Backend, Completion, GenerationRequest
 from lepta.darumeru.log import logged_dtype
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer
+from lepta.inference.thinking import split_thinking, think_here
 from lepta.models.folder import MODEL_FILES
 from lepta.models.load import load_model, load_tokenizer, model_folder
 from lepta.models.precision import DTYPES
@@ -39,10 +40,11 @@ class TransformersBackend(Backend):
         chat: bool | None = None,
         context: int = CONTEXT,
         reuse: bool = True,
+        thinking: int = 0,
     ) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in it
         own = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        super().__init__(tokenizer, chat, min(context, own or context))
+        super().__init__(tokenizer, chat, min(context, own or context), thinking)
         self._name = name
         with self._evaluating():
             self._scorer = Scorer(self._model, reuse)
@@ -55,13 +57,20 @@ class TransformersBackend(Backend):
             "backend": "transformers",
             "model": self._name,
             "dtype": str(self._model.dtype).removeprefix("torch."),
-            "template": self.template,
-            "context": self.context,
+            **self.asked_how,
         }
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""
         self._scorer.share(self.ids(prompts))
+
+    def think(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts with the model's thinking in them, if it is to think."""
+        if not self.thinking:
+            return list(prompts)
+        with self._evaluating():
+            thoughts = think_here(self._model, self._tokenizer, prompts, self.thinking, len(prompts))
+        return [thought.prompt for thought in thoughts]
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""
@@ -87,8 +96,10 @@ class TransformersBackend(Backend):
         return [self._completion(one.ids, request) for one, request in zip(written, requests, strict=True)]
 
     def _completion(self, ids: Sequence[int], request: GenerationRequest) -> Completion:
-        whole = self._decode(ids)
+        thinking, whole = split_thinking(self._decode(ids))
         text = request.cut(whole)
+        if thinking:  # of a model that thinks unasked
+            return Completion(text.strip(), len(self.tokens(text)))
         emitted = len(ids)
         if text != whole:
             # The fewest tokens whose text begins with what is left, by bisection: decoding is slow for long texts.
@@ -134,7 +145,11 @@ def _allows_inner_padding(model: Any, context: int) -> bool:
 
 @contextmanager
 def opened_backend(
-    source: str | Path, chat: bool | None = None, context: int = CONTEXT, output: Path | None = None
+    source: str | Path,
+    chat: bool | None = None,
+    context: int = CONTEXT,
+    output: Path | None = None,
+    thinking: int = 0,
 ) -> Iterator[TransformersBackend]:
     """Load any model source as a backend; a folder that had to be made for it is removed when the block ends.
 
@@ -144,4 +159,5 @@ def opened_backend(
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))
         begun = DTYPES.get((logged_dtype(output) if output else None) or "")
-        yield TransformersBackend(load_model(folder, begun), load_tokenizer(folder), content, chat, context)
+        model, tokenizer = load_model(folder, begun), load_tokenizer(folder)
+        yield TransformersBackend(model, tokenizer, content, chat, context, thinking=thinking)

@@ -25,7 +25,8 @@ def ask(model: Model, settings: Benchmark, seed: int, folder: Path) -> dict[str,
     `refused` (task -> why it does not count). LeptaError if samples failed for a reason that may pass, such as memory.
     """
     work = folder / CHECKPOINTS / ASKED
-    with opened_backend(model.folder, None if model.chat else False, output=work) as backend:
+    thinking = settings.budget if model.chat else 0
+    with opened_backend(model.folder, None if model.chat else False, output=work, thinking=thinking) as backend:
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():

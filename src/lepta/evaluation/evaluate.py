@@ -9,8 +9,9 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
+from lepta.inference.answers import answers
 from lepta.inference.bits import score_text, windows
-from lepta.inference.chat import Message, render_chat
+from lepta.inference.chat import Message
 from lepta.inference.generation import behaviour_kept, generate
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
@@ -143,17 +144,17 @@ def behaviour_dialogues(settings: Behaviour) -> list[list[Message]]:
 
 def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
     dialogues = behaviour_dialogues(settings)
-    prompts = [render_chat(tokenizer, dialogue[:-1], add_generation_prompt=True) for dialogue in dialogues]
+    prompts = [dialogue[:-1] for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
-    answers = generate(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers")
-    kept = behaviour_kept(answers.texts, references, settings.mark)
+    written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers", settings.budget)
+    kept = behaviour_kept(written.texts, references, settings.mark)
     return {
         "kept": sum(kept),
         "prompts": len(kept),
         "share": sum(kept) / len(kept),
-        "new_token_share": answers.share_of(new_ids),
+        "new_token_share": written.share_of(new_ids),
         "questions": [dialogue[-2]["content"] for dialogue in dialogues],
-        "answers": answers.texts,
+        "answers": written.texts,
         "kept_each": kept,
     }
 

@@ -4,9 +4,10 @@ from pydantic import Field
 
 from lepta.core.settings import Section
 from lepta.darumeru.settings import Benchmark
+from lepta.inference.settings import Thinking
 
 
-class Behaviour(Section):
+class Behaviour(Thinking):
     """A style that can be counted: answers open as the reference answers do, up to and including a mark."""
 
     dialogues: str = Field(description="JSONL file with held-out conversations")

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.inference.thinking import block_of, needed_block, switches
 
-Message = dict[str, Any]  # `role` and `content`, strings; `tool_calls` where a turn has such
-# Hybrid thinking models are always asked without thinking: an answer then means the same when it is generated, learned
-# from and scored. Templates of other models ignore the option.
-TEMPLATE_OPTIONS = {"enable_thinking": False}
+# `role` and `content`, strings; `tool_calls` and `reasoning_content` (what was thought before) where a turn has such.
+Message = dict[str, Any]
 
 SECONDS = 10  # for one conversation; a template of a real model takes milliseconds
 
@@ -35,27 +34,40 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = False, **options: Any) -> str:
     """Write a conversation by the chat template; LeptaError if the template refuses it.
 
-    `options` go to the template, such as `add_generation_prompt`.
+    `thinking` turns the thinking of hybrid models on or off. `options` go to the template too, such as
+    `add_generation_prompt`.
     """
     try:
         with time_limit(SECONDS):
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **TEMPLATE_OPTIONS, **options))
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **switches(thinking), **options))
     except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
         raise LeptaError(f"chat template: refuses a conversation ({error})") from error
 
 
-def chat_prompt(tokenizer: Any, messages: Sequence[Message]) -> str:
+def begun_answer(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
     """Write a conversation up to where the model goes on: in the last turn if that is the assistant's.
 
-    LeptaError if the template refuses the conversation or leaves a turn out.
+    With `thinking` there is an empty block of it before the answer, to be filled in by `think`; without, templates that
+    begin one by themselves get it ended at once. LeptaError if the template refuses the conversation, or there is to be
+    a block and it has none.
     """
-    if messages[-1]["role"] == "assistant":
-        text = render_chat(tokenizer, messages, continue_final_message=True)
-    else:
-        text = render_chat(tokenizer, messages, add_generation_prompt=True)
+    block = needed_block(tokenizer.chat_template) if thinking else block_of(tokenizer.chat_template)
+    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    if begun and not thinking:
+        return render_chat(tokenizer, messages, continue_final_message=True)
+    asked = messages[:-1] if begun else messages
+    text = render_chat(tokenizer, asked, thinking, add_generation_prompt=True)
+    if block and (thinking or block.always or text.rstrip().endswith(block.start.rstrip())):
+        text = block.put_behind(text)
+    return text + begun
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
+    """`begun_answer`; LeptaError also if the template leaves a turn out."""
+    text = begun_answer(tokenizer, messages, thinking)
     contents = [message["content"].strip() for message in messages]  # many templates trim
     for message, content in zip(messages, contents, strict=True):
         # Examples may have equal answers, and one turn may contain another: each must be there as often as given.

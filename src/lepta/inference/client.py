@@ -9,11 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
 
 from lepta.core.errors import LeptaError
+from lepta.inference.thinking import split_thinking, switches
 
 TRIES = 5
 AGAIN = {408, 429, 500, 502, 503, 504}  # statuses of a server that may have a better answer later
@@ -23,6 +25,17 @@ SECONDS = 600  # for one try
 TOTAL_SECONDS = 900  # for all tries of a request; none begins after that
 LARGEST = 32 << 20  # bytes of an answer; log-probabilities of 4,096 tokens take about 1 MB
 KEY = "OPENAI_API_KEY"
+SWITCH = "chat_template_kwargs"  # what a request says to the chat template, in vLLM, SGLang, llama.cpp, transformers
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A turn that a server wrote, its thinking apart; `tokens` are those of both, `ended` tells whether it is whole."""
+
+    text: str
+    thinking: str
+    tokens: int
+    ended: bool
 
 
 class Refused(LeptaError):
@@ -50,7 +63,7 @@ class Client:
     def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
         self.url, self.model, self._wait, self._seconds = check_address(url), model, wait, seconds
         self._opener = urllib.request.build_opener(_NoRedirects)
-        self._gone = False
+        self._gone, self._has_switch = False, True
 
     @property
     def name(self) -> str:
@@ -91,6 +104,28 @@ class Client:
             f"{address}: {reason} (tried {tried} times); see that the server runs and has {self.model}, and give the "
             "same command again: what was answered is kept"
         )
+
+    def chat(self, messages: Sequence[dict[str, Any]], max_tokens: int, thinking: int = 0, **options: Any) -> Reply:
+        """Have a turn written, with at most `thinking` tokens of thinking before it; raises what `post` does.
+
+        Thinking that takes longer takes its tokens from the answer: a server cannot be told to end it. Refused if the
+        server is to think and cannot be told to.
+        """
+        request = {"messages": list(messages), "max_tokens": max_tokens + thinking, **options}
+        switched = request | {SWITCH: switches(thinking > 0)}
+        try:
+            reply = self.post("chat/completions", switched if self._has_switch else request)
+        except Refused as error:
+            if SWITCH not in error.reason or thinking:
+                raise
+            reply = self.post("chat/completions", request)  # of models that have nothing to be turned off
+            self._has_switch = False
+        message = field(reply, "choices", 0, "message")
+        text = (message.get("content") or "").encode(errors="replace").decode()  # servers may cut a character in two
+        inline, text = split_thinking(text)
+        said = message.get("reasoning") or message.get("reasoning_content") or inline  # vLLM now, and before
+        tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
+        return Reply(text.strip(), said, tokens, field(reply, "choices", 0, "finish_reason") == "stop")
 
     def _exchange(self, request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
         """Status and body of the answer; TimeoutError if it is not whole in time."""

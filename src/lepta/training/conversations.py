@@ -1,6 +1,7 @@
 """Conversations into training examples, streamed to disk: the loss counts what the assistant says, turn by turn."""
 
 import hashlib
+import itertools
 import json
 from array import array
 from collections import Counter
@@ -13,7 +14,8 @@ import numpy as np
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import progress
-from lepta.inference.chat import Message, render_chat
+from lepta.inference.chat import Message, begun_answer, render_chat
+from lepta.inference.thinking import filled, needed_block, split_thinking
 from lepta.models.loss import IGNORED
 from lepta.text.formats import ROW_SUFFIXES, read_rows
 from lepta.text.sources import text_files
@@ -45,7 +47,8 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
         plain = [_turn(message) for message in messages or []]
     except (AttributeError, KeyError, TypeError):
         plain = []
-    if not plain or not all(isinstance(turn["role"], str) and isinstance(turn["content"], str) for turn in plain):
+    texts = [[turn["role"], turn["content"], turn.get("reasoning_content", "")] for turn in plain]
+    if not plain or not all(isinstance(text, str) for text in itertools.chain.from_iterable(texts)):
         raise LeptaError(
             f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
@@ -57,16 +60,24 @@ def _turn(message: dict[str, Any]) -> Message:
     role = "assistant" if message["role"] == "bot" else message["role"]  # as the Saiga sets write it
     if calls := message.get("tool_calls"):
         return {"role": role, "content": message.get("content") or "", "tool_calls": calls}
-    return {"role": role, "content": message["content"]}
+    thinking, content = message.get("reasoning_content"), message["content"]
+    if role == "assistant" and not thinking:
+        thinking, content = split_thinking(content)
+    return {"role": role, "content": content} | ({"reasoning_content": thinking} if thinking else {})
 
 
-def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[str, list[int]]:
+def conversation_example(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> dict[str, list[int]]:
     """Tokenise a conversation; the loss counts each answer of the assistant and the end of its turn.
+
+    With `thinking`, the last answer is learned with the thinking before it, if it has such, and no other one.
 
     A turn counts only if the conversation up to it, as the model is asked, is how the whole conversation begins: some
     templates write earlier turns otherwise (without their reasoning). Gives `input_ids` and `labels`, of which none
     counts if nothing is to be learned. LeptaError if the template refuses the conversation.
     """
+    if thinking and messages[-1].get("reasoning_content"):
+        return _encoded(tokenizer, *_with_thinking(tokenizer, messages))
+    messages = [_without_thinking(turn) for turn in messages]
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
     whole = render_chat(tokenizer, messages)
     spans = []
@@ -77,7 +88,30 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message]) -> dict[st
             spans.append((len(before), len(through)))
     if answers and not spans:
         raise LeptaError("chat template: no prompt is how the whole conversation begins; it cannot be tuned on")
-    whole = whole[: spans[-1][1]] if spans else whole
+    return _encoded(tokenizer, whole[: spans[-1][1]] if spans else whole, spans)
+
+
+def _without_thinking(turn: Message) -> Message:
+    return {name: value for name, value in turn.items() if name != "reasoning_content"}
+
+
+def _with_thinking(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation whose last turn has its thinking, and what the model has to write of it.
+
+    Templates differ in what they take as thinking, so the block is put into the prompt here, as when a model is asked.
+    """
+    asked, answer = [_without_thinking(turn) for turn in messages[:-1]], messages[-1]
+    given = render_chat(tokenizer, asked, thinking=True, add_generation_prompt=True)
+    block = needed_block(tokenizer.chat_template)
+    text = filled(begun_answer(tokenizer, asked, thinking=True), block, f"\n{answer['reasoning_content'].strip()}\n")
+    plain = render_chat(tokenizer, [*asked, _without_thinking(answer)]).rstrip("\n")
+    end_of_turn = plain.rpartition(answer["content"].strip())[2]
+    text += answer["content"].strip() + end_of_turn
+    return text, [(len(given), len(text))]
+
+
+def _encoded(tokenizer: Any, whole: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+    """Ids of a text, and labels of what lies in the spans of characters."""
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     labels = [IGNORED] * len(ids)
@@ -93,23 +127,25 @@ def calls_tools(messages: Sequence[Message]) -> bool:
 
 
 def write_examples(
-    conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path
+    conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path, thinking: bool = False
 ) -> tuple[TokenStore, dict[str, int]]:
     """Tokenise conversations to disk, unless that was done already; those that cannot be learned from are counted.
 
     The store has a section for each example of at most `max_length` tokens; those that the loss counts have `COUNTED`
     set. The counts tell how many conversations were read, and how many were left out as `duplicate`, `refused` by the
     chat template, `unanswered`, `too_long` or because of `tool_calls`; of the rest (`examples`) the tokens and those of
-    answers.
+    answers. `thinking`: see `conversation_example`.
     """
     if tokenizer.chat_template is None:
         raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
     if not (folder / COUNTS).is_file():
-        _write(conversations, tokenizer, max_length, folder)
+        _write(conversations, tokenizer, max_length, folder, thinking)
     return TokenStore.open(folder), json.loads((folder / COUNTS).read_bytes())
 
 
-def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path) -> None:
+def _write(
+    conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path, thinking: bool
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter()
     seen: set[bytes] = set()
@@ -121,7 +157,7 @@ def _write(conversations: Iterable[Sequence[Message]], tokenizer: Any, max_lengt
             example, calls = None, calls_tools(messages)
             try:
                 if digest not in seen and not calls:
-                    example = conversation_example(tokenizer, messages)
+                    example = conversation_example(tokenizer, messages, thinking)
             except LeptaError as error:
                 example, reason = {}, str(error)
             fault = "tool_calls" if calls else _fault(example, max_length)

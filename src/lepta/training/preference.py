@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback
 
 from lepta.core.errors import LeptaError, optional
-from lepta.inference.chat import TEMPLATE_OPTIONS
+from lepta.inference.thinking import switches
 from lepta.models.folder import Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer
 from lepta.models.precision import name_of
@@ -136,7 +136,7 @@ def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str
         longest = max(
             len(
                 tokenizer.apply_chat_template(
-                    [*example["prompt"], *answer], tokenize=True, return_dict=False, **TEMPLATE_OPTIONS
+                    [*example["prompt"], *answer], tokenize=True, return_dict=False, **switches(False)
                 )
             )
             for answer in answers
@@ -185,9 +185,7 @@ def _trainer(
     made = trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list(
-            [{**example, "chat_template_kwargs": TEMPLATE_OPTIONS} for example in examples]
-        ),
+        train_dataset=Dataset.from_list([{**example, "chat_template_kwargs": switches(False)} for example in examples]),
         processing_class=tokenizer,
         peft_config=lora_config(model, settings.lora),
     )

@@ -77,6 +77,10 @@ class TuneSettings(Section):
     max_length: int = Field(
         default=4096, ge=8, description="Tokens; a longer conversation is left out whole, and counted"
     )
+    thinking: bool = Field(
+        default=False,
+        description="Learn the thinking of last answers that have it (reasoning_content, or <think> in the text)",
+    )
     packing: bool = Field(default=False, description="Several conversations to a row of max_length; none sees another")
     body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")

@@ -46,7 +46,9 @@ def tune(
     trained so.
     """
     with processes().main_process_first():  # the others then find the examples on disk
-        store, counts = write_examples(conversations, tokenizer, settings.max_length, work / "examples")
+        store, counts = write_examples(
+            conversations, tokenizer, settings.max_length, work / "examples", settings.thinking
+        )
     number = processes().num_processes
     length = settings.max_length if settings.packing else None
     rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)

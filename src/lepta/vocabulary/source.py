@@ -221,12 +221,13 @@ def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     return templates["default"] if list(templates) == ["default"] else templates or None
 
 
-def has_chat_template(place: Path) -> bool:
-    """Tell whether a model folder or GGUF file has a chat template, without reading its tokens."""
+def chat_template_of(place: Path) -> str | dict[str, str] | None:
+    """Chat templates of a model folder, None if it has none; of a GGUF file, not parsed, the part that has them."""
     if place.is_dir():
-        return _chat_template(place, _read_optional(place / CONFIG).get("chat_template")) is not None
+        return _chat_template(place, _read_optional(place / CONFIG).get("chat_template"))
     with place.open("rb") as file:
-        return GGUF_TEMPLATE in file.read(GGUF_HEAD)
+        head = file.read(GGUF_HEAD)
+    return head.decode(errors="ignore") if GGUF_TEMPLATE in head else None
 
 
 def _with_added_tokens(spec: Spec, folder: Path, settings: Config) -> Spec:
