@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yaml") if not path.name.startswith("corpus"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 TEKKEN = "package:mistral_common/data/tekken_240911.json"
+TODAY = ("qwen3", "qwen3.5", "gemma-3", "llama-3.1-8b", "mistral-tekken", "smollm3")
+PAPER = ("mistral-7b/", "llama-3-8b/")
 # Rows and columns of the embeddings that the paper's sizes give.
 TRAINED = {
     "mistral-7b/bpe.yaml": 2 * 32_000 * 4096,
@@ -50,14 +52,17 @@ def plan_of(name, number=8):
 
 def line(name):
     """The row of recipes/README.md."""
-    facts = plan_of(name, 1 if name.startswith("smollm2") else 8)
+    facts = plan_of(name, 8 if name.startswith(PAPER) else 1)
     (row,) = facts["devices"]
     time = f"{row['hours']:.0f} h" if row["hours"] > 1 else f"{row['hours'] * 60:.0f} min"
     trained = max(stage["weights"]["trained"] for stage in facts["stages"])
     target = facts["vocabulary"]["target"]
+    density = saved = "not measured"
+    if target["original_characters_per_token"]:
+        density = f"{target['original_characters_per_token']:.2f} -> {target['new_characters_per_token']:.2f}"
+        saved = f"{target['inference_flops_ratio']:.2f}"
     return (
-        f"| [{name}]({name}) | {target['original_characters_per_token']:.2f} -> "
-        f"{target['new_characters_per_token']:.2f} | {target['inference_flops_ratio']:.2f} | {trained / 1e6:,.0f} M | "
+        f"| [{name}]({name}) | {density} | {saved} | {trained / 1e6:,.0f} M | "
         f"{facts['total']['tokens'] / 1e9:.2f} G | {row['number']} x H100: {time} | {row['needs_gib']:.0f} GiB | "
         f"{facts['disk']['total'] / 1e9:.0f} GB |"
     )
@@ -103,14 +108,14 @@ def test_recipe_has_a_plan_and_fits_its_gpus(name):
     assert all(row["fits"] for row in facts["devices"])
     if name in TRAINED:
         assert facts["stages"][0]["weights"]["trained"] == TRAINED[name]
-    if name.startswith(("mistral", "llama")):
+    if name.startswith(PAPER):
         assert 24 < facts["devices"][0]["hours"] < 48
         assert facts["stages"][0]["tokens_per_step"] == 256 * 1024
         # one epoch of 96 GB at 1.8 bytes a character
         assert facts["text"]["target"]["trained_characters"] == pytest.approx(96e9 / 1.8, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("mistral", "llama"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(PAPER)])
 def test_paper_settings(name):
     recipe = read_recipe(ROOT / name)
     (stage,) = recipe.pretrain
@@ -118,6 +123,24 @@ def test_paper_settings(name):
     assert (stage.weight_decay, stage.adam_epsilon) == (0.1, 1e-5)
     assert stage.learning_rate == [1e-4 if name.startswith("mistral") else 2e-4]
     assert recipe.propagate.method == "conversion"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.split("/")[0] in TODAY])
+def test_recipes_for_models_of_today_are_commented_and_thinking_is_a_choice(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    head, *rest = text.splitlines()
+    assert head.startswith("# ") and f"lepta plan recipes/{name}" in text
+    assert sum("#" in line for line in rest) >= 6
+    recipe = read_recipe(ROOT / name)
+    assert recipe.distill and recipe.variants and recipe.vocabulary.scenario == "extended"
+    assert shape_of(recipe.base).tied == ("untie" in text)
+    if "thinks" in head + rest[5] or "thinking" in head:
+        assert "thinking: true" in text  # how to turn it on
+
+
+def test_recipes_for_models_of_today_are_for_four_languages():
+    recipes = [read_recipe(ROOT / name) for name in NAMES if name.split("/")[0] in TODAY]
+    assert {recipe.text.target.language for recipe in recipes} == {"ru", "kk", "uk", "el"}
 
 
 def test_two_stages_follow_one_another():
@@ -146,7 +169,7 @@ def test_two_stages_can_be_run(tiny_model_folder, tiny_tokenizer, tmp_path):
         pipeline_of(read_recipe(file))
 
 
-@pytest.mark.parametrize("name", [*sorted(TRAINED), "smollm2/two-stages.yaml"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo.yaml" and "-calibrated" not in name])
 def test_readme_says_what_the_plan_says(name):
     assert line(name) in (ROOT / "README.md").read_text(encoding="utf-8")
 

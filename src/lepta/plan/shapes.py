@@ -175,9 +175,10 @@ def _from_table(source: str, models: Path | None) -> Shape:
         )
     config = {theirs: row[ours] for theirs, ours in CONFIG_FIELDS.items()}
     config |= {"model_type": row["model_type"], "tie_word_embeddings": row["tied"], "dtype": row.get("dtype")}
+    config |= row.get("config", {})
     shape = _from_config(source, config, f"{source}, its row in the table")
-    tokens = row.get("tokens", shape.rows)
-    return replace(shape, source="table of known models", tokens=tokens, tokenizer=row.get("tokenizer"))
+    more = {"tokens": row.get("tokens", shape.rows), "tokenizer": row.get("tokenizer")}
+    return replace(shape, source="table of known models", body=shape.body + row.get("tower", 0), **more)
 
 
 def _from_folder(source: str, folder: Path) -> Shape:
