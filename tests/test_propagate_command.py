@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lepta.embeddings.initialise import initialise
+from lepta.embeddings.maps import METHODS
 from lepta.models.folder import INDEX, Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
@@ -58,7 +59,8 @@ def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path)
         folder = tmp_path / "out" / variant.name
         assert result["output"] == str(folder)
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["key"]["settings"] == {"method": "auto", "body_delta": None}
+        assert manifest["key"]["settings"] == {"method": "auto", "delta_scale": [1.0], "body_delta": []}
+        assert manifest["facts"]["chosen"] == {"by": "rows alone: no held-out text or answers are named"}
         assert manifest["sources"]["instruct"] == str(variant)
         assert manifest["key"]["inputs"]["instruct"] == Hashes().content(variant)
         assert manifest["outputs"] == Hashes().files(folder)
@@ -100,7 +102,7 @@ def test_weights_by_text_are_in_the_manifest(models, tmp_path):
     assert set(manifest["key"]["inputs"]) == {"base", "adapted", "instruct", "weigh_by"}
 
 
-def test_scale_of_the_bodys_change_is_chosen_on_held_out_text(models, tmp_path):
+def test_scales_are_chosen_on_held_out_text(models, tmp_path):
     base, adapted, instruct, _ = models
     changed = tmp_path / "changed"
     changed.mkdir()
@@ -108,17 +110,50 @@ def test_scale_of_the_bodys_change_is_chosen_on_held_out_text(models, tmp_path):
     write_model(model, {name: ComputedRows.of(model.load(name) + 3.0)}, open_tokenizer(adapted), changed)
     given = [base, changed, instruct]
     refused(propagate(given, tmp_path / "out"), name, "--body-delta")
-    several = ["--body-delta", "0", "--body-delta", "1", "--body-delta", "-1"]
-    refused(propagate(given, tmp_path / "out", *several), "--valid")
+    several = ["--body-delta", "0", "--body-delta", "1", "--delta-scale", "1", "--delta-scale", "2"]
+    refused(propagate(given, tmp_path / "out", *several), "--valid", "--answers")
     run = propagate(given, tmp_path / "out", *several, "--valid", "starter:ru/valid", "--json")
     assert run.returncode == 0, run.stderr
-    facts = json.loads(run.stdout)
-    scores = facts["body_delta_bits_per_byte"]
-    assert len(set(scores.values())) == 3
-    assert scores[str(facts["body_delta"])] == min(scores.values())
-    moved = Checkpoint(instruct).load(name) + 3.0 * facts["body_delta"]
+    chosen = json.loads(run.stdout)["chosen"]
+    tried = {(way["delta_scale"], way["body_delta"]): way["bits_per_byte"] for way in chosen["tried"]}
+    assert set(tried) == {(1.0, 0.0), (1.0, 1.0), (2.0, 0.0), (2.0, 1.0)}
+    assert tried[chosen["delta_scale"], chosen["body_delta"]] == min(tried.values())
+    moved = Checkpoint(instruct).load(name) + 3.0 * chosen["body_delta"]
     torch.testing.assert_close(Checkpoint(tmp_path / "out").load(name), moved)
     assert {path.name for path in tmp_path.iterdir()} == {"changed", "out"}
+    again = propagate(
+        given,
+        tmp_path / "same",
+        "--method",
+        "anchored",
+        "--body-delta",
+        chosen["body_delta"],
+        "--delta-scale",
+        chosen["delta_scale"],
+    )
+    assert again.returncode == 0, again.stderr
+    assert Hashes().content(tmp_path / "same") == Hashes().content(tmp_path / "out")
+
+
+def test_auto_is_judged_through_the_variant(models, tmp_path):
+    answers = write_dialogues(tmp_path / "answers.jsonl")
+    options = ["--method", "auto", "--valid", "starter:ru/valid", "--answers", answers]
+    run = propagate(models[:3], tmp_path / "out", *options)
+    assert run.returncode == 0, run.stderr
+    chosen = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["chosen"]
+    assert chosen["by"] == "bits per byte of held-out text and answers through the variant"
+    assert "judged by bits per byte of held-out text and answers" in " ".join(run.stdout.split())
+    assert [way["method"] for way in chosen["tried"]] == list(METHODS)
+    totals = {way["method"]: way["bits_per_byte"] + way["answers_bits_per_byte"] for way in chosen["tried"]}
+    assert totals[chosen["method"]] == min(totals.values())
+    maps = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["maps"]
+    assert {fit["method"] for fit in maps.values()} == {chosen["method"]}
+
+
+def write_dialogues(file):
+    turns = [{"role": "user", "content": "Привет"}, {"role": "assistant", "content": "Здравствуйте, чем помочь?"}]
+    file.write_text(json.dumps({"messages": turns}, ensure_ascii=False) + "\n", encoding="utf-8")
+    return file
 
 
 def damaged(models, tmp_path, change):
@@ -199,7 +234,7 @@ def test_models_that_do_not_belong_together_are_refused(models, tiny_model_folde
     wide = tiny_model_folder(rows=ROWS, hidden=64, tokenizer=tiny_tokenizer)
     refused(propagate([*models[:2], wide], tmp_path / "out"), "widths differ", wide.name)
     refused(propagate([*models[:3], models[2]], tmp_path / "out"), "two variants with the name", models[2].name)
-    refused(propagate(models[:3], tmp_path / "out", "--method", "rotate"), "--method rotate", "auto")
+    refused(propagate(models[:3], tmp_path / "out", "--method", "rotate"), "lepta propagate: method:", "'auto'")
     assert list(tmp_path.iterdir()) == []
 
 

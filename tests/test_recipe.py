@@ -82,7 +82,7 @@ def test_recipes_of_the_project_are_valid():
         ("variants.chat.modle", "variants.chat.modle: unknown key; did you mean 'model'?"),
         ("variants.terse.tune.batches", "variants.terse.tune.batches: unknown key; did you mean 'batch'?"),
         ("propagate.metod", "propagate.metod: unknown key; did you mean 'method'?"),
-        ("propagate.qqqq", "propagate.qqqq: unknown key; known here: method, body_delta"),
+        ("propagate.qqqq", "propagate.qqqq: unknown key; known here: method, delta_scale, body_delta, answers"),
     ],
 )
 def test_unknown_key_gets_the_nearest_one(write, place, expected):

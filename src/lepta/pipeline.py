@@ -20,9 +20,9 @@ from lepta.darumeru.log import read_results
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
-from lepta.embeddings.propagate import propagate
 from lepta.evaluation.benchmark import ask, scores_of
 from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
+from lepta.evaluation.sweep import Judge, propagate_best
 from lepta.inference.bits import WINDOW, windows
 from lepta.inference.thinking import block_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
@@ -243,15 +243,22 @@ class _Layout:
         settings = self.recipe.propagate
         body_trained = any(stage.changes_body for stage in self.recipe.pretrain)
         body_trained |= self.recipe.distill is not None and self.recipe.distill.lora_rank > 0
-        scale = settings.body_delta if body_trained else None
+        deltas = settings.body_delta or [1.0] if body_trained else []
+        settings = settings.model_copy(update={"body_delta": deltas})
+        texts: dict[str, list[str]] = {}
+        if settings.several:
+            texts = sources_of(self.recipe.text, "valid") | {"answers": settings.answers}
 
         def run(folder: Path) -> dict[str, Any]:
-            models = Checkpoint(base), Checkpoint(pretrained), [(Checkpoint(instruct), folder)]
-            (facts,) = propagate(*models, settings.method, body_deltas=[scale])
+            held_out = [source for label, sources in texts.items() if label != "answers" for source in sources]
+            judge = Judge.of(held_out, settings.answers) if texts else None
+            variants = [(Checkpoint(instruct), folder)]
+            (facts,) = propagate_best(Checkpoint(base), Checkpoint(pretrained), variants, settings, judge)
             return facts
 
         inputs = {"base": base, "adapted": pretrained, "instruct": instruct}
-        return self.add(f"propagated/{name}", inputs, settings.model_dump(), run)
+        key = settings.model_dump(exclude={"answers"})
+        return self.add(f"propagated/{name}", inputs, key, run, texts=texts)
 
     def calibrated(self, name: str, instruct: Path, propagated: Path) -> Path:
         assert self.recipe.calibrate is not None

@@ -10,12 +10,12 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
-from lepta.core.settings import LARGEST_SEED, NAME, Section, read_settings
+from lepta.core.settings import LARGEST_SEED, NAME, Section, as_list, read_settings
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.settings import PropagateSettings
 from lepta.evaluation.settings import EvaluateSettings
 from lepta.text.settings import Text
-from lepta.training.settings import PretrainSettings, TuneSettings, as_list, rows_apart
+from lepta.training.settings import PretrainSettings, TuneSettings, rows_apart
 from lepta.vocabulary.settings import VocabularySettings
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokenizer_json import add_special_tokens, around
+from lepta.vocabulary.tokens import Kind
 
 ROWS, SPECIALS = 4000, 17
 
@@ -399,6 +401,29 @@ def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_fo
     torch.testing.assert_close(Checkpoint(result).load(name), instruct.load(name) + 0.25 * scale)
     others = set(base.entries) - {name, *base.embedding_names}
     assert all(torch.equal(Checkpoint(result).load(other), instruct.load(other)) for other in others)
+
+
+@pytest.mark.parametrize("method", ["swap", "delta"])
+def test_the_change_of_the_embeddings_is_carried_over_so_many_times(make_family, tmp_path, method):
+    base, adapted, instruct = make_family(tied=True)
+    name = base.input_name
+    written = []
+    for scale in (0.0, 0.5, 1.0):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        propagate(base, adapted, [(instruct, folder)], method, delta_scales=[scale])
+        written.append(Checkpoint(folder).load(name))
+    torch.testing.assert_close(written[1], (written[0] + written[2]) / 2)
+    old, new = (open_tokenizer(model.folder).vocabulary() for model in (base, adapted))
+    matrix = transfer_matrix(old, new, base.rows, adapted.rows).matrix
+    start = base if method == "swap" else instruct  # nothing of training: what either would start from
+    moved = torch.from_numpy(matrix @ start.load(name).double().numpy()).float()
+    rows = torch.from_numpy(np.flatnonzero(new.kinds == Kind.TEXT))
+    torch.testing.assert_close(written[0][rows], moved[rows], rtol=1e-4, atol=1e-6)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    propagate(base, adapted, [(instruct, whole)], method)
+    assert torch.equal(Checkpoint(whole).load(name), written[2])
 
 
 def with_tensors(checkpoint, tensors, folder):

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -24,19 +24,15 @@ from lepta.cli.common import (
     result,
     say,
 )
+from lepta.cli.options import Flags, takes_settings
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
 from lepta.core.tables import number_table
-from lepta.embeddings.settings import AnyMethod
+from lepta.embeddings.settings import PropagateSettings
 from lepta.stages import write_manifest
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.vocabulary.scenarios import LARGEST_PADDING
-
-if TYPE_CHECKING:
-    from lepta.models.folder import Checkpoint
-
-SWEEP_CHARACTERS = 20_000  # of held-out text, to choose a scale by
 
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
 
@@ -73,6 +69,7 @@ def init(
     result({"output": str(output), **facts}, as_json)
 
 
+@takes_settings
 def propagate(
     base: ModelPath,
     adapted: ModelPath,
@@ -82,22 +79,9 @@ def propagate(
     output: Annotated[
         Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
     ],
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(get_args(AnyMethod)),
-            help="overlap, conversion: the paper's; auto: the one that predicts held-out tokens best.",
-        ),
-    ] = "anchored",
-    body_delta: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="If training changed the body too: add that change so many times to the variant's body. Repeat to try "
-            "several and take the best on --valid."
-        ),
-    ] = None,
+    settings: Annotated[PropagateSettings, Flags()],
     valid: Annotated[
-        list[str] | None, typer.Option(help="Held-out text to choose --body-delta by; repeat for several.")
+        list[str] | None, typer.Option(help="Held-out text to choose by, in all languages that count; may be repeated.")
     ] = None,
     weigh_by: Annotated[
         list[str] | None,
@@ -114,15 +98,11 @@ def propagate(
     Try: lepta propagate --base BASE --adapted my/adapted --instruct CHAT --method auto --output my/chat
     """
     targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
-    if method not in get_args(AnyMethod):
-        raise LeptaError(f"--method {method}: unknown; known are {', '.join(get_args(AnyMethod))}")
-    if len(body_delta or []) > 1 and not valid:
-        raise LeptaError("--body-delta: several given; name held-out text with --valid to choose one by")
     if len(set(targets)) < len(targets):
         raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
     check_places([base, adapted, *instruct], targets, force)
     from lepta.embeddings.propagate import count_tokens
-    from lepta.embeddings.propagate import propagate as propagate_variants
+    from lepta.evaluation.sweep import Judge, propagate_best
     from lepta.vocabulary.source import open_tokenizer
 
     with ExitStack() as stack:
@@ -132,54 +112,21 @@ def propagate(
         counts = None
         if weigh_by:
             counts = count_tokens(open_tokenizer(models[1].folder).vocabulary(), list(read_documents(weigh_by)))
-        known_method = cast(AnyMethod, method)
-        scales, scores = _body_scales(models, known_method, body_delta or [], valid or [], output.parent)
-        # All variants in one call: the base's half of the normal equations serves them all.
-        facts = propagate_variants(
-            models[0],
-            models[1],
-            list(zip(models[2:], folders, strict=True)),
-            known_method,
-            body_deltas=scales,
-            token_counts=counts,
-            hard_link=hard_link,
-        )
-        facts = [fact | score for fact, score in zip(facts, scores, strict=True)]
-        texts = {label: names for label, names in (("weigh_by", weigh_by), ("valid", valid)) if names}
-        settings = {"method": method, "body_delta": body_delta}
+        judge = Judge.of(valid or [], settings.answers) if settings.several else None
+        pairs = list(zip(models[2:], folders, strict=True))
+        facts = propagate_best(models[0], models[1], pairs, settings, judge, token_counts=counts, hard_link=hard_link)
+        named_texts = (("weigh_by", weigh_by), ("valid", valid), ("answers", settings.answers))
+        texts = {label: names for label, names in named_texts if names}
+        key = settings.model_dump(exclude={"answers"})
         for name, variant, folder, fact in zip(instruct, models[2:], folders, facts, strict=True):
             inputs = {"base": models[0].folder, "adapted": models[1].folder, "instruct": variant.folder}
             named = {"base": base, "adapted": adapted, "instruct": name, **texts}
-            write_manifest("propagate", folder, inputs, settings, fact, named, texts)
+            write_manifest("propagate", folder, inputs, key, fact, named, texts)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
     if as_json:
         print_json(results[0] if len(results) == 1 else results)
     else:
         _print_maps(results)
-
-
-def _body_scales(
-    models: "list[Checkpoint]", method: AnyMethod, body_delta: list[float], valid: list[str], work: Path
-) -> tuple[list[float | None], list[dict[str, Any]]]:
-    """For each variant the scale of the body's change, and what each scale scored if several were to be tried.
-
-    `models` are base, adapted and the variants; the best scale is the one that reads held-out text best.
-    """
-    base, adapted, *variants = models
-    if len(body_delta) < 2:
-        return [body_delta[0] if body_delta else None for _ in variants], [{} for _ in variants]
-    from lepta.evaluation.sweep import sweep_body_delta
-    from lepta.inference.bits import WINDOW, windows
-
-    texts = windows(list(read_documents(valid)), WINDOW, SWEEP_CHARACTERS)
-    scales: list[float | None] = []
-    facts = []
-    for variant in variants:
-        scores = sweep_body_delta(base, adapted, variant, method, body_delta, texts, work)
-        best = min(scores, key=lambda scale: scores[scale])
-        scales.append(best)
-        facts.append({"body_delta": best, "body_delta_bits_per_byte": scores})
-    return scales, facts
 
 
 def _name_of(source: str) -> str:
@@ -206,7 +153,23 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
                 listed = ", ".join(f"{method} {error:.3g} ({errors[method]:.3g})" for method, error in ranked)
                 what = "error over the whole new vocabulary by method, the least is taken (on held-out tokens alone)"
                 say(f"{name}, {what}: {listed}")
+        if chosen := written.get("chosen"):
+            _print_chosen(chosen)
         print_warnings(written["warnings"])
+
+
+def _print_chosen(chosen: dict[str, Any]) -> None:
+    """What was tried, and by what it was judged."""
+    say(f"judged by {chosen['by']}")
+    if "tried" not in chosen:
+        return
+    measures = [name for name in chosen["tried"][0] if name.endswith("bits_per_byte")]
+    table = number_table("method", "delta scale", "body delta", *(name.replace("_", " ") for name in measures))
+    for way in chosen["tried"]:
+        body = "" if way["body_delta"] is None else f"{way['body_delta']:g}"
+        table.add_row(way["method"], f"{way['delta_scale']:g}", body, *(f"{way[name]:.4f}" for name in measures))
+    console.print(table)
+    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g}")
 
 
 @patch.command("export")

@@ -18,6 +18,11 @@ LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 Sources = Annotated[list[str], Field(min_length=1)]
 
 
+def as_list(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a recipe or a variant."""
     return re.fullmatch(NAME, text) is not None and not text.endswith("\n")

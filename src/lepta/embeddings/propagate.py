@@ -1,7 +1,7 @@
 """LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lepta.embeddings.settings import AnyMethod
 from lepta.embeddings.transfer import Transfer, rows_needed, stand_in_rows, transfer_matrix
 from lepta.models.folder import AnyModel, Checkpoint
 from lepta.models.load import check_whole
-from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row
+from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row, mix, precision
 from lepta.models.write import write_model
 from lepta.vocabulary.change import first_difference
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
@@ -36,6 +36,7 @@ def propagate(
     method: AnyMethod = "anchored",
     *,
     body_deltas: Sequence[float | None] = (),
+    delta_scales: Sequence[float] = (),
     token_counts: np.ndarray | None = None,
     hard_link: bool = False,
 ) -> list[dict[str, Any]]:
@@ -55,6 +56,8 @@ def propagate(
         See `lepta.embeddings.maps`; `auto` takes, for each matrix, the one with the least held-out error.
     body_deltas : sequence of float, optional
         For each variant, how many times what training changed in the base model's body is added to its body.
+    delta_scales : sequence of float, optional
+        For each variant, how many times what training changed in the base model's embeddings is carried over.
     token_counts : array, shape (new vocabulary,), optional
         Occurrences of the new tokens in text; frequent tokens then weigh more in the fit (by the square root).
     hard_link : bool
@@ -83,8 +86,10 @@ def propagate(
     fits = _fit(family, made, method, weights)
     folders = [Path(folder) for _, folder in variants]
     return [
-        variant.write(fitted, body, folder, hard_link)
-        for variant, fitted, body, folder in zip(made, fits, bodies, folders, strict=True)
+        variant.write(fitted, body, scale, folder, hard_link)
+        for variant, fitted, body, scale, folder in zip(
+            made, fits, bodies, delta_scales or [1.0] * len(made), folders, strict=True
+        )
     ]
 
 
@@ -120,6 +125,37 @@ def _fit(
                 fitters[rows] = MapFitter(transfer, _matrix(family.base, role), stand_ins(rows), of_rows)
             fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
     return fits
+
+
+@dataclass(frozen=True)
+class ScaledRows:
+    """T X_base + scale (X_adapted - T X_base): rows as if training had changed them more, or less.
+
+    Rows that no old token corresponds to stay as they are.
+    """
+
+    adapted: Rows
+    base: Rows
+    matrix: sparse.csr_array  # T
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the adapted matrix."""
+        return tuple(self.adapted.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the adapted matrix; rows come in the precision of its products, to be rounded once."""
+        return self.adapted.dtype
+
+    def __getitem__(self, rows: slice | torch.Tensor, /) -> torch.Tensor:
+        """See `Rows`."""
+        trained = self.adapted[rows].to(torch.float64)
+        weights = self.matrix[rows if isinstance(rows, slice) else rows.numpy()]
+        change = trained - mix(weights, self.base)
+        change[torch.from_numpy(np.diff(weights.indptr) == 0)] = 0
+        return (trained + (self.scale - 1) * change).to(precision(self.adapted))
 
 
 class _Variant:
@@ -169,14 +205,15 @@ class _Variant:
         return self.checkpoint.tied and self._family.adapted.tied
 
     def write(
-        self, fits: dict[str, Propagation], body: dict[str, ComputedRows], folder: Path, hard_link: bool
+        self, fits: dict[str, Propagation], body: dict[str, ComputedRows], scale: float, folder: Path, hard_link: bool
     ) -> dict[str, Any]:
-        """Write the result, and tell what was done."""
+        """Write the result with so many times the change of the embeddings, and tell what was done."""
         base, adapted = self._family.base, self._family.adapted
         matrices, maps, warnings = dict(body), {}, []
         for role, fit in fits.items():
             name = self._name_of(role)
-            own, trained = _matrix(self.checkpoint, role), _matrix(adapted, role)
+            own, before, trained = (_matrix(model, role) for model in (self.checkpoint, base, adapted))
+            trained = self._scaled(trained, before, own, scale)
             matrices[name] = self._rows(fit, trained, own)
             lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
             maps[name] = fit.summary() | {"row_length": lengths}
@@ -185,7 +222,7 @@ class _Variant:
             if name not in self.checkpoint.embedding_names:
                 before, own, after = (model.rows_of(name) for model in (base, self.checkpoint, adapted))
                 moved = Propagation("delta", None, (self.transfer_of(after, own).matrix, before, own))
-                matrices[name] = self._rows(moved, after, own)
+                matrices[name] = self._rows(moved, self._scaled(after, before, own, scale), own)
         write_model(
             self.checkpoint,
             matrices,
@@ -203,6 +240,10 @@ class _Variant:
             "maps": maps,
             "warnings": warnings,
         }
+
+    def _scaled(self, trained: Rows, before: Rows, own: Rows, scale: float) -> Rows:
+        """Trained rows with so many times what training changed in them."""
+        return trained if scale == 1.0 else ScaledRows(trained, before, self.transfer_of(trained, own).matrix, scale)
 
     def _name_of(self, role: str) -> str:
         """Name of a matrix in the result."""

@@ -1,20 +1,39 @@
 """Settings of Learned Embedding Propagation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from lepta.core.settings import Section
+from lepta.core.settings import Section, as_list
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
 AnyMethod = Literal[Method, "auto"]
+Scales = Annotated[list[float], BeforeValidator(as_list)]
 
 
 class PropagateSettings(Section):
     """Learned Embedding Propagation (paper 2.2)."""
 
-    method: AnyMethod = "anchored"
-    body_delta: float = Field(
-        default=1.0,
-        description="If pre-training changed the body too: add that change so many times to the variant's body",
+    method: AnyMethod = Field(
+        default="anchored",
+        description="overlap, conversion: the paper's; auto: the one with which the variant reads held-out text, and "
+        "predicts answers, best; without these, or where it cannot be loaded, the one that predicts held-out rows best",
     )
+    delta_scale: Scales = Field(
+        default=[1.0],
+        min_length=1,
+        description="Carry what training changed in the embeddings over so many times; of several, the best is taken",
+    )
+    body_delta: Scales = Field(
+        default=[],
+        description="If training changed the body too: add that change so many times to the variant's body; of "
+        "several, the best is taken; default: a recipe takes 1, the command asks",
+    )
+    answers: list[str] = Field(
+        default=[], description="Held-out conversations, files of rows, whose answers are judged beside held-out text"
+    )
+
+    @property
+    def several(self) -> bool:
+        """There is something to choose."""
+        return self.method == "auto" or len(self.delta_scale) > 1 or len(self.body_delta) > 1

@@ -1,35 +1,187 @@
-"""How much of a body's change to carry into a variant: try several scales and measure each."""
+"""What to carry into a variant, and how much of it: each way is tried, and measured through the variant itself."""
 
+import math
+import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from lepta.core.errors import LeptaError
+from lepta.core.progress import track
+from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
-from lepta.embeddings.settings import AnyMethod
-from lepta.inference.bits import score_text
+from lepta.embeddings.settings import AnyMethod, PropagateSettings
+from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.chat import Message
 from lepta.models.folder import Checkpoint
-from lepta.models.load import exact_dtype, load_model, load_tokenizer
+from lepta.models.load import device, exact_dtype, load_model, load_tokenizer
+from lepta.models.loss import IGNORED, patch_chunked_loss
+from lepta.models.weights import count_weights
+from lepta.text.sources import read_documents
+from lepta.training.conversations import conversation_example, read_conversations
+
+CHARACTERS = 20_000  # of held-out text, and answers: to choose by
+TEXT, ANSWERS = "bits_per_byte", "answers_bits_per_byte"
 
 
-def sweep_body_delta(
+class Unloadable(LeptaError):
+    """A variant cannot be loaded on this machine, so nothing can be measured through it."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to propagate: the map, and how much of what training changed in the embeddings and in the body."""
+
+    method: AnyMethod
+    delta_scale: float
+    body_delta: float | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Held-out text of all languages that count, and conversations; the fewest bits per byte are best."""
+
+    texts: Sequence[str]
+    conversations: Sequence[Sequence[Message]] = ()
+
+    @classmethod
+    def of(cls, valid: Sequence[str], answers: Sequence[str]) -> "Judge | None":
+        """Read text sources and files of conversations; None if neither is given."""
+        if not valid and not answers:
+            return None
+        texts = windows(list(read_documents(valid)), WINDOW, CHARACTERS) if valid else []
+        conversations, characters = [], 0
+        for messages in read_conversations(answers):
+            conversations.append(messages)
+            characters += sum(len(turn["content"]) for turn in messages)
+            if characters >= CHARACTERS:
+                break
+        return cls(texts, conversations)
+
+    def score(self, folder: Path) -> dict[str, float]:
+        """What a model scores, by name."""
+        try:
+            model, tokenizer = load_model(folder, exact_dtype()), load_tokenizer(folder)
+        except (LeptaError, ImportError, RuntimeError) as error:
+            raise Unloadable(f"the variant cannot be loaded here ({error})") from error
+        found = {}
+        if self.texts:
+            found[TEXT] = score_text(model, tokenizer, self.texts, "held-out text").bits_per_byte
+        if self.conversations:
+            found[ANSWERS] = answer_bits(model, tokenizer, self.conversations)
+        return found
+
+
+@torch.no_grad()
+def answer_bits(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> float:
+    """Bits per byte of the assistant's turns, each after all that stands before it, with the ends of turns."""
+    patch_chunked_loss(model)
+    nats, size = 0.0, 0
+    for messages in track(conversations, "answers", len(conversations)):
+        example = conversation_example(tokenizer, messages)
+        ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
+        if counted := int((labels[:, 1:] != IGNORED).sum()):
+            nats += float(model(input_ids=ids, labels=labels).loss) * counted
+            size += sum(len(turn["content"].encode()) for turn in messages if turn["role"] == "assistant")
+    if not size:
+        raise LeptaError("answers: the conversations have no turn of an assistant; expected some to judge by")
+    return nats / math.log(2) / size
+
+
+def propagate_best(
+    base: Checkpoint,
+    adapted: Checkpoint,
+    variants: Sequence[tuple[Checkpoint, Path]],
+    settings: PropagateSettings,
+    judge: Judge | None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Propagate into all variants, each in the best way that the settings leave open; `options`: see `propagate`.
+
+    `variants` are pairs of a variant and an existing empty folder for the result. The facts say what was tried and
+    what it was judged by (`chosen`). LeptaError if there is a choice, but nothing to choose by.
+    """
+    first = Way(settings.method, settings.delta_scale[0], next(iter(settings.body_delta), None))
+    scales = max(len(settings.delta_scale), len(settings.body_delta)) > 1
+    if judge is None and scales:
+        raise LeptaError(
+            "propagate: several scales to choose from (delta_scale, body_delta); name held-out text (--valid) or "
+            "conversations (--answers) to choose by, or give one of each"
+        )
+    if not settings.several or judge is None:
+        # All variants in one call: the base's half of the normal equations serves them all.
+        deltas, changes = [first.body_delta] * len(variants), [first.delta_scale] * len(variants)
+        facts = propagate(base, adapted, variants, first.method, body_deltas=deltas, delta_scales=changes, **options)
+        by = {"chosen": {"by": "rows alone: no held-out text or answers are named"}} if settings.several else {}
+        return [fact | by for fact in facts]
+    found = []
+    for instruct, folder in variants:
+        try:
+            way, chosen = _best(base, adapted, instruct, settings, judge, folder.parent, options)
+        except Unloadable as error:
+            if scales:
+                raise LeptaError(f"propagate: several scales to choose from, but {error}; give one of each") from error
+            way, chosen = first, {"by": f"rows alone: {error}"}
+        (fact,) = propagate(base, adapted, [(instruct, folder)], way.method, **_arguments(way), **options)
+        found.append(fact | {"chosen": chosen})
+    return found
+
+
+def _arguments(way: Way) -> dict[str, Any]:
+    return {"body_deltas": [way.body_delta], "delta_scales": [way.delta_scale]}
+
+
+def check_room(instruct: Checkpoint) -> None:
+    """`Unloadable` if this machine has no room for a variant."""
+    weights = count_weights(instruct.folder)
+    needed = (weights.body + weights.rows * weights.width * weights.matrices) * exact_dtype().itemsize
+    if device().type == "cuda":
+        room = torch.cuda.get_device_properties(device()).total_memory
+    else:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > room:
+        name = instruct.folder.name
+        raise Unloadable(f"{name} takes {needed / 1e9:.0f} GB, and there are {room / 1e9:.0f} to load it into")
+
+
+def _best(
     base: Checkpoint,
     adapted: Checkpoint,
     instruct: Checkpoint,
-    method: AnyMethod,
-    scales: Sequence[float],
-    texts: Sequence[str],
-    place: Path,
-) -> dict[float, float]:
-    """Bits per byte of held-out text, of both languages as they are to count, for each scale of the body's change.
+    settings: PropagateSettings,
+    judge: Judge,
+    work: Path,
+    options: dict[str, Any],
+) -> tuple[Way, dict[str, Any]]:
+    """The best way and what was tried: first each map, then each pair of scales with the best map."""
+    check_room(instruct)
+    tried: dict[Way, dict[str, float]] = {}
 
-    `place` is a folder with room for one model at a time. See `lepta.embeddings.body`.
-    """
-    scores = {}
-    for scale in scales:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".scale-") as folder:
-            trial = Path(folder)
-            propagate(base, adapted, [(instruct, trial)], method, body_deltas=[scale])
-            model, tokenizer = load_model(trial, exact_dtype()), load_tokenizer(trial)
-            scores[scale] = score_text(model, tokenizer, texts, f"body delta {scale:g}").bits_per_byte
-            del model
-    return scores
+    def score(way: Way) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder:
+            try:
+                propagate(base, adapted, [(instruct, folder)], way.method, **_arguments(way), **options)
+            except LeptaError:
+                if settings.method != "auto" or way.method == "swap":
+                    raise
+                return {TEXT: math.inf}  # too few tokens are shared for this map
+            return judge.score(Path(folder))
+
+    def best_of(ways: Sequence[Way]) -> Way:
+        for way in ways:
+            if way not in tried:
+                tried[way] = score(way)
+        return min(ways, key=lambda way: sum(tried[way].values()))
+
+    deltas: list[float | None] = [*settings.body_delta] or [None]
+    way = Way(settings.method, settings.delta_scale[0], deltas[0])
+    if way.method == "auto":
+        way = best_of([replace(way, method=method) for method in METHODS])
+    way = best_of([Way(way.method, scale, delta) for scale in settings.delta_scale for delta in deltas])
+    listed = [asdict(one) | scores for one, scores in tried.items() if math.isfinite(sum(scores.values()))]
+    names = " and ".join({TEXT: "text", ANSWERS: "answers"}[name] for name in tried[way])
+    return way, {"by": f"bits per byte of held-out {names} through the variant", **asdict(way), "tried": listed}

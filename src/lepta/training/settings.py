@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lepta.core.errors import LeptaError
-from lepta.core.settings import Section, Sources
+from lepta.core.settings import Section, Sources, as_list
 from lepta.darumeru.settings import Benchmark
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
@@ -13,11 +13,6 @@ TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
 AUTO: Literal["auto"] = "auto"
-
-
-def as_list(value: Any) -> Any:
-    """One value stands for a list of one."""
-    return value if isinstance(value, list) else [value]
 
 
 def _rate(value: Any) -> float | str:
