@@ -97,7 +97,7 @@ def train_lepta(steps: int) -> tuple[list[float], list[float]]:
     settings = PretrainSettings(tokens=1, batch=BATCH, warmup_steps=2, weight_decay=0.1, save_every=10**6)
     examples = RandomBlocks(make_examples(steps * BATCH))
     with tempfile.TemporaryDirectory() as work:
-        run = Pretraining(settings, examples, first_new=0, rate=1e-3, seed=0, work=Path(work))
+        run = Pretraining(settings, examples, new_rows=0, rate=1e-3, seed=0, work=Path(work))
         trained = pretrain(make_model(), run, Watch(note_time, 1))
     return times[1:], [entry["loss"] for entry in trained.curve if "loss" in entry]  # the first is before any step
 

@@ -5,7 +5,7 @@
 
 DIR holds corpus_ru/train.jsonl.gz, corpus_ru/valid.jsonl, corpus_en/train.jsonl.gz and corpus_en/valid.jsonl (field
 `text`, optionally `source` and `doc`). Each row runs in a process of its own, so that its peak memory is its own.
-`--rows stream/10` counts the words of 10 GB of text instead.
+`--rows stream/10` counts the words of 10 GB of text instead; `--rows budget` compares all scenarios at equal rows.
 """
 
 import argparse
@@ -31,7 +31,8 @@ PACKAGES = {
 }
 PEER, LLAMA_EXTENDED = "bpe-continue", 174_816
 STREAM = "stream"
-# scenario / tokenizer / size of the whole vocabulary: the least characters per token that we want of it
+# scenario / tokenizer / size of the whole vocabulary (`replaced`: number of new tokens): the least characters per token
+# that we want of it
 ROWS = {
     "bpe/llama/32000": 4.28,
     "bpe/mistral/32000": 4.28,
@@ -44,7 +45,20 @@ ROWS = {
     "optimized/mistral/48000": None,
     "extended/smollm2/57152": 3.56,
     "extended/qwen/167646": None,
+    "extended/qwen/185646": None,
+    "replaced/qwen/34000": 4.43,
+    "replaced/llama/16000": None,
+    "replaced/mistral/4000": None,
 }
+# All five scenarios with as many rows as the original (`extended`: and as many new tokens as `replaced` on top).
+BUDGET = [
+    *("replaced/llama/16000", "extended/llama/144256", "optimized/llama/128256", "bpe/llama/128256"),
+    *("unigram/llama/128256", "replaced/mistral/4000", "extended/mistral/36000", "optimized/mistral/32000"),
+    *("bpe/mistral/32000", "unigram/mistral/32000", "replaced/qwen/34000", "extended/qwen/185646"),
+    *("optimized/qwen/151646", "bpe/qwen/151646", "unigram/qwen/151646"),
+]
+# Columns of the embedding matrices and weights outside them, of the models that have these tokenizers.
+MODELS = {"llama": (4_096, 6_979_588_096), "mistral": (4_096, 6_979_588_096), "qwen": (4_096, 6_476_271_616)}
 
 
 def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
@@ -60,9 +74,12 @@ def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
     corpus = [str(russian / "train.jsonl.gz")]
     if scenario == "optimized":
         corpus.append(str(english / "train.jsonl.gz"))
+    numbers = {"add": int(size), "keep_text": [str(english / "train.jsonl.gz")]}
+    if scenario != "replaced":
+        numbers = {"size": int(size)}
     started = time.perf_counter()
     source = open_tokenizer(PACKAGES[tokenizer])
-    built = build_vocabulary(source, corpus, scenario, size=int(size))  # type: ignore[arg-type]
+    built = build_vocabulary(source, corpus, scenario, **numbers)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         save_vocabulary(built, source, scenario, Path(folder))  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
@@ -78,6 +95,8 @@ def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
     same = sum(a == b for a, b in zip(new.encode(other), old.encode(other), strict=True))
     return {
         "row": name,
+        "rows": new.size,
+        **_costs(tokenizer, new.size),
         "characters_per_token": sum(map(len, target)) / sum(map(len, new.encode(target))),
         "original": sum(map(len, target)) / sum(map(len, old.encode(target))),
         "english": sum(map(len, other)) / sum(map(len, new.encode(other))),
@@ -88,6 +107,15 @@ def measure_row(name: str, data: Path) -> dict[str, float | int | str]:
         "transfer_seconds": transfer,
         "failed_checks": "; ".join(f"{check.name}: {check.evidence}" for check in checks if not check.passed),
     }
+
+
+def _costs(tokenizer: str, rows: int) -> dict[str, float]:
+    """Memory of both matrices in bfloat16, and operations of the head and of the whole model a token."""
+    if tokenizer not in MODELS:
+        return {}
+    width, body = MODELS[tokenizer]
+    head = 2 * rows * width
+    return {"matrices_gib": 2 * 2 * rows * width / 2**30, "head_flop": head, "flop": 2 * body + head}
 
 
 def measure_bpe_continue(data: Path) -> dict[str, float | int | str]:
@@ -184,7 +212,7 @@ def main() -> None:
         "scenario/tokenizer/size", "chars/token", "wanted", "was", "en docs same", "s", "GiB", "T s", "failed checks"
     )
     results = []
-    for name in arguments.rows:
+    for name in BUDGET if arguments.rows == ["budget"] else arguments.rows:
         if name == PEER and importlib.util.find_spec("bpe_continue") is None:
             continue
         command = [sys.executable, __file__, "--data", str(arguments.data), "--one", name]

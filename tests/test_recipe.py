@@ -215,14 +215,6 @@ def test_numbers_of_the_vocabulary_fit_its_scenario(write, scenario, numbers, sa
     assert says in message(path)
 
 
-def test_new_rows_need_a_vocabulary_that_only_grows(write):
-    path = write("vocabulary.scenario", "bpe")
-    content = yaml.safe_load(path.read_text())
-    content["pretrain"]["trains"] = "new-rows"
-    path.write_text(yaml.safe_dump(content))
-    assert "pretrain.trains: new-rows needs old rows to keep apart: vocabulary.scenario extended" in message(path)
-
-
 def test_stages_of_training(write):
     path = write()
     content = yaml.safe_load(path.read_text())

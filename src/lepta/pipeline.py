@@ -27,6 +27,7 @@ from lepta.inference.bits import WINDOW, windows
 from lepta.inference.thinking import block_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
+from lepta.models.split import NewRows
 from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
@@ -39,13 +40,13 @@ from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
 from lepta.training.distributed import announce, processes, run_together
 from lepta.training.pretrain import HeldOut, pretrain_folder
-from lepta.training.settings import PretrainSettings, rows_apart
+from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build, choose_size, save_vocabulary
 from lepta.vocabulary.change import VocabularyChange, first_difference
 from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, open_tokenizer
-from lepta.vocabulary.tokens import Vocabulary
+from lepta.vocabulary.tokens import Kind, Vocabulary
 
 CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
@@ -369,12 +370,10 @@ def pretrain(
 
     `base` is a model or tokenizer before the vocabulary changed; it tells which rows are new.
     """
-    ids, substitution = np.zeros(0, dtype=np.int64), None
+    ids, substitution, vocabulary = np.zeros(0, dtype=np.int64), None, None
     if base is not None:
         vocabulary = open_tokenizer(start).vocabulary()
         ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), vocabulary).new_ids
-        if apart := rows_apart(settings):
-            _check_order(ids, vocabulary, apart, start)
         if settings.substitution:
             substitution = Substitution(vocabulary, ids, settings.substitution)
     target, source = text.target, text.source
@@ -391,8 +390,8 @@ def pretrain(
         frozenset(ids.tolist()),
         partial(scores_of, settings=settings.darumeru) if settings.darumeru else None,
     )
-    first_new = int(ids[0]) if len(ids) else Checkpoint(start).rows
-    return _with_curve(folder, pretrain_folder(start, first_new, learned, held_out, settings, seed, folder, teacher))
+    new_rows = _new_rows(ids, vocabulary) if vocabulary and len(ids) else Checkpoint(start).rows
+    return _with_curve(folder, pretrain_folder(start, new_rows, learned, held_out, settings, seed, folder, teacher))
 
 
 def check_teacher(teacher: str, original: str | Path) -> None:
@@ -405,22 +404,16 @@ def check_teacher(teacher: str, original: str | Path) -> None:
         )
 
 
+def _new_rows(ids: np.ndarray, vocabulary: Vocabulary) -> NewRows:
+    """Rows of the new tokens, or the first one where no old token comes after it: padding after them trains too."""
+    after = vocabulary.kinds[ids[0] :] != Kind.HOLE
+    return int(ids[0]) if after.sum() == len(ids) else ids.tolist()
+
+
 def _held_out(sources: list[str], settings: PretrainSettings) -> list[str]:
     if not sources:
         return []
     return windows(list(read_documents(sources)), WINDOW, settings.measure_characters)
-
-
-def _check_order(ids: np.ndarray, vocabulary: Vocabulary, apart: str, start: Path) -> None:
-    """LeptaError unless old tokens come before new ones: rows are split in two blocks at the first new one."""
-    if not len(ids):
-        return
-    between = sum(not vocabulary.is_hole(i) for i in range(ids[0], vocabulary.size))
-    if between > len(ids):
-        raise LeptaError(
-            f"pretrain.{apart} needs old rows before new ones, as vocabularies of scenario extended or optimized have "
-            f"them; in {start} {between - len(ids):,} old tokens come after the first new one ({ids[0]:,})"
-        )
 
 
 def _with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:

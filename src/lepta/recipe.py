@@ -15,7 +15,7 @@ from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.settings import PropagateSettings
 from lepta.evaluation.settings import EvaluateSettings
 from lepta.text.settings import Text
-from lepta.training.settings import PretrainSettings, TuneSettings, rows_apart
+from lepta.training.settings import PretrainSettings, TuneSettings
 from lepta.vocabulary.settings import VocabularySettings
 
 
@@ -65,12 +65,7 @@ class Recipe(Section):
             raise ValueError("text.target.train: at least one text source is needed")
         if not self.pretrain and not self.distill:
             raise ValueError("pretrain: missing; expected it, or distill, or both")
-        replaced = self.vocabulary.scenario in ("bpe", "unigram")
         for stage in self.pretrain:
-            if replaced and (apart := rows_apart(stage)):
-                raise ValueError(
-                    f"pretrain.{apart} needs old rows to keep apart: vocabulary.scenario extended or optimized"
-                )
             if stage.source_share and not self.text.source.train:
                 raise ValueError("pretrain.source_share is above 0: text.source.train needs at least one text source")
         return self

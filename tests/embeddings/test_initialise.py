@@ -85,6 +85,9 @@ def test_initialise_matrix_leaves_its_input_alone(old, new):
         (49_152, 49_152, 51_152, 128, 51_200),
         (49_152, 49_152, 51_200, 128, 51_200),
         (50_304, 50_257, 60_001, 1, 60_001),
+        (151_936, 151_669, 151_669, None, 151_936),  # the same size: as many rows, though 151,680 are enough
+        (151_936, 151_669, 151_669, 128, 151_680),
+        (262_144, 262_145, 262_145, None, 262_145),
         (262_144, 262_145, 270_001, None, 270_001),  # a special token without a row is no padding
     ],
 )

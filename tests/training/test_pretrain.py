@@ -21,6 +21,7 @@ from lepta.training.trainable import make_trainable
 from lepta.training.trainer import Trained
 
 ROWS, FIRST_NEW = 4000, 3600
+AMONG_OLD = [0, 7, 8, *range(500, 900), 3999]  # rows of new tokens, as scenario replaced has them
 EMBEDDINGS = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
@@ -42,8 +43,8 @@ def blocks(number=12, length=40):
 def train(listed):
     """Train a model on random blocks; returns curve and weights."""
 
-    def run(model, work, chosen, rate=1e-2, rows=None):
-        trained = pretrain(model, Pretraining(chosen, listed(rows or blocks()), FIRST_NEW, rate, seed=0, work=work))
+    def run(model, work, chosen, rate=1e-2, rows=None, new_rows=FIRST_NEW):
+        trained = pretrain(model, Pretraining(chosen, listed(rows or blocks()), new_rows, rate, seed=0, work=work))
         return trained.curve, trained.weights
 
     return run
@@ -58,10 +59,10 @@ def folder(request, tiny_model_folder, tiny_tokenizer):
 def trained(folder, tiny_tokenizer, tmp_path, train):
     """Train a folder and write the result; returns its tensors, those before, and the trained model."""
 
-    def run(**values):
+    def run(new_rows=FIRST_NEW, **values):
         chosen = settings(**values)
         model = load_for_training(folder, chosen)
-        _, weights = train(model, tmp_path / "work", chosen)
+        _, weights = train(model, tmp_path / "work", chosen, new_rows=new_rows)
         source = Checkpoint(folder)
         (tmp_path / "out").mkdir()
         write_model(source, changed_tensors(model, weights, source), tiny_tokenizer, tmp_path / "out")
@@ -95,11 +96,23 @@ def test_old_rows_move_as_slowly_as_they_are_told(trained):
         assert 0 < moved[:FIRST_NEW].max() < 1e-3 < moved[FIRST_NEW:].max()
 
 
-def test_split_rows_train_as_whole_ones_do(folder, tmp_path, train):
+def test_new_rows_among_old_ones_train_alone(trained):
+    after, before, model = trained(new_rows=AMONG_OLD, trains="new-rows", weight_decay=0.1)
+    assert changed(after, before) == EMBEDDINGS & set(before)
+    old = torch.ones(ROWS, dtype=torch.bool)
+    old[AMONG_OLD] = False
+    for name in EMBEDDINGS & set(before):
+        assert torch.equal(after[name][old], before[name][old])
+        assert (after[name][~old] != before[name][~old]).any(dim=1).all()
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == len(EMBEDDINGS & set(before)) * 404 * 32
+
+
+@pytest.mark.parametrize("new_rows", [FIRST_NEW, AMONG_OLD], ids=["behind", "among"])
+def test_split_rows_train_as_whole_ones_do(folder, tmp_path, train, new_rows):
     whole, _ = train(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "a", settings())
-    split, _ = train(
-        AutoModelForCausalLM.from_pretrained(folder), tmp_path / "b", settings(old_rows_learning_rate=0.00999999)
-    )
+    chosen = settings(old_rows_learning_rate=0.00999999)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    split, _ = train(model, tmp_path / "b", chosen, new_rows=new_rows)
     losses = [torch.tensor([entry["loss"] for entry in curve]) for curve in (whole, split)]
     torch.testing.assert_close(*losses, rtol=0, atol=1e-4)
 
@@ -205,7 +218,7 @@ def test_scaled_embeddings_are_split_with_their_scale():
     ids = torch.arange(50)[None]
     with torch.no_grad():
         before = model(ids).logits
-        split_rows(model, 40)
+        split_rows(model, [3, 4, 40])
         torch.testing.assert_close(model(ids).logits, before)
     assert isinstance(model.get_input_embeddings(), SplitEmbedding)
 

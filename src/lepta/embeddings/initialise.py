@@ -44,10 +44,13 @@ def padded_rows(source_rows: int, source_size: int, new_size: int, pad_to: int |
     """Rows of the new matrices: padded to `pad_to`, or as the source was padded, or not at all.
 
     The source's padding is taken to be the largest power of two, at most 256, that its rows are a multiple of; a source
-    without padding rows stays without. LeptaError if no padding is as large as `pad_to`.
+    without padding rows stays without, and a vocabulary of the same size has as many rows. LeptaError if no padding is
+    as large as `pad_to`.
     """
     if pad_to is not None and not 1 <= pad_to <= LARGEST_PADDING:
         raise LeptaError(f"pad_to {pad_to}: expected a multiple of 1 to {LARGEST_PADDING:,} rows, such as 64")
+    if pad_to is None and new_size == source_size <= source_rows:
+        return source_rows
     if pad_to is None:
         pad_to = 1 if source_rows <= source_size else min(source_rows & -source_rows, 256)
     return -(-new_size // pad_to) * pad_to

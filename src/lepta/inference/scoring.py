@@ -13,7 +13,7 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.models.language_model import language_model
 from lepta.models.loss import LogitRule, logit_rule
-from lepta.models.split import parts_of
+from lepta.models.split import among_parts, parts_of
 
 TOKENS = 8192  # of one forward pass, padding included
 PASS = 64  # tokens whose reading takes about as long as a forward pass takes by itself
@@ -181,12 +181,13 @@ class Scorer:
 
 def _exact(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Logits of one target for each state, as sums in float32."""
-    parts = parts_of(head)
+    parts, labels = parts_of(head), targets
+    targets = among_parts(head, targets)
     rows = parts[0][targets.clamp(max=len(parts[0]) - 1)].float()
     for part, start in zip(parts[1:], itertools.accumulate(map(len, parts)), strict=False):
         rows = torch.where((targets < start)[:, None], rows, part[(targets - start).clamp(min=0)].float())
     logits = (states.float() * rows).sum(dim=-1)
-    return logits if head.bias is None else logits + head.bias[targets].float()
+    return logits if head.bias is None else logits + head.bias[labels].float()
 
 
 def _cache(layers: Layers, rows: int) -> Any:

@@ -13,9 +13,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lepta.models.language_model import language_model
 from lepta.models.precision import autocast_of
-from lepta.models.split import parts_of
+from lepta.models.split import UNLABELLED, among_parts, bias_of, parts_of
 
-IGNORED = -100  # label of tokens that the loss leaves out
+IGNORED = UNLABELLED  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
 
 
@@ -49,16 +49,21 @@ def patch_chunked_loss(model: Any) -> None:
     def forward_with_loss(*args: Any, labels: Any = None, num_items_in_batch: Any = None, **inputs: Any) -> Any:
         if labels is None:
             return forward(*args, **inputs)
-        hidden = language_model(model)(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
-        head = model.get_output_embeddings()
-        loss = linear_cross_entropy(
-            hidden.flatten(0, 1), parts_of(head), labels[:, 1:].flatten(), head.bias, num_items_in_batch, rule
-        )
-        return CausalLMOutput(loss=loss)
+        predicted = predictions(model, labels, *args, **inputs)
+        return CausalLMOutput(loss=linear_cross_entropy(*predicted, num_items_in_batch, rule))
 
     # Replaced on the instance, so that whatever wraps the model (DDP, FSDP2) has gathered its weights when it runs.
     model.forward = forward_with_loss
     model.accepts_loss_kwargs = True  # the Trainer then says by how many tokens of the whole step to divide
+
+
+def predictions(
+    model: Any, labels: torch.Tensor, *args: Any, **inputs: Any
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+    """Last hidden states, head, labels of the tokens after them and bias, as `linear_cross_entropy` takes them."""
+    states = language_model(model)(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
+    head = model.get_output_embeddings()
+    return states.flatten(0, 1), parts_of(head), among_parts(head, labels[:, 1:].flatten()), bias_of(head)
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 """Embedding matrices in two parts, rows of old tokens and rows of new ones, so that each can train in its own way.
 
 The parts are parameters of their own: one that is frozen has no gradient and no optimizer state, one with another
-learning rate is a group of the optimizer. Nothing is copied when the model runs.
+learning rate is a group of the optimizer. Nothing is copied when the model runs, unless new rows stand among old ones:
+then logits are put into the order of the ids.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,25 +14,33 @@ from torch.nn import functional as F
 
 from lepta.core.errors import LeptaError
 
+NewRows = int | Sequence[int]  # the first one, if all after it are new too, or each of them
+UNLABELLED = -100  # transformers' label of what is not to be predicted
+
 
 class SplitEmbedding(nn.Module):
-    """A lookup in a matrix whose first rows are `old` and whose others are `new`.
+    """A lookup in a matrix that is kept in two parts, `old` and `new`.
 
     Attributes
     ----------
-    old, new : parameters, shapes (first_new, d) and (V - first_new, d)
+    old, new : parameters, shapes (V - n, d) and (n, d)
+    place : int64 buffer, shape (V,), or None
+        Of each id, its row in both parts together; None where all new rows come after all old ones.
     scale : float
         Factor of every row, as Gemma has it.
     """
 
-    def __init__(self, weight: torch.Tensor, first_new: int, scale: float = 1.0) -> None:
+    place: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, is_new: torch.Tensor, scale: float = 1.0) -> None:
         super().__init__()
-        self.old, self.new = nn.Parameter(weight[:first_new].clone()), nn.Parameter(weight[first_new:].clone())
+        self.old, self.new = nn.Parameter(weight[~is_new].clone()), nn.Parameter(weight[is_new].clone())
+        self.register_buffer("place", _place(is_new), persistent=False)
         self.scale = scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the tokens, shape (*ids.shape, d)."""
-        first_new = len(self.old)
+        first_new, ids = len(self.old), among_parts(self, ids)
         old = F.embedding(ids.clamp(max=first_new - 1), self.old)
         new = F.embedding((ids - first_new).clamp(min=0), self.new)
         rows = torch.where((ids < first_new)[..., None], old, new)
@@ -39,33 +49,38 @@ class SplitEmbedding(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The whole matrix, as a copy."""
-        return torch.cat([self.old, self.new])
+        rows = torch.cat([self.old, self.new])
+        return rows if self.place is None else rows[self.place]
 
 
 class SplitHead(nn.Module):
-    """A linear head whose first rows are `old` and whose others are `new`; shapes as in `SplitEmbedding`."""
+    """A linear head in two parts; as `SplitEmbedding`, whose rows it has."""
 
-    def __init__(self, old: nn.Parameter, new: nn.Parameter, bias: nn.Parameter | None) -> None:
+    place: torch.Tensor | None
+
+    def __init__(self, rows: SplitEmbedding, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.old, self.new, self.bias = old, new, bias
+        self.old, self.new, self.bias = rows.old, rows.new, bias
+        self.register_buffer("place", rows.place, persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits, shape (..., V)."""
         logits = torch.cat([F.linear(hidden, self.old), F.linear(hidden, self.new)], dim=-1)
+        logits = logits if self.place is None else logits[..., self.place]
         return logits if self.bias is None else logits + self.bias
 
     weight = SplitEmbedding.weight
 
 
-def split_rows(model: Any, first_new: int) -> None:
+def split_rows(model: Any, new_rows: NewRows) -> None:
     """Replace input and output embeddings of a model, in place, by ones in two parts.
 
     Parameters
     ----------
     model : transformers causal LM
         Input and output embeddings may be one matrix; they stay one.
-    first_new : int
-        Row that the second part begins with.
+    new_rows : int or sequence of int
+        The rows of the second part: all from one on, or these.
 
     Raises
     ------
@@ -73,27 +88,56 @@ def split_rows(model: Any, first_new: int) -> None:
         If the model does more in its embeddings than look rows up and scale them.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not 0 < first_new < len(embedding.weight):
+    rows, device = len(embedding.weight), embedding.weight.device
+    is_new = torch.zeros(rows, dtype=torch.bool, device=device)
+    is_new[slice(new_rows, None) if isinstance(new_rows, int) else torch.as_tensor(new_rows, device=device)] = True
+    if is_new.all() or not is_new.any():
         raise LeptaError(
-            f"old rows and new rows: {first_new:,} of {len(embedding.weight):,} rows are old; expected some of each"
+            f"old rows and new rows: {int((~is_new).sum()):,} of {rows:,} rows are old; expected some of each"
         )
     tied = head.weight is embedding.weight
-    split = SplitEmbedding(embedding.weight.detach(), first_new, float(getattr(embedding, "embed_scale", 1.0)))
-    ids = torch.tensor([0, first_new - 1, first_new, len(embedding.weight) - 1], device=embedding.weight.device)
+    split = SplitEmbedding(embedding.weight.detach(), is_new, float(getattr(embedding, "embed_scale", 1.0)))
+    old, new = (torch.nonzero(kind)[:, 0] for kind in (~is_new, is_new))
+    ids = torch.stack([old[0], old[-1], new[0], new[-1]])
     with torch.no_grad():
         if not torch.allclose(split(ids), embedding(ids)):
             raise LeptaError(
                 f"{type(embedding).__name__}: does more than look up rows, so they cannot be trained apart; "
                 "use pretrain.trains: embeddings with one learning rate"
             )
-    other = split if tied else SplitEmbedding(head.weight.detach(), first_new)
     model.set_input_embeddings(split)
-    model.set_output_embeddings(SplitHead(other.old, other.new, head.bias))
+    model.set_output_embeddings(SplitHead(split if tied else SplitEmbedding(head.weight.detach(), is_new), head.bias))
     model.tie_weights = lambda *_, **__: None  # they are tied where they were; transformers knows the names only whole
 
 
+def _place(is_new: torch.Tensor) -> torch.Tensor | None:
+    """Of each row, its place when all old rows come before all new ones; None if they do already."""
+    order = torch.argsort(is_new.to(torch.uint8), stable=True)
+    place = torch.argsort(order)
+    return None if torch.equal(place, torch.arange(len(place), device=place.device)) else place
+
+
+def among_parts(module: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Ids, or labels, as rows of `parts_of` together."""
+    place = getattr(module, "place", None)
+    return ids if place is None else torch.where(ids == UNLABELLED, ids, place[ids.clamp(min=0)])
+
+
+def bias_of(head: Any) -> torch.Tensor | None:
+    """The bias of a head, if it has one, in the order of `parts_of`."""
+    place = getattr(head, "place", None)
+    return head.bias if head.bias is None or place is None else head.bias[torch.argsort(place)]
+
+
+def rows_of_parts(module: Any) -> list[torch.Tensor]:
+    """Of each of `parts_of`, the ids that its rows are of, ascending."""
+    sizes = list(map(len, parts_of(module)))
+    place = getattr(module, "place", None)
+    return list(torch.split(torch.arange(sum(sizes)) if place is None else torch.argsort(place).cpu(), sizes))
+
+
 def parts_of(module: nn.Module) -> list[torch.Tensor]:
-    """The rows of an embedding or head in order: two parts if it was split, else one."""
+    """The rows of an embedding or head: old and new ones if it was split, else all in one."""
     if isinstance(module, SplitEmbedding | SplitHead):
         return [module.old, module.new]
     return [module.weight]  # type: ignore[list-item]  # torch types every attribute of a module as tensor or module

@@ -13,7 +13,7 @@ from lepta.models.language_model import as_stored, stored_name
 from lepta.models.load import load_model
 from lepta.models.precision import autocast_of, low_dtype
 from lepta.models.rows import ComputedRows, Rows, blocks
-from lepta.models.split import parts_of
+from lepta.models.split import parts_of, rows_of_parts
 from lepta.models.write import write_model
 from lepta.training.trainable import ADAPTER
 from lepta.vocabulary.source import open_tokenizer
@@ -54,12 +54,11 @@ def _changed_rows(model: Any, left: dict[str, torch.Tensor], source: Checkpoint)
     result: dict[str, ComputedRows] = {}
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     for stored, module in _ends(model, source):
-        start, parts = 0, list[tuple[int, torch.Tensor]]()
-        for part in parts_of(module):
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for ids, part in zip(rows_of_parts(module), parts_of(module), strict=True):
             trained = left.pop(name_of[id(part)], None)
             if trained is not None:
-                parts.append((start, trained))
-            start += len(part)
+                parts.append((ids, trained))
         if parts:
             rows = source.rows_of(stored)
             result[stored] = ComputedRows(rows.shape, partial(_replaced, rows, parts))
@@ -77,11 +76,10 @@ def prepare_merge(model: Any, source: Checkpoint) -> None:
     if low_dtype(model) is None:
         return
     for stored, module in _ends(model, source):
-        rows, start = source.rows_of(stored), 0
-        for part in parts_of(module):
+        rows = source.rows_of(stored)
+        for ids, part in zip(rows_of_parts(module), parts_of(module), strict=True):
             if part.requires_grad:
-                part.copy_(rows[start : start + len(part)])
-            start += len(part)
+                part.copy_(rows[ids])
 
 
 def _ends(model: Any, source: Checkpoint) -> list[tuple[str, Any]]:
@@ -179,13 +177,12 @@ def _difference(model: Any, merged: Any, ids: torch.Tensor) -> tuple[float, floa
     return float((before - after).abs().max()), float(before.abs().max())
 
 
-def _replaced(stored: Rows, parts: list[tuple[int, torch.Tensor]], rows: slice) -> torch.Tensor:
-    """Rows of a file with those of some parts, each beginning at a row, in their places."""
+def _replaced(stored: Rows, parts: list[tuple[torch.Tensor, torch.Tensor]], rows: slice) -> torch.Tensor:
+    """Rows of a file with those of some parts in their places; of each part its ids, ascending, and its rows."""
     result = stored[rows].float()
-    for start, part in parts:
-        first, last = max(rows.start, start), min(rows.stop, start + len(part))
-        if first < last:
-            result[first - rows.start : last - rows.start] = part[first - start : last - start]
+    for ids, part in parts:
+        first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop])).tolist()
+        result[ids[first:last] - rows.start] = part[first:last].float()
     return result
 
 

@@ -17,6 +17,7 @@ from lepta.inference.bits import score_text
 from lepta.inference.generation import generate
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
+from lepta.models.split import NewRows
 from lepta.stages import CHECKPOINTS
 from lepta.training.blocks import Blocks, TrainingText, training_blocks
 from lepta.training.distributed import processes
@@ -53,7 +54,7 @@ class Pretraining:
 
     settings: PretrainSettings
     blocks: Examples
-    first_new: int  # rows before it are of tokens that the model had before its vocabulary changed
+    new_rows: NewRows  # of tokens that the model lacked before its vocabulary changed
     rate: float  # peak learning rate of the embeddings
     seed: int
     work: Path  # checkpoints
@@ -85,7 +86,7 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
     if settings.documents_apart:
         check_apart(model, "documents_apart")
     torch.manual_seed(run.seed)  # LoRA starts from random numbers
-    groups = make_trainable(model, settings, run.first_new, run.rate)
+    groups = make_trainable(model, settings, run.new_rows, run.rate)
     if run.source is not None:
         prepare_merge(model, run.source)
     blocks = run.blocks
@@ -118,7 +119,7 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
 
 def pretrain_folder(
     initialised: str | Path,
-    first_new: int,
+    new_rows: NewRows,
     texts: Sequence[TrainingText],
     held_out: HeldOut,
     settings: PretrainSettings,
@@ -132,8 +133,8 @@ def pretrain_folder(
     ----------
     initialised : str or Path
         Model with the new vocabulary.
-    first_new : int
-        Rows before it are of tokens that the model had before its vocabulary changed.
+    new_rows : int or sequence of int
+        Rows of tokens that the model lacked before its vocabulary changed: all from one on, or these.
     texts : sequence of TrainingText
     held_out : HeldOut
         To measure on.
@@ -170,7 +171,7 @@ def pretrain_folder(
         settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     teaches = Teacher.load(teacher, initialised, settings) if teacher else None
-    run = Pretraining(settings, blocks, first_new, rates[0], seed, work, pad_id, source, teaches)
+    run = Pretraining(settings, blocks, new_rows, rates[0], seed, work, pad_id, source, teaches)
     if len(rates) > 1:
         rate, facts["sweep"] = _sweep(run, blocks, held_out, rates)
         run = replace(run, rate=rate)

@@ -221,13 +221,6 @@ class PretrainSettings(Section):
         return self
 
 
-def rows_apart(settings: PretrainSettings) -> str:
-    """What asks for old and new rows to be trained apart; empty if nothing does."""
-    if settings.keeps_old_rows:
-        return f"trains: {settings.trains}"
-    return "old_rows_learning_rate" if settings.old_rows_learning_rate else ""
-
-
 class PreferenceSettings(Section):
     """A preference step after tuning, through TRL: low-rank changes of the body."""
 

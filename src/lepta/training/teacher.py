@@ -14,11 +14,9 @@ import torch
 from transformers.modeling_outputs import CausalLMOutput
 
 from lepta.core.errors import LeptaError
-from lepta.models.language_model import language_model
 from lepta.models.load import load_model
-from lepta.models.loss import IGNORED, linear_cross_entropy, logit_rule, patch_chunked_loss, token_losses
+from lepta.models.loss import IGNORED, linear_cross_entropy, logit_rule, patch_chunked_loss, predictions, token_losses
 from lepta.models.precision import config_of
-from lepta.models.split import parts_of
 from lepta.training.blocks import Blocks
 from lepta.training.precision import compute_dtype
 from lepta.training.settings import PretrainSettings
@@ -106,29 +104,20 @@ def teach(model: Any, teacher: Teacher) -> None:
         if old_ids is None:
             return plain(*args, **inputs)
         chunks, old_chunks = inputs.pop("chunks")[:, 1:], inputs.pop("old_chunks")[:, 1:]
-        labels, divisor = inputs.pop("labels")[:, 1:].flatten(), inputs.pop("num_items_in_batch", None)
+        labels, divisor = inputs.pop("labels"), inputs.pop("num_items_in_batch", None)
         old_inputs = {"input_ids": old_ids, "position_ids": inputs.pop("old_position_ids", None)}
         with torch.no_grad():
-            of_teacher = token_losses(
-                *_predictions(teacher.model, old_inputs, old_ids[:, 1:].flatten()), rule_of_teacher
-            )
-        predictions = _predictions(model, inputs, labels)
-        losses = token_losses(*predictions, rule)
+            of_teacher = token_losses(*predictions(teacher.model, old_ids, **old_inputs), rule_of_teacher)
+        predicted = predictions(model, labels, **inputs)
+        losses = token_losses(*predicted, rule)
         divergence, shares = compared(losses, of_teacher, chunks, old_chunks)
         # Gradients by the chain rule: in a piece all tokens have the same, so it is a share of their cross-entropy.
-        loss = linear_cross_entropy(*predictions, divisor, rule, 1 + teacher.weight * shares)
-        divisor = (labels != IGNORED).sum() if divisor is None else divisor
+        loss = linear_cross_entropy(*predicted, divisor, rule, 1 + teacher.weight * shares)
+        divisor = (labels[:, 1:] != IGNORED).sum() if divisor is None else divisor
         value = (losses.sum() + teacher.weight * divergence) / divisor
         return CausalLMOutput(loss=loss + (value - loss).detach())
 
     model.forward = forward
-
-
-def _predictions(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> tuple[Any, Any, Any, Any]:
-    """Last hidden states, head, labels and bias, as `linear_cross_entropy` takes them."""
-    states = language_model(model)(use_cache=False, **inputs).last_hidden_state[:, :-1]
-    head = model.get_output_embeddings()
-    return states.flatten(0, 1), parts_of(head), labels, head.bias
 
 
 def compared(

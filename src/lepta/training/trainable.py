@@ -14,17 +14,17 @@ from lepta.models.language_model import (
     text_modules,
     train_language_model,
 )
-from lepta.models.split import parts_of, split_rows
+from lepta.models.split import NewRows, parts_of, split_rows
 from lepta.training.settings import Lora, PretrainSettings, TuneSettings
 
 ADAPTER = "default"  # peft's own name for an adapter
 
 
-def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate: float) -> list[dict[str, Any]]:
+def make_trainable(model: Any, settings: PretrainSettings, new_rows: NewRows, rate: float) -> list[dict[str, Any]]:
     """Freeze what does not train; the rest as parameter groups for AdamW: `name`, `params`, `lr`, `weight_decay`.
 
-    The model is changed in place: its embeddings may be split at row `first_new`, the first of a new token, and
-    low-rank layers put in. What trains becomes float32; a body in 16 or 4 bits stays as it is. `rate` is the peak rate
+    The model is changed in place: its embeddings may be split in old rows and `new_rows`, and low-rank layers
+    put in. What trains becomes float32; a body in 16 or 4 bits stays as it is. `rate` is the peak rate
     of the embeddings.
     """
     model.requires_grad_(False)
@@ -40,7 +40,7 @@ def make_trainable(model: Any, settings: PretrainSettings, first_new: int, rate:
                 "FSDP2: old and new rows of a model with tied embeddings cannot be trained apart under it; "
                 "use DDP (such models are small), or train all rows at one rate"
             )
-        split_rows(model, first_new)
+        split_rows(model, new_rows)
     if settings.trains_lora:
         add_lora(model, settings.lora)
     elif settings.trains == "full":
