@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+import yaml
 
 from lepta.core.errors import LeptaError
 from lepta.pipeline import pipeline_of
 from lepta.plan.plan import make_plan
 from lepta.plan.shapes import shape_of
 from lepta.plan.training import fit
-from lepta.recipe import read_recipe
+from lepta.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yaml") if not path.name.startswith("corpus"))
@@ -136,6 +137,10 @@ def test_recipes_for_models_of_today_are_commented_and_thinking_is_a_choice(name
     assert shape_of(recipe.base).tied == ("untie" in text)
     if "thinks" in head + rest[5] or "thinking" in head:
         assert "thinking: true" in text  # how to turn it on
+    kept, other = text.split("  # scenario: replaced")  # the other way to have new tokens
+    other = other.replace("  # keep_text", "  keep_text")
+    replaced = Recipe.model_validate(yaml.safe_load(f"{kept.rpartition('  scenario')[0]}  scenario: replaced{other}"))
+    assert replaced.vocabulary.scenario == "replaced" and replaced.vocabulary.keep_text
 
 
 def test_recipes_for_models_of_today_are_for_four_languages():
