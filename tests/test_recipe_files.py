@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-import yaml
 
 from lepta.core.errors import LeptaError
 from lepta.pipeline import pipeline_of
