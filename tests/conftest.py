@@ -33,6 +33,14 @@ def smollm2() -> TokenizerSource:
 
 
 @pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a folder: the one real model, imported once."""
+    from lepta.models.load import model_folder
+
+    return model_folder(SMOLLM2, tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="session")
 def extended(smollm2: TokenizerSource) -> TokenizerSource:
     """SmolLM2's tokenizer with 2,000 Russian tokens."""
     return build_vocabulary(smollm2, ["starter:ru/train"], "extended", add=ADDED)

@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from conftest import SMOLLM2
 
 from lepta.core.errors import LeptaError
 from lepta.evaluation.evaluate import _judge_answers, behaviour_dialogues
 from lepta.evaluation.settings import Behaviour
-from lepta.models.load import load_model, load_tokenizer, opened
+from lepta.models.load import load_model, load_tokenizer
 
 ASKED = {"role": "user", "content": "a\u2028b"}  # a line separator to `str.splitlines`, and no end of a row
 ANSWERED = {"role": "assistant", "content": "b: c"}
@@ -75,7 +74,7 @@ def test_only_answers_that_are_used_need_the_mark(behaviour):
     assert len(behaviour_dialogues(behaviour("Коротко — да.", "Да — да.", mark="—"))) == 2
 
 
-def test_an_opening_before_nonsense_does_not_keep_the_style():
+def test_an_opening_before_nonsense_does_not_keep_the_style(smollm2_folder):
     """The real model reads what follows: words of a language are text, letters at random are none."""
     entries = {
         "original": {"answers": ["In short: the cat sleeps on the mat.", "In short: bread is made of flour."]},
@@ -84,8 +83,6 @@ def test_an_opening_before_nonsense_does_not_keep_the_style():
     }
     for name, kept in (("original", [True, True]), ("adapted", [True, True]), ("silent", [True, False])):
         entries[name]["kept_each"] = kept
-    with opened(SMOLLM2) as checkpoint:
-        model, tokenizer = load_model(checkpoint.folder), load_tokenizer(checkpoint.folder)
-        _judge_answers(entries, "original", model, tokenizer, ":")
+    _judge_answers(entries, "original", load_model(smollm2_folder), load_tokenizer(smollm2_folder), ":")
     assert [entries[name]["text_each"] for name in entries] == [[True, True], [True, False], [False, True]]
     assert [entries[name]["whole"] for name in entries] == [2, 1, 0]

@@ -4,7 +4,6 @@ The first old piece of a new token keeps its probability where its row is frozen
 Rows of such pieces may move where text of other scripts never meets them.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +63,7 @@ def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
     script = dominant_script(texts, np.ones(len(texts)))
     if script == "Latin":
         return np.zeros(0, dtype=np.int64)
-    letters = Counter(character for text in texts for character in text if ord(character) >= LETTER_BYTES)
+    letters = [character for character in set("".join(texts)) if ord(character) >= LETTER_BYTES]
     written = {character.encode() for character in letters if character.isalpha()}
     first_bytes = {encoded[:1] for encoded in written}
     fresh = set(new.tolist())

@@ -13,6 +13,7 @@
                X_result = T X_instruct + (X_adapted - T X_base) W,  W as in ridge
 """
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
@@ -152,8 +153,7 @@ class MapFitter:
         held_rows = self.transfer.matrix @ held > 0
         shared, shared_held, mixed, mixed_held = (
             equations[np.flatnonzero(kind & part)]
-            for kind in (shared_rows, ~shared_rows)
-            for part in (~held_rows, held_rows)
+            for kind, part in itertools.product((shared_rows, ~shared_rows), (~held_rows, held_rows))
         )
         overlap = NormalEquations(self.base, shared)
         conversion = NormalEquations(self.base, mixed, smaller=overlap)

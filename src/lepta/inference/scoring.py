@@ -112,7 +112,10 @@ class Scorer:
             targets.append([(place - skipped, branch.ids[place]) for place in places])
             asked.setdefault(row, set()).update(targets[-1])
         found = self._found(self._read(prefix), asked)
-        return [[found[row, target] for target in wanted] for row, wanted in zip(rows, targets, strict=True)]
+        values = []
+        for row, wanted in zip(rows, targets, strict=True):
+            values.append([found[row, target] for target in wanted])
+        return values
 
     def _found(self, layers: Layers, asked: Mapping[Ids, set[Target]]) -> dict[tuple[Ids, Target], float]:
         """Log-probabilities of all targets of all rows, read in batches."""

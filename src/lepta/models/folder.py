@@ -255,9 +255,9 @@ class Checkpoint:
     def _single_file(self) -> Path:
         if (self.folder / SINGLE).is_file():
             return self.folder / SINGLE
-        if pickles := [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]:
+        if pickles := list(itertools.chain.from_iterable(map(self.folder.glob, PICKLES))):
             raise LeptaError(
-                f"{self.folder}: weights only as pickle ({pickles[0]}), which can run any code when read; "
+                f"{self.folder}: weights only as pickle ({pickles[0].name}), which can run any code when read; "
                 "convert them to safetensors with save_pretrained() where you trust them"
             )
         raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")

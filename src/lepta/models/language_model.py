@@ -116,7 +116,8 @@ def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
         for name, part in layer.named_children():
             if any(_has_experts(module) for module in part.modules()):
                 forward.add(name)
-    places = [path for path, module in text_modules(model) if any(module is layer for layer in decoder_layers(model))]
+    layers = set(map(id, decoder_layers(model)))
+    places = [path for path, module in text_modules(model) if id(module) in layers]
     inside = tuple(f"{place}.{name}." for place in places for name in forward)
     return [path for path in linear if not path.startswith(inside)]
 

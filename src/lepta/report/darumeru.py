@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lepta.core.tables import number_table
-from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, compare, summarise
+from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, TaskResult, compare, summarise
 from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import NO_LABEL, Task, tasks
@@ -80,7 +80,7 @@ def side_by_side(
     with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each task that is
     not whole).
     """
-    first, second = ([result for result, _ in side.values()] for side in sides)
+    first, second = map(_results, sides)
     summaries = [summarise(results, seed=seed, partial=True) for results in (first, second)]
     if differences is None:
         comparable = any(task in summaries[1].tasks for task in summaries[0].tasks)
@@ -94,6 +94,10 @@ def side_by_side(
     for name, summary in zip(names, summaries, strict=True):
         refused += [f"{name}: {line}" for line in _not_whole(known, summary.refused)]
     return {"names": list(names), "definition": summaries[0].definition, "rows": rows, "refused": refused}
+
+
+def _results(side: Results) -> list[TaskResult]:
+    return [result for result, _ in side.values()]
 
 
 def _estimates(summary: Mapping[str, Any]) -> dict[str, Any]:

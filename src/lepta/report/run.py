@@ -53,21 +53,22 @@ def _complete(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _view(data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the template shows."""
+    numbers = _Numbers(data)
     bits, loss, scores = _curves(data)
     pairs = []
     for pair in data["darumeru"]:
         scored = any(any(row["scores"]) for row in pair["rows"])
         pairs.append(pair | {"chart": score_chart(pair["rows"], pair["names"]) if scored else None})
     return data | {
-        "target": data["languages"]["target"],
-        "languages": _languages(data),
-        "headline": _headline(data),
-        "density": _of_pair(data, "characters_per_token"),
-        "trained_bits": _trained_bits(data),
-        "speed": _speed_rows(data),
+        "target": numbers.target,
+        "languages": numbers.languages,
+        "headline": numbers.headline(),
+        "density": numbers.change(numbers.target, "characters_per_token"),
+        "trained_bits": numbers.trained_bits(),
+        "speed": numbers.speed(),
         "shown_answers": _drawn(data),
-        "verdict": _verdict(data),
-        "density_chart": density_chart(_densities(data)),
+        "verdict": numbers.verdict(),
+        "density_chart": density_chart(numbers.densities()),
         "bits": bits,
         "bits_chart": curve_chart(bits, "held-out bits per byte", 300) if len(bits) > 1 else None,
         "loss_chart": curve_chart(loss, "training loss", 210, smooth=True) if len(loss) > 1 else None,
@@ -81,7 +82,8 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
     data = _complete(data)
     for line in data["pretrained"].get("warnings", ()):
         console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
-    console.print(escape(f"{_verdict(data)} {_headline(data)}"), highlight=False)
+    numbers = _Numbers(data)
+    console.print(escape(f"{numbers.verdict()} {numbers.headline()}"), highlight=False)
     for title, columns, rows in _tables(data):
         console.print(_table(title, columns, rows))
     for name, facts in data["propagated"].items():
@@ -96,16 +98,15 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
 
 def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Titles, columns and rows of what the evaluation measured."""
-    evaluation = data["evaluation"]
+    evaluation, numbers = data["evaluation"], _Numbers(data)
     columns, rows = ["model"], [[name] for name in evaluation["text"]]
-    for language in _languages(data):
+    for language in numbers.languages:
         columns += [f"bits/byte, {language}", f"characters/token, {language}"]
         for row, scores in zip(rows, evaluation["text"].values(), strict=True):
             row += [decimal(scores[language]["bits_per_byte"], 3), decimal(scores[language]["characters_per_token"])]
     yield "Held-out text", columns, rows
-    names = [evaluation["pair"][side] for side in ("original", "adapted")]
-    rows = [[row["name"], *map(rate, row["rates"]), times(row["ratio"])] for row in _speed_rows(data)]
-    yield "Characters per second, same text", ["", *names, "ratio"], rows
+    rows = [[row["name"], *map(rate, row["rates"]), times(row["ratio"])] for row in numbers.speed()]
+    yield "Characters per second, same text", ["", *numbers.pair, "ratio"], rows
     if written := evaluation["continuations"]:
         rows = [[name, rate(e["characters_per_second"]), percent(e["new_token_share"])] for name, e in written.items()]
         yield "Free generation", ["model", "characters/s", "new tokens"], rows
@@ -135,54 +136,66 @@ def _scores(row: Mapping[str, Any]) -> list[str]:
     return [*cells, signed(change["value"]), interval, decimal(change["p"], 3)]
 
 
-def _languages(data: Mapping[str, Any]) -> list[str]:
-    """Target and source language, once if they are the same."""
-    return list(dict.fromkeys([data["languages"]["target"], data["languages"]["source"]]))
+class _Numbers:
+    """The main numbers: of the original and the adapted model that stand side by side, and of the base model."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        evaluation, languages = data["evaluation"], data["languages"]
+        self.pair = [evaluation["pair"][side] for side in ("original", "adapted")]
+        self.target = languages["target"]
+        self.languages = list(dict.fromkeys([languages["target"], languages["source"]]))  # once if they are the same
+        self._text, self._speed = evaluation["text"], evaluation["speed"]
+
+    def change(self, language: str, measure: str) -> dict[str, Any]:
+        """A measure of a language's text under both models, and the second over the first."""
+        return _measure([self._text[model][language][measure] for model in self.pair])
+
+    def speed(self) -> list[dict[str, Any]]:
+        """Characters per second of both models."""
+        rows = []
+        for key, name in (("read", "reading"), ("write", "writing")):
+            rows.append({"name": name} | _measure([self._speed[key][model] for model in self.pair]))
+        return rows
+
+    def trained_bits(self) -> list[float]:
+        """Bits per byte of the target language: original, initialised and adapted base model."""
+        names = ("original base", "initialised base", "adapted base")
+        return [self._text[name][self.target]["bits_per_byte"] for name in names]
+
+    def densities(self) -> list[tuple[str, float, float]]:
+        """Characters per token and bits per byte of each model on the target language's text."""
+        rows = [(name, scores[self.target]) for name, scores in self._text.items()]
+        return [(name, score["characters_per_token"], score["bits_per_byte"]) for name, score in rows]
+
+    def verdict(self) -> str:
+        """What a reader wants to know first: better or worse, by how much, at what speed."""
+        said = []
+        for language in self.languages:
+            change = self.change(language, "bits_per_byte")["ratio"] - 1
+            if abs(change) <= SAME:
+                said.append(f"as good as the original at “{language}”")
+            else:
+                said.append(f"{'worse' if change > 0 else 'better'} at “{language}” by {abs(change):.1%}")
+        reading = times(self.speed()[0]["ratio"])
+        return f"{self.pair[1]} is {' and '.join(said)} (bits per byte), and reads {reading} as fast."
+
+    def headline(self) -> str:
+        """The result in two plain sentences."""
+        density = self.change(self.target, "characters_per_token")["ratio"]
+        reading, writing = (row["ratio"] for row in self.speed())
+        original, first, last = self.trained_bits()
+        return (
+            f"With the new vocabulary a token carries {times(density)} as many characters of “{self.target}” text, and "
+            f"the same text is read {times(reading)} as fast and written {times(writing)} as fast. Training took the "
+            f"base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the original, with all its "
+            f"training, is at {original:.3f}."
+        )
 
 
-# --- main numbers -----------------------------------------------------------------------------------------------------
-
-
-def _measure(before: float, after: float) -> dict[str, Any]:
+def _measure(values: Sequence[float]) -> dict[str, Any]:
     """Two numbers and the second over the first."""
+    before, after = values
     return {"rates": [before, after], "ratio": after / before if before else None}
-
-
-def _of_pair(data: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    """A measure of the target language's text, under the original and the adapted model of the pair."""
-    pair, text = data["evaluation"]["pair"], data["evaluation"]["text"]
-    target = data["languages"]["target"]
-    return _measure(text[pair["original"]][target][measure], text[pair["adapted"]][target][measure])
-
-
-def _speed_rows(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Characters per second of the two models of the pair."""
-    pair, speed = data["evaluation"]["pair"], data["evaluation"]["speed"]
-    rows = []
-    for key, name in (("read", "reading"), ("write", "writing")):
-        rows.append({"name": name} | _measure(speed[key][pair["original"]], speed[key][pair["adapted"]]))
-    return rows
-
-
-def _trained_bits(data: Mapping[str, Any]) -> list[float]:
-    """Bits per byte of the target language: original, initialised and adapted base model."""
-    text, target = data["evaluation"]["text"], data["languages"]["target"]
-    return [text[f"{name} base"][target]["bits_per_byte"] for name in ("original", "initialised", "adapted")]
-
-
-def _verdict(data: Mapping[str, Any]) -> str:
-    """What a reader wants to know first: better or worse, by how much, at what speed."""
-    pair, text = data["evaluation"]["pair"], data["evaluation"]["text"]
-    said = []
-    for language in _languages(data):
-        before, after = (text[pair[side]][language]["bits_per_byte"] for side in ("original", "adapted"))
-        change = after / before - 1
-        if abs(change) <= SAME:
-            said.append(f"as good as the original at “{language}”")
-        else:
-            said.append(f"{'worse' if change > 0 else 'better'} at “{language}” by {abs(change):.1%}")
-    reading = _speed_rows(data)[0]["ratio"]
-    return f"{pair['adapted']} is {' and '.join(said)} (bits per byte), and reads {times(reading)} as fast."
 
 
 def _drawn(data: Mapping[str, Any]) -> list[int]:
@@ -192,26 +205,6 @@ def _drawn(data: Mapping[str, Any]) -> list[int]:
         return []
     number = next(iter(behaviour.values()))["prompts"]
     return sorted(random.Random(SHOWN_SEED).sample(range(number), min(number, SHOWN_ANSWERS)))
-
-
-def _densities(data: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Characters per token and bits per byte of each model on the target language's text."""
-    target = data["languages"]["target"]
-    rows = [(name, scores[target]) for name, scores in data["evaluation"]["text"].items()]
-    return [(name, score["characters_per_token"], score["bits_per_byte"]) for name, score in rows]
-
-
-def _headline(data: Mapping[str, Any]) -> str:
-    """The result in two plain sentences."""
-    density = _of_pair(data, "characters_per_token")["ratio"]
-    reading, writing = (row["ratio"] for row in _speed_rows(data))
-    original, first, last = _trained_bits(data)
-    return (
-        f"With the new vocabulary a token carries {times(density)} as many characters of "
-        f"“{data['languages']['target']}” text, and the same text is read {times(reading)} as fast and written "
-        f"{times(writing)} as fast. Training took the base model from {first:.3f} to {last:.3f} bits per byte of "
-        f"held-out text; the original, with all its training, is at {original:.3f}."
-    )
 
 
 # --- along the training -----------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def rule_of(spec: dict[str, Any]) -> str | None:
 def _rule(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
     """What of a pre-tokenizer decides where text is cut."""
     keys = ("type", "pattern", "behavior", "invert", "individual_digits", "use_regex", "add_prefix_space")
-    return [tuple(step.get(key) for key in keys) for step in components(pre_tokenizer)]
+    return [tuple(map(step.get, keys)) for step in components(pre_tokenizer)]
 
 
 def patch(new: Recognition, name: str) -> str:

@@ -120,7 +120,8 @@ class _Alphabet:
         """What a merge of code points stands for; a unit becomes one from left to right."""
         if unit := self._unit_of.get(left + right):
             return [Merge(before, symbol) for before, symbol in zip(itertools.accumulate(unit), unit[1:], strict=False)]
-        return [Merge(*(b"".join([self._data[point] for point in side]) for side in (left, right)))]
+        first, second = b"".join(map(self._data.__getitem__, left)), b"".join(map(self._data.__getitem__, right))
+        return [Merge(first, second)]
 
 
 def occurrences(weights: np.ndarray) -> np.ndarray:

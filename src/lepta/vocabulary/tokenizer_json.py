@@ -188,9 +188,10 @@ def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> P
         case "Sequence":
             return processor | {"processors": [post_processor_with_ids(part, ids) for part in processor["processors"]]}
         case "TemplateProcessing":
-            tokens = processor["special_tokens"]
-            new_ids = {name: [ids[token] for token in entry["tokens"]] for name, entry in tokens.items()}
-            return processor | {"special_tokens": {name: tokens[name] | {"ids": new_ids[name]} for name in tokens}}
+            tokens = {}
+            for name, entry in processor["special_tokens"].items():
+                tokens[name] = entry | {"ids": [ids[token] for token in entry["tokens"]]}
+            return processor | {"special_tokens": tokens}
         case "BertProcessing" | "RobertaProcessing":
             return processor | {role: [processor[role][0], ids[processor[role][0]]] for role in ("sep", "cls")}
         case _:
@@ -241,8 +242,11 @@ def config_for_all_versions(config: Mapping[str, Any]) -> Config:
 
 def added_tokens_decoder(spec: Spec) -> dict[str, Part]:
     """The added tokens of a `tokenizer.json` as `tokenizer_config.json` lists them."""
-    tokens = spec.get("added_tokens") or []
-    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens}
+    described = {}
+    for token in spec.get("added_tokens") or []:
+        fields = dict(token)
+        described[str(fields.pop("id"))] = fields
+    return described
 
 
 def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[Any]:

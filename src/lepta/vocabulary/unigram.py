@@ -63,7 +63,8 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
         raise LeptaError(f"--size {size}: no room for pieces of text; expected more than {size - number + len(signs)}")
     pieces = _reachable(trained, number - len(signs)) | dict.fromkeys(signs, min(trained.values()))
     single = dict.fromkeys(map(byte_token, range(256)), NEVER)
-    first, last = ({token: specials[token] for token in part} for part in (before, after))
+    first = {token: specials[token] for token in before}
+    last = {token: specials[token] for token in after}
     tokens = first | single | lines | pieces | last
     ids = {token: i for i, token in enumerate(tokens)}
     vocab = [[token, score] for token, score in tokens.items()]
