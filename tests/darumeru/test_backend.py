@@ -108,7 +108,7 @@ def test_one_row_for_labels_of_one_token(backend_of, monkeypatch):
     assert sum(seen) == len(questions)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["mistral", "smollm2"])  # SentencePiece and bytes; a larger one only takes longer
 def test_sentences_behind_one_document(backend_of, family):
     backend = backend_of(family)
     questions = prompts_of(backend, "summary_extractive", shots=0, number=2)

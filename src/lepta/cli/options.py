@@ -24,25 +24,14 @@ SETTINGS = "Settings"  # heading of options that name none
 
 @dataclass(frozen=True)
 class Flags:
-    """How the fields of a settings model are called on the command line.
+    """How the fields of a settings model, by their paths such as `lora.rank`, are called on the command line."""
 
-    Attributes
-    ----------
-    names : dict
-        Path of a field, such as `lora.rank`, -> its option. Of a section: what its fields' options begin with; "" is
-        the model itself.
-    without : set
-        Paths of fields and sections that have no option.
-    headings : dict
-        Path of a field or section -> the heading that its options stand under in the help, those below it too.
-    off : set
-        Sections that are off by default: the first option of theirs turns them on, with their model's own defaults.
-    """
-
+    # Option of a field; of a section: what its fields' options begin with; "" is the model itself.
     names: dict[str, str] = field(default_factory=dict)
-    without: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()  # fields and sections that have no option
+    # Sections that are off by default: the first option of theirs turns them on, with their model's own defaults.
     off: frozenset[str] = frozenset()
-    headings: dict[str, str] = field(default_factory=dict)
+    headings: dict[str, str] = field(default_factory=dict)  # that options of a field or section stand under in the help
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,9 @@ UNLABELLED = -100  # transformers' label of what is not to be predicted
 
 
 class SplitEmbedding(nn.Module):
-    """A lookup in a matrix that is kept in two parts, `old` and `new`.
+    """A lookup in a matrix in two parts, `old`, (V - n, d), and `new`, (n, d); `scale` multiplies each row (Gemma)."""
 
-    Attributes
-    ----------
-    old, new : parameters, shapes (V - n, d) and (n, d)
-    place : int64 buffer, shape (V,), or None
-        Of each id, its row in both parts together; None where all new rows come after all old ones.
-    scale : float
-        Factor of every row, as Gemma has it.
-    """
-
-    place: torch.Tensor | None
+    place: torch.Tensor | None  # (V,), int64: row of each id in both parts together; None where all new ones come last
 
     def __init__(self, weight: torch.Tensor, is_new: torch.Tensor, scale: float = 1.0) -> None:
         super().__init__()
@@ -73,19 +64,9 @@ class SplitHead(nn.Module):
 
 
 def split_rows(model: Any, new_rows: NewRows) -> None:
-    """Replace input and output embeddings of a model, in place, by ones in two parts.
+    """Replace input and output embeddings of a model, in place, by ones in two parts; one matrix stays one.
 
-    Parameters
-    ----------
-    model : transformers causal LM
-        Input and output embeddings may be one matrix; they stay one.
-    new_rows : int or sequence of int
-        The rows of the second part: all from one on, or these.
-
-    Raises
-    ------
-    LeptaError
-        If the model does more in its embeddings than look rows up and scale them.
+    LeptaError if the model does more in its embeddings than look rows up and scale them.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     rows, device = len(embedding.weight), embedding.weight.device

@@ -18,34 +18,18 @@ NONE = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Alignment:
-    """A passage in old and in new tokens, each beginning with the token that starts a text.
-
-    Attributes
-    ----------
-    old_ids, new_ids : int64 arrays
-    old_ends, new_ends : int64 arrays of equal length
-        Positions in `old_ids` and `new_ids` of tokens that end at the same byte; the first is 0 in both, the start of
-        the text.
-    size : int
-        Bytes of the text.
-    """
+    """A passage in old and in new tokens, int64, each beginning with the token that starts a text."""
 
     old_ids: np.ndarray
     new_ids: np.ndarray
+    # Positions in `old_ids` and `new_ids` of tokens that end at the same byte; the first is 0 in both.
     old_ends: np.ndarray
     new_ends: np.ndarray
-    size: int
+    size: int  # bytes of the text
 
 
 class Aligner:
-    """Aligns passages between two vocabularies.
-
-    Parameters
-    ----------
-    old, new : Vocabulary
-    old_start, new_start : int
-        Ids of the tokens that start a text; for `align`.
-    """
+    """Aligns passages between two vocabularies, whose texts start with tokens of these ids."""
 
     def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
         self._sides = ((old, old_start), (new, new_start))
