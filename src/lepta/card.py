@@ -260,7 +260,7 @@ def _as_yaml(facts: dict[str, Any]) -> str:
 def _history(step: Step) -> tuple[str, list[str]]:
     """What was done, and the settings that tell how."""
     settings = step.manifest["key"]["settings"]
-    shown = [f"{key} {_short(settings[key])}" for key in SHOWN_SETTINGS if settings.get(key) is not None]
+    shown = [f"{key} {_short(settings[key])}" for key in SHOWN_SETTINGS if settings.get(key) not in (None, [])]
     return step.kind.made if step.kind else "read from another format", shown
 
 

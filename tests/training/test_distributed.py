@@ -81,6 +81,13 @@ def test_new_rows_train_apart_under_fsdp2(place, tiny_tokenizer):
     assert (after[name] != before[name]).any()
 
 
+def test_a_teacher_is_whole_in_every_process(place, tiny_model_folder, tiny_tokenizer):
+    options = ("--teacher", str(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)), "--tokens", "1500")
+    alone(place, "one-taught", *options)
+    two(place, "fsdp-taught", *options, environment=FSDP2)
+    assert losses(place / "fsdp-taught") == pytest.approx(losses(place / "one-taught"), abs=1e-4)
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(place):
     """Under torchrun itself, as people start it."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lepta"]

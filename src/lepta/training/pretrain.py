@@ -84,7 +84,8 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
     """
     settings, warmup_steps = run.settings, run.warmup_steps
     if settings.documents_apart:
-        check_apart(model, "documents_apart")
+        for one in (model, run.teacher.model) if run.teacher else (model,):
+            check_apart(one, "documents_apart")
     torch.manual_seed(run.seed)  # LoRA starts from random numbers
     groups = make_trainable(model, settings, run.new_rows, run.rate)
     if run.source is not None:

@@ -33,6 +33,7 @@ class Aligner:
 
     def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
         self._sides = ((old, old_start), (new, new_start))
+        self._specials = old.ids_by_bytes(Kind.SPECIAL)
         self._lengths = [_byte_lengths(vocabulary) for vocabulary, _ in self._sides]
 
     def align(self, passages: Sequence[str]) -> list[Alignment | None]:
@@ -69,12 +70,11 @@ class Aligner:
         No start of text is added. A special token that only the new vocabulary has is left out of the old ids.
         """
         (old, _), (new, _) = self._sides
-        specials = old.ids_by_bytes(Kind.SPECIAL)
         old_ids: list[int] = []
         for special, run in itertools.groupby(new_ids, lambda i: bool(new.kinds[i] == Kind.SPECIAL)):
             ids = list(run)
             if special:
-                old_ids += [specials[new.data(i)] for i in ids if new.data(i) in specials]
+                old_ids += [self._specials[new.data(i)] for i in ids if new.data(i) in self._specials]
             else:
                 old_ids += _encoded(old, _written(new, ids))
         text = _written(new, new_ids)
