@@ -231,7 +231,11 @@ def test_stages_of_training(write):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("learning_rate", [1e-4, 0], "pretrain.learning_rate.1: expected a number above 0, or auto; found 0"),
+        (
+            "learning_rate",
+            [1e-4, 0],
+            "pretrain.learning_rate.1: expected a number above 0 and at most 1, or auto; found 0",
+        ),
         ("keep", "first", "pretrain.keep: Input should be 'last' or 'best'"),
         ("lora", {"ranks": 4}, "pretrain.lora.ranks: unknown key; did you mean 'rank'?"),
         ("body_dtype", "int3", "pretrain.body_dtype: Input should be 'auto'"),

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from lepta.core.errors import LeptaError
-from lepta.core.output import CARD, MANIFEST
-from lepta.core.reading import read_json
+from lepta.core.errors import LeptaError, explained
+from lepta.core.output import CARD, MANIFEST, read_manifest
+from lepta.core.reading import is_there, read_json
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
 from lepta.version import __version__
@@ -97,11 +97,9 @@ def step_of(folder: Path) -> Step | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
-        manifest = read_json(folder / MANIFEST)
+        return Step(folder, read_manifest(folder))
     except LeptaError:  # a damaged manifest is told where it counts; a card does without
         return None
-    parts = isinstance(manifest.get("sources"), dict) and isinstance(manifest.get("key"), dict)
-    return Step(folder, manifest) if parts and isinstance(manifest["key"].get("settings"), dict) else None
 
 
 def line_of(folder: Path) -> list[Step]:
@@ -125,7 +123,7 @@ def all_steps(folder: Path) -> list[Step]:
             continue
         found[place.resolve()] = step
         names = [name for name in step.manifest["sources"].values() if isinstance(name, str)]
-        waiting += [Path(name) for name in names if Path(name).is_dir()]
+        waiting += [Path(name) for name in names if is_there(name) and Path(name).is_dir()]
     return list(found.values())
 
 
@@ -134,7 +132,7 @@ def hub_id_of(source: str) -> str | None:
     if cached := HUB_CACHE.search(source):
         return f"{cached[1]}/{cached[2]}"
     match = HUB_ID.fullmatch(source)
-    return match[1] if match and not Path(source).exists() else None
+    return match[1] if match and not is_there(source) else None
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def origin_of(folder: Path) -> Origin:
     """Follow a model back to where it comes from."""
     origin, line = Origin(), line_of(folder)
     first = line[0].parent if line else None
-    known = front_matter(Path(first)) if first and Path(first).is_dir() else {}
+    known = front_matter(Path(first)) if first and is_there(first) and Path(first).is_dir() else {}
     for step in line[:-1]:
         known = front_matter(step.folder) or known
     if first:
@@ -207,7 +205,9 @@ def write_card(folder: Path, measured: Sequence[Measure] = ()) -> None:
         return
     step = step_of(folder)
     if step and step.kind:
-        card.write_text(build_card(step, step.kind, measured), encoding="utf-8")
+        with explained(folder / MANIFEST, "its facts are not as LEPTA writes them", "make the folder again"):
+            text = build_card(step, step.kind, measured)
+        card.write_text(text, encoding="utf-8")
 
 
 def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:

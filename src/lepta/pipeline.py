@@ -14,7 +14,7 @@ import numpy as np
 from lepta.calibration.calibrate import Place, calibration_stages
 from lepta.card import Measure, write_card
 from lepta.core.errors import LeptaError
-from lepta.core.output import MANIFEST, write_json
+from lepta.core.output import read_manifest, write_json
 from lepta.core.reading import read_json
 from lepta.darumeru.log import read_results
 from lepta.distillation.distill import distill_folder
@@ -427,7 +427,7 @@ def _with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict
 def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, Any]:
     """Gather the numbers of all stages for the report; `learned` are those that trained the base model."""
     out = recipe.output
-    manifests = {name: read_json(out / name / MANIFEST) for name in names}
+    manifests = {name: read_manifest(out / name) for name in names}
     facts = {name: manifest["facts"] for name, manifest in manifests.items()}
     curves = [read_json(out / name / CURVE)["curve"] for name in learned if name != "distilled"]
     return {

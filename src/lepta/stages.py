@@ -18,10 +18,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from lepta.card import write_card
 from lepta.core.errors import LeptaError
-from lepta.core.output import DESCRIPTIONS, MANIFEST, claimed, in_progress, move_into_place, partial_of, write_json
-from lepta.core.reading import read_json
+from lepta.core.output import (
+    DESCRIPTIONS,
+    MANIFEST,
+    Key,
+    claimed,
+    in_progress,
+    move_into_place,
+    partial_of,
+    read_manifest,
+    write_json,
+)
+from lepta.core.reading import conform, read_json
 from lepta.text.sources import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.version import __version__
 
@@ -49,12 +61,20 @@ class Stage:
         return {"stage": self.name, "lepta": __version__, "settings": self.settings, "inputs": contents}
 
 
+class _Known(BaseModel):
+    files: dict[str, tuple[int, int, str]]  # path -> size, time of change in nanoseconds, SHA-256
+
+
 class Hashes:
     """Content hashes of files, remembered by path, size and time of change."""
 
     def __init__(self, store: Path | None = None) -> None:
         self._store = store
-        self._known: dict[str, list] = read_json(store) if store and store.is_file() else {}
+        self._known: dict[str, list[Any]] = {}
+        if store and store.is_file():
+            known = read_json(store)
+            conform(_Known, {"files": known}, store, "remove it: files are then hashed again")
+            self._known = known
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file."""
@@ -230,7 +250,7 @@ class Pipeline:
             if not partial_of(folder).exists():
                 return "not made yet"
             return "another run is writing it now" if in_progress(folder) else "interrupted, goes on"
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_manifest(folder)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"
         if difference := _difference(manifest["key"], stage.key(self.hashes)):
@@ -275,6 +295,7 @@ def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
     marker = partial / CHECKPOINTS / "key.json"
     old = read_json(marker) if resume and marker.is_file() else None
     if old:
+        conform(Key, old, marker, "start over with --force")
         _refuse_other_checkpoints(partial, old, key)
     if old != key:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,13 @@
-"""Time left, as logs tell it."""
+"""Time left, as logs tell it; what comes from files and may command the terminal."""
 
+import io
+import json
+
+from rich.table import Table
+
+from lepta.cli.common import print_json
 from lepta.core import progress as module
-from lepta.core.progress import progress
+from lepta.core.progress import Terminal, progress
 
 
 def test_time_left_goes_by_what_was_done_since_the_beginning(monkeypatch, capsys):
@@ -13,3 +19,18 @@ def test_time_left_goes_by_what_was_done_since_the_beginning(monkeypatch, capsys
         now[0] = 660
         meter.set(60)
     assert capsys.readouterr().err == "  steps 60 of 100, 4.0 min left\n"
+
+
+def test_control_characters_of_texts_are_shown_and_not_sent(capsys):
+    out = io.StringIO()
+    console = Terminal(file=out, width=80)
+    table = Table("name")
+    table.add_row("\x1b[2J\x9b31m")
+    console.print("a\x1b]0;title", markup=False)
+    console.print(table)
+    assert "\x1b" not in out.getvalue() and "\x9b" not in out.getvalue() and r"\x1b[2J\x9b31m" in out.getvalue()
+    with progress("hashing \x1b[2J", 1) as meter:
+        meter.set(1)
+    print_json({"name": "\x9b31m\u202e"})
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.err and "\x9b" not in shown.out and json.loads(shown.out)["name"] == "\x9b31m\u202e"

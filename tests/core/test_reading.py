@@ -86,3 +86,8 @@ def test_whatever_a_library_raises_is_one_line() -> None:
 def test_escape_sequences_become_visible_and_text_stays_as_it_is() -> None:
     assert printable("a\x1b[2Jb\x9b31m\u202ec\ud800") == r"a\x1b[2Jb\x9b31m\u202ec\ud800"
     assert printable("Привет,\n\tмир 👨‍👩‍👧 קָמָץ") == "Привет,\n\tмир 👨‍👩‍👧 קָמָץ"
+
+
+def test_a_message_shows_no_more_of_a_value_than_can_be_read() -> None:
+    message = str(LeptaError(f"a.json: x is {'1 ' * 10_000}; download it again"))
+    assert message.startswith("a.json: x is 1") and message.endswith("; download it again") and len(message) < 2_000

@@ -1,11 +1,12 @@
 """`lepta distill` on tiny models: what changes, what does not, resuming, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from lepta.cli import app
@@ -236,3 +237,24 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     assert manifest["key"]["settings"]["tokens"] == 1500
     assert manifest["key"]["inputs"].keys() == {"model", "original", "train target"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 4000, "pad_token_id": None}
+FUSED = ["gpt2", "gpt_neox", "phi3"]  # query, key and value are one matrix; GPT-2 has it turned round
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_low_rank_changes_of_fused_matrices_up_to_the_last_layer(family, tiny_tokenizer, tiny_extended, tmp_path):
+    original, folder = tmp_path / "original", tmp_path / "initialised"
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(original)
+    tiny_tokenizer.save(original)
+    folder.mkdir()
+    initialise(Checkpoint(original), tiny_extended, folder)
+    _, curve = run((original, folder), tmp_path / "out", english, **LORA | {"layer": 2})
+    assert curve[-1]["hidden_distance"] < 0.9 * curve[0]["hidden_distance"]
+    before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "out"))
+    changed = {name for name in before if before[name].ndim == 2 and not torch.equal(after[name], before[name])}
+    fused = {name for name in before if re.search(r"(c_attn|query_key_value|qkv_proj|c_fc|gate_up_proj)\.weight", name)}
+    assert len(fused) >= 2 and fused <= changed

@@ -1,5 +1,7 @@
 """Small valid files of every kind that LEPTA reads: what the fuzz targets start from."""
 
+import contextlib
+import io
 import json
 import os
 from pathlib import Path
@@ -129,5 +131,13 @@ def model_folder(tokenizer: TokenizerSource, tmp_path_factory: pytest.TempPathFa
 
 def write(file: Path, value: Any) -> Path:
     """Write JSON; what JSON cannot say is left to the readers of bytes."""
-    file.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps(value), encoding="utf-8")
     return file
+
+
+def run(folder: Path, *arguments: object) -> None:
+    """Run a command in this process, in a folder; what it raises comes through."""
+    from lepta.cli import app
+
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        app([str(argument) for argument in arguments], standalone_mode=False)

@@ -16,7 +16,26 @@ MEMORY = 4 << 30
 LONGEST_LINE = 2_000
 NUMBERS: list[Any] = [-1, 0, 1, 7, 10**6, 10**9, 2**31, 2**32, 2**63, 10**12, 10**4000, -0.5, 0.5, 1e30, 1e308]
 WORDS = ["", "7", "-1", "x" * 5000, "../../etc/passwd", "/", "\x1b[2J", "\0", "é", "▁", "Ġ", "null", "((((", "(a+)+$"]
-HOSTILE: list[Any] = [None, True, False, *NUMBERS, *WORDS, [], {}, [[]], [None], {"": None}, ["a", 1], {"type": "x"}]
+DEEP: list[Any] = []
+for _ in range(210):  # more levels than any reader takes
+    DEEP = [DEEP]
+NUMBERS += [float("nan"), float("inf")]
+WORDS += ["\ud800", "~nobody-of-this-name/x", "x" * 300 + "/../x"]
+HOSTILE: list[Any] = [
+    None,
+    True,
+    False,
+    *NUMBERS,
+    *WORDS,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    ["a", 1],
+    {"type": "x"},
+    DEEP,
+]
 
 
 @st.composite

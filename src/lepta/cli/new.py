@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lepta.cli.common import say
+from lepta.cli.common import MOST_GPUS, say
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_new_file
 from lepta.core.reading import parse_yaml
@@ -26,7 +26,7 @@ def new(
         list[str] | None, typer.Option(help="Held-out text in it (default: known for starter:LANGUAGE/train); repeat.")
     ] = None,
     gpu: Annotated[str, typer.Option(help="GPU that it will run on, as lepta plan lists them (default: none).")] = "",
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST_GPUS, help="How many of them.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a recipe to begin with, from a model, a language and text; ask for what is not given.

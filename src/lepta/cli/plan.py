@@ -1,5 +1,6 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lepta.cli.common import AsJson, console, print_json, say
+from lepta.cli.common import MOST_GPUS, AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
 from lepta.core.tables import number_table
@@ -32,7 +33,7 @@ def plan(
             help="RTX-3090, RTX-4090, L4, A10, A100-40, A100-80, H100, H200, B200 or MI300X; repeat. Default: all."
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them work together.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST_GPUS, help="How many of them work together.")] = 1,
     mfu: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that training reaches, 0 to 1.")
     ] = 0.4,
@@ -53,6 +54,8 @@ def plan(
 
     Try: lepta plan mistral-7b/extended --gpus 8 --gpu H100
     """
+    if math.isnan(mfu):  # neither below nor above a limit
+        raise LeptaError("--mfu nan: expected a share from 0.01 to 1")
     settings = read_recipe(recipe)  # before the imports below, which take seconds
     if models is not None and not models.is_file():
         raise LeptaError(f"--models {models}: no such file; expected YAML rows as docs/plan.md shows")

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
+from lepta.core.errors import explained
 from lepta.core.output import write_new_file
 from lepta.core.shipped import shipped_file, shipped_files, summary_of
 from lepta.recipe import read_recipe
@@ -111,13 +112,14 @@ def report(
 
     Try: lepta report runs/demo
     """
-    from lepta.report.run import print_summary, report_data
+    from lepta.report.run import NUMBERS, print_summary, report_data
 
     data = report_data(folder)
     if as_json:
         print_json(data)
         return
-    print_summary(data, console)
+    with explained(folder / "report" / NUMBERS, "not as LEPTA writes it", "run lepta adapt RECIPE --from report"):
+        print_summary(data, console)
     say(f"\nReport: {folder / 'report' / 'report.html'}")
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 # Control characters, among them what begins an escape sequence; marks that turn a line around; halves of UTF-16 pairs.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LONGEST_REASON = 300
+LONGEST_MESSAGE = 1500  # characters: a message may show a value from a file, and values may have millions
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # How safetensors and torch.save report that; the latter loses the number.
 FULL_WORDS = (
@@ -25,8 +26,14 @@ FULL_WORDS = (
 class LeptaError(Exception):
     """Something the user can mend: says where it is, what was expected and what to do.
 
-    The command line prints the message on one line and exits with code 2; the traceback stays behind `--debug`.
+    The command line prints the message on one line and exits with code 2; the traceback stays behind `--debug`. Of a
+    message that is too long to be read the middle is left out, as its beginning says where, and its end what to do.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+        super().__init__(message)
 
 
 @contextmanager

@@ -5,25 +5,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
-from lepta.core.reading import parse_json
+from pydantic import BaseModel
 
+from lepta.core.reading import conform, parse_json
+
+REMEDY = "start over with --force"
 Row = dict[str, Any]
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+class IdentifiedRow(BaseModel):
+    """A row by itself; journals of a kind have a model of their own."""
+
+    id: str
+
+
+def read_rows(file: Path, model: type[BaseModel] = IdentifiedRow) -> Iterator[Row]:
     """Stream the rows of a journal; a last one that was cut off is left out. LeptaError names a line that is no row."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith(b"\n"):
-                yield parsed_row(line, f"{file}, line {number}")
+                yield parsed_row(line, f"{file}, line {number}", model)
 
 
-def parsed_row(line: bytes, where: str, fields: Iterable[str] = ("id",)) -> Row:
-    """A line as a row; LeptaError, which begins with `where`, unless it is a JSON object with these fields."""
-    row = parse_json(line, where, "start over with --force")
-    if not isinstance(row, dict) or not all(name in row for name in fields):
-        raise LeptaError(f"{where}: expected an object with {', '.join(fields)}; start over with --force")
+def parsed_row(line: bytes, where: str, model: type[BaseModel] = IdentifiedRow) -> Row:
+    """A line as a row; LeptaError, which begins with `where`, unless it is a JSON object that the model takes."""
+    row: Row = parse_json(line, where, REMEDY)
+    conform(model, row, where, REMEDY)
     return row
 
 
@@ -49,7 +56,7 @@ def _line(row: Mapping[str, Any]) -> str:
 class Journal:
     """A journal whose rows have an `id`; `done` are the ids of those that are there."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, model: type[BaseModel] = IdentifiedRow) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -58,7 +65,7 @@ class Journal:
         with file.open("r+b") as lines:
             for number, line in enumerate(lines, 1):
                 if line.endswith(b"\n"):
-                    self.done.add(parsed_row(line, f"{file}, line {number}")["id"])
+                    self.done.add(parsed_row(line, f"{file}, line {number}", model)["id"])
                     whole += len(line)
             lines.truncate(whole)  # a last row that was cut off goes: the next one must start a line
 

@@ -9,12 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from lepta.core.errors import LeptaError
+from lepta.core.reading import conform, read_json
 
 MANIFEST = "manifest.json"  # in every folder that is whole
 CARD, DEPLOYMENT = "README.md", "deployment.json"
 DESCRIPTIONS = (MANIFEST, CARD, DEPLOYMENT)  # of a folder: who writes in them changes nothing that it is or makes
+
+
+class Key(BaseModel):
+    """What decides the result of a stage."""
+
+    stage: str
+    lepta: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+
+class Manifest(BaseModel):
+    """A `manifest.json`; what a stage counted is read by who knows the stage."""
+
+    key: Key
+    sources: dict[str, str | list[str] | None]
+    outputs: dict[str, str]
+    facts: dict[str, Any]
+    environment: dict[str, str | int | None]
+    seconds: float = 0.0
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder; LeptaError if it is damaged."""
+    file = folder / MANIFEST
+    manifest = read_json(file)
+    conform(Manifest, manifest, file, "restore it, or make the folder again")
+    return manifest
 
 
 def write_json(path: Path, value: Any) -> None:

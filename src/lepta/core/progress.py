@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -16,10 +16,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from lepta.core.errors import printable
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+
+class Terminal(Console):
+    """A console that shows control characters of texts, which may come from files, and does not send them on."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text, as `rich` prints it: all of them, those of tables too, are made here."""
+        return super().render_str(printable(text), **options)
+
+
+console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
 SECONDS_BETWEEN_LINES = 20
 
 
@@ -39,6 +51,7 @@ def progress(description: str, total: float | None) -> Iterator[Meter]:
 
     Without a total it shows what is done and for how long.
     """
+    description = printable(description)
     if not console.is_terminal:
         yield _Lines(description, total)
         return

@@ -14,7 +14,9 @@ from pydantic_core import from_json
 
 from lepta.core.errors import LeptaError, reason_of
 
-LARGEST = 1 << 29  # bytes of a file that is read whole; the largest tokenizer.json known has 34 MB
+LARGEST = (
+    1 << 26
+)  # bytes of JSON that is read whole, which takes 35 times as many; the largest tokenizer.json has 34 MB
 BLOCK = 1 << 20  # bytes of a read
 LARGEST_YAML = 1 << 20  # bytes; PyYAML reads about 100 KB a second
 YAML_VALUES = 100_000  # in a file, aliases followed: a few lines of aliases to aliases can stand for billions
@@ -34,7 +36,7 @@ def is_there(place: str | Path) -> bool:
     """Whether a text from outside is a place that exists; one too long for a path is none."""
     try:
         return expanded(place).exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -73,6 +75,8 @@ def read_utf8(file: Path) -> str:
 
 def parse_json(data: str | bytes, where: object, remedy: str = "the file is damaged; download it again") -> Any:
     """A JSON value; LeptaError, which begins with `where` and ends with `remedy`, if it is none."""
+    if len(data) > LARGEST:
+        raise LeptaError(f"{where}: longer than {LARGEST >> 20} MiB, which no JSON here is; {remedy}")
     try:
         return from_json(data)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -196,7 +197,7 @@ def _ray(stage: Stage, settings: Executor) -> _Ray:
 def _refuse_dead(address: str | None) -> None:
     """LeptaError if nothing answers at HOST:PORT: Ray itself would ask there again and again, for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():  # "auto", "local"
+    if not host or not re.fullmatch("[0-9]{1,5}", port):  # "auto", "local"
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()

@@ -52,15 +52,15 @@ def convert(record: Record, converter: Converter) -> list[Fields]:
     """Fields of the rows that a record makes, one row for most; LeptaError if it is not what the format says."""
     try:
         made = _by_table(record, converter) if isinstance(converter, Mapping) else converter(record)
+        rows = made if isinstance(made, list) else [made]
+        for row in rows:
+            answers = row["answers"] if "answers" in row else [row.get("answer", "none is needed")]
+            if not any(answers):
+                raise LeaveOut("the answer is not published")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise LeptaError(
             f"{record.where}: {type(error).__name__} {error}; expected the fields that docs/darumeru.md names"
         ) from error
-    rows = made if isinstance(made, list) else [made]
-    for row in rows:
-        answers = row["answers"] if "answers" in row else [row.get("answer", "none is needed")]
-        if not any(answers):
-            raise LeaveOut("the answer is not published")
     return rows
 
 

@@ -8,20 +8,75 @@ OUTPUT/report.html          the same as a page, with wrong answers (see `lepta.r
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lepta.core.errors import LeptaError
+from pydantic import BaseModel, Field, model_validator
+
+from lepta.core.errors import LeptaError, explained
 from lepta.core.journal import append_rows, parsed_row, write_rows
-from lepta.core.reading import read_json
-from lepta.darumeru.aggregate import TaskResult
+from lepta.core.reading import conform, read_json
+from lepta.core.settings import LARGEST_SEED
+from lepta.darumeru.aggregate import Estimate, TaskResult, TaskSummary
 from lepta.darumeru.measures import SampleScore
+from lepta.darumeru.tasks import Definition, tasks
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
 UNFORESEEN = "unforeseen"  # marks a failed sample whose error may not occur when it is asked again
-HEADER = ("task", "definition", "expected", "conditions", "run")
+REMEDY = "start over with --force"
 
 Record = dict[str, Any]
 Results = dict[str, tuple[TaskResult, list[Record]]]  # task -> its result and the records of its samples
+
+
+class Conditions(BaseModel):
+    """What two results must have in common to be compared."""
+
+    version: str | int
+    prompt: str
+    data: str
+    shots: int
+
+
+class Header(BaseModel):
+    """The first line of a log."""
+
+    task: str
+    definition: Definition
+    expected: Annotated[int, Field(strict=True, ge=0)]
+    conditions: Conditions
+    run: dict[str, Any]
+
+
+class LoggedSample(BaseModel):
+    """Any other line: a sample that was answered, or the reason why it was not."""
+
+    id: str
+    error: str | None = None
+    shots: Annotated[int, Field(strict=True, ge=0)] = 0
+    question: str = ""
+    target: str = ""
+    answer: dict[str, Any] = {}
+    score: SampleScore | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "LoggedSample":
+        if (self.error is None) == (self.score is None):
+            raise ValueError("expected a score or an error")
+        if self.score and (missing := {"shots", "question", "target", "answer"} - self.model_fields_set):
+            raise ValueError(f"expected {', '.join(sorted(missing))} beside the score")
+        return self
+
+
+class SummaryFile(BaseModel):
+    """A `summary.json`."""
+
+    definition: Definition
+    shots: int
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+    tasks: dict[str, TaskSummary]
+    columns: dict[str, Estimate]
+    micro_avg: Estimate | None
+    refused: dict[str, str]
 
 
 class TaskLog:
@@ -114,7 +169,7 @@ def read_log(path: Path) -> tuple[Record, list[Record]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> Record:
     """A line of a log: the header, or a sample."""
-    return parsed_row(line, f"{path}, line {number}", HEADER if number == 1 else ("id",))
+    return parsed_row(line, f"{path}, line {number}", Header if number == 1 else LoggedSample)
 
 
 def read_results(folder: Path) -> Results:
@@ -130,7 +185,15 @@ def read_results(folder: Path) -> Results:
                 f"{path}: is of another run than {paths[0].name} ({', '.join(unlike)} differ); "
                 "keep the logs of one run in a folder"
             )
-    return {path.stem: (_result(*log), log[1]) for path, log in logs.items()}
+    results: Results = {}
+    for path, (header, records) in logs.items():
+        with explained(path, "its scores are not those of its task", REMEDY):
+            result = _result(header, records)
+            if result.scores:
+                measure = tasks(result.definition)[path.stem].measure
+                measure.parts(measure.units(result.scores).vectors.sum(0))
+        results[path.stem] = result, records
+    return results
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -138,7 +201,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     file = folder / SUMMARY
     if not file.is_file():
         raise LeptaError(f"{file}: no such file; run `lepta darumeru run` with this --output to its end")
-    return read_json(file)
+    summary = read_json(file)
+    conform(SummaryFile, summary, file, REMEDY)
+    return summary
 
 
 def forget(folder: Path) -> None:

@@ -105,8 +105,8 @@ def _objects(value: Any) -> Iterator[Fields]:
     elif "paragraphs" in value:
         yield from _objects(value["paragraphs"])
     elif "qas" in value:
-        for question in value["qas"]:
-            yield {"context": value["context"], **question}
+        for question in _objects(value["qas"]):
+            yield {"context": value.get("context"), **question}
     elif "data" in value:
         yield from _objects(value["data"])
     elif value and all(isinstance(part, list) for part in value.values()):

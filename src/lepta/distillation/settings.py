@@ -28,14 +28,16 @@ class DistillSettings(Section):
     micro_batch: int | None = Field(
         default=None, ge=1, description="Passages that one process holds at once; default: its share"
     )
-    hidden_rate: float = Field(default=0.02, gt=0, description="Peak rate for hidden states, in units of the rows' RMS")
+    hidden_rate: float = Field(
+        default=0.02, gt=0, le=100, description="Peak rate for hidden states, in units of the rows' RMS"
+    )
     lora_rank: int = Field(
         default=0,
         ge=0,
         description="Rank of low-rank changes of the layers up to `layer`, which learn together with the rows; 0: the "
         "body stays as it is",
     )
-    lora_rate: float = Field(default=5e-4, gt=0, description="Peak rate for low-rank changes")
+    lora_rate: float = Field(default=5e-4, gt=0, le=1, description="Peak rate for low-rank changes")
     source_share: float = Field(
         default=0.15,
         gt=0,
@@ -43,7 +45,7 @@ class DistillSettings(Section):
         description="Share of tokens in the source language, which low-rank changes learn to leave as it is",
     )
     head_rate: float = Field(
-        default=0.08, gt=0, description="Peak rate for rows of the head, in units of the rows' RMS"
+        default=0.08, gt=0, le=100, description="Peak rate for rows of the head, in units of the rows' RMS"
     )
     head_tokens: int = Field(
         default=200_000,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from lepta.card import PATCH, patch_metadata
 from lepta.core.errors import LeptaError, explained
@@ -44,6 +44,12 @@ class Patch(BaseModel):
     files: dict[str, Hash]  # all others of the patch
     before: dict[str, Hash]  # tensors of the original
     after: dict[str, Hash]  # tensors of the adapted model that the patch makes
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Patch":
+        if self.after.keys() != self.matrices.keys():
+            raise ValueError("after: not the tensors that `matrices` names")
+        return self
 
 
 def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> dict[str, Any]:
@@ -161,6 +167,8 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
         {*content.matrices.values()} - {*content.before}
     ):
         raise LeptaError(f"{patch / PATCH}: names {missing[0]}, which is not there; export the patch again")
+    if left := [name for name in original.vocabulary_names if name not in content.matrices.values()]:
+        raise LeptaError(f"{patch / PATCH}: has nothing for {left[0]}, which has a row for each token; export it again")
     if rows[SAME].shape != (content.rows,):
         raise LeptaError(f"{patch / PATCH}: rows is {content.rows:,}, expected {rows[SAME].shape[0]:,} by {ROWS}")
     same = rows[SAME][:].numpy()

@@ -8,7 +8,8 @@ from lepta.core.settings import Section, as_list
 
 Method = Literal["swap", "overlap", "conversion", "ridge", "procrustes", "delta", "anchored"]
 AnyMethod = Literal[Method, "auto"]
-Scales = Annotated[list[float], BeforeValidator(as_list)]
+# Of a change; more than 100 times it is no model any more.
+Scales = Annotated[list[Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(as_list)]
 
 
 class PropagateSettings(Section):

@@ -4,15 +4,24 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from lepta.core.errors import LeptaError
+from jinja2 import Environment
+
+from lepta.core.errors import LeptaError, reason_of
 from lepta.inference.thinking import block_of, needed_block, switches
 
 # `role` and `content`, strings; `tool_calls` and `reasoning_content` (what was thought before) where a turn has such.
 Message = dict[str, Any]
 
 SECONDS = 10  # for one conversation; a template of a real model takes milliseconds
+
+
+MOST_OF_TEMPLATE = 1_000_000  # characters that a template writes of its own; 10,000 are many
+LONGEST_ESCAPE = 12  # characters that may stand for one: two of \\ud83d
+MEMORY = 2 << 30  # bytes for the same: a template can double a text until nothing is left
 
 
 @contextmanager
@@ -34,17 +43,53 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Raise MemoryError in a block that takes so many bytes more than there are in use: on Linux, in the main thread.
+
+    The limit is that of the process, so two threads could leave each other's behind.
+    """
+    if threading.current_thread() is not threading.main_thread() or not Path("/proc/self/statm").exists():
+        yield
+        return
+    import resource
+
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    smallest = min([in_use + size, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (smallest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@lru_cache
+def _refuse_powers(template: str) -> None:
+    """ValueError for a template that raises to a power, which no limit of time interrupts and no model needs."""
+    if any(operator == "**" for _, _, operator in Environment().lex(template)):
+        raise ValueError("it has the operator **, which can compute for ever")
+
+
 def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = False, **options: Any) -> str:
-    """Write a conversation by the chat template; LeptaError if the template refuses it.
+    """Write a conversation by the chat template; LeptaError if the template refuses it, or has no end.
 
     `thinking` turns the thinking of hybrid models on or off. `options` go to the template too, such as
     `add_generation_prompt`.
     """
+    templates = options.get("chat_template") or tokenizer.chat_template or ""
+    longest = MOST_OF_TEMPLATE + LONGEST_ESCAPE * sum(len(str(message)) for message in messages)
     try:
-        with time_limit(SECONDS):
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **switches(thinking), **options))
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            _refuse_powers(template)
+        with time_limit(SECONDS), memory_limit(MEMORY):
+            options |= switches(thinking)
+            text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        if len(text) > longest:
+            raise ValueError(f"{len(text):,} characters of one conversation")
     except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
-        raise LeptaError(f"chat template: refuses a conversation ({error})") from error
+        raise LeptaError(f"chat template: refuses a conversation ({reason_of(error)})") from error
+    return text
 
 
 def begun_answer(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:

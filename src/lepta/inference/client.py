@@ -10,8 +10,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from lepta.core.errors import LeptaError
@@ -23,6 +24,7 @@ REFUSED = {400, 413, 422}  # statuses of a request that this server will never t
 AT_ONCE = 8  # requests
 SECONDS = 600  # for one try
 TOTAL_SECONDS = 900  # for all tries of a request; none begins after that
+MOST_TOKENS = 1 << 24  # of an answer
 LARGEST = 32 << 20  # bytes of an answer; log-probabilities of 4,096 tokens take about 1 MB
 KEY = "OPENAI_API_KEY"
 SWITCH = "chat_template_kwargs"  # what a request says to the chat template, in vLLM, SGLang, llama.cpp, transformers
@@ -120,7 +122,7 @@ class Client:
                 raise
             reply = self.post("chat/completions", request)  # of models that have nothing to be turned off
             self._has_switch = False
-        message = field(reply, "choices", 0, "message")
+        message = field(reply, "choices", 0, "message") or {}
         text = (message.get("content") or "").encode(errors="replace").decode()  # servers may cut a character in two
         inline, text = split_thinking(text)
         said = message.get("reasoning") or message.get("reasoning_content") or inline  # vLLM now, and before
@@ -186,11 +188,47 @@ def _authorization() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+LogProbability = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class _LogProbabilities(BaseModel):
+    top_logprobs: list[dict[str, LogProbability] | None] | None = None
+    token_logprobs: list[LogProbability | None] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(BaseModel):
+    text: str | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+    logprobs: _LogProbabilities | None = None
+
+
+class _Usage(BaseModel):
+    completion_tokens: Annotated[int, Field(strict=True, ge=0, le=MOST_TOKENS)] | None = None
+
+
+class _Answer(BaseModel):
+    """What is read of an answer; what a task needs of it and is not there, `field` tells."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
 def _answer(body: bytes) -> dict[str, Any]:
     """The answer in a body; ValueError if there is none."""
-    answer = from_json(body)  # refuses what is no text, as half of a UTF-16 pair
-    if not isinstance(answer, dict) or not answer.get("choices"):
-        raise ValueError(f"no answer in the reply ({answer})")
+    answer: dict[str, Any] = from_json(body)  # refuses what is no text, as half of a UTF-16 pair
+    try:
+        _Answer.model_validate(answer)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"no answer in the reply ({answer}): {place}: {fault['msg']}") from error
     return answer
 
 

@@ -12,6 +12,7 @@ from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, SINGLE, TensorEntry
 from lepta.models.rows import ComputedRows
 from lepta.models.write import CONFIG, write_config, write_shard
+from lepta.vocabulary.gguf_reader import Reader
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.source import TokenizerSource
 
@@ -88,7 +89,6 @@ def _stored(model: Any) -> set[str]:
 
 def _tensors(path: Path, model: Any, architecture: str, parsed: dict[str, Any]) -> dict[str, ComputedRows]:
     """The tensors of a GGUF file by their names in the model, in the order of the file; read when they are used."""
-    from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -113,7 +113,7 @@ def _tensors(path: Path, model: Any, architecture: str, parsed: dict[str, Any]) 
     def part(number: int, rows: slice) -> torch.Tensor:
         return whole(number)[rows]
 
-    stored = list(GGUFReader(path).tensors)
+    stored = list(Reader(path).tensors)
     found: dict[str, ComputedRows] = {}
     for number, tensor in enumerate(stored):
         name = name_of.get(tensor.name)

@@ -7,13 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from lepta.core.errors import LeptaError, explained
 from lepta.core.reading import conform, is_there, read_json, read_yaml
 from lepta.core.shipped import shipped_data
-from lepta.models.schema import REMEDY, ModelConfig
+from lepta.models.schema import LARGEST, MOST_LAYERS, REMEDY, ModelConfig
 from lepta.text.locate import HUB_ID, locate
+from lepta.vocabulary.schema import Flag
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
@@ -113,6 +116,31 @@ GGUF_FIELDS = {
 }
 
 
+Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+
+
+class Sizes(BaseModel):
+    """The sizes of a language model that a plan needs."""
+
+    layers: Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
+    width: Size
+    intermediate: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    rows: Size
+    context: Annotated[int, Field(strict=True, ge=1)]
+
+
+class OwnSizes(Sizes):
+    """A row of a user's own file."""
+
+    ids: list[str]
+    model_type: str
+    tied: Flag
+    tokens: Size | None = None
+
+
 def shape_of(source: str, models: Path | None = None) -> Shape:
     """Find the sizes of a model as a recipe names it, without loading it and without the network.
 
@@ -160,6 +188,7 @@ def _own_rows(models: Path) -> list[dict[str, Any]]:
         missing = needed - set(row if isinstance(row, dict) else ())
         if missing:
             raise LeptaError(f"{models}: a row lacks {', '.join(sorted(missing))}; expected rows as in models.yaml")
+        conform(OwnSizes, row, models, "write rows as docs/plan.md shows")
     return rows
 
 
@@ -231,12 +260,13 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.pop("dtype", None) or "bfloat16")
     with explained(where, "transformers knows no such language model", REMEDY):
         built, body, linear, tied = _built(json.dumps({name: text[name] for name in text if name != "dtype"}))
-    sizes: dict[str, Any] = {
-        ours: getattr(built, theirs, None) or text.get(theirs) for theirs, ours in CONFIG_FIELDS.items()
-    }
-    width, heads = sizes["width"], sizes["heads"]
-    usual = {"kv_heads": heads, "head_dim": width // heads, "context": 2048, "intermediate": 4 * width}
-    sizes |= {name: value for name, value in usual.items() if not isinstance(sizes[name], int)}
+        sizes: dict[str, Any] = {
+            ours: getattr(built, theirs, None) or text.get(theirs) for theirs, ours in CONFIG_FIELDS.items()
+        }
+        width, heads = sizes["width"], sizes["heads"]
+        usual = {"kv_heads": heads, "head_dim": width // heads, "context": 2048, "intermediate": 4 * width}
+        sizes |= {name: value for name, value in usual.items() if not isinstance(sizes[name], int)}
+    conform(Sizes, sizes, where, REMEDY)
     more: dict[str, Any] = {"tied": tied, "body": body, "linear": linear, "dtype": dtype}
     return Shape(name=source, source="config.json", tokens=sizes["rows"], **sizes, **more)
 

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from lepta.core.errors import LeptaError
-from lepta.core.output import MANIFEST
-from lepta.core.reading import read_json
+from lepta.core.output import MANIFEST, read_manifest
+from lepta.core.reading import conform
 from lepta.plan.shapes import Shape
 from lepta.plan.text import Density, measured, new_estimate, original_estimate, vocabulary_at
 from lepta.recipe import Recipe
+from lepta.vocabulary.schema import TokenId
 from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
@@ -47,17 +50,21 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
     return NewVocabulary(size, first_new, "of the recipe")
 
 
+class _Made(BaseModel):
+    new_size: TokenId
+
+
 def _made_size(recipe: Recipe) -> int | None:
     """Ids of the vocabulary that a run of the recipe made; None if it was made with other settings, or not at all."""
     manifest = recipe.output / "vocabulary" / MANIFEST
     if not manifest.is_file():
         return None
-    content = read_json(manifest)
-    made_with = content.get("key", {}).get("settings", {})
+    content = read_manifest(manifest.parent)
+    made_with = content["key"]["settings"]
     for name, value in recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "keep_text", "pad_to"}).items():
         if made_with.get(name) != value:
             return None
-    return content.get("facts", {}).get("new_size")
+    return conform(_Made, content["facts"], manifest, "make the vocabulary again").new_size
 
 
 def with_vocabulary(before: Shape, recipe: Recipe, size: int) -> Shape:

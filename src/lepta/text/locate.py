@@ -27,7 +27,7 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     match = HUB_ID.fullmatch(text)
     if not match:
         raise LeptaError(f"{text}: no such file or folder")
-    if path.parent.is_dir():  # a mistyped path, not worth a question to the network
+    if is_there(path.parent):  # a mistyped path, not worth a question to the network
         near = difflib.get_close_matches(path.name, [there.name for there in path.parent.iterdir()], n=1)
         hint = (
             f"did you mean {path.parent / near[0]}?"
@@ -40,16 +40,16 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
 
 def _in_package(source: str) -> Path:
     name, _, file = source.removeprefix(PACKAGE).partition("/")
-    package = importlib.util.find_spec(name)  # finds it without running it
+    package = importlib.util.find_spec(name) if name.isidentifier() else None  # finds it without running it
     if package is None or not package.submodule_search_locations:
         raise LeptaError(
             f"{source}: the Python package {name!r} is not installed; pip install --no-deps {name.replace('_', '-')}"
         )
     root = Path(package.submodule_search_locations[0])
-    path = (root / file).resolve()
-    if not path.is_relative_to(root.resolve()) or not path.is_file():
+    path = root / file
+    if not is_there(path) or not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
         raise LeptaError(f"{source}: the package {name!r} has no file {file!r}")
-    return path
+    return path.resolve()
 
 
 def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str]) -> Path:

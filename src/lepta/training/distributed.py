@@ -9,8 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
-from lepta.core.output import MANIFEST, partial_of
-from lepta.core.reading import read_json
+from lepta.core.output import partial_of, read_manifest
 from lepta.stages import Pipeline, Stage
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
@@ -55,4 +54,4 @@ def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """The facts in the manifest of a stage."""
-    return read_json(folder / MANIFEST)["facts"]
+    return read_manifest(folder)["facts"]

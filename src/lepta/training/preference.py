@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback
 
 from lepta.core.errors import LeptaError, optional
+from lepta.inference.chat import render_chat
 from lepta.inference.thinking import switches
 from lepta.models.folder import Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer
@@ -133,17 +134,11 @@ def _fits(example: Example, tokenizer: Any, max_length: int, counts: Counter[str
         return False
     answers = [example[name] for name in ("chosen", "rejected", "completion") if name in example]
     try:
-        longest = max(
-            len(
-                tokenizer.apply_chat_template(
-                    [*example["prompt"], *answer], tokenize=True, return_dict=False, **switches(False)
-                )
-            )
-            for answer in answers
-        )
-    except Exception:  # whatever a template raises
+        texts = [render_chat(tokenizer, [*example["prompt"], *answer]) for answer in answers]
+    except LeptaError:
         counts["refused"] += 1
         return False
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     counts["too_long" if longest > max_length else "examples"] += 1
     return longest <= max_length
 

@@ -23,8 +23,8 @@ def _rate(value: Any) -> float | str:
         number = float(value)
     except (TypeError, ValueError):
         number = 0.0
-    if not number > 0:
-        raise ValueError(f"expected a number above 0, or {AUTO}; found {value}")
+    if not 0 < number <= 1:
+        raise ValueError(f"expected a number above 0 and at most 1, or {AUTO}; found {str(value)[:20]}")
     return number
 
 
@@ -58,7 +58,7 @@ class TuneSettings(Section):
         "embeddings); embeddings+lora: embeddings and head; full: everything",
     )
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
-    learning_rate: float = Field(default=5e-5, gt=0, description="Peak rate; a tenth of the steps warms up")
+    learning_rate: float = Field(default=5e-5, gt=0, le=1, description="Peak rate; a tenth of the steps warms up")
     weight_decay: float = Field(default=0.05, ge=0, description="Pulls what trains towards 0")
     batch: int = Field(
         default=128, ge=1, description="Conversations per step, over all processes; rows if they are packed"
@@ -136,10 +136,13 @@ class PretrainSettings(Section):
         default=0.2, gt=0, le=1, description="Share of the tokens that each learning rate is tried on"
     )
     old_rows_learning_rate: float | None = Field(
-        default=None, gt=0, description="For rows of old tokens; default: the same"
+        default=None, gt=0, le=1, description="For rows of old tokens; default: the same"
     )
     body_learning_rate: float | None = Field(
-        default=None, gt=0, description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto"
+        default=None,
+        gt=0,
+        le=1,
+        description="For LoRA or the whole body; default: the same, or 1e-4 where that is auto",
     )
     warmup_steps: int = Field(
         default=100,
@@ -228,7 +231,7 @@ class PreferenceSettings(Section):
     beta: float | None = Field(default=None, gt=0, description="Default: 0.15 for kto, 0.1 for dpo, 2.5 for simpo")
     gamma: float = Field(default=0.6, ge=0, description="simpo: margin of the rewards")
     lora: Lora = Field(default_factory=lambda: Lora(rank=32, alpha=16))
-    learning_rate: float = Field(default=1e-5, gt=0, description="Peak rate")
+    learning_rate: float = Field(default=1e-5, gt=0, le=1, description="Peak rate")
     batch: int = Field(default=32, ge=2, description="Examples per step, over all processes")
     micro_batch: int = Field(
         default=2, ge=2, description="What one process holds at once; kto compares them with each other"

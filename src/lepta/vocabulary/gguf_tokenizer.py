@@ -58,9 +58,9 @@ def read_gguf_header(path: Path) -> Header:
 
 @lru_cache(maxsize=1)  # gguf takes 2.3 s for a vocabulary of 49,152 tokens, and a command asks several times
 def _read_header(path: Path, changed: int, size: int) -> Header:
-    from gguf import GGUFReader
+    from lepta.vocabulary.gguf_reader import Reader  # with gguf, which most commands do not need
 
-    reader = GGUFReader(path)
+    reader = Reader(path)
     fields = {name: value.contents() for name, value in reader.fields.items()}
     return Header(fields, {tensor.name: tensor.shape.tolist() for tensor in reader.tensors})
 

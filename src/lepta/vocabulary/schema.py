@@ -113,8 +113,17 @@ class AddedTokens(BaseModel):
     tokens: dict[Annotated[str, Field(min_length=1)], TokenId]
 
 
+class IdMap(BaseModel):
+    """`id_map.json` of LEPTA: where each id of the original vocabulary went."""
+
+    scenario: str
+    ids: list[TokenId | None]
+
+
 class GgufTokenizer(BaseModel):
     """The fields `tokenizer.ggml.*` of a GGUF file. An id beyond the last token is as good as none."""
+
+    model_config = ConfigDict(strict=True)
 
     tokens: Annotated[list[str], Field(min_length=1, max_length=MOST_TOKENS)]
     token_type: list[int]

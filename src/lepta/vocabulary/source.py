@@ -12,7 +12,7 @@ from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.scenarios import ID_MAP
-from lepta.vocabulary.schema import REMEDY, AddedTokens, TokenizerConfig, check_runs, check_spec
+from lepta.vocabulary.schema import REMEDY, AddedTokens, IdMap, TokenizerConfig, check_runs, check_spec
 from lepta.vocabulary.sentencepiece_file import as_sentencepiece, read_sentencepiece
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokenizer_json import (
@@ -192,6 +192,8 @@ def _read_folder(folder: Path) -> TokenizerSource:
         spec = _with_start_of_text(spec, config)
         config = config_with_ids(config, spec)
     id_map = read_json(folder / ID_MAP) if (folder / ID_MAP).is_file() else None
+    if id_map is not None:
+        conform(IdMap, id_map, folder / ID_MAP, "build the vocabulary again")
     return TokenizerSource(spec, config, template, str(folder), id_map=id_map)
 
 

@@ -1,0 +1,122 @@
+"""What a run leaves behind and a recipe says, damaged: every command ends in one line, or does what it is for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fuzz.conftest import run, write
+from fuzz.mutations import accepted, changed, damaged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lepta.card import write_card
+
+
+@pytest.fixture(scope="session")
+def recipe(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe with all stages, that runs in seconds."""
+    place = tmp_path_factory.mktemp("texts")
+    (place / "text.txt").write_text("Привет, привет!\nПрошло пять лет, прибежал принц.\n" * 40, encoding="utf-8")
+    turns = [{"role": "user", "content": "the thing"}, {"role": "assistant", "content": "in the thing"}]
+    rows = [json.dumps({"messages": [{**turns[0], "content": f"the {n}"}, turns[1]]}) for n in range(8)]
+    (place / "talk.jsonl").write_text("\n".join(rows) + "\n")
+    text = {"train": [str(place / "text.txt")], "valid": [str(place / "text.txt")]}
+    return {
+        "name": "tiny",
+        "output": "out",
+        "base": str(model_folder),
+        "variants": {"chat": {"model": str(model_folder)}},
+        "text": {"target": {"language": "ru", **text}, "source": {"language": "en", **text}},
+        "vocabulary": {"add": 8, "corpus": text["train"]},
+        "pretrain": {
+            "tokens": 200,
+            "block": 32,
+            "batch": 2,
+            "warmup_steps": 1,
+            "measure_characters": 100,
+            "keep": "last",
+        },
+        "propagate": {"method": "swap"},
+        "calibrate": {
+            "prompts": [str(place / "talk.jsonl")],
+            "limit": 4,
+            "shown": 1,
+            "answers": {"max_tokens": 4},
+            "copies": {"text": text["train"], "number": 4, "characters": 100, "apart_from": []},
+            "tune": {"batch": 2, "max_length": 500},
+        },
+        "evaluate": {
+            "characters": 100,
+            "speed_characters": 100,
+            "speed_repeats": 1,
+            "prompts": ["the"],
+            "max_tokens": 2,
+            "darumeru": {"tasks": ["rucola"], "limit": 2, "shots": 0},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run(folder, "adapt", "recipe.yaml")
+    return folder
+
+
+MODELS = ("initialised", "pretrained", "propagated/chat", "calibrated/chat")
+LOGS = [f"darumeru/{name}-chat/samples/rucola.jsonl" for name in ("original", "propagated")]
+READ = ["vocabulary/id_map.json", "report/report.json", "darumeru/original-chat/summary.json", ".hashes.json", *LOGS]
+
+
+def read_all(folder: Path) -> None:
+    """The commands that read what a run has left."""
+    run(folder, "status", "recipe.yaml")
+    run(folder, "plan", "recipe.yaml")
+    run(folder, "report", "out")
+    run(folder, "adapt", "recipe.yaml", "--dry-run")
+    run(folder, "vocab", "check", "--tokenizer", "out/vocabulary", "--original", "out/vocabulary")
+    run(folder, "darumeru", "show", "out/darumeru/original-chat")
+    sides = [Path("out") / log for log in LOGS]
+    run(folder, "darumeru", "compare", *(side.parents[1] for side in sides), "--html", "page.html", "--force")
+    for name in MODELS:
+        run(folder, "publish", f"out/{name}", "--repo", "some/model", "--dry-run")
+        write_card(folder / "out" / name)
+
+
+@given(data=st.data())
+def test_what_a_run_has_left(finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("r") / "run")
+    manifests = [file.relative_to(folder / "out") for file in (folder / "out").rglob("manifest.json")]
+    file = folder / "out" / data.draw(st.sampled_from([*READ, *sorted(map(str, manifests))]))
+    lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+    number = data.draw(st.integers(0, len(lines) - 1))
+    lines[number] = json.dumps(data.draw(changed(json.loads(lines[number]))))
+    file.write_text("\n".join(lines) + "\n")
+    accepted(lambda: read_all(folder), "out")
+
+
+@given(data=st.data())
+def test_recipe(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    write(folder / "recipe.yaml", data.draw(changed(recipe)))  # JSON is YAML
+
+    def read() -> None:
+        run(folder, "plan", "recipe.yaml")
+        run(folder, "adapt", "recipe.yaml", "--dry-run")
+
+    accepted(read, "")
+
+
+@given(data=st.data())
+def test_bytes_of_a_recipe(
+    recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    text = yaml.safe_dump(recipe, allow_unicode=True).encode()
+    (folder / "recipe.yaml").write_bytes(data.draw(damaged(text)))
+    accepted(lambda: run(folder, "plan", "recipe.yaml"), "")
