@@ -9,6 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.pipeline import pipeline_of
 from lepta.recipe import read_recipe
 from lepta.training.settings import PretrainSettings
 
@@ -269,3 +271,15 @@ def test_a_folder_of_datasets_is_an_input(write, tmp_path):
     recipe = read_recipe(write("evaluate.darumeru", {"tasks": ["parus"], "data": str(tmp_path / "data")}))
     assert recipe.evaluate.darumeru.files == {"darumeru": tmp_path / "data"}
     assert read_recipe(write("evaluate.darumeru", {})).evaluate.darumeru.files == {}
+
+
+def test_a_gguf_base_becomes_the_type_that_the_recipe_says(write, tmp_path):
+    from conftest import SMOLLM2
+
+    file = write("base", SMOLLM2)
+    file.write_text(file.read_text() + "gguf_dtype: bfloat16\n")
+    first = pipeline_of(read_recipe(file).model_copy(update={"variants": {}})).stages[0]
+    (tmp_path / "base").mkdir()
+    first.run(tmp_path / "base")
+    assert first.settings["dtype"] == "bfloat16"
+    assert {entry.dtype for entry in Checkpoint(tmp_path / "base").entries.values()} == {"BF16"}

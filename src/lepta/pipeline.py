@@ -171,12 +171,13 @@ class _Layout:
         if path.is_dir():
             Checkpoint(path).check_replaceable()
             return path
+        dtype = self.recipe.gguf_dtype
 
         def run(folder: Path) -> dict[str, Any]:
-            model_folder(source, folder)
+            model_folder(source, folder, dtype)
             return {"source": source}
 
-        return self.add(name, {"model": path}, {}, run)
+        return self.add(name, {"model": path}, {"dtype": dtype}, run)
 
     def vocabulary(self, base: Path) -> Path:
         settings = self.recipe.vocabulary

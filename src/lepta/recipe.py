@@ -5,7 +5,7 @@ Paths are relative to the folder that `lepta` is run in, as on the command line.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -46,6 +46,9 @@ class Recipe(Section):
     output: Path = Field(description="Folder for everything that the recipe makes")
     seed: int = Field(default=1, ge=0, le=LARGEST_SEED)
     base: str = Field(description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
+    gguf_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="What GGUF files become; folders keep the type that they have"
+    )
     variants: dict[Annotated[str, Field(pattern=NAME)], Variant] = Field(default_factory=dict)
     text: Text
     vocabulary: VocabularySettings

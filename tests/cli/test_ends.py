@@ -1,13 +1,20 @@
 """How commands end: one line without escape sequences, and nothing left behind when they are told to stop."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import lepta
+
+from lepta.embeddings.initialise import initialise
+from lepta.models.folder import Checkpoint
+from lepta.vocabulary.source import TokenizerSource
 
 LEPTA = [sys.executable, "-m", "lepta"]
 
@@ -74,3 +81,47 @@ def test_sizes_that_no_vocabulary_has_are_refused(tmp_path: Path, asked: list[st
     )
     assert done.returncode == 2 and name in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def places(
+    tiny_model_folder: Callable[..., Path],
+    tiny_tokenizer: TokenizerSource,
+    tiny_extended: TokenizerSource,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, str]:
+    """A model, the same with more tokens, text, conversations, and a run of the benchmark."""
+    folder = tmp_path_factory.mktemp("places")
+    model, made = tiny_model_folder(rows=4000, tied=True, tokenizer=tiny_tokenizer), folder / "initialised"
+    made.mkdir()
+    initialise(Checkpoint(model), tiny_extended, made)
+    talk = [{"role": "user", "content": "Раз?"}, {"role": "assistant", "content": "Два."}]
+    rows = [json.dumps({"messages": [{**talk[0], "content": f"Раз {n}?"}, talk[1]]}) for n in range(8)]
+    (folder / "talk.jsonl").write_text("\n".join(rows) + "\n")
+    lepta(
+        "darumeru", "run", "--model", model, "--output", "asked", "--tasks", "rucola", "--limit", 2, cwd=folder, check=0
+    )
+    return {"MODEL": str(model), "MADE": str(made), "TALK": str(folder / "talk.jsonl"), "ASKED": str(folder / "asked")}
+
+
+WRITERS = {
+    "pretrain": "--model MADE --text starter:ru/valid --tokens 500 --batch 1 --keep last",
+    "distill": "--original MODEL --model MADE --text starter:ru/valid --tokens 2000 --batch 4",
+    "tune": "--model MODEL --data TALK --batch 2",
+    "darumeru run": "--model MODEL --tasks rucola --limit 50",
+    "darumeru compare": "ASKED ASKED",
+}
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_neither_a_full_disk_nor_a_place_that_takes_nothing_ends_otherwise(
+    places: dict[str, str], command: str, tmp_path: Path
+) -> None:
+    line = [*command.split(), *(places.get(word, word) for word in WRITERS[command].split())]
+    option = "--html" if command == "darumeru compare" else "--output"
+    for output, limit in (("/proc/none/out", None), (tmp_path / "out", 2_000)):
+        done = lepta(*line, option, output, check=2, largest_file=limit)
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith("lepta: ") and "Traceback" not in done.stderr, done.stderr
+        assert "out" in last or "the disk is full" in last, last
+    assert not (tmp_path / "out" / "manifest.json").exists() and not list(tmp_path.glob("*.lock"))

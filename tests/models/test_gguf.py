@@ -7,12 +7,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from conftest import SMOLLM2
+from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from lepta.core.errors import LeptaError
 from lepta.models.gguf import import_gguf
 from lepta.plan.shapes import shape_of
+from lepta.text.locate import locate
+from lepta.vocabulary.gguf_reader import Reader
+from lepta.vocabulary.gguf_tokenizer import read_gguf_fields
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcd", "ab", "▁a"]
 KINDS = [3, 3, 3, 2, *[6] * 256, *[1] * 7]
@@ -202,3 +207,18 @@ def test_what_would_become_another_model_raises(changes, words, tmp_path, import
     file = write_gguf(gemma3(), tmp_path / "t.gguf", **changes)
     with pytest.raises(LeptaError, match=rf"t\.gguf: {words}"):
         imported(file)
+
+
+def test_headers_are_read_as_gguf_reads_them_and_within_limits(tmp_path):
+    file = locate(SMOLLM2, [])
+    here, there = Reader(file), GGUFReader(file)
+    assert here.fields.keys() == there.fields.keys() and here.data_offset == there.data_offset
+    for name, field in there.fields.items():
+        assert here.fields[name].contents() == field.contents() and here.fields[name].types == field.types
+    content = bytearray(file.read_bytes()[: here.data_offset])
+    place = here.fields["tokenizer.ggml.tokens"].offset + 8 + len("tokenizer.ggml.tokens") + 8
+    for number in (2**62, 2**31, len(here.fields["tokenizer.ggml.tokens"].data) + 1):
+        content[place : place + 8] = number.to_bytes(8, "little")
+        (tmp_path / "damaged.gguf").write_bytes(content)
+        with pytest.raises(LeptaError, match=r"damaged.gguf: not a whole GGUF file"):
+            read_gguf_fields(tmp_path / "damaged.gguf")

@@ -452,7 +452,8 @@ def test_what_is_here_is_measured(tiny_model_folder, extended, russian, tmp_path
     (tmp_path / "vocabulary").mkdir()
     extended.save(tmp_path / "vocabulary")
     settings = recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "pad_to"})
-    manifest = {"key": {"settings": settings}, "facts": {"new_size": 51152}}
+    key = {"stage": "vocabulary", "lepta": "0", "settings": settings, "inputs": {}}
+    manifest = {"key": key, "sources": {}, "outputs": {}, "facts": {"new_size": 51152}, "environment": {}}
     (tmp_path / "vocabulary" / "manifest.json").write_text(json.dumps(manifest))
     after = make_plan(recipe)["vocabulary"]
     tokens = sum(map(len, extended.vocabulary().encode(russian)))

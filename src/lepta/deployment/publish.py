@@ -13,8 +13,8 @@ import yaml
 
 from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model
 from lepta.core.errors import LeptaError
-from lepta.core.output import CARD, MANIFEST, read_manifest
-from lepta.core.reading import is_there, read_utf8
+from lepta.core.output import CARD, MANIFEST
+from lepta.core.reading import is_there, read_json, read_utf8
 
 PUBLISHED = (
     *("*.safetensors", "*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "*.gguf", CARD),
@@ -89,8 +89,9 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def _public_manifest(file: Path) -> bytes:
     """A manifest whose sources are names, not places on this machine."""
-    manifest = read_manifest(file.parent)
-    manifest["sources"] = _named(manifest["sources"])
+    manifest = read_json(file)
+    if "sources" in manifest:
+        manifest["sources"] = _named(manifest["sources"])
     return (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode()
 
 

@@ -1,5 +1,6 @@
 """A GGUF file as a plain Hugging Face folder, dequantised."""
 
+import itertools
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, SINGLE, TensorEntry
 from lepta.models.rows import ComputedRows
 from lepta.models.write import CONFIG, write_config, write_shard
-from lepta.vocabulary.gguf_reader import Reader
+from lepta.vocabulary.gguf_reader import Reader, reading_within_limits
 from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.source import TokenizerSource
 
@@ -41,6 +42,7 @@ GEMMA3_KNOWN = GEMMA3_NEEDED | {
     "vocab_size",
 }
 GEMMA3_27B_LAYERS = 62
+DEQUANTISED = 2 << 20  # stored bytes at once: gguf holds some fifteen times as many for what comes between
 TABLES = ("token_embd.weight", "output.weight")  # too large to be held whole; transformers takes them as they are
 
 
@@ -55,9 +57,11 @@ def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     fields = read_gguf_fields(path)
-    tokenizer = TokenizerSource(*read_gguf_tokenizer(path, fields), str(path))
+    TokenizerSource(*read_gguf_tokenizer(path, fields), str(path)).save(folder)  # first, to have its memory again
     try:
-        parsed = load_gguf_checkpoint(path)
+        with reading_within_limits():
+            parsed = load_gguf_checkpoint(path)
+        parsed["tokenizer"] = {}  # all tokens once more
         config = CONFIG_MAPPING[parsed["config"]["model_type"]].from_dict(dict(parsed["config"]))
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
@@ -75,7 +79,6 @@ def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
     file_dtype = next(name for name, known in DTYPES.items() if known == getattr(torch, dtype))
     entries = [TensorEntry(name, file_dtype, rows.shape, path, 0, 0) for name, rows in tensors.items()]
     write_shard(folder / SINGLE, entries, tensors)
-    tokenizer.save(folder)
     name, licence = fields.get("general.name", path.stem), fields.get("general.license", "other")
     card = f"---\nlicense: {licence}\n---\n\n{name}, dequantised to {dtype} from `{path.name}`.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -141,8 +144,13 @@ def _dequantised(path: Path, tensor: Any, rows: slice) -> np.ndarray:
     with path.open("rb") as file:
         file.seek(tensor.data_offset + rows.start * width)
         stored = np.frombuffer(file.read(shape[0] * width), tensor.data.dtype).reshape(shape)
-    values: np.ndarray = dequantize(stored, tensor.tensor_type)
-    return np.array(values)  # a copy: what was float32 already is read-only
+    step = max(1, DEQUANTISED // width)
+    parts = (dequantize(stored[start : start + step], tensor.tensor_type) for start in range(0, len(stored), step))
+    first = next(parts)
+    values = np.empty((len(stored), *first.shape[1:]), np.float32)
+    for number, part in enumerate(itertools.chain([first], parts)):
+        values[number * step : (number + 1) * step] = part
+    return values
 
 
 def _complete_gemma3(path: Path, fields: dict[str, Any], model: Any) -> None:

@@ -147,7 +147,10 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
 
 
 def _outline(recipe: Recipe, models: Path | None = None) -> Outline:
-    before, old = shape_of(recipe.base, models), vocabulary_at(here(recipe.base))
+    before, place = shape_of(recipe.base, models), here(recipe.base)
+    old = vocabulary_at(place)
+    if place and place.suffix == ".gguf":
+        before = replace(before, dtype=recipe.gguf_dtype)
     if old is not None:
         before = replace(before, tokens=old.size, tokenizer=before.tokenizer or measured_name(old))
     wanted = new_vocabulary(recipe, before)
