@@ -122,7 +122,7 @@ EXPRESSIONS = [
     "{{ nothing.at.all }}",
     "{{ raise_exception('\x1b[2J') }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
-    "{{ 'x' * 999999999 }}",
+    "{{ 'x' * 9999999 }}",
     "{{ ''.__class__.__mro__ }}",
     "{% include 'config.json' %}",
     "{% set x = 10 ** 10 ** 9 %}",
