@@ -45,6 +45,7 @@ from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build, choose_size, save_vocabulary
 from lepta.vocabulary.change import VocabularyChange, first_difference
+from lepta.vocabulary.donors import donor_places
 from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -185,17 +186,14 @@ class _Layout:
         def run(folder: Path) -> dict[str, Any]:
             original = open_tokenizer(base)
             if settings.size == "auto":
-                built, points, _ = choose_size(original, settings.corpus, settings.script, count_weights(base))
+                built, points, _ = choose_size(original, settings, count_weights(base))
                 write_json(folder / "size_curve.json", [vars(point) for point in points])
             else:
                 built = build(original, settings)
             return save_vocabulary(built, original, settings.scenario, folder)
 
-        key = settings.model_dump(exclude={"corpus", "keep_text", "pad_to"})
-        texts = {"corpus": settings.corpus, "keep_text": settings.keep_text}
-        return self.add(
-            "vocabulary", {"base": base}, key, run, texts={name: text for name, text in texts.items() if text}
-        )
+        inputs = {"base": base, **donor_places(settings.donor)}
+        return self.add("vocabulary", inputs, settings.key, run, texts=settings.texts)
 
     def initialised(self, base: Path, vocabulary: Path) -> Path:
         pad_to = self.recipe.vocabulary.pad_to

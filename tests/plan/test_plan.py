@@ -468,6 +468,16 @@ def test_vocabulary_smaller_than_what_stays_is_refused():
         make_plan(recipe_of(MISTRAL, vocabulary={"size": 30000, "corpus": ["wordfreq:ru"]}), measure=False)
 
 
+def test_replaced_tokens_cost_no_row_and_count_as_new():
+    """As many rows; text as short as with as many tokens added, by the measured row."""
+    wanted = {"scenario": "replaced", "add": 23328, "keep_text": ["starter:en/valid"], "corpus": ["wordfreq:ru"]}
+    facts = make_plan(recipe_of(MISTRAL, vocabulary=wanted), measure=False)["vocabulary"]
+    assert (facts["new_tokens"], facts["new_rows"], facts["added_weights"]) == (32000, 32000, 0)
+    assert facts["target"]["new_characters_per_token"] == 4.404
+    with pytest.raises(LeptaError, match=r"vocabulary\.add: 32,000, but .* has 32,000 tokens, and some must stay"):
+        make_plan(recipe_of(MISTRAL, vocabulary=wanted | {"add": 32000}), measure=False)
+
+
 # Devices and disk
 
 

@@ -37,31 +37,31 @@ def vocab_build(
     from lepta.stages import write_manifest
     from lepta.text.locate import locate
     from lepta.vocabulary.build import build, save_vocabulary
+    from lepta.vocabulary.donors import donor_places
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
     original = open_tokenizer(tokenizer)
     with publishing(output, force) as folder:
         if settings.size == "auto":
-            built, facts = _cheapest_size(original, settings.corpus, settings.script, model or tokenizer, as_json)
+            built, facts = _cheapest_size(original, settings, model or tokenizer, as_json)
         else:
             built, facts = build(original, settings), {}
         facts |= save_vocabulary(built, original, settings.scenario, folder)
-        inputs = {"tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
-        key = settings.model_dump(exclude={"corpus", "keep_text", "pad_to"})
-        sources = {"tokenizer": tokenizer, "model": model, **settings.texts}
-        write_manifest("vocab build", folder, inputs, key, facts, sources, settings.texts)
+        inputs = {"tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES), **donor_places(settings.donor)}
+        sources = {"tokenizer": tokenizer, "model": model, "donor": settings.donor, **settings.texts}
+        write_manifest("vocab build", folder, inputs, settings.key, facts, sources, settings.texts)
     result({"output": str(output), **facts}, as_json)
 
 
 def _cheapest_size(
-    original: Any, corpus: list[str], script: str, model: str, as_json: bool
+    original: Any, settings: VocabularySettings, model: str, as_json: bool
 ) -> tuple[Any, dict[str, Any]]:
     from lepta.models.folder import MODEL_FILES
     from lepta.models.weights import count_weights
     from lepta.text.locate import locate
     from lepta.vocabulary.build import choose_size
 
-    built, points, chosen = choose_size(original, corpus, script, count_weights(locate(model, hub_files=MODEL_FILES)))
+    built, points, chosen = choose_size(original, settings, count_weights(locate(model, hub_files=MODEL_FILES)))
     if not as_json:
         table = Table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
         shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]

@@ -169,10 +169,13 @@ def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int,
     known = table["tokenizers"].get(tokenizer)
     if code is None or known is None:
         return Density(None, "not known: no vocabulary of this kind was measured")
-    rows = [row for row in table["measured"] if row["scenario"] == settings.scenario and _comparable(row, known)]
+    scenario = settings.scenario
+    if scenario == "replaced":  # the same text a token as with as many tokens added
+        scenario, size = "extended", known["tokens"] + (settings.add or 0)
+    rows = [row for row in table["measured"] if row["scenario"] == scenario and _comparable(row, known)]
     if not rows:
-        return Density(None, f"not known: none of scenario {settings.scenario} was measured for this tokenizer")
-    wanted = _learned(settings.scenario, known, size)
+        return Density(None, f"not known: none of scenario {scenario} was measured for this tokenizer")
+    wanted = _learned(scenario, known, size)
 
     def apart(row: dict[str, Any]) -> float:
         number = _learned(row["scenario"], table["tokenizers"][row["tokenizer"]], row["size"])

@@ -23,7 +23,7 @@ class NewVocabulary(NamedTuple):
     """Size of the vocabulary that a recipe asks for."""
 
     size: int  # ids
-    first_new: int  # ids below it are old tokens that stay; 0 where the vocabulary is replaced
+    first_new: int  # rows of old tokens that stay, as many as are known; 0 where all may be new
     how: str  # where the size is from
 
 
@@ -32,7 +32,7 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
     settings = recipe.vocabulary
     first_new = 0
     if settings.scenario == "replaced":
-        return NewVocabulary(before.tokens, before.tokens - (settings.add or 0), "that of the original, kept")
+        return _same_size(recipe, before)
     if settings.scenario == "extended":
         first_new = before.tokens
     elif settings.scenario == "optimized":
@@ -50,6 +50,17 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
     return NewVocabulary(size, first_new, "of the recipe")
 
 
+def _same_size(recipe: Recipe, before: Shape) -> NewVocabulary:
+    """Of scenario `replaced`: rows that are not new stay, padding too."""
+    add = recipe.vocabulary.add or 0
+    if add >= before.tokens:
+        raise LeptaError(
+            f"vocabulary.add: {add:,}, but {recipe.base} has {before.tokens:,} tokens, and some must stay; expected "
+            "fewer"
+        )
+    return NewVocabulary(before.tokens, before.rows - add, "that of the original, which stays")
+
+
 class _Made(BaseModel):
     new_size: TokenId
 
@@ -61,7 +72,7 @@ def _made_size(recipe: Recipe) -> int | None:
         return None
     content = read_manifest(manifest.parent)
     made_with = content["key"]["settings"]
-    for name, value in recipe.vocabulary.model_dump(mode="json", exclude={"corpus", "keep_text", "pad_to"}).items():
+    for name, value in recipe.vocabulary.key.items():
         if made_with.get(name) != value:
             return None
     return conform(_Made, content["facts"], manifest, "make the vocabulary again").new_size

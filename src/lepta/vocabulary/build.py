@@ -14,6 +14,7 @@ from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, Weights, cheapest, curve
 from lepta.vocabulary.change import VocabularyChange
+from lepta.vocabulary.donors import with_donors
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
@@ -61,6 +62,7 @@ def build_vocabulary(
     script: str = "auto",
     keep_text: Sequence[str] = (),
     most_changed: float = 0.01,
+    donor: Sequence[str] = (),
 ) -> TokenizerSource:
     """Build the tokenizer of a scenario.
 
@@ -87,6 +89,8 @@ def build_vocabulary(
         and the target one give up their ids.
     most_changed : float
         `replaced`: share of the documents of `keep_text` whose ids may change outside the words of the target script.
+    donor : sequence of str
+        Tokenizers whose tokens in the target script are candidates beside those that are learned.
 
     Returns
     -------
@@ -109,6 +113,7 @@ def build_vocabulary(
         "script": script,
         "keep_text": list(keep_text),
         "most_changed": most_changed,
+        "donor": list(donor),
     }
     return build(open_tokenizer(source), validated(VocabularySettings, given, "vocabulary"))
 
@@ -120,7 +125,8 @@ def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSou
     if scenario == "unigram":
         assert size is not None
         table = count_corpus(unigram.word_rules(vocabulary), corpus)
-        return _with_spec(source, unigram.train_unigram(vocabulary, table.words, weigh(table), size))
+        words, weights = _candidates(table, table, vocabulary, settings)
+        return _with_spec(source, unigram.train_unigram(vocabulary, words, weights, size))
     _needs_merges(vocabulary, source, scenario)
     if size is not None:  # said before the corpus is counted, which can take hours
         _refuse_small(size, _least_start(vocabulary, scenario, settings.keep))
@@ -137,8 +143,8 @@ def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSou
         _refuse_small(size, start.size)
     number = settings.add if settings.add is not None else (size or 0) - start.size
     if scenario == "bpe":
-        return _with_spec(source, extend(start, table.words, weigh(table), number))
-    return _extended(source, start, table, settings.script, number)
+        return _with_spec(source, extend(start, *_candidates(table, table, vocabulary, settings), number))
+    return _extended(source, start, table, settings, number)
 
 
 def _replaced(
@@ -152,7 +158,7 @@ def _replaced(
         kept = count_corpus(vocabulary.word_rules(), settings.keep_text)
         use = Use([*table.words, *kept.words], np.concatenate([weigh(table), weigh(kept)]), None)
     start = read_vocabulary(without_least_useful(vocabulary, settings.add, use), source.origin)
-    extended = _extended(source, start, table, script, settings.add)
+    extended = _extended(source, start, table, settings, settings.add)
     built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec), script)
     facts: dict[str, Any] = {"most_changed": settings.most_changed}
     if texts := [text for text in settings.keep_text if not is_word_list(text)]:
@@ -196,7 +202,7 @@ def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Sce
 
 
 def choose_size(
-    source: TokenizerSource, corpus: Sequence[str], script: str, model: Weights
+    source: TokenizerSource, settings: VocabularySettings, model: Weights
 ) -> tuple[TokenizerSource, list[Point], Point]:
     """Extend a vocabulary by as many tokens as make text cheapest, judged on documents held out of the learning.
 
@@ -204,32 +210,44 @@ def choose_size(
     """
     vocabulary = source.vocabulary()
     _needs_merges(vocabulary, source, "extended")
-    table = count_corpus(vocabulary.word_rules(), corpus)
-    script = _script_of(table, script)
+    table = count_corpus(vocabulary.word_rules(), settings.corpus)
+    script = _script_of(table, settings.script)
     kept, held_out = words_of_script(table, script).hold_out()
+    candidates = _candidates(kept, table, vocabulary, settings)
     try:
-        spec = extend(vocabulary, kept.words, weigh(kept), MOST_ADDED, script)
+        spec = extend(vocabulary, *candidates, MOST_ADDED, script)
     except TooFewTokens as error:
-        spec = extend(vocabulary, kept.words, weigh(kept), error.available, script)
+        spec = extend(vocabulary, *candidates, error.available, script)
     extended = read_vocabulary(spec, source.origin)
     points = curve(vocabulary, extended, held_out.words, weigh(held_out), model)
     chosen = cheapest(points)
     if not chosen.added:
         raise LeptaError("size auto: no new token pays for its row in this model; name a size, or give other text")
-    return _extended(source, vocabulary, table, script, chosen.added), points, chosen
+    return _extended(source, vocabulary, table, settings, chosen.added), points, chosen
 
 
 def _extended(
-    source: TokenizerSource, start: Vocabulary, table: WordTable, script: str, number: int
+    source: TokenizerSource, start: Vocabulary, table: WordTable, settings: VocabularySettings, number: int
 ) -> TokenizerSource:
     """The tokenizer with tokens of one script added to those that are kept."""
-    script = _script_of(table, script)
-    words = words_of_script(table, script)
+    script = _script_of(table, settings.script)
+    words, weights = _candidates(words_of_script(table, script), table, start, settings)
     try:
-        spec = extend(start, words.words, weigh(words), number, script)
+        spec = extend(start, words, weights, number, script)
     except TooFewTokens as error:
         raise TooFewTokens(error.available, number, script) from error
     return _with_spec(source, spec, script)
+
+
+def _candidates(
+    words: WordTable, table: WordTable, vocabulary: Vocabulary, settings: VocabularySettings
+) -> tuple[Sequence[str], np.ndarray]:
+    """What tokens are learned from, with weights: some words of the corpus, and the donors' tokens."""
+    weights = weigh(words)
+    if not settings.donor:
+        return words.words, weights
+    rules = unigram.word_rules(vocabulary) if settings.scenario == "unigram" else vocabulary.word_rules()
+    return with_donors(words, weights, settings.donor, _script_of(table, settings.script), rules)
 
 
 def _script_of(table: WordTable, script: str) -> str:

@@ -117,6 +117,7 @@ class IdMap(BaseModel):
     """`id_map.json` of LEPTA: where each id of the original vocabulary went."""
 
     scenario: str
+    most_changed: Annotated[float, Field(ge=0, le=1)] = 0.0  # of scenario `replaced`
     ids: list[TokenId | None]
 
 

@@ -1,6 +1,6 @@
 """Settings of a new vocabulary."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,10 @@ class VocabularySettings(Section):
         description="replaced: share of the documents of keep_text whose ids may change",
     )
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
+    donor: list[str] = Field(
+        default_factory=list,
+        description="Other tokenizers whose tokens in the target script are candidates too; the corpus counts them",
+    )
     script: str = Field(
         default="auto",
         description="Unicode script of the new tokens; auto: the one other than Latin that most letters of the corpus "
@@ -56,6 +60,11 @@ class VocabularySettings(Section):
         if reason := misfit(self.scenario, self.add, self.size, self.keep, self.keep_text):
             raise ValueError(reason)
         return self
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What decides the result beside texts and other tokenizers, which count by their contents."""
+        return self.model_dump(exclude={"corpus", "keep_text", "donor", "pad_to"})
 
     @property
     def texts(self) -> dict[str, list[str]]:

@@ -1,0 +1,56 @@
+"""Tokens of other tokenizers as candidates beside what is learned from text.
+
+A donor's token stands among the words with the weight of the text that the donor writes with it, so merges lead to it
+if text is shorter for it. What the text never uses is no candidate.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import regex
+
+from lepta.core.errors import LeptaError
+from lepta.text.locate import locate
+from lepta.vocabulary.extend import words_of_script
+from lepta.vocabulary.source import TOKENIZER_FILES, AnyTokenizer, open_tokenizer
+from lepta.vocabulary.tokens import Kind
+from lepta.vocabulary.words import WordCounter, WordTable
+
+LEAST_LETTERS = 2  # a token of one letter is no candidate: it is there, or a merge away
+
+
+def donor_places(donors: Sequence[str]) -> dict[str, Path]:
+    """Donors as inputs of a stage."""
+    return {f"donor {number}": locate(donor, hub_files=TOKENIZER_FILES) for number, donor in enumerate(donors, 1)}
+
+
+def with_donors(
+    words: WordTable, weights: np.ndarray, donors: Sequence[AnyTokenizer], script: str, rules: dict[str, Any]
+) -> tuple[list[str], np.ndarray]:
+    """Words with their weights, and behind them the donors' tokens in a script; LeptaError if a donor has none.
+
+    `rules` (`Vocabulary.word_rules`) cut tokens as they cut text: what spans two words is no token here.
+    """
+    letters = regex.compile(rf"(?:\p{{Script={script}}}\P{{L}}*){{{LEAST_LETTERS},}}")
+    tokens, counts = list(words.words), [weights]
+    for donor in donors:
+        source = open_tokenizer(donor)
+        vocabulary = source.vocabulary()
+        usage = vocabulary.usage(words.words, weights)
+        texts = {i: vocabulary.data(i).decode(errors="replace") for i in vocabulary.ids_of(Kind.TEXT)}
+        own = {text: float(usage[i]) for i, text in texts.items() if letters.search(text)}
+        if not own:
+            raise LeptaError(
+                f"donor {source.origin}: no token in the script {script}; expected a tokenizer made for the target "
+                "language, or one of many languages"
+            )
+        counter = WordCounter(rules)
+        counter.add_counts(source.origin, {text: use for text, use in own.items() if use})
+        table = counter.table()
+        if any(map(letters.search, table.words)):
+            table = words_of_script(table, script)
+            tokens += table.words
+            counts.append(table.counts.sum(axis=1))
+    return tokens, np.concatenate(counts)
