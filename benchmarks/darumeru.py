@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from lepta.darumeru.backend import Question
+from lepta.darumeru.backend import Asking, Question
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.lm_eval_export import export
 from lepta.darumeru.log import read_log
@@ -52,7 +52,7 @@ class Job:
 
     def backend(self, reuse: bool = True) -> TransformersBackend:
         """The model as our runner asks it."""
-        return TransformersBackend(self.model, self.tokenizer, "benchmark", chat=self.chat, reuse=reuse)
+        return TransformersBackend(self.model, self.tokenizer, "benchmark", Asking(chat=self.chat), reuse=reuse)
 
 
 def ours(job: Job, reuse: bool = True) -> Values:

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.vocabulary.source import open_tokenizer
 
@@ -36,6 +37,6 @@ def backend_of(loaded):
     def make(family="smollm2", chat=False, context=4096, **options):
         model, tokenizer = loaded(family)
         model.config.max_position_embeddings = context
-        return TransformersBackend(model, tokenizer, "tiny", chat, context, **options)
+        return TransformersBackend(model, tokenizer, "tiny", Asking(chat, context), **options)
 
     return make

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 import lepta.inference.client
 from lepta.cli import app
 from lepta.core.errors import LeptaError
-from lepta.darumeru.chat_backend import ChatBackend, _chosen
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.log import read_log
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.runner import run
+from lepta.darumeru.server_backend import ChatBackend, _chosen
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.client import Client
 from lepta.report.darumeru import write_run_page
@@ -52,7 +53,7 @@ def remote(url, smollm2_folder):
 def test_texts_are_those_of_the_model(remote, smollm2_folder, data, tmp_path):
     """Copies have no lead-in, so the server's prompt is ours: same text, same tokens emitted, same score."""
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder).eval()
-    local = TransformersBackend(model, AutoTokenizer.from_pretrained(smollm2_folder), "smollm2", chat=True)
+    local = TransformersBackend(model, AutoTokenizer.from_pretrained(smollm2_folder), "smollm2", Asking(chat=True))
     logs = []
     for number, backend in enumerate((remote, local)):
         run(backend, data, tmp_path / str(number), ["copy_sentence_en"])
@@ -81,9 +82,9 @@ def test_failures_on_the_way_change_nothing(url, remote, smollm2_folder, data, t
     )  # three of ten requests fail here: five in a row would happen
     monkeypatch.setattr(Client, "name", "smollm2")  # the same model, whichever way it is reached
     proxy = Proxy(url, share=0.3)
-    proxied = ChatBackend(Client(proxy.url, str(smollm2_folder), wait=0.01), remote._tokenizer)
     logs = []
-    for number, backend in enumerate((remote, proxied)):
+    for number, address in enumerate((url, proxy.url)):
+        backend = ChatBackend(Client(address, str(smollm2_folder), wait=0.01), remote._tokenizer)
         run(backend, data, tmp_path / str(number), ["copy_sentence_en"])
         logs.append([path.read_bytes() for path in sorted((tmp_path / str(number)).rglob("*.jsonl"))])
     stopped(proxy)

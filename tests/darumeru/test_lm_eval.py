@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
-from lepta.darumeru.backend import GenerationRequest, Question
+from lepta.darumeru.backend import Asking, GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.lm_eval_backend import LmEvalBackend, opened_lm_eval
 from lepta.darumeru.log import read_log
@@ -52,7 +52,7 @@ def model(folder):
 def local(folder):
     """The same model in our own backend."""
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    return lambda chat: TransformersBackend(loaded, tokenizer, "tiny", chat)
+    return lambda chat: TransformersBackend(loaded, tokenizer, "tiny", Asking(chat))
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_changed_data_is_refused(tasks_folder):
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_class_of_theirs_as_our_backend(data, model, local, tmp_path, chat):
-    theirs, ours = LmEvalBackend(model, "hf", "tiny", chat=chat), local(chat)
+    theirs, ours = LmEvalBackend(model, "hf", "tiny", Asking(chat=chat)), local(chat)
     questions = [Question(f"{n}. Вопрос?\n\nОтвет:", (" Да", " Нет", " 1", " 2, потом")) for n in range(3)]
     for mine, other in zip(ours.choose(questions), theirs.choose(questions), strict=True):
         assert other == pytest.approx(mine, abs=1e-4)
@@ -176,7 +176,7 @@ def test_a_class_without_a_tokenizer_is_refused(model):
 def test_joined_tokens_are_refused(model):
     """The prompt's last token goes on in the label: lm-evaluation-harness would count another token than ours."""
     with pytest.raises(LeptaError, match="joins the end of the prompt"):
-        LmEvalBackend(model, "hf", "tiny", chat=False).choose([Question("The answer is th", ("e", "ink"))])
+        LmEvalBackend(model, "hf", "tiny", Asking(chat=False)).choose([Question("The answer is th", ("e", "ink"))])
 
 
 def test_line_breaks_before_an_answer_do_not_end_it(model, monkeypatch):
@@ -191,7 +191,7 @@ def test_line_breaks_before_an_answer_do_not_end_it(model, monkeypatch):
         ]
 
     monkeypatch.setattr(model, "generate_until", generate_until)
-    backend = LmEvalBackend(model, "hf", "tiny", chat=False)
+    backend = LmEvalBackend(model, "hf", "tiny", Asking(chat=False))
     assert [written.text for written in backend.generate([GenerationRequest(text, ("\n",)) for text in texts], 9)] == [
         "Москва",
         "Рига",

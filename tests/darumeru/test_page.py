@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru import log
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.log import read_log, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.tasks import tasks
@@ -57,7 +58,15 @@ def runs(tiny_model_folder, tmp_path_factory):
         loaded = AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
         loaded[0].config.max_position_embeddings = 4096
         folders.append(tmp_path_factory.mktemp(f"model{seed}"))
-        run(TransformersBackend(*loaded, f"tiny{seed}", chat=False), "builtin", folders[-1], NAMES, 1, limit=8, seed=5)
+        run(
+            TransformersBackend(*loaded, f"tiny{seed}", Asking(chat=False)),
+            "builtin",
+            folders[-1],
+            NAMES,
+            1,
+            limit=8,
+            seed=5,
+        )
     return folders
 
 

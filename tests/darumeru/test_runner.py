@@ -11,7 +11,7 @@ from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru import runner
 from lepta.darumeru.aggregate import compare, summarise
-from lepta.darumeru.backend import Completion
+from lepta.darumeru.backend import Asking, Completion
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.log import TaskLog, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
@@ -22,6 +22,8 @@ from lepta.report.darumeru import write_run_page
 
 class Parrot:
     """A backend without a model: knows nothing, answers at once, and dies or fails when it is told to."""
+
+    thinking, think = 0, list
 
     def __init__(self, name="parrot", chat=False, context=4096, dies=None, fails=""):
         self.name, self.chat, self.context, self.dies, self.fails, self.calls = name, chat, context, dies, fails, 0
@@ -182,7 +184,7 @@ def test_precision_is_part_of_what_answers_depend_on(backend_of, tmp_path, monke
     assert read_log(tmp_path / "samples" / "rucola.jsonl")[0]["run"]["dtype"] == "float32"
     monkeypatch.setattr(type(backend._model), "dtype", torch.bfloat16)
     with pytest.raises(LeptaError, match=r"run\.dtype changed"):
-        run(backend, "builtin", tmp_path, ["rucola"], limit=1)
+        run(backend_of(), "builtin", tmp_path, ["rucola"], limit=1)
 
 
 @pytest.mark.parametrize(
@@ -340,10 +342,10 @@ def test_a_run_goes_on_in_the_precision_it_began_with(tiny_model_folder, tmp_pat
     given = {"source": "builtin", "limit": 2}
     for fastest, name in ((torch.bfloat16, "rucola"), (torch.float32, "parus")):
         monkeypatch.setattr("lepta.models.load.fastest_on_cpu", lambda config, dtype=fastest: dtype)
-        with opened_backend(folder, chat=False, output=output) as backend:
+        with opened_backend(folder, Asking(chat=False), output=output) as backend:
             assert backend.identity["dtype"] == "bfloat16"
             run(backend, output=output, names=[name], **given)
-    with opened_backend(folder, chat=False, output=tmp_path / "another") as backend:
+    with opened_backend(folder, Asking(chat=False), output=tmp_path / "another") as backend:
         assert backend.identity["dtype"] == "float32"
 
 

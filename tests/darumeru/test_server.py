@@ -12,7 +12,7 @@ import lepta.inference.client
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.darumeru import server_backend
-from lepta.darumeru.backend import GenerationRequest, Question
+from lepta.darumeru.backend import Asking, GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
@@ -28,7 +28,7 @@ def server(loaded):
 
 @pytest.fixture
 def remote(server):
-    return ServerBackend(Client(server.url, "tiny", wait=0.01), server.tokenizer, chat=False)
+    return ServerBackend(Client(server.url, "tiny", wait=0.01), server.tokenizer, Asking(chat=False))
 
 
 def test_a_server_gives_what_the_model_gives(server, remote, backend_of, monkeypatch):
@@ -63,7 +63,7 @@ def test_labels_that_are_not_among_the_likely_tokens(remote):
     ],
 )
 def test_a_label_is_its_own_token(loaded, monkeypatch, family, top, expected):
-    remote = ServerBackend(Client("http://unused/v1", "tiny"), loaded(family)[1], chat=False)
+    remote = ServerBackend(Client("http://unused/v1", "tiny"), loaded(family)[1], Asking(chat=False))
     monkeypatch.setattr(remote, "_post", lambda options: {"choices": [{"logprobs": {"top_logprobs": [top]}}]})
     assert remote.choose([Question("Вопрос.\n\nОтвет:", (" A", " B"))]) == [pytest.approx(expected)]
 
@@ -102,7 +102,7 @@ def test_answers_without_what_is_needed(remote, monkeypatch):
 
 
 def test_no_server(loaded):
-    remote = ServerBackend(Client("http://127.0.0.1:9/v1", "tiny", wait=0.001), loaded()[1], chat=False)
+    remote = ServerBackend(Client("http://127.0.0.1:9/v1", "tiny", wait=0.001), loaded()[1], Asking(chat=False))
     with pytest.raises(LeptaError, match="see that the server runs"):
         remote.generate([GenerationRequest("Раз")], 3)
 
@@ -133,9 +133,8 @@ def files(folder):
 
 def backend(url, server, monkeypatch):
     monkeypatch.setattr(server_backend, "TOP", 4300)
-    remote = ServerBackend(Client(url, "tiny", wait=0.01), server.tokenizer, chat=False)
     monkeypatch.setattr(Client, "name", "tiny")  # the same model, whichever way it is reached
-    return remote
+    return ServerBackend(Client(url, "tiny", wait=0.01), server.tokenizer, Asking(chat=False))
 
 
 def test_failures_on_the_way_change_nothing(small, data, tmp_path, monkeypatch):

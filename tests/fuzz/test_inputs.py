@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from lepta.calibration.judge import FORM
 from lepta.calibration.prompts import read_prompts
 from lepta.calibration.writers import Sampling, ServerWriter
-from lepta.darumeru.backend import GenerationRequest, Question
-from lepta.darumeru.chat_backend import ChatBackend
+from lepta.darumeru.backend import Asking, GenerationRequest, Question
 from lepta.darumeru.data import builtin_folder, read_rows
 from lepta.darumeru.importers import import_dataset
-from lepta.darumeru.server_backend import ServerBackend
+from lepta.darumeru.server_backend import ChatBackend, ServerBackend
 from lepta.inference.chat import chat_prompt
 from lepta.inference.client import Client
 from lepta.models.load import load_tokenizer
@@ -102,7 +101,7 @@ def test_answers_of_a_server(loaded: PreTrainedTokenizerFast, data: st.DataObjec
     reply = data.draw(st.one_of(st.just(reply), damaged(reply)))
     client, writer = Client("http://unused/v1", "tiny", wait=0), ServerWriter("http://unused/v1", "tiny", wait=0)
     client._exchange = writer._client._exchange = lambda *_: (200, reply)  # type: ignore[method-assign]
-    completions, chat = ServerBackend(client, loaded, chat=False), ChatBackend(client, loaded)
+    completions, chat = ServerBackend(client, loaded, Asking(chat=False)), ChatBackend(client, loaded)
     question, request = Question("the", (" A", " B")), GenerationRequest("the", ("\n",))
     asked = chat.render([{"role": "user", "content": "the"}])
     for ask in (

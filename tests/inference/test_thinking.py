@@ -16,10 +16,9 @@ from lepta.calibration.settings import CalibrateSettings
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter
 from lepta.core.errors import LeptaError
 from lepta.core.journal import read_rows, write_rows
-from lepta.darumeru.backend import GenerationRequest
-from lepta.darumeru.chat_backend import ChatBackend
+from lepta.darumeru.backend import Asking, GenerationRequest
 from lepta.darumeru.runner import run
-from lepta.darumeru.server_backend import ServerBackend
+from lepta.darumeru.server_backend import ChatBackend, ServerBackend
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.answers import answers
 from lepta.inference.chat import begun_answer, chat_prompt
@@ -97,7 +96,7 @@ def test_a_model_that_cannot_think_is_refused(loaded):
     with pytest.raises(LeptaError, match=r"thinking: the chat template has no block for it \(<think>, \[THINK\], "):
         chat_prompt(plain, ASKED, thinking=True)
     with pytest.raises(LeptaError, match="thinking: needs a chat template"):
-        TransformersBackend(loaded[0], loaded[1], "tiny", chat=False, thinking=8)
+        TransformersBackend(loaded[0], loaded[1], "tiny", Asking(chat=False, thinking=8))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_thinking_that_is_no_text_is_refused():
 def backends(loaded):
     server = Server(*loaded)
     client = Client(server.url, "tiny", wait=0.01)
-    yield TransformersBackend(*loaded, "tiny", thinking=8), ServerBackend(client, loaded[1], thinking=8)
+    yield TransformersBackend(*loaded, "tiny", Asking(thinking=8)), ServerBackend(client, loaded[1], Asking(thinking=8))
     stopped(server)
 
 
@@ -189,7 +188,7 @@ def test_a_run_of_the_benchmark_asks_thinking_models(loaded, tmp_path):
     model, tokenizer = loaded
     scores = {}
     for thinking in (0, 8):
-        backend = TransformersBackend(model, tokenizer, "tiny", thinking=thinking)
+        backend = TransformersBackend(model, tokenizer, "tiny", Asking(thinking=thinking))
         summary = run(backend, "builtin", tmp_path / str(thinking), ["parus", "copy_sentence_en"], limit=2)
         assert not {"parus", "copy_sentence_en"} & summary.refused.keys()
         log = (tmp_path / str(thinking) / "samples" / "copy_sentence_en.jsonl").read_text().splitlines()

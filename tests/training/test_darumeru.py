@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.runner import run
 from lepta.darumeru.settings import Benchmark
 from lepta.darumeru.transformers_backend import TransformersBackend
@@ -62,7 +63,7 @@ def test_last_scores_are_those_of_the_result(go, tmp_path, trains):
     assert [entry["step"] for entry in measured] == [0, 3, 6]
     assert all(set(entry) == {"step", "tokens"} | SCORES for entry in measured)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(output).eval(), AutoTokenizer.from_pretrained(output)
-    backend = TransformersBackend(model, tokenizer, "result", chat=False)
+    backend = TransformersBackend(model, tokenizer, "result", Asking(chat=False))
     summary = run(backend, "builtin", tmp_path / "answers", ASKED["tasks"], ASKED["shots"], limit=ASKED["limit"])
     assert {f"darumeru/{name}": task.score.value for name, task in summary.tasks.items()} == {
         name: measured[-1][name] for name in SCORES

@@ -8,6 +8,7 @@ from typing import Any
 
 from lepta.calibration.settings import EffectSettings
 from lepta.core.output import write_json
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.answers import answers
@@ -50,7 +51,7 @@ def measure_effect(
         tasks = {}
         if settings.tasks:
             backend, samples = (
-                TransformersBackend(model, tokenizer, name, thinking=settings.budget),
+                TransformersBackend(model, tokenizer, name, Asking(thinking=settings.budget)),
                 folder / "samples" / name,
             )
             summary = run(backend, settings.benchmark, samples, settings.tasks, limit=settings.limit)

@@ -10,7 +10,7 @@ from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, lo
 from lepta.core.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
-    from lepta.darumeru.backend import Backend
+    from lepta.darumeru.backend import Asking, Backend
     from lepta.darumeru.server_backend import Api
     from lepta.darumeru.tasks import Definition
 
@@ -111,6 +111,7 @@ def run(
     """
     check_places([model], [], force)
     from lepta.core.output import claimed
+    from lepta.darumeru.backend import Asking
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
     from lepta.report.darumeru import write_run_page
@@ -122,7 +123,7 @@ def run(
     with claimed(output):
         if force:
             forget(output)
-        with _backend(model, (chat, context, thinking), output, asked, harness) as backend:
+        with _backend(model, Asking(chat, context, thinking), output, asked, harness) as backend:
             if shots is None:
                 shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
             summary = ask(backend, chosen, datasets, output, shots, limit, seed, log)
@@ -145,22 +146,18 @@ def _definition(legacy: bool) -> "Definition":
 
 def _backend(
     model: str,
-    how: tuple[bool | None, int, int],
+    how: "Asking",
     output: Path,
     server: tuple[str, str, str],
     lm_eval: tuple[str, str],
 ) -> "AbstractContextManager[Backend]":
-    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we.
-
-    `how`: by the chat template or not, context, and tokens of thinking.
-    """
+    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
     from lepta.core.errors import LeptaError
     from lepta.darumeru.lm_eval_backend import opened_lm_eval
     from lepta.darumeru.server_backend import opened_server
     from lepta.darumeru.transformers_backend import opened_backend
 
     url, name, api = server
-    chat, context, thinking = how
     if bool(url) != bool(name):
         raise LeptaError("--server and --server-model: give both or none of them")
     if api not in ("completions", "chat"):
@@ -168,16 +165,16 @@ def _backend(
     if url and any(lm_eval):
         raise LeptaError("--server and --lm-eval: give one of them")
     if url:
-        return opened_server(url, name, cast("Api", api), model, chat, context, thinking)
+        return opened_server(url, name, cast("Api", api), model, how)
     if any(lm_eval):
         if not lm_eval[0]:
             raise LeptaError("--lm-eval-args: needs --lm-eval")
-        if thinking:
+        if how.thinking:
             raise LeptaError(
                 "--thinking and --lm-eval: lm-evaluation-harness has no budget of thinking; give one of them"
             )
-        return opened_lm_eval(model, *lm_eval, chat, context)
-    return opened_backend(model, chat, context, output, thinking)
+        return opened_lm_eval(model, *lm_eval, how)
+    return opened_backend(model, how, output)
 
 
 @darumeru.command()

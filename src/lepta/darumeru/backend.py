@@ -11,6 +11,8 @@ from lepta.darumeru.tasks import Message
 from lepta.inference.chat import chat_prompt
 from lepta.inference.scoring import Branch, Question, branches_of, token_ids
 
+CONTEXT = 4096  # of the paper's runs
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -40,35 +42,46 @@ class Completion:
     emitted: int  # tokens that the text took, the one that ends a turn not counted
 
 
-class Backend(ABC):
-    """A model, however it is run, and its tokenizer (of transformers). Results are in the order of what was asked.
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
 
     `chat`: turns are written by the model's chat template, else as plain text with blank lines; None: if there is a
     template. `context`: most tokens of prompt and answer together. `thinking`: most tokens of thinking before that.
     """
 
-    def __init__(self, tokenizer: Any, chat: bool | None, context: int, thinking: int = 0) -> None:
-        if chat and not tokenizer.chat_template:
+    chat: bool | None = None
+    context: int = CONTEXT
+    thinking: int = 0
+
+
+USUAL = Asking()
+
+
+class Backend(ABC):
+    """A model, however it is run, and its tokenizer (of transformers). Results are in the order of what was asked.
+
+    `facts` tell what decides its answers beside how it is asked: how it is run, and which weights it has.
+    """
+
+    def __init__(self, tokenizer: Any, facts: Mapping[str, str], how: Asking) -> None:
+        if how.chat and not tokenizer.chat_template:
             raise LeptaError("chat: the tokenizer has no chat template; ask with plain text (--plain)")
-        self._tokenizer = tokenizer
-        self.chat = bool(tokenizer.chat_template) if chat is None else chat
-        self.context, self.thinking = context, thinking
-        if thinking and not self.chat:
+        self._tokenizer, self._facts = tokenizer, facts
+        self.chat = bool(tokenizer.chat_template) if how.chat is None else how.chat
+        self.context, self.thinking = how.context, how.thinking
+        if self.thinking and not self.chat:
             raise LeptaError("thinking: needs a chat template; plain text has no thinking in it")
         # Chat templates write the token that starts a text themselves.
         starts = tokenizer("").get("input_ids", [])
         self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self.chat else ()
 
     @property
-    @abstractmethod
-    def identity(self) -> Mapping[str, str | int | bool]:
-        """What decides its answers: content hash of its files, how turns are written, the context."""
-
-    @property
-    def asked_how(self) -> dict[str, str | int | bool]:
-        """The part of `identity` that all kinds have."""
-        own: dict[str, str | int | bool] = {"template": self.template, "context": self.context}
-        return own | ({"thinking": self.thinking} if self.thinking else {})
+    def identity(self) -> Mapping[str, str | int]:
+        """All that decides its answers, the hash of its chat template too (empty for plain text)."""
+        template = hashlib.sha256(self._tokenizer.chat_template.encode()).hexdigest() if self.chat else ""
+        thinking = {"thinking": self.thinking} if self.thinking else {}
+        return {**self._facts, "template": template, "context": self.context, **thinking}
 
     def think(self, prompts: Sequence[str]) -> list[str]:
         """Rendered prompts with the model's thinking in them, if it is to think; its answers come after that."""
@@ -91,11 +104,6 @@ class Backend(ABC):
 
     def share(self, prompts: Sequence[str]) -> None:  # noqa: B027 (servers and lm-evaluation-harness share by themselves)
         """Announce the prompts that come next: what they all start with may be read once."""
-
-    @property
-    def template(self) -> str:
-        """Hash of the chat template, empty for plain text."""
-        return hashlib.sha256(self._tokenizer.chat_template.encode()).hexdigest() if self.chat else ""
 
     def render(self, messages: Sequence[Message]) -> str:
         """Write a conversation up to where the model goes on: in its unfinished turn if that is the last message."""

@@ -5,14 +5,15 @@ They take and give text, so of what a model emitted only the text is known here.
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError, optional
-from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
+from lepta.darumeru.backend import USUAL, Asking, Backend, Completion, GenerationRequest, Question
 from lepta.inference.scoring import Branch
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import complete_model, model_folder
@@ -27,30 +28,14 @@ class LmEvalBackend(Backend):
     "dtype=bfloat16".
     """
 
-    def __init__(
-        self,
-        model: Any,
-        kind: str,
-        name: str,
-        arguments: str = "",
-        chat: bool | None = None,
-        context: int = 4096,
-    ) -> None:
+    def __init__(self, model: Any, kind: str, name: str, how: Asking = USUAL, arguments: str = "") -> None:
         tokenizer = getattr(model, "tokenizer", None)
         if not callable(tokenizer) or not hasattr(tokenizer, "apply_chat_template"):
             raise LeptaError(f"--lm-eval {kind}: this class shows no tokenizer of transformers; hf and vllm do")
-        super().__init__(tokenizer, chat, min(context, getattr(model, "max_length", None) or context))
-        self._model, self._kind, self._name, self._arguments = model, kind, name, arguments
-
-    @property
-    def identity(self) -> Mapping[str, str | int | bool]:
-        """Weights, chat template, context, and the class with its version and arguments."""
-        return {
-            "backend": f"lm-eval {version('lm_eval')} {self._kind}",
-            "arguments": self._arguments,
-            "model": self._name,
-            **self.asked_how,
-        }
+        facts = {"backend": f"lm-eval {version('lm_eval')} {kind}", "arguments": arguments, "model": name}
+        context = min(how.context, getattr(model, "max_length", None) or how.context)
+        super().__init__(tokenizer, facts, replace(how, context=context))
+        self._model = model
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""
@@ -108,9 +93,7 @@ def _instances(kind: str, requests: Sequence[tuple[str, Any]]) -> list[Any]:
 
 
 @contextmanager
-def opened_lm_eval(
-    source: str | Path, kind: str, arguments: str = "", chat: bool | None = None, context: int = 4096
-) -> Iterator[LmEvalBackend]:
+def opened_lm_eval(source: str | Path, kind: str, arguments: str = "", how: Asking = USUAL) -> Iterator[LmEvalBackend]:
     """Load any model source by a class of lm-evaluation-harness, which is told its folder as `pretrained`.
 
     `arguments` are more of the class's own, "name=value,name=value".
@@ -126,7 +109,7 @@ def opened_lm_eval(
             # The classes draw missing tensors at random; on the meta device nothing of the model is in memory twice.
             complete_model(folder, device_map="meta")
             model = get_model(kind)(pretrained=str(folder), **simple_parse_args_string(arguments))
-            backend = LmEvalBackend(model, kind, content, arguments, chat, context)
+            backend = LmEvalBackend(model, kind, content, how, arguments)
         except LeptaError:
             raise
         except Exception as error:  # whatever a class raises: unknown name, missing package, bad argument

@@ -3,14 +3,15 @@
 import inspect
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lepta.darumeru.backend import Backend, Completion, GenerationRequest
+from lepta.darumeru.backend import USUAL, Asking, Backend, Completion, GenerationRequest
 from lepta.darumeru.log import logged_dtype
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer
@@ -21,7 +22,6 @@ from lepta.models.precision import DTYPES
 from lepta.stages import Hashes
 from lepta.text.locate import locate
 
-CONTEXT = 4096  # of the paper's runs
 TAIL = 16  # last tokens in which a stop is looked for, of each new one; after as many the whole text is looked at
 
 
@@ -29,36 +29,17 @@ class TransformersBackend(Backend):
     """A causal LM of transformers, put into evaluation mode for each call and back, and its tokenizer.
 
     `name` tells the weights: a content hash, or whatever tells a live model from its earlier self. The context is less
-    than `context` if the model was made for less. `reuse`: read once what prompts share.
+    than what is asked for if the model was made for less. `reuse`: read once what prompts share.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        name: str,
-        chat: bool | None = None,
-        context: int = CONTEXT,
-        reuse: bool = True,
-        thinking: int = 0,
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, how: Asking = USUAL, reuse: bool = True) -> None:
         self._model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in it
         own = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        super().__init__(tokenizer, chat, min(context, own or context), thinking)
-        self._name = name
+        facts = {"backend": "transformers", "model": name, "dtype": str(self._model.dtype).removeprefix("torch.")}
+        super().__init__(tokenizer, facts, replace(how, context=min(how.context, own or how.context)))
         with self._evaluating():
             self._scorer = Scorer(self._model, reuse)
         self._inner_padding = _allows_inner_padding(self._model, self.context)
-
-    @property
-    def identity(self) -> Mapping[str, str | int | bool]:
-        """Weights and their precision, chat template, context and library."""
-        return {
-            "backend": "transformers",
-            "model": self._name,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            **self.asked_how,
-        }
 
     def share(self, prompts: Sequence[str]) -> None:
         """Find what all prompts start with; it is read when the first of them is."""
@@ -144,13 +125,7 @@ def _allows_inner_padding(model: Any, context: int) -> bool:
 
 
 @contextmanager
-def opened_backend(
-    source: str | Path,
-    chat: bool | None = None,
-    context: int = CONTEXT,
-    output: Path | None = None,
-    thinking: int = 0,
-) -> Iterator[TransformersBackend]:
+def opened_backend(source: str | Path, how: Asking, output: Path | None = None) -> Iterator[TransformersBackend]:
     """Load any model source as a backend; a folder that had to be made for it is removed when the block ends.
 
     A run that was begun in `output` is resumed in its precision.
@@ -159,5 +134,4 @@ def opened_backend(
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))
         begun = DTYPES.get((logged_dtype(output) if output else None) or "")
-        model, tokenizer = load_model(folder, begun), load_tokenizer(folder)
-        yield TransformersBackend(model, tokenizer, content, chat, context, thinking=thinking)
+        yield TransformersBackend(load_model(folder, begun), load_tokenizer(folder), content, how)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.darumeru.backend import Asking
 from lepta.darumeru.log import UNFORESEEN, read_results
 from lepta.darumeru.runner import run
 from lepta.darumeru.settings import Benchmark
@@ -26,7 +27,7 @@ def ask(model: Model, settings: Benchmark, seed: int, folder: Path) -> dict[str,
     """
     work = folder / CHECKPOINTS / ASKED
     thinking = settings.budget if model.chat else 0
-    with opened_backend(model.folder, None if model.chat else False, output=work, thinking=thinking) as backend:
+    with opened_backend(model.folder, Asking(None if model.chat else False, thinking=thinking), work) as backend:
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():
@@ -50,7 +51,7 @@ def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, floa
     asked as a whole.
     """
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder, autocast_of(model):
-        backend = TransformersBackend(model, tokenizer, "in training", chat=False)
+        backend = TransformersBackend(model, tokenizer, "in training", Asking(chat=False))
         summary = run(backend, settings.data, Path(folder), settings.tasks, settings.shots, limit=settings.limit)
     asked = settings.tasks or summary.refused
     if reasons := [f"{name}: {summary.refused[name]}" for name in asked if name in summary.refused]:
