@@ -4,14 +4,13 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 
 import numpy as np
-import yaml
 
 from lepta.calibration.settings import CopySettings
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, optional
 from lepta.core.progress import progress
+from lepta.core.shipped import shipped_data
 from lepta.inference.chat import Message
 from lepta.text.sources import read_documents
 from lepta.training.blocks import PARAGRAPH
@@ -47,8 +46,7 @@ def copy_examples(
 
 
 def _requests(language: str) -> list[str]:
-    file = resources.files("lepta") / "data" / "calibration" / "copy_prompts.yaml"
-    known: dict[str, list[str]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    known: dict[str, list[str]] = shipped_data("calibration/copy_prompts.yaml")
     if language not in known:
         raise LeptaError(
             f"copies.language: no requests in {language!r}, only in {', '.join(known)}; write copies.prompts"
@@ -92,10 +90,8 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
 
     Only the passages' runs are in memory, eight bytes each; the texts are streamed.
     """
-    try:
+    with optional("copies.apart_from", "corpus"):
         from lepta.corpora.overlap import ngram_hashes, strings_of, word_hashes
-    except ImportError as error:
-        raise LeptaError("copies apart from other text need pip install 'lepta[corpus]'") from error
     runs = [ngram_hashes(word_hashes(passage), ngram) for passage in passages]
     owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
     index, place = np.unique(np.concatenate([*runs, np.empty(0, np.uint64)]), return_inverse=True)

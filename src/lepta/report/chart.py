@@ -18,6 +18,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 76, 22, 14, 62  # of a chart and its marg
 NAMES, ROW, SCALE = 190, 26, 28  # of a chart of scores: width of the names, height of a row and of the scale below
 SMOOTH_OVER = 40  # the bold loss line is a mean over one part in so many of the steps
 MOST_DOTS = 60  # that can be told apart
+APART = 16  # between two labels
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def curve_chart(points: Sequence[Point], label: str, height: int, smooth: bool =
     return Markup(render("curve.svg.j2", view))
 
 
-def density_chart(models: Sequence[tuple[str, float, float]], height: int = 320) -> Markup:
+def density_chart(models: Sequence[tuple[str, float, float]]) -> Markup:
     """Draw models, each with its name, by characters per token (right is cheaper) and bits per byte (low is better)."""
     bits = [bits for _, _, bits in models]
     ticks = _ticks(0, max(density for _, density, _ in models) * 1.05, 5)
-    axes = Axes(height, ticks[-1], _ticks(min(bits), max(bits), 4))
+    axes = Axes(320, ticks[-1], _ticks(min(bits), max(bits), 4))
     view = {
         "axes": axes,
         "below": "characters per token",
@@ -82,12 +83,12 @@ def density_chart(models: Sequence[tuple[str, float, float]], height: int = 320)
     return Markup(render("density.svg.j2", view))
 
 
-def _apart(places: Sequence[float], least: float = 16) -> list[float]:
+def _apart(places: Sequence[float]) -> list[float]:
     """Where labels stand that would be at these heights, moved down so that none covers another."""
     moved = [0.0] * len(places)
     last = -math.inf
     for number in sorted(range(len(places)), key=lambda number: places[number]):
-        last = moved[number] = max(places[number], last + least)
+        last = moved[number] = max(places[number], last + APART)
     return moved
 
 
