@@ -23,12 +23,12 @@ class PropagateSettings(Section):
     delta_scale: Scales = Field(
         default=[1.0],
         min_length=1,
-        description="Carry what training changed in the embeddings over so many times; of several, the best is taken",
+        description="Scale of what training changed in the embeddings; of several, the best is taken",
     )
     body_delta: Scales = Field(
         default=[],
-        description="If training changed the body too: add that change so many times to the variant's body; of "
-        "several, the best is taken; default: a recipe takes 1, the command asks",
+        description="Scale of what training changed in the body, where it did, before that is added to the variant's "
+        "body; of several, the best is taken; default: a recipe takes 1, the command asks",
     )
     answers: list[str] = Field(
         default=[], description="Held-out conversations, files of rows, whose answers are judged beside held-out text"

@@ -175,7 +175,10 @@ def _best(
         for way in ways:
             if way not in tried:
                 tried[way] = score(way)
-        return min(ways, key=lambda way: sum(tried[way].values()))
+        finite = [way for way in ways if math.isfinite(sum(tried[way].values()))]
+        if not finite:
+            raise LeptaError(f"{instruct.folder}: held-out text has no finite bits per byte, whatever is carried over")
+        return min(finite, key=lambda way: sum(tried[way].values()))
 
     deltas: list[float | None] = [*settings.body_delta] or [None]
     way = Way(settings.method, settings.delta_scale[0], deltas[0])

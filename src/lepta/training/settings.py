@@ -176,7 +176,8 @@ class PretrainSettings(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Spell new tokens by their two parts so often, where a part is new and rarer than they are",
+        description="Share of a new token's occurrences that are spelt by its two parts, if one of them is new and "
+        "rarer than the token itself",
     )
     teacher: str | None = Field(
         default=None,
