@@ -6,7 +6,8 @@ pretrain-1b, pretrain-8b    embeddings trained with the body frozen in bfloat16,
 distill-1b, distill-8b      rows learned by hidden states of a third of the layers, from a teacher with the same body
 four-bits                   a model of the 1B shape loaded in bfloat16 and in 4 bits: seconds, memory, what it predicts
 fsdp2                       `lepta pretrain` under FSDP2 in one process against the same without: losses
-miniature                   the table `gpu` of benchmarks/miniature, as far as time goes; the same command goes on
+miniature                   the table `gpu` of benchmarks/miniature, as far as time goes; the same command goes on. Its
+                            text is streamed from the hub, or LEPTA_DATA names a folder with corpus_ru and corpus_en
 
 Models have random weights, made on the device; token ids follow Zipf's law: text would change neither time nor memory.
 Each part runs in a process of its own and ends at its time limit. The speed of one large product, measured first, is
@@ -16,6 +17,7 @@ script. Without a GPU and without --smoke the command ends with code 2.
 """
 
 import argparse
+import gzip
 import json
 import os
 import subprocess
@@ -38,6 +40,7 @@ LIMITS = {  # seconds; together nine minutes
     "fsdp2": 65,
     "miniature": 150,
 }
+DATA = "LEPTA_DATA"  # folder of the miniature's text, where the hub is not to be asked
 SKIPPED = 2  # steps that warm up
 NEW = 16_000  # rows that distillation learns
 
@@ -306,11 +309,28 @@ def part_fsdp2(work: Path) -> dict[str, Any]:
     return result | {"steps": len(plain), "largest_difference_of_the_loss": largest}
 
 
-def part_miniature(smoke: bool, limit: float) -> dict[str, Any]:
-    """The miniature; what it measured is written beside its own table."""
-    scale, minutes = ("smoke", "5") if smoke else ("gpu", f"{(limit - 15) / 60:.2f}")
+def starter_data(folder: Path) -> Path:
+    """The starter corpus as the miniature reads text."""
+    from lepta.text.sources import read_documents
+
+    for language in ("ru", "en"):
+        place = folder / f"corpus_{language}"
+        place.mkdir(parents=True)
+        for part, file in (("train", "train.jsonl.gz"), ("valid", "valid.jsonl")):
+            rows = [json.dumps({"text": text}) for text in read_documents([f"starter:{language}/{part}"])]
+            data = "\n".join(rows).encode()
+            (place / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+    return folder
+
+
+def part_miniature(smoke: bool, limit: float, work: Path) -> dict[str, Any]:
+    """The miniature; what it measured is written beside its own table. LEPTA_DATA names its text, if it is here."""
+    scale, minutes = ("smoke", "9") if smoke else ("gpu", f"{(limit - 15) / 60:.2f}")
     command = [sys.executable, "-m", "benchmarks.miniature", "--scale", scale, "--minutes", minutes]
-    command += [] if smoke else ["--publish"]
+    if smoke:
+        command += ["--data", str(starter_data(work / "data")), "--work", str(work / "runs")]
+    else:
+        command += ["--publish", *(["--data", os.environ[DATA]] if DATA in os.environ else [])]
     started = time.perf_counter()
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     said = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
@@ -331,7 +351,7 @@ def run_part(name: str, kind: str, smoke: bool) -> dict[str, Any]:
         by_name: dict[str, Callable[[], dict[str, Any]]] = {
             "four-bits": lambda: part_four_bits(size, Path(work)),
             "fsdp2": lambda: part_fsdp2(Path(work)),
-            "miniature": lambda: part_miniature(smoke, LIMITS["miniature"]),
+            "miniature": lambda: part_miniature(smoke, LIMITS["miniature"], Path(work)),
         }
         return by_name[name]()
 

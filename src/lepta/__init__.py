@@ -20,6 +20,7 @@ from lepta.version import __version__ as __version__
 if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with `_HOME`
     from lepta.calibration.calibrate import Place as Place
     from lepta.calibration.calibrate import calibrate_folder as calibrate_folder
+    from lepta.calibration.settings import AnswerSettings as AnswerSettings
     from lepta.calibration.settings import CalibrateSettings as CalibrateSettings
     from lepta.calibration.settings import EffectSettings as EffectSettings
     from lepta.core.output import publishing as publishing
@@ -31,8 +32,13 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from lepta.embeddings.propagate import propagate as propagate
     from lepta.embeddings.transfer import Transfer as Transfer
     from lepta.embeddings.transfer import transfer_matrix as transfer_matrix
+    from lepta.evaluation.instructions import instruction_following as instruction_following
+    from lepta.evaluation.instructions import read_instructions as read_instructions
     from lepta.evaluation.measure import ModelMeasure as ModelMeasure
     from lepta.evaluation.measure import measure_model as measure_model
+    from lepta.evaluation.minimal_pairs import minimal_pairs as minimal_pairs
+    from lepta.evaluation.minimal_pairs import read_pairs as read_pairs
+    from lepta.evaluation.pairwise import compare_models as compare_models
     from lepta.models.folder import Checkpoint as Checkpoint
     from lepta.models.load import opened as opened
     from lepta.pipeline import adapt as adapt
@@ -57,6 +63,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
 
 # Name -> module. Loaded on first use: torch and transformers take seconds to import.
 _HOME = {
+    "AnswerSettings": "lepta.calibration.settings",
     "CalibrateSettings": "lepta.calibration.settings",
     "Check": "lepta.vocabulary.check",
     "Checkpoint": "lepta.models.folder",
@@ -78,17 +85,22 @@ _HOME = {
     "build_vocabulary": "lepta.vocabulary.build",
     "calibrate_folder": "lepta.calibration.calibrate",
     "check_vocabulary": "lepta.vocabulary.check",
+    "compare_models": "lepta.evaluation.pairwise",
     "distill_folder": "lepta.distillation.distill",
     "export_patch": "lepta.embeddings.patch",
     "initialise": "lepta.embeddings.initialise",
+    "instruction_following": "lepta.evaluation.instructions",
     "measure": "lepta.vocabulary.measure",
     "measure_model": "lepta.evaluation.measure",
+    "minimal_pairs": "lepta.evaluation.minimal_pairs",
     "open_tokenizer": "lepta.vocabulary.source",
     "opened": "lepta.models.load",
     "pretrain_folder": "lepta.training.pretrain",
     "propagate": "lepta.embeddings.propagate",
     "publishing": "lepta.core.output",
     "read_documents": "lepta.text.sources",
+    "read_instructions": "lepta.evaluation.instructions",
+    "read_pairs": "lepta.evaluation.minimal_pairs",
     "read_recipe": "lepta.recipe",
     "save_vocabulary": "lepta.vocabulary.build",
     "transfer_matrix": "lepta.embeddings.transfer",

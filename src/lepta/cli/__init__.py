@@ -41,6 +41,7 @@ COMMANDS = {
     "calibrate": ("training", "Train a propagated instruct model on graded answers of the original and on copies."),
     "tune": ("training", "Tune an instruct model on conversations; the loss counts what the assistant says."),
     "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),
+    "evaluate": ("evaluate", "Compare models: minimal pairs, instructions, answers side by side."),
     "check": ("deployment", "Tell which programs run a model folder as it is, and what is left to do for the others."),
     "publish": ("deployment", "Put a model folder on the Hugging Face hub, with its card, in one commit."),
     "export": ("export", "Write a finished model for another program."),

@@ -5,13 +5,13 @@ Nothing is left out silently: a total needs all 17 tasks, each with every sample
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lepta.core.errors import LeptaError
+from lepta.core.intervals import wilson
 from lepta.darumeru.data import Dataset
 from lepta.darumeru.measures import SampleScore, Units
 from lepta.darumeru.metrics import COLUMN_SIZES, Counts
@@ -21,7 +21,6 @@ TOTAL = "Micro-Avg"
 DRAWS = 1000
 CONFIDENCE = 0.95
 FEW = 30  # units below which draws of the units alone give intervals that are too narrow, or none wide at all
-Z = 1.96  # of a normal distribution, for CONFIDENCE
 CHUNK = 1 << 22  # numbers drawn at once: 32 MB
 
 
@@ -267,10 +266,8 @@ def _honest(estimate: Estimate, units: int) -> Estimate:
     """
     if units >= FEW or estimate.low is None or estimate.high is None or not 0 <= estimate.value <= 1:
         return estimate
-    share, square = estimate.value, Z * Z
-    centre = (share + square / (2 * units)) / (1 + square / units)
-    reach = Z / (1 + square / units) * math.sqrt(share * (1 - share) / units + square / (4 * units * units))
-    return Estimate(share, min(estimate.low, centre - reach), max(estimate.high, centre + reach))
+    low, high = wilson(estimate.value, units)
+    return Estimate(estimate.value, min(estimate.low, low), max(estimate.high, high))
 
 
 def _mean(parts: Sequence[_Bootstrap]) -> _Bootstrap:

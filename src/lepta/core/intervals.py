@@ -1,0 +1,30 @@
+"""Intervals of shares."""
+
+import math
+from dataclasses import dataclass
+
+Z = 1.96  # standard deviations within which 95 % of a normal distribution lie
+
+
+def wilson(share: float, number: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many units (Wilson 1927): honest for few of them, and at 0 and 1."""
+    square = Z * Z
+    centre = (share + square / (2 * number)) / (1 + square / number)
+    reach = Z / (1 + square / number) * math.sqrt(share * (1 - share) / number + square / (4 * number * number))
+    return centre - reach, centre + reach
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of a number, half ones allowed, and the 95 % interval of their share."""
+
+    right: float
+    number: int
+    share: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: float, number: int) -> "Share":
+        """With Wilson's interval; `number` is above 0."""
+        return cls(right, number, right / number, *wilson(right / number, number))

@@ -1,0 +1,197 @@
+"""Instruction following with rules that a program can check: no judge, and no language in the code.
+
+A file has prompts, each with the rules that its answer must keep.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import regex
+from pydantic import AfterValidator, Field, model_validator
+
+from lepta.calibration.calibrate import Place, opened_writer
+from lepta.calibration.settings import AnswerSettings
+from lepta.calibration.writers import Refusal, Sampling
+from lepta.core.errors import LeptaError
+from lepta.core.intervals import Share
+from lepta.core.progress import progress
+from lepta.core.reading import read_yaml
+from lepta.core.settings import Section, validated
+from lepta.evaluation.shipped import evaluation_file
+
+SCRIPT_SHARE = 0.95  # of the letters, for a name or a formula may be in another script
+POINT = regex.compile(r"(?m)^\s*(?:[-*•–—]|\d+[.)])\s+\S")
+SENTENCE = regex.compile(r"[^.!?…]*\w[^.!?…]*(?:[.!?…]+|$)")
+FENCE = regex.compile(r"(?s)^```\w*\n(.*)\n```$")
+
+
+def _known_script(name: str) -> str:
+    try:
+        regex.compile(rf"\p{{{name}}}")
+    except regex.error as error:
+        raise ValueError(f"no Unicode script {name!r}; expected one as Cyrillic or Greek") from error
+    return name
+
+
+class Count(Section):
+    """How many there must be."""
+
+    exactly: int | None = Field(default=None, ge=0)
+    at_least: int | None = Field(default=None, ge=0)
+    at_most: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Count":
+        if not self.model_fields_set:
+            raise ValueError("give exactly, at_least or at_most")
+        return self
+
+    def holds(self, number: int) -> bool:
+        """Whether a number is as it must be."""
+        least = self.at_least if self.exactly is None else self.exactly
+        most = self.at_most if self.exactly is None else self.exactly
+        return (least is None or number >= least) and (most is None or number <= most)
+
+
+class Rules(Section):
+    """What an answer must keep; a rule that is not given is not checked."""
+
+    characters: Count | None = None
+    words: Count | None = None
+    sentences: Count | None = None
+    paragraphs: Count | None = Field(default=None, description="Parts with an empty line between them")
+    points: Count | None = Field(default=None, description="Lines that begin with a dash, a star or a number")
+    contains: list[str] | None = Field(default=None, min_length=1, description="Texts in it, in any case")
+    lacks: list[str] | None = Field(default=None, min_length=1, description="Texts not in it, in any case")
+    starts: str | None = Field(default=None, description="How it begins, in any case")
+    ends: str | None = Field(default=None, description="How it ends, in any case")
+    script: Annotated[str, AfterValidator(_known_script)] | None = Field(
+        default=None, description="Unicode script of its letters"
+    )
+    case: Literal["upper", "lower"] | None = Field(default=None, description="Of all letters")
+    format: Literal["json"] | None = Field(default=None, description="json: nothing else, a fence around it allowed")
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> "Rules":
+        if not self.model_fields_set:
+            raise ValueError("give at least one rule")
+        return self
+
+
+class Instruction(Section):
+    """A prompt, and what its answer must keep."""
+
+    prompt: str = Field(min_length=1)
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How far a model follows instructions.
+
+    `all_rules`: answers that keep all their rules; `rules`: of each rule the answers that keep it; `answers`: of each
+    instruction `prompt`, `answer` and `kept` (rule -> whether it is kept).
+    """
+
+    all_rules: Share
+    rules: dict[str, Share]
+    answers: list[dict[str, Any]]
+
+
+class Instructions(Section):
+    """A file of instructions."""
+
+    instructions: list[Instruction] = Field(min_length=1)
+
+
+def _in_script(text: str, script: str) -> bool:
+    letters = regex.findall(r"\p{L}", text)
+    return bool(letters) and len(regex.findall(rf"\p{{{script}}}", "".join(letters))) >= SCRIPT_SHARE * len(letters)
+
+
+def _is_json(text: str) -> bool:
+    fenced = FENCE.match(text)
+    try:
+        json.loads(fenced[1] if fenced else text)
+    except ValueError:
+        return False
+    return True
+
+
+CHECKS: dict[str, Callable[[str, Any], bool]] = {
+    "characters": lambda text, count: count.holds(len(text)),
+    "words": lambda text, count: count.holds(len(regex.findall(r"[\w'’-]*\w[\w'’-]*", text))),
+    "sentences": lambda text, count: count.holds(len(SENTENCE.findall(text))),
+    "paragraphs": lambda text, count: count.holds(len(regex.split(r"\n\s*\n", text)) if text else 0),
+    "points": lambda text, count: count.holds(len(POINT.findall(text))),
+    "contains": lambda text, parts: all(part.casefold() in text.casefold() for part in parts),
+    "lacks": lambda text, parts: not any(part.casefold() in text.casefold() for part in parts),
+    "starts": lambda text, start: text.casefold().startswith(start.casefold()),
+    "ends": lambda text, end: text.casefold().endswith(end.casefold()),
+    "script": _in_script,
+    "case": lambda text, case: text == (text.upper() if case == "upper" else text.lower()),
+    "format": lambda text, _: _is_json(text),
+}
+
+
+def kept_rules(rules: Rules, answer: str) -> dict[str, bool]:
+    """Which rules an answer keeps, spaces around it left out; an empty one keeps none."""
+    text = answer.strip()
+    return {name: bool(text) and CHECKS[name](text, getattr(rules, name)) for name in sorted(rules.model_fields_set)}
+
+
+def read_instructions(source: str | Path) -> list[Instruction]:
+    """Instructions of a YAML file, or those that come with LEPTA (`ru`); LeptaError names what is wrong in it."""
+    file = evaluation_file(source, "instructions", ".yaml")
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise LeptaError(f"{file}: expected `instructions`, a list of prompts with rules")
+    return validated(Instructions, content, str(file)).instructions
+
+
+def instruction_following(
+    model: Place, instructions: Sequence[Instruction], settings: AnswerSettings | None = None
+) -> Followed:
+    """Ask a model, greedily, and check its answers.
+
+    Parameters
+    ----------
+    model : Place
+        An instruct model: here, or on a server.
+    instructions : sequence of Instruction
+        As `read_instructions` gives them.
+    settings : AnswerSettings, optional
+        Longest answer, context, thinking.
+
+    Returns
+    -------
+    Followed
+
+    Raises
+    ------
+    LeptaError
+        If the model cannot be read or does not take a prompt.
+    """
+    settings = settings or AnswerSettings()
+    rows: list[dict[str, Any]] = []
+    sampling = Sampling(settings.max_tokens, thinking=settings.budget)
+    with opened_writer(model, settings) as writer, progress("instructions", len(instructions)) as bar:
+        for start in range(0, len(instructions), writer.at_once):
+            part = instructions[start : start + writer.at_once]
+            asked = [[{"role": "user", "content": one.prompt}] for one in part]
+            for one, written in zip(part, writer.write(asked, sampling), strict=True):
+                if isinstance(written, Refusal):
+                    raise LeptaError(f"{model.model}: {written.reason}")
+                text = written[0].text
+                rows.append({"prompt": one.prompt, "answer": text, "kept": kept_rules(one.rules, text)})
+            bar.set(len(rows))
+    kept: dict[str, list[bool]] = {}
+    for row in rows:
+        for name, value in row["kept"].items():
+            kept.setdefault(name, []).append(value)
+    whole = sum(all(row["kept"].values()) for row in rows)
+    shares = {name: Share.of(sum(values), len(values)) for name, values in sorted(kept.items())}
+    return Followed(Share.of(whole, len(rows)), shares, rows)

@@ -1,0 +1,90 @@
+"""Minimal pairs: of two sentences that differ in one thing, is the right one likelier? By phenomenon, as in BLiMP.
+
+A sentence counts as a whole, after the token that starts a text, so vocabularies may differ.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepta.core.errors import LeptaError
+from lepta.core.intervals import Share
+from lepta.core.progress import progress
+from lepta.core.reading import expanded
+from lepta.evaluation.shipped import evaluation_file
+from lepta.inference.scoring import Branch, Scorer, token_ids
+from lepta.models.load import load_model, load_tokenizer, opened
+from lepta.text.formats import read_rows
+
+BATCH = 64  # pairs that are read together
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences, and what they differ in."""
+
+    good: str
+    bad: str
+    phenomenon: str
+
+
+def read_pairs(source: str | Path) -> list[Pair]:
+    """Pairs of a file of rows, or of those that come with LEPTA (`ru`); LeptaError names a line that is none."""
+    pairs = []
+    for row in read_rows(evaluation_file(source, "pairs", ".jsonl")):
+        fields = [row.value.get(name) for name in ("good", "bad", "phenomenon")]
+        if not all(isinstance(text, str) and text.strip() for text in fields) or fields[0] == fields[1]:
+            raise LeptaError(
+                f'{row.where}: no pair; expected "good" and "bad", two different sentences, and "phenomenon"'
+            )
+        pairs.append(Pair(*map(str, fields)))
+    if not pairs:
+        raise LeptaError(f"{expanded(source)}: no pair in it")
+    return pairs
+
+
+def minimal_pairs(model: str | Path, pairs: Sequence[Pair]) -> dict[str, Share]:
+    """Ask a model which sentence of each pair is likelier.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
+    pairs : sequence of Pair
+        As `read_pairs` gives them.
+
+    Returns
+    -------
+    dict of str to Share
+        Phenomenon -> pairs whose right sentence is likelier; `all` comes last. Equal likelihoods count as wrong.
+
+    Raises
+    ------
+    LeptaError
+        If the model cannot be read, or its tokenizer has no token that starts a text.
+    """
+    right = _likelier(model, pairs)
+    found: dict[str, list[bool]] = {}
+    for pair, is_right in zip(pairs, right, strict=True):
+        found.setdefault(pair.phenomenon, []).append(is_right)
+    shares = {name: Share.of(sum(values), len(values)) for name, values in sorted(found.items())}
+    return shares | {ALL: Share.of(sum(right), len(right))}
+
+
+def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
+    """Whether the right sentence of each pair is the likelier one."""
+    right = list[bool]()
+    with opened(model) as checkpoint, progress(str(model), len(pairs)) as bar:
+        scorer, tokenizer = Scorer(load_model(checkpoint.folder)), load_tokenizer(checkpoint.folder)
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise LeptaError(f"{model}: neither bos_token nor eos_token; likelihoods need a token that starts a text")
+        for begin in range(0, len(pairs), BATCH):
+            part = pairs[begin : begin + BATCH]
+            texts = [text for pair in part for text in (pair.good, pair.bad)]
+            branches = [Branch(ids, 1) for ids in token_ids(tokenizer, texts, (start,))]
+            sums = [sum(values) for values in scorer.score(branches)]
+            right += [good > bad for good, bad in zip(sums[::2], sums[1::2], strict=True)]
+            bar.set(len(right))
+    return right
