@@ -204,9 +204,13 @@ def test_text_of_all_other_scripts_keeps_its_ids(request, name, text, form, add,
     built = build(source, "extended", corpus=[str(write_lines("a.txt", [text]))], add=add)
     old, new = source.vocabulary(), built.vocabulary()
     assert new.size == old.size + add
-    script = regex.compile(rf"\p{{Script={built.script}}}")
+    script = regex.compile(rf"\p{{Script={built.facts['script']}}}")
     documents = [script.sub("", document) for document in all_scripts()]
-    documents += ["за\u0301мок", "e\u0301" if built.script != "Latin" else "\u0301\u0302 д\u0301", "🫠👩‍🔬 漢字かな"]
+    documents += [
+        "за\u0301мок",
+        "e\u0301" if built.facts["script"] != "Latin" else "\u0301\u0302 д\u0301",
+        "🫠👩‍🔬 漢字かな",
+    ]
     assert new.encode(documents) == old.encode(documents)
     ids = list(range(old.size, new.size))
     assert new.split([new.data(i) for i in ids]) == [[i] for i in ids]
@@ -253,7 +257,7 @@ def test_text_in_latin_letters_may_quote_other_scripts(build, tiny_tokenizer, wr
     corpus = [str(write_lines("pl.txt", [polish * 20, "Pi oznacza się literą π.", "Slowo Москва to miasto."]))]
     built = build(tiny_tokenizer, "extended", corpus=corpus, add=20)
     old, new = tiny_tokenizer.vocabulary(), built.vocabulary()
-    assert built.script == "Latin"
+    assert built.facts["script"] == "Latin"
     tokens = b"".join(new.data(i) for i in range(old.size, new.size)).decode(errors="ignore")
     assert not regex.search(r"[\p{Cyrillic}\p{Greek}]", tokens)
     with pytest.raises(LeptaError, match=r"only \d+ new tokens .* its words in Latin, not 9,000; .* another script"):
@@ -269,5 +273,12 @@ def test_unknown_script_and_missing_script_raise():
 
 
 def test_unknown_scenario_raises(smollm2):
-    with pytest.raises(LeptaError, match="'replaced': unknown"):
-        build_vocabulary(smollm2, ["starter:ru/valid"], "replaced", add=10)
+    with pytest.raises(LeptaError, match="scenario: Input should be 'extended', 'replaced', 'optimized', 'bpe' or"):
+        build_vocabulary(smollm2, ["starter:ru/valid"], "enlarged", add=10)
+
+
+def test_a_word_after_a_comma_merges_as_it_does_alone(build, mistral):
+    """In ", мы" the comma joins what " мы" has become, or a token that was learned from one would not be reached."""
+    new = build(mistral, "extended", corpus=["starter:ru/train"], add=3_000).vocabulary()
+    ids = list(range(mistral.vocabulary().size, new.size))
+    assert new.split([new.data(i) for i in ids]) == [[i] for i in ids]
