@@ -20,6 +20,7 @@ from lepta.vocabulary.source import TokenizerSource
 
 # How many inputs each target makes up: 2,000 in the slow run, LEPTA_FUZZ=2000 pytest tests/fuzz
 CASES = int(os.environ.get("LEPTA_FUZZ", "30"))
+COMMANDS = CASES if CASES >= 100 else 6  # where each input goes through whole commands, of a second each
 settings.register_profile(
     "fuzz",
     max_examples=CASES,

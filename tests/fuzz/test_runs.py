@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzz.conftest import run, write
+from fuzz.conftest import COMMANDS, run, write
 from fuzz.mutations import accepted, changed, damaged
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepta.card import write_card
@@ -88,6 +88,7 @@ def read_all(folder: Path) -> None:
         write_card(folder / "out" / name)
 
 
+@settings(max_examples=COMMANDS)
 @given(data=st.data())
 def test_what_a_run_has_left(finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("r") / "run")
@@ -100,6 +101,7 @@ def test_what_a_run_has_left(finished: Path, tmp_path_factory: pytest.TempPathFa
     accepted(lambda: read_all(folder), "out")
 
 
+@settings(max_examples=COMMANDS)
 @given(data=st.data())
 def test_recipe(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("r")
@@ -112,6 +114,7 @@ def test_recipe(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     accepted(read, "")
 
 
+@settings(max_examples=COMMANDS)
 @given(data=st.data())
 def test_bytes_of_a_recipe(
     recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

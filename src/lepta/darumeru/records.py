@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,14 +74,13 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Fields]]:
-    """Line and fields of each row of a CSV file."""
-    rows = list(_csv_rows(path))
-    names = rows[0][1] if rows else []
+    """Line and fields of each row of a CSV file, streamed: a small packed file may have millions."""
+    rows = _csv_rows(path)
+    line, names = next(rows, (0, []))
     # MMLU's own files have no header: question, four choices, letter.
     if len(names) == 6 and names[5] in LETTERS:
+        rows = itertools.chain([(line, names)], rows)
         names = ["question", *LETTERS, "answer"]
-    else:
-        rows = rows[1:]
     for number, cells in rows:
         if len(cells) != len(names):
             raise LeptaError(f"{path}, line {number}: {len(cells)} cells; expected {len(names)}")

@@ -99,7 +99,9 @@ def train_language_model(model: Any) -> None:
 
 def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
     """Names of the linear layers of the language model's body, or of those in decoder layers of some numbers."""
-    linear = [(path, module) for path, module in text_modules(model) if isinstance(module, nn.Linear)]
+    from transformers.pytorch_utils import Conv1D  # a linear layer whose matrix is turned round (GPT-2)
+
+    linear = [(path, module) for path, module in text_modules(model) if isinstance(module, (nn.Linear, Conv1D))]
     if layers is None:
         return [path for path, _ in linear]
     chosen = {id(part) for layer in layers for part in decoder_layers(model)[layer].modules()}

@@ -35,6 +35,8 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     for path, module in model.named_modules():
         if ADAPTER in getattr(module, "lora_A", {}):
             up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
+            if getattr(module, "fan_in_fan_out", False):  # its matrix is turned round, as all of GPT-2's are
+                up, down = down.T, up.T
             name = _known(stored_name(model, f"{path}.weight"), source)
         elif ADAPTER in getattr(module, "lora_embedding_A", {}):
             # An embedding is a linear layer of one-hot rows, so peft's factors are transposed.
