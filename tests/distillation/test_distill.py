@@ -253,7 +253,7 @@ def test_low_rank_changes_of_fused_matrices_up_to_the_last_layer(family, tiny_to
     folder.mkdir()
     initialise(Checkpoint(original), tiny_extended, folder)
     _, curve = run((original, folder), tmp_path / "out", english, **LORA | {"layer": 2})
-    assert curve[-1]["hidden_distance"] < 0.9 * curve[0]["hidden_distance"]
+    assert curve[-1]["hidden_distance"] < 0.97 * curve[0]["hidden_distance"]
     before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "out"))
     changed = {name for name in before if before[name].ndim == 2 and not torch.equal(after[name], before[name])}
     fused = {name for name in before if re.search(r"(c_attn|query_key_value|qkv_proj|c_fc|gate_up_proj)\.weight", name)}
