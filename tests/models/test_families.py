@@ -136,6 +136,17 @@ TEXT_ONLY = {
     "Gemma4Text": TEXT | TABLES | {"global_head_dim": 8},
     "Qwen3Next": TEXT | LINEAR | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
 }
+AFTER_LAST = (  # a layer after the last one, with both matrices again
+    "model.layers.2.embed_tokens.weight",
+    "model.layers.2.shared_head.head.weight",
+    "model.layers.2.eh_proj.weight",
+)
+PREDICTION = {
+    "DeepseekV3": AFTER_LAST,
+    "Glm4Moe": AFTER_LAST,
+    "Qwen3_5": ("mtp.embed_tokens.weight", "mtp.fc.weight"),
+    "Qwen3Next": ("mtp.embed_tokens.weight", "mtp.fc.weight"),
+}
 WITH_EXPERTS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Glm4Moe", "Qwen3Next")
 PROCESSOR = {
     "preprocessor_config.json": '{"image_mean": [0.5, 0.5, 0.5],  "patch_size": 14}',
@@ -160,19 +171,16 @@ def save(name, folder, tokenizer, seed):
     if name in WRAPPERS:
         for file, content in PROCESSOR.items():
             (folder / file).write_text(content)
-    if name in ("DeepseekV3", "Glm4Moe"):
-        add_prediction_layer(folder)
+    if name in PREDICTION:
+        add_prediction(folder, *PREDICTION[name])
     return folder
 
 
-def add_prediction_layer(folder):
-    """What DeepSeek-V3 and GLM store of multi-token prediction: a layer after the last, with both matrices again."""
+def add_prediction(folder, *names):
+    """What a family stores of multi-token prediction: tables with a row for each token, and what is none."""
     tensors = load_file(folder / "model.safetensors")
-    added = {
-        "model.layers.2.embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
-        "model.layers.2.shared_head.head.weight": torch.randn(ROWS, WIDTH),
-        "model.layers.2.eh_proj.weight": torch.randn(WIDTH, 2 * WIDTH),
-    }
+    *tables, projection = names
+    added = {table: torch.randn(ROWS, WIDTH) for table in tables} | {projection: torch.randn(WIDTH, 2 * WIDTH)}
     save_file(tensors | added, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -180,7 +188,7 @@ def logits(folder, ids):
     """Of the class that the config names, as another program would load it: nothing may be missing or left over."""
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
     model, info = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
-    prediction = {key for key in info["unexpected_keys"] if key.startswith("model.layers.2.")}
+    prediction = {key for key in info["unexpected_keys"] if key.startswith(("model.layers.2.", "mtp."))}
     assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"] - prediction
     with torch.no_grad():
         return model.eval()(input_ids=torch.tensor([ids])).logits[0]
@@ -228,6 +236,14 @@ def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_pa
     for part in folders:
         assert logits(folders[part], new).isfinite().all()
         assert not torch.equal(logits(folders["lora"], old)[:, :first_new], before["base"])
+
+    *tables, projection = PREDICTION.get(name, ("",))
+    for part, source in (("initialised", "base"), ("rows", "base"), ("of_rows", "variant")):
+        found, stored = (load_file(tmp_path / place / "model.safetensors") for place in (part, source))
+        for table in tables:
+            torch.testing.assert_close(found[table][:first_new], stored[table], atol=1e-6, rtol=1e-6)
+            assert len(found[table]) == size and found[table][first_new:].any(dim=1).all()
+        assert not tables or torch.equal(found[projection], stored[projection])
 
     ends = set(Checkpoint(base).vocabulary_names)
     assert changed(folders["rows"], folders["initialised"]) <= ends
