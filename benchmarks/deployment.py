@@ -44,6 +44,7 @@ SOURCES = {
 SCENARIOS: dict[str, dict[str, Any]] = {
     "original": {},
     "extended": {"add": 2_000},
+    "replaced": {"add": 2_000, "keep_text": ["starter:en/train"]},
     "optimized": {"add": 2_000},
     "bpe": {"size": 8_000},
     "unigram": {"size": 8_000},
