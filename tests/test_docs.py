@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from lepta.cli import app
 
@@ -98,6 +99,12 @@ def test_russian_readme_is_equal_to_the_english_one():
 def test_russian_tutorials_have_the_commands_of_the_english_ones():
     for page in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
         assert code_lines(page) == code_lines(ROOT / "docs" / "ru" / "tutorials" / page.name)
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/-]+\.md", str(navigation))) == pages | {f"reference/{name}" for name in GENERATED}
 
 
 def test_the_site_builds_strictly_with_the_reference_from_the_code(tmp_path):

@@ -45,8 +45,9 @@ def plan(
     """Tell what a recipe costs before anything is bought: operations, hours, memory, disk.
 
     Needs neither the model's weights nor the network: sizes come from a folder's headers or config.json, or from a
-    table of known models (Mistral-7B, LLaMA-3, Qwen 2.5 and 3, Gemma 2, SmolLM2, Phi-3-mini). Text and tokenizers
-    that are here are counted and measured; the rest is estimated, and says so. The formulas are in docs/plan.md.
+    table of known models (Mistral, LLaMA 3 to 3.2, Qwen 2.5 to 3.5, Gemma 2 and 3, SmolLM2 and 3, Phi-3-mini). Text
+    and tokenizers on this machine are counted and measured; all else is estimated, and marked so. The formulas are in
+    docs/plan.md.
 
     If a stage does not fit a GPU, the table names the mildest change of the recipe with which it does: a smaller
     micro_batch (free), gradient_checkpointing (one forward pass more), weights sharded over several GPUs (FSDP2), or
