@@ -87,7 +87,9 @@ def split_rows(model: Any, new_rows: NewRows) -> None:
                 "use pretrain.trains: embeddings with one learning rate"
             )
     model.set_input_embeddings(split)
-    model.set_output_embeddings(SplitHead(split if tied else SplitEmbedding(head.weight.detach(), is_new), head.bias))
+    # Mllama's embeddings have rows on top that its head does not.
+    rows_of_head = split if tied else SplitEmbedding(head.weight.detach(), is_new[: len(head.weight)])
+    model.set_output_embeddings(SplitHead(rows_of_head, head.bias))
     model.tie_weights = lambda *_, **__: None  # they are tied where they were; transformers knows the names only whole
 
 
