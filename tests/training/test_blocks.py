@@ -1,5 +1,6 @@
 """Blocks of training text."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from lepta.core.errors import LeptaError
 from lepta.models.load import load_tokenizer
@@ -15,7 +17,7 @@ from lepta.training.blocks import SECTIONS, TokenStore, TrainingText, cut, fit, 
 from lepta.training.settings import PretrainSettings
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)
-END = 2
+START, END = 1, 2
 LENGTH = 64
 
 
@@ -107,6 +109,28 @@ def test_sections_join_to_the_documents_and_end_once(tokenizer, texts, tmp_path)
     text = tokenizer.decode(store.tokens.tolist())
     end = tokenizer.decode([END])
     assert text == "".join(document.strip() + end for document in documents if document.strip())
+
+
+@pytest.fixture(scope="module")
+def starting(tokenizer):
+    """The same tokenizer, which puts its start token before each text, as LLaMA-3's and Gemma's do."""
+    result = copy.deepcopy(tokenizer)
+    template = {"single": "<|im_start|> $A", "special_tokens": [("<|im_start|>", START)]}
+    result.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    return result
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_tokenizers_start_token_opens_each_section_and_is_not_predicted(starting, texts, tmp_path, apart):
+    blocks = run(starting, texts, tmp_path, documents_apart=apart)
+    for number in range(len(blocks)):
+        example, sections = blocks[number], blocks.sections_of(number)
+        assert all(section[0] == START for section in sections)
+        is_start = example["input_ids"] == START
+        assert is_start.sum() == len(sections)
+        assert (example["labels"][is_start] < 0).all()
+        assert (example["labels"][~is_start] >= 0).all()
+    assert blocks.sizes.max() <= LENGTH
 
 
 def test_sections_end_with_a_line_wherever_a_line_fits(tokenizer, tmp_path):

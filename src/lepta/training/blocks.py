@@ -68,7 +68,8 @@ def write_tokens(
 ) -> TokenStore:
     """Tokenise documents to disk, cut into sections of at most `length` tokens that are whole paragraphs.
 
-    The tokenizer's end-of-text token closes each document. `share` of the text is kept, drawn at random in parts of
+    The tokenizer's start token, if it has one of its own, opens each section, and its end-of-text token closes each
+    document. `share` of the text is kept, drawn at random in parts of
     about a block.
     """
     spell = substitution.begin(seed) if substitution else None
@@ -125,11 +126,18 @@ def _sections(
     flat = [paragraph for part in parts for paragraph in part.paragraphs]
     encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     ids = iter(spell(encoded) if spell else encoded)
+    start = start_tokens(tokenizer)
     for part in parts:
         tokenised = [next(ids) for _ in part.paragraphs]
         if part.ends_document:
             tokenised[-1] = [*tokenised[-1], tokenizer.eos_token_id]
-        yield from cut(tokenised, length)
+        for section in cut(tokenised, length - len(start)):
+            yield [*start, *section]
+
+
+def start_tokens(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer puts before a text, if any: Gemma 3 without it is lost (docs/training.md)."""
+    return [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
 
 
 def cut(paragraphs: Iterable[list[int]], length: int) -> Iterator[list[int]]:
@@ -201,8 +209,9 @@ def example_of(ids: np.ndarray, labels: np.ndarray, lengths: Sequence[int] | np.
 class Blocks:
     """The blocks of a whole run in training order; `blocks[n]` is an example for training."""
 
-    def __init__(self, texts: Sequence[Packed], documents_apart: bool = False) -> None:
+    def __init__(self, texts: Sequence[Packed], documents_apart: bool = False, start: Sequence[int] = ()) -> None:
         self.texts, self.documents_apart = texts, documents_apart
+        self.start = start  # the token that opens each section, if any: never predicted
         # Evenly spread: the n-th of N blocks of a text stands at (n + 1/2) / N of the run.
         places = np.concatenate([(np.arange(len(text.ends)) + 0.5) / max(len(text.ends), 1) for text in texts])
         order = np.argsort(places, kind="stable")
@@ -241,9 +250,10 @@ class Blocks:
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         sections = self.sections_of(number)
         ids = np.concatenate(sections).astype(np.int64)
+        labels = np.where(np.isin(ids, self.start), IGNORED, ids)
         if not self.documents_apart:
-            return {"input_ids": ids, "labels": ids}
-        return example_of(ids, ids.copy(), [len(section) for section in sections])
+            return {"input_ids": ids, "labels": labels}
+        return example_of(ids, labels, [len(section) for section in sections])
 
 
 def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int = 1, others: int = 0) -> Packed:
@@ -302,7 +312,7 @@ def training_blocks(
             store = _drawn(text, tokenizer, budget, settings.block, seed, place)
         others = sum(len(other.ends) for other in packed)
         packed.append(lay_out(store, budget, settings.block, seed, 1 if number else settings.batch, others))
-    return Blocks(packed[::-1], settings.documents_apart)
+    return Blocks(packed[::-1], settings.documents_apart, start_tokens(tokenizer))
 
 
 def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: int, place: Path) -> TokenStore:

@@ -66,8 +66,8 @@ class TaughtBlocks:
         pieces = 0
         for place, section in enumerate(self.blocks.sections_of(number)):
             old_ids, old_ends, new_ends = self.aligner.align_ids(section.tolist())
-            # The first token of what nothing stands before is not predicted, so neither is its piece.
-            first = 1 if place == 0 or self.blocks.documents_apart else 0
+            # A token that opens a text, or that nothing stands before, is not predicted, so neither is its piece.
+            first = 1 if place == 0 or self.blocks.documents_apart or self.blocks.start else 0
             taught["old_ids"].append(np.asarray(old_ids, dtype=np.int64))
             taught["chunks"].append(_chunks(new_ends, len(section), first, pieces))
             taught["old_chunks"].append(_chunks(old_ends, len(old_ids), first, pieces))
