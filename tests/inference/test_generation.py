@@ -1,9 +1,12 @@
 """Greedy texts, whatever a model's files say of generation."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from lepta.inference.generation import end_tokens, generate
+from lepta.inference.generation import end_tokens, generate, start_tokens
 from lepta.models.load import load_model, load_tokenizer
 
 PROMPTS = ["Раз, два, три", "Once upon a time there was a time"]
@@ -46,3 +49,23 @@ def test_ends_are_those_of_model_and_tokenizer(loaded, monkeypatch, configured, 
     model, tokenizer = loaded
     monkeypatch.setattr(model.generation_config, "eos_token_id", configured)
     assert end_tokens(model, tokenizer) == {*ends, tokenizer.eos_token_id}
+
+
+def test_plain_text_is_continued_after_the_tokenizers_start_token(loaded, monkeypatch):
+    model, tokenizer = loaded
+    assert start_tokens(tokenizer) == []
+    starting = copy.deepcopy(tokenizer)
+    template = {"single": "<|im_start|> $A", "special_tokens": [("<|im_start|>", tokenizer.bos_token_id)]}
+    starting.backend_tokenizer.post_processor = TemplateProcessing(**template)
+    start = start_tokens(starting)
+    assert start == [tokenizer.bos_token_id]
+    seen = []
+
+    def spy(ids, **rest):
+        seen.extend(ids.tolist())
+        return ids
+
+    monkeypatch.setattr(model, "generate", spy)
+    generate(model, starting, PROMPTS, 12, "texts", start=start)
+    plain = tokenizer(PROMPTS, add_special_tokens=False)["input_ids"]
+    assert [row[-len(ids) - 1 :] for row, ids in zip(seen, plain, strict=True)] == [[*start, *ids] for ids in plain]

@@ -12,7 +12,7 @@ from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.answers import answers
 from lepta.inference.bits import score_text, windows
 from lepta.inference.chat import Message
-from lepta.inference.generation import behaviour_kept, generate
+from lepta.inference.generation import behaviour_kept, generate, start_tokens
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import name_of
@@ -113,7 +113,8 @@ def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str)
 def _continuations(
     model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: EvaluateSettings
 ) -> dict[str, Any]:
-    texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations")
+    start = start_tokens(tokenizer)
+    texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations", start=start)
     return {
         "prompts": settings.prompts,
         "texts": texts.texts,

@@ -119,16 +119,31 @@ class Generated:
         return sum(token in wanted for token in ids) / max(len(ids), 1)
 
 
+def start_tokens(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer puts before a text, if any: models that know one hardly read without it."""
+    return [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+
+
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, description: str, batch: int = BATCH
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_tokens: int,
+    description: str,
+    batch: int = BATCH,
+    start: Sequence[int] = (),
 ) -> Generated:
-    """Continue prompts, written as the model is to see them, greedily; `description` is the progress bar's."""
+    """Continue prompts, written as the model is to see them, greedily; `description` is the progress bar's.
+
+    `start` stands before each: `start_tokens` of plain text; a chat template has written them.
+    """
     ids: list[list[int]] = []
     started = time.perf_counter()
     with progress(description, len(prompts)) as bar:
-        for start in range(0, len(prompts), batch):
-            encoded = tokenizer(list(prompts[start : start + batch]), add_special_tokens=False)["input_ids"]
-            ids += [written.ids for written in generate_batch(model, tokenizer, encoded, max_tokens)]
+        for first in range(0, len(prompts), batch):
+            encoded = tokenizer(list(prompts[first : first + batch]), add_special_tokens=False)["input_ids"]
+            opened = [[*start, *prompt] for prompt in encoded]
+            ids += [written.ids for written in generate_batch(model, tokenizer, opened, max_tokens)]
             bar.set(len(ids))
     seconds = time.perf_counter() - started
     return Generated(tokenizer.batch_decode(ids, skip_special_tokens=True), ids, seconds)

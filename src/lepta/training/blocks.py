@@ -20,6 +20,7 @@ import regex
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
+from lepta.inference.generation import start_tokens
 from lepta.models.loss import IGNORED
 from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
@@ -133,11 +134,6 @@ def _sections(
             tokenised[-1] = [*tokenised[-1], tokenizer.eos_token_id]
         for section in cut(tokenised, length - len(start)):
             yield [*start, *section]
-
-
-def start_tokens(tokenizer: Any) -> list[int]:
-    """The token that a tokenizer puts before a text, if any: Gemma 3 without it is lost (docs/training.md)."""
-    return [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
 
 
 def cut(paragraphs: Iterable[list[int]], length: int) -> Iterator[list[int]]:

@@ -14,7 +14,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import console
 from lepta.inference.bits import score_text
-from lepta.inference.generation import generate
+from lepta.inference.generation import generate, start_tokens
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
 from lepta.models.split import NewRows
@@ -307,7 +307,8 @@ def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSe
         model.eval()
         found = {name: score_text(model, tokenizer, text, name).bits_per_byte for name, text in texts.items()}
         if prompts:
-            generated = generate(model, tokenizer, prompts, CONTINUATION, "continuations")
+            start = start_tokens(tokenizer)
+            generated = generate(model, tokenizer, prompts, CONTINUATION, "continuations", start=start)
             found["new_token_share"] = generated.share_of(held_out.new_ids) or 0.0
         if benchmark is not None:
             found |= benchmark(model, tokenizer)
