@@ -541,6 +541,22 @@ def test_self_calibration_is_part_of_the_plan():
     assert "calibration" not in alone and "calibration_hours" not in alone["devices"][0]
 
 
+def test_distillation_is_part_of_the_plan():
+    """Operations of both phases by hand: Mistral's 32 layers, compared after 11, 4.404 / 2.457 old tokens a new one."""
+    distill = {"tokens": 1_000_000, "untie": True}
+    facts = make_plan(recipe_of(MISTRAL, distill=distill, pretrain=[]), ["H100", "RTX-3090"], measure=False)
+    cost, body, ratio = facts["distillation"], shape_of(MISTRAL).body, 4.404 / 2.457
+    assert cost["input_flops"] == pytest.approx(1e6 * body * 11 / 32 * (4 + 2 * ratio), rel=1e-6)
+    states = 2e5 * 2 * ((body + 55328 * 4096) + ratio * (body + 32000 * 4096))
+    assert cost["head_flops"] == pytest.approx(states + 2 * 3 * 2e5 * 23328 * 2 * 4096 * 3, rel=1e-6)
+    h100, small = facts["devices"]
+    flops = cost["input_flops"] + cost["head_flops"]
+    assert h100["distillation_hours"] == pytest.approx(flops / (989.5e12 * 0.4) / 3600)
+    assert h100["needs_gib"] == cost["memory"] / GIB > 2 * body / GIB
+    assert h100["fits"] and not make_plan(recipe_of(MISTRAL), measure=False).get("distillation")
+    assert small["fits"] == (cost["memory"] / GIB <= small["memory_gib"])
+
+
 def test_self_calibration_whose_prompts_are_not_here_is_noted():
     calibrate = CALIBRATE | {"prompts": ["instruct/saiga.jsonl"], "judge": {"model": "original"}}
     variants = {"a": {"model": "openchat/openchat-3.5-0106"}}

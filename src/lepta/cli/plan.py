@@ -84,9 +84,9 @@ def plan(
 
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
     """The tables that have something to tell: a recipe may have neither pre-training nor calibration."""
-    trains, calibrates = bool(facts["stages"]), "calibration" in facts
-    views = [(True, _vocabulary), (trains, _training), (trains, _flops), (calibrates, _calibration)]
-    views += [(trains, _memory), (trains or calibrates, _devices), (True, _disk)]
+    trains, calibrates, distils = bool(facts["stages"]), "calibration" in facts, "distillation" in facts
+    views = [(True, _vocabulary), (distils, _distillation), (trains, _training), (trains, _flops)]
+    views += [(calibrates, _calibration), (trains, _memory), (trains or calibrates or distils, _devices), (True, _disk)]
     return [view for shown, view in views if shown]
 
 
@@ -172,6 +172,15 @@ def _flops(facts: dict[str, Any]) -> View:
     ]
 
 
+def _distillation(facts: dict[str, Any]) -> View:
+    table, cost = number_table("", "", title="Token distillation"), facts["distillation"]
+    table.add_row("tokens", _count(cost["tokens"]))
+    table.add_row("FLOP, hidden states", _count(cost["input_flops"]))
+    table.add_row("FLOP, head", _count(cost["head_flops"]))
+    table.add_row("memory, GiB", _decimal(cost["memory"] / 2**30, 1))
+    return table, []
+
+
 def _calibration(facts: dict[str, Any]) -> View:
     table = number_table("", "each variant", title="Self-calibration")
     _add_counts(table, facts["calibration"], [facts["calibration"]])
@@ -195,7 +204,9 @@ def _memory(facts: dict[str, Any]) -> View:
 def _devices(facts: dict[str, Any]) -> View:
     devices = facts["devices"]
     caption = f"GPUs at {devices[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
-    times = {"time": "hours"}
+    times = {"pre-training": "hours"} if facts["stages"] else {}
+    if "distillation" in facts:
+        times = {"distillation": "distillation_hours"} | times
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."

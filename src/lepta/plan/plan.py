@@ -9,6 +9,7 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import MFU, Device, devices_named, this_machine
+from lepta.plan.distillation import DistillationCost, distillation_cost
 from lepta.plan.shapes import Shape, here, shape_of
 from lepta.plan.text import count_text, is_absent, measured_name, vocabulary_at
 from lepta.plan.training import (
@@ -86,10 +87,11 @@ class Outline:
     wanted: NewVocabulary
     after: Shape  # the base model with the new vocabulary
     stages: list[StagePlan]
+    distillation: DistillationCost | None = None
 
     @property
     def operations(self) -> int:
-        """Floating-point operations of all stages."""
+        """Floating-point operations of all stages of pre-training."""
         return sum(stage.operations for stage in self.stages)
 
 
@@ -113,6 +115,7 @@ def make_plan(
     outline = _outline(recipe, models)
     before, after, wanted = outline.before, outline.after, outline.wanted
     densities = densities_of(recipe, before, wanted.size, outline.old if measure else None)
+    outline = replace(outline, distillation=_distillation(outline, densities))
     text = {side: _text(outline, side, densities) for side in SIDES}
     devices = [_gpu(device, outline, number, mfu) for device in chosen]
     if measure:
@@ -129,6 +132,8 @@ def make_plan(
         "disk": _disk(outline, text, densities),
         "notes": _notes(outline, number),
     }
+    if outline.distillation:
+        plan["distillation"] = {"tokens": recipe.distill.tokens if recipe.distill else 0} | asdict(outline.distillation)
     if calibration:
         plan["calibration"] = calibration
     return plan
@@ -156,6 +161,16 @@ def _outline(recipe: Recipe, models: Path | None = None) -> Outline:
     wanted = new_vocabulary(recipe, before)
     after = with_vocabulary(before, recipe, wanted.size)
     return Outline(recipe, old, before, wanted, after, plan_stages(recipe, after, wanted.first_new))
+
+
+def _distillation(outline: Outline, densities: Densities) -> DistillationCost | None:
+    settings = outline.recipe.distill
+    if settings is None:
+        return None
+    original, new = (density.characters_per_token for density in densities["target"])
+    old_per_new = new / original if original and new else 1.0
+    learned = outline.after.tokens - outline.wanted.first_new
+    return distillation_cost(settings, outline.after, outline.before.rows, learned, old_per_new)
 
 
 def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]:
@@ -251,9 +266,10 @@ def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str,
         stage.name: fit(outline.after, stage.settings, first_new, device.memory, number) for stage in outline.stages
     }
     tight = {name: part for name, part in fits.items() if not part.fits}
+    distilling = outline.distillation.memory / GIB if outline.distillation else 0.0
     return _times(device, outline, number, mfu) | {
-        "needs_gib": max((part.needs for part in fits.values()), default=0.0),
-        "fits": not tight,
+        "needs_gib": max([distilling, *(part.needs for part in fits.values())]),
+        "fits": not tight and distilling <= device.memory,
         "changes": {name: part.change for name, part in tight.items()},
         "needs_then_gib": {name: part.needs_then for name, part in tight.items()},
     }
@@ -263,12 +279,13 @@ def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
-    needs = max(sizes, default=0) / GIB
+    needs = max([outline.distillation.memory if outline.distillation else 0, *sizes]) / GIB
     fits = {"needs_gib": needs, "fits": needs <= machine.memory, "changes": {}, "needs_then_gib": {}}
     return _times(machine, outline, 1, mfu) | fits
 
 
 def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
+    distilled = outline.distillation.operations if outline.distillation else 0
     return {
         "name": device.name,
         "number": number,
@@ -276,6 +293,7 @@ def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[st
         "share_of_peak": device.share or mfu,
         "memory_gib": device.memory,
         "hours": _hours(outline.operations, device, number, mfu),
+        "distillation_hours": _hours(distilled, device, number, mfu),
         "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in outline.stages},
     }
 
@@ -405,7 +423,7 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
         if variant.tune:
             yield f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan"
     if recipe.distill:
-        yield "distill: hours, memory and checkpoints of distillation are not in this plan"
+        yield "distill: checkpoints of distillation are not in this plan"
     if (calibrate := recipe.calibrate) and recipe.variants:
         what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
         what += "the judge's hours, " if calibrate.judge else ""

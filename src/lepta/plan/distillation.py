@@ -1,0 +1,52 @@
+"""What token distillation costs: operations of its two phases, and memory."""
+
+import math
+from dataclasses import dataclass
+
+from lepta.distillation.settings import DistillSettings
+from lepta.plan.shapes import Shape
+
+FITTED = 600_000  # positions that the head goes through, as in lepta.distillation.distill, which imports torch
+FITS = 2  # to the text, and to what the original expects
+TRAINED_BYTES = 16  # of a float32 number that trains: itself, its gradient and AdamW's two moments
+BYTES = {"float32": 4}  # of a number of the body; the other precisions have 2
+
+
+@dataclass(frozen=True)
+class DistillationCost:
+    """Operations of the whole run, and bytes that one process holds at most."""
+
+    input_flops: int
+    head_flops: int
+    memory: int
+
+    @property
+    def operations(self) -> int:
+        """Of both phases."""
+        return self.input_flops + self.head_flops
+
+
+def distillation_cost(
+    settings: DistillSettings, after: Shape, old_rows: int, new_rows: int, old_per_new: float
+) -> DistillationCost:
+    """Count products of matrices; attention is left out, since passages of 400 characters need little of it.
+
+    `after` has the new vocabulary, the original model `old_rows` rows; `new_rows` learn. `old_per_new` is the number of
+    old tokens that a new token replaces in the text.
+    """
+    layer = settings.layer or math.ceil(after.layers / 3)
+    lower = after.body * min(layer, after.layers) // after.layers
+    inputs = settings.tokens * lower * (4 + 2 * old_per_new)  # the student forward and back, the teacher forward
+    positions = min(settings.tokens, settings.head_tokens)
+    row = 2 * after.width
+    states = positions * (2 * after.body + after.rows * row + old_per_new * (2 * after.body + old_rows * row))
+    epochs = settings.head_epochs
+    if epochs is None:
+        epochs = min(6.0, max(2.0, FITTED / positions))
+    fits = FITS * epochs * positions * new_rows * row * 3
+    size = BYTES.get(settings.body_dtype, 2)
+    matrices = after.matrices + (1 if settings.untie and after.tied else 0)
+    tables = matrices * (after.rows + old_rows) * after.width * size
+    learned = matrices * new_rows * after.width * TRAINED_BYTES
+    cached = 2 * positions * after.width * size
+    return DistillationCost(round(inputs), round(states + fits), after.body * size + tables + learned + cached)
