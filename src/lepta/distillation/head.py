@@ -94,13 +94,15 @@ class FrozenRows:
 
 
 @torch.no_grad()
-def collect_states(distiller: Distiller, passages: Sequence[Alignment], batch: int) -> HeadStates:
+def collect_states(
+    distiller: Distiller, passages: Sequence[Alignment], batch: int, purpose: str = "last hidden states"
+) -> HeadStates:
     """Run the student over passages once; the logits of all frozen rows are computed."""
     head = distiller.head
     bias = None if head.bias is None else head.bias[: len(head.frozen)]
     frozen = FrozenRows(head.frozen, bias, distiller.rule)
     parts = []
-    for chosen in _batches(passages, batch):
+    for chosen in _batches(passages, batch, purpose):
         states = distiller.last_states(_padded([passage.new_ids for passage in chosen], head.place.device))
         for last, passage in zip(states, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, last, passage))
@@ -139,11 +141,13 @@ def collect_targets(
     return _joined(parts), _joined_targets(found)
 
 
-def _batches(passages: Sequence[Alignment], batch: int) -> Iterable[list[Alignment]]:
+def _batches(
+    passages: Sequence[Alignment], batch: int, purpose: str = "last hidden states"
+) -> Iterable[list[Alignment]]:
     """Passages of similar length together, in a bar."""
     order = sorted(passages, key=lambda passage: len(passage.new_ids))
     batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-    return track(batches, "last hidden states", len(batches))
+    return track(batches, purpose, len(batches))
 
 
 def _padded(ids: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:

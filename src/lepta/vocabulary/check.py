@@ -22,6 +22,7 @@ from lepta.vocabulary.unchanged import changed_texts
 
 LAST_OF_SCRIPTS, BLOCK = 0x1FFFF, 256  # two planes have all scripts; what follows are more characters of Han
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+BYTES_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     lost = missing - (_missing_bytes(original) if original else set())
     evidence = f"{256 - len(missing)} of 256"
     if missing:
-        evidence += f"; none for 0x{min(lost or missing):02X}"
+        named = sorted(lost or missing)
+        evidence += f"; none for {', '.join(f'0x{byte:02X}' for byte in named[:BYTES_NAMED])}"
+        evidence += f" and {len(named) - BYTES_NAMED} more" if len(named) > BYTES_NAMED else ""
     if missing and not lost:
         evidence += ", as in the original"
     return Check("every byte has a token", not lost, evidence)
