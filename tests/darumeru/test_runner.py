@@ -190,8 +190,8 @@ def test_precision_is_part_of_what_answers_depend_on(backend_of, tmp_path, monke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"[1]", "expected an object with task, definition"),
-        (b'{"task": "rucola"}', "expected an object"),
+        (b"[1]", "input should be a valid dictionary"),
+        (b'{"task": "rucola"}', "definition: field required"),
         (b"", "JSON"),
     ],
 )

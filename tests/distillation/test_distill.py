@@ -252,7 +252,8 @@ def test_low_rank_changes_of_fused_matrices_up_to_the_last_layer(family, tiny_to
     tiny_tokenizer.save(original)
     folder.mkdir()
     initialise(Checkpoint(original), tiny_extended, folder)
-    _, curve = run((original, folder), tmp_path / "out", english, **LORA | {"layer": 2})
+    # GPT-2's head is its embeddings: rows that serve both make a random model worse, and the first ones would be kept.
+    _, curve = run((original, folder), tmp_path / "out", english, **LORA | {"layer": 2, "untie": True})
     assert curve[-1]["hidden_distance"] < 0.97 * curve[0]["hidden_distance"]
     before, after = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "out"))
     changed = {name for name in before if before[name].ndim == 2 and not torch.equal(after[name], before[name])}

@@ -7,6 +7,7 @@ OUTPUT/report.html          the same as a page, with wrong answers (see `lepta.r
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,7 +192,9 @@ def read_results(folder: Path) -> Results:
             result = _result(header, records)
             if result.scores:
                 measure = tasks(result.definition)[path.stem].measure
-                measure.parts(measure.units(result.scores).vectors.sum(0))
+                units = measure.units(result.scores)
+                with suppress(LeptaError):  # too few units for a score are no damage; the summary names them
+                    measure.parts(units.vectors.sum(0))
         results[path.stem] = result, records
     return results
 
