@@ -61,7 +61,8 @@ def test_it_is_the_wheel_that_runs_and_it_knows_its_version(wheel, installed):
 def test_every_file_of_the_package_is_in_it(wheel):
     package = ROOT / "src" / "lepta"
     files = {file.relative_to(package.parent).as_posix() for file in package.rglob("*") if file.is_file()}
-    recipes = {f"lepta/data/{file.relative_to(ROOT).as_posix()}" for file in (ROOT / "recipes").rglob("*.*")}
+    shipped = [file for file in (ROOT / "recipes").rglob("*.*") if file.is_file()]
+    recipes = {f"lepta/data/{file.relative_to(ROOT).as_posix()}" for file in shipped}
     expected = {name for name in files | recipes if "__pycache__" not in name and not name.endswith(".pyc")}
     assert expected <= set(ZipFile(wheel).namelist())
 
