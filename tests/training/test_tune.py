@@ -88,6 +88,8 @@ def test_answers_of_other_families(family):
     class Template:
         """A tokenizer with OpenChat's way of writing turns."""
 
+        chat_template = "as apply_chat_template writes it"
+
         def apply_chat_template(self, messages, tokenize, add_generation_prompt=False, **switches):
             text = "".join(f"{m['role']}: {m['content']}#" for m in messages)
             return text + ("assistant:" if add_generation_prompt else "")
