@@ -109,7 +109,7 @@ def test_command_prints_json(arguments, tiny_extended):
     ("options", "begins"),
     [
         ([], [["old"], ["new"]]),
-        (["--by-source"], [[s, t] for s in ("[red]ru", "en", "all text") for t in ("old", "new")]),
+        (["--by-source"], [[f"{s}: {t}"] for s in ("[red]ru", "en", "all text") for t in ("old", "new")]),
     ],
 )
 def test_command_prints_a_row_for_each_tokenizer_and_source(arguments, options, begins):
