@@ -106,8 +106,10 @@ def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 1 / 3600:
+        return "< 1 s" if hours else "0 s"
     if hours < 1:
-        return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.1f} s"
+        return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.0f} s"
     if hours < 72:
         return f"{hours:,.1f} h"
     days = hours / 24
