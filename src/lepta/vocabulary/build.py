@@ -25,6 +25,7 @@ from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenize
 from lepta.vocabulary.start import alphabet, kept_tokens, merge_parts, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.trim import without_rare
 from lepta.vocabulary.unchanged import changes
 from lepta.vocabulary.words import WordCounter, WordTable, weigh, words_of_frequencies
 
@@ -63,6 +64,7 @@ def build_vocabulary(
     keep_text: Sequence[str] = (),
     most_changed: float = 0.01,
     donor: Sequence[str] = (),
+    trim: int | None = None,
 ) -> TokenizerSource:
     """Build the tokenizer of a scenario.
 
@@ -91,6 +93,8 @@ def build_vocabulary(
         `replaced`: share of the documents of `keep_text` whose ids may change outside the words of the target script.
     donor : sequence of str
         Tokenizers whose tokens in the target script are candidates beside those that are learned.
+    trim : int, optional
+        Leave out new tokens that the text of the corpus, word lists not counted, uses fewer times.
 
     Returns
     -------
@@ -114,6 +118,7 @@ def build_vocabulary(
         "keep_text": list(keep_text),
         "most_changed": most_changed,
         "donor": list(donor),
+        "trim": trim,
     }
     return build(open_tokenizer(source), validated(VocabularySettings, given, "vocabulary"))
 
@@ -143,7 +148,8 @@ def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSou
         _refuse_small(size, start.size)
     number = settings.add if settings.add is not None else (size or 0) - start.size
     if scenario == "bpe":
-        return _with_spec(source, extend(start, *_candidates(table, table, vocabulary, settings), number))
+        spec = extend(start, *_candidates(table, table, vocabulary, settings), number)
+        return _with_spec(source, _trimmed(spec, start, table, settings))
     return _extended(source, start, table, settings, number)
 
 
@@ -236,7 +242,12 @@ def _extended(
         spec = extend(start, words, weights, number, script)
     except TooFewTokens as error:
         raise TooFewTokens(error.available, number, script) from error
-    return _with_spec(source, spec, script)
+    return _with_spec(source, _trimmed(spec, start, table, settings), script)
+
+
+def _trimmed(spec: Spec, start: Vocabulary, table: WordTable, settings: VocabularySettings) -> Spec:
+    """A tokenizer without the new tokens that are too rare for the settings."""
+    return spec if settings.trim is None else without_rare(spec, start.size, table, settings.trim)
 
 
 def _candidates(

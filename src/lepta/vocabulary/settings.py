@@ -43,6 +43,12 @@ class VocabularySettings(Section):
         default_factory=list,
         description="Other tokenizers whose tokens in the target script are candidates too; the corpus counts them",
     )
+    trim: int | None = Field(
+        default=None,
+        ge=1,
+        description="Leave out new tokens that the text of the corpus, word lists not counted, uses fewer times: too "
+        "seldom for their rows to be learned",
+    )
     script: str = Field(
         default="auto",
         description="Unicode script of the new tokens; auto: the one other than Latin that most letters of the corpus "
@@ -59,6 +65,8 @@ class VocabularySettings(Section):
     def _numbers_fit(self) -> "VocabularySettings":
         if reason := misfit(self.scenario, self.add, self.size, self.keep, self.keep_text):
             raise ValueError(reason)
+        if self.trim and self.scenario in ("replaced", "unigram"):
+            raise ValueError(f"trim: scenario {self.scenario} has as many tokens as it was asked for; ask for fewer")
         return self
 
     @property
