@@ -14,8 +14,9 @@ TESTED := $(VENV)/.ready-for-tests
 demo: setup
 	$(BIN)/lepta adapt recipes/demo.yaml
 
+# Tests compute on one core each. Files stay whole, since their tests share fixtures; a worker may take 4 GB.
 test: $(TESTED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build, choose_size, save_vocabulary
-from lepta.vocabulary.change import VocabularyChange, first_difference
+from lepta.vocabulary.change import VocabularyChange, first_other_token
 from lepta.vocabulary.donors import donor_places
 from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -396,7 +396,7 @@ def pretrain(
 def check_teacher(teacher: str, original: str | Path) -> None:
     """LeptaError unless a model has the original's tokens, from what is known before any stage has run."""
     known, own = (open_tokenizer(locate(one, hub_files=TOKENIZER_FILES)).vocabulary() for one in (original, teacher))
-    if (i := first_difference(known, own)) is not None:
+    if (i := first_other_token(known, own)) is not None:
         raise LeptaError(
             f"pretrain.teacher: {teacher}: id {i} is {own.token(i)!r}, but {known.token(i)!r} in {original}; expected "
             "the model before its vocabulary changed, or another one with its tokens"

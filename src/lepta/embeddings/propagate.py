@@ -20,7 +20,7 @@ from lepta.models.folder import AnyModel, Checkpoint
 from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, all_finite, mean_length, mean_row, mix, precision
 from lepta.models.write import write_model
-from lepta.vocabulary.change import first_difference
+from lepta.vocabulary.change import first_other_token
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokenizer_json import add_special_tokens, added_tokens_decoder, post_processor_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -345,7 +345,7 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
             f"{instruct.folder}: {instruct.rows} embedding rows, but the vocabulary of the base {base.folder} needs "
             f"{rows_needed(old)}; expected a variant with the base model's own vocabulary"
         )
-    if (i := first_difference(old, own)) is not None:
+    if (i := first_other_token(old, own)) is not None:
         raise LeptaError(
             f"{instruct.folder}: id {i} is {own.token(i)!r}, but {old.token(i)!r} in the base {base.folder}; "
             "expected a variant with the base model's own vocabulary; only special tokens may come on top"

@@ -56,7 +56,7 @@ class VocabularyChange:
         return dict(zip(self.old_id_of[new_ids].tolist(), new_ids.tolist(), strict=True))
 
 
-def first_difference(base: Vocabulary, own: Vocabulary) -> int | None:
+def first_other_token(base: Vocabulary, own: Vocabulary) -> int | None:
     """The first id that is another token in a vocabulary than in its base; special tokens may come on top."""
     for i in range(max(base.size, own.size)):
         here, there = own.token(i), base.token(i)

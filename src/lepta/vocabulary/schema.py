@@ -179,7 +179,8 @@ def check_spec(spec: Any, where: object) -> None:
 def check_runs(tokenizer: Tokenizer, spec: dict[str, Any], where: object) -> None:
     """LeptaError unless a tokenizer turns text into ids, also text that is hard for its regular expressions."""
     texts = [*PROBE]
-    texts += ["".join(letter * RUN for letter in sorted(set(pattern))) for pattern in _patterns(spec)]
+    for pattern in _patterns(spec):
+        texts.append("".join(letter * RUN for letter in sorted(set(pattern))))
     with explained(where, "cannot turn text into tokens", REMEDY), _quiet():
         tokenizer.encode_batch(texts)
 
