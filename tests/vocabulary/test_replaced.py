@@ -14,7 +14,6 @@ from lepta.vocabulary.check import check_vocabulary
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Kind
 
 ENGLISH = ["starter:en/train", "starter:en/valid"]
@@ -59,7 +58,7 @@ def test_specials_bytes_and_parts_of_what_is_kept_stay(case):
     old, new = original.vocabulary(), built.vocabulary()
     lost = gone(old, new)
     assert all(old.kinds[i] == Kind.TEXT and len(old.data(i)) > 1 for i in lost)
-    for token, parts in merge_parts(old).items():
+    for token, parts in old.merge_parts.items():
         assert token in lost or not lost.intersection(parts)
     assert built.spec["added_tokens"] == original.spec["added_tokens"]
 

@@ -1,7 +1,7 @@
 """`lepta evaluate`: what models can do, beside the benchmark: minimal pairs, instructions, answers side by side."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -43,7 +43,7 @@ def pairs(
     read = read_pairs(data)
     found = {model: minimal_pairs(model, read) for model in models}
     if as_json:
-        print_json({model: {name: asdict(share) for name, share in shares.items()} for model, shares in found.items()})
+        print_json({model: _as_numbers(shares) for model, shares in found.items()})
         return
     _print_shares("phenomenon", found)
 
@@ -119,6 +119,10 @@ def _place(model: str, server: str | None) -> "Place":
 
 def _shown(share: "Share") -> str:
     return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%})"
+
+
+def _as_numbers(shares: "dict[str, Share]") -> dict[str, Any]:
+    return {name: asdict(share) for name, share in shares.items()}
 
 
 def _print_shares(heading: str, found: "dict[str, dict[str, Share]]") -> None:

@@ -13,7 +13,6 @@ from scipy import sparse
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
-from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
@@ -102,7 +101,7 @@ def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
     """
     if "merges" not in vocabulary.spec["model"]:
         return None
-    parts = merge_parts(vocabulary)
+    parts = vocabulary.merge_parts
     pieces = [parts.get(i) or (i,) for i in range(rows)]
     lengths = np.fromiter(map(len, pieces), np.int64, rows)
     columns = np.fromiter(itertools.chain.from_iterable(pieces), np.int64, int(lengths.sum()))

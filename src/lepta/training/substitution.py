@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lepta.vocabulary.start import merge_parts
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 Paragraphs = Sequence[list[int]]
@@ -53,7 +52,7 @@ def two_parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
     """The two tokens that each token is put together from: those that merge, or the likelier two of a Unigram."""
     model = vocabulary.spec["model"]
     if "merges" in model:
-        return merge_parts(vocabulary)
+        return vocabulary.merge_parts
     ids, scores = vocabulary.ids_by_bytes(Kind.TEXT), [score for _, score in model["vocab"]]
     found: dict[int, tuple[int, ...]] = {}
     for data, token in ids.items():

@@ -22,7 +22,7 @@ from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
 from lepta.vocabulary.scenarios import KeepBy, Scenario
 from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
-from lepta.vocabulary.start import alphabet, kept_tokens, merge_parts, number_to_keep
+from lepta.vocabulary.start import alphabet, kept_tokens, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
 from lepta.vocabulary.trim import without_rare
@@ -189,7 +189,7 @@ def _least_start(vocabulary: Vocabulary, scenario: Scenario, keep: int | None) -
         case "bpe":
             return 256 + specials
         case "optimized":
-            return number_to_keep(vocabulary, keep, merge_parts(vocabulary)) + specials
+            return number_to_keep(vocabulary, keep) + specials
         case _:
             return vocabulary.size
 

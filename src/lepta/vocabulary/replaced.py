@@ -16,7 +16,7 @@ import regex
 from lepta.core.errors import LeptaError
 from lepta.vocabulary.extend import count_characters, is_certain, only_characters
 from lepta.vocabulary.families import ByteLevelBPE
-from lepta.vocabulary.start import closure, merge_parts, most_useful
+from lepta.vocabulary.start import closure, most_useful
 from lepta.vocabulary.tokenizer_json import Spec, merge_lines, merge_pairs
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -43,7 +43,7 @@ def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
     seldom, most of them never, those go first whose rarest character is rarest in the words, then the last ones.
     LeptaError if so many cannot go.
     """
-    parts = merge_parts(vocabulary)
+    parts = vocabulary.merge_parts
     kept = _needed(vocabulary, parts)
     if use.own_script:
         for i in _not_foreign(vocabulary, use.own_script):

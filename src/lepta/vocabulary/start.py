@@ -1,6 +1,5 @@
 """The vocabularies that scenarios start from: an alphabet (`bpe`), or the most useful old tokens (`optimized`)."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,11 +48,11 @@ def kept_tokens(
     used in the words (the paper's text), `rank` the lowest ids (its published code). Tokens keep their order, ids are
     dense.
     """
-    ids, specials, parts = vocabulary.ids_of(*ORDINARY), vocabulary.ids_of(Kind.SPECIAL), merge_parts(vocabulary)
-    most = number_to_keep(vocabulary, number, parts) + len(specials)
-    kept = _always_kept(vocabulary, parts)
+    ids, specials = vocabulary.ids_of(*ORDINARY), vocabulary.ids_of(Kind.SPECIAL)
+    most = number_to_keep(vocabulary, number) + len(specials)
+    kept = _always_kept(vocabulary)
     usage = vocabulary.usage(words, weights) if by == "frequency" else np.zeros(vocabulary.size)
-    kept = most_useful(sorted(ids, key=lambda i: (-usage[i], i)), most, parts, kept)
+    kept = most_useful(sorted(ids, key=lambda i: (-usage[i], i)), most, vocabulary.merge_parts, kept)
     strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
     return _restart(vocabulary, [strings[i] for i in ids if i in kept])
 
@@ -70,55 +69,22 @@ def most_useful(order: Sequence[int], most: int, parts: dict[int, tuple[int, ...
     return kept
 
 
-def number_to_keep(vocabulary: Vocabulary, number: int | None, parts: dict[int, tuple[int, ...]]) -> int:
-    """How many tokens `kept_tokens` keeps, special ones not counted; LeptaError if it cannot keep so many, or so few.
-
-    `parts`: as `merge_parts` gives them.
-    """
+def number_to_keep(vocabulary: Vocabulary, number: int | None) -> int:
+    """How many tokens `kept_tokens` keeps, without special ones; LeptaError if it cannot keep so many, or so few."""
     ids = vocabulary.ids_of(*ORDINARY)
     number = len(ids) // 2 if number is None else number
-    least = len(_always_kept(vocabulary, parts)) - len(vocabulary.ids_of(Kind.SPECIAL))
+    least = len(_always_kept(vocabulary)) - len(vocabulary.ids_of(Kind.SPECIAL))
     if not least <= number < len(ids):
         raise LeptaError(f"--keep {number}: expected from {least} (bytes and characters) to {len(ids) - 1}")
     return number
 
 
-def _always_kept(vocabulary: Vocabulary, parts: dict[int, tuple[int, ...]]) -> set[int]:
+def _always_kept(vocabulary: Vocabulary) -> set[int]:
+    parts = vocabulary.merge_parts
     kept = {i for i in vocabulary.ids_of(*ORDINARY) if i not in parts}
     for i in vocabulary.ids_of(Kind.SPECIAL):
         kept |= closure(i, parts, kept)
     return kept
-
-
-def merge_parts(vocabulary: Vocabulary) -> dict[int, tuple[int, ...]]:
-    """The two tokens that really merge into each token, by running the merges of lower rank on it.
-
-    LLaMA-3 has a few tokens that its merges do not lead to; it takes them for whole words only, and they have no parts.
-    """
-    model = vocabulary.spec["model"]
-    vocab, ranks = model["vocab"], {}
-    by_token: dict[str, list[tuple[str, str]]] = {}
-    for rank, (left, right) in enumerate(merge_pairs(model["merges"])):
-        ranks[left, right] = rank
-        by_token.setdefault(left + right, []).append((left, right))
-    parts: dict[int, tuple[int, ...]] = {}
-    for token, ways in by_token.items():
-        pair = ways[0] if len(ways) == 1 else _last_pair(token, ranks)
-        parts[vocab[token]] = tuple(vocab[part] for part in pair)
-    return parts
-
-
-def _last_pair(token: str, ranks: dict[tuple[str, str], int]) -> tuple[str, ...]:
-    """Merge a token up from its characters until two symbols are left; nothing if it does not come to that."""
-    symbols = list(token)
-    while len(symbols) > 2:
-        pairs = ((ranks.get(pair), n) for n, pair in enumerate(itertools.pairwise(symbols)))
-        best = min(((rank, n) for rank, n in pairs if rank is not None), default=None)
-        if best is None:
-            return ()
-        n = best[1]
-        symbols[n : n + 2] = ["".join(symbols[n : n + 2])]
-    return tuple(symbols)
 
 
 def closure(token: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:

@@ -4,6 +4,7 @@ Two tokenizers are compared through bytes alone, never through the strings in `t
 alphabets of their own ("Ġпр" or "▁пр"), and feeding one tokenizer the strings of another gives nonsense.
 """
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from lepta.vocabulary.tokenizer_json import merge_pairs
 
 
 class Kind(IntEnum):
@@ -121,6 +124,25 @@ class Vocabulary(ABC):
         plain = {token["content"]: token["id"] for token in added if not token.get("special")}
         return {token for token, i in plain.items() if self.split([token.encode()]) == [[i]]}
 
+    @cached_property
+    def merge_parts(self) -> dict[int, tuple[int, ...]]:
+        """The two tokens that really merge into each token, by running the merges of lower rank on it.
+
+        LLaMA-3 has a few tokens that its merges do not lead to; it takes them for whole words only, and they have no
+        parts.
+        """
+        model = self.spec["model"]
+        vocab, ranks = model["vocab"], {}
+        by_token: dict[str, list[tuple[str, str]]] = {}
+        for rank, (left, right) in enumerate(merge_pairs(model["merges"])):
+            ranks[left, right] = rank
+            by_token.setdefault(left + right, []).append((left, right))
+        parts: dict[int, tuple[int, ...]] = {}
+        for token, ways in by_token.items():
+            pair = ways[0] if len(ways) == 1 else _last_pair(token, ranks)
+            parts[vocab[token]] = tuple(vocab[part] for part in pair)
+        return parts
+
     def is_hole(self, token_id: int) -> bool:
         """Tell whether no token has this id."""
         return token_id >= self.size or self.kinds[token_id] == Kind.HOLE
@@ -128,6 +150,19 @@ class Vocabulary(ABC):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts, exactly as the tokenizer gives them, without an added start or end of text."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def _last_pair(token: str, ranks: dict[tuple[str, str], int]) -> tuple[str, ...]:
+    """Merge a token up from its characters until two symbols are left; nothing if it does not come to that."""
+    symbols = list(token)
+    while len(symbols) > 2:
+        pairs = ((ranks.get(pair), n) for n, pair in enumerate(itertools.pairwise(symbols)))
+        best = min(((rank, n) for rank, n in pairs if rank is not None), default=None)
+        if best is None:
+            return ()
+        n = best[1]
+        symbols[n : n + 2] = ["".join(symbols[n : n + 2])]
+    return tuple(symbols)
 
 
 def runs_of_text(data: bytes) -> Iterator[str | bytes]:

@@ -9,7 +9,7 @@ import numpy as np
 from lepta.core.errors import LeptaError
 from lepta.text.sources import is_word_list
 from lepta.vocabulary.families import read_vocabulary
-from lepta.vocabulary.start import closure, merge_parts
+from lepta.vocabulary.start import closure
 from lepta.vocabulary.tokenizer_json import Spec, merge_lines, merge_pairs
 from lepta.vocabulary.words import WordTable
 
@@ -26,7 +26,7 @@ def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Sp
     counts = np.asarray(table.counts[:, np.flatnonzero(of_text)].sum(axis=1)).ravel()
     while True:
         vocabulary = read_vocabulary(spec, "trim")
-        usage, parts = vocabulary.usage(table.words, counts), merge_parts(vocabulary)
+        usage, parts = vocabulary.usage(table.words, counts), vocabulary.merge_parts
         kept: set[int] = set()
         for i in vocabulary.spec["model"]["vocab"].values():
             if i < first_new or usage[i] >= least:
