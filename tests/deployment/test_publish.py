@@ -161,6 +161,19 @@ def test_a_card_or_manifest_with_odd_values_is_no_traceback(folder):
     assert isinstance(refused.exception, LeptaError) and "README.md: byte 0 is not UTF-8" in str(refused.exception)
 
 
+def test_no_place_of_this_machine_is_sent_wherever_it_is_named(folder):
+    places = ["/gone/secret/a.gguf", str(folder.parent / "gone/a.jsonl?field=text"), "C:\\secret\\a", "~/secret/a"]
+    key = {"stage": "init", "settings": {"text": places}}
+    manifest = {"key": key, "sources": {"model": "package:a/b.gguf"}, "facts": {"source": places[0]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "q8.gguf.json").write_text(json.dumps({"model": str(folder), "converter": "llama.cpp b1"}))
+    files = prepare(folder, "OWNER/NAME").files
+    sent = json.loads(files["manifest.json"])
+    assert sent["key"]["settings"]["text"] == ["a.gguf", "a.jsonl?field=text", "a", "a"]
+    assert sent["facts"] == {"source": "a.gguf"} and sent["sources"] == {"model": "package:a/b.gguf"}
+    assert json.loads(files["q8.gguf.json"]) == {"model": folder.name, "converter": "llama.cpp b1"}
+
+
 def test_no_link_out_of_the_folder_is_sent(folder, tmp_path):
     (tmp_path / "secret.json").write_text("{}")
     (folder / ".hidden.json").write_text("{}")

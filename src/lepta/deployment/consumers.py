@@ -20,6 +20,7 @@ from lepta.vocabulary.check import check_bytes, check_config, check_dense, check
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
 from lepta.vocabulary.loading import OTHER_TEXT, first_difference, load_tokenizer, sample_text
+from lepta.vocabulary.sentencepiece_file import adds_space
 from lepta.vocabulary.source import CONFIG, SENTENCEPIECE_FILE, TokenizerSource
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -197,7 +198,13 @@ def llama_cpp(model: Deployed) -> Verdict:
         return Verdict("fails", reason, "use lepta export gguf, or scenario extended, optimized or bpe")
     file = model.folder / SENTENCEPIECE_FILE
     if not file.is_file():
-        return Verdict("fails", f"no {SENTENCEPIECE_FILE}: converted without scores, it reads other ids")
+        reason = f"no {SENTENCEPIECE_FILE}: converted without scores, it reads other ids"
+        if adds_space(model.tokenizer.spec) is None:
+            return Verdict("fails", reason)
+        return Verdict("step", reason, "use lepta export gguf, which makes it")
+    if adds_space(model.tokenizer.spec) is False and not str(model.text_config.get("model_type")).startswith("gemma"):
+        reason = "it puts a space before text, since its converter does not say that this tokenizer puts none"
+        return Verdict("step", reason, "use lepta export gguf, which says it")
     return _by_pieces(model, file)
 
 

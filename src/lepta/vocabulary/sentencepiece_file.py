@@ -160,6 +160,14 @@ def _merge_scores(model: Part) -> dict[str, float]:
     return ranks
 
 
+def adds_space(spec: Spec) -> bool | None:
+    """Whether a SentencePiece tokenizer puts a space before text; None if SentencePiece cannot do what it does."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    settings = sentencepiece_model_pb2.NormalizerSpec()  # type: ignore[attr-defined]
+    return bool(settings.add_dummy_prefix) if _describe_text(spec, settings) else None
+
+
 def _describe_text(spec: Spec, settings: Any) -> bool:
     """Write what is done to text before it is split into a `NormalizerSpec`; False if it cannot say so."""
     settings.name = "identity"
