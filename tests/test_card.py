@@ -4,11 +4,12 @@ import json
 
 import pytest
 import yaml
+from conftest import SMOLLM2
 from typer.testing import CliRunner
 
-from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, write_card
+from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, origin_of, write_card
 from lepta.cli import app
-from lepta.stages import Hashes
+from lepta.stages import Hashes, write_manifest
 from lepta.vocabulary.build import save_vocabulary
 
 KEYS = {"license", "language", "library_name", "pipeline_tag", "base_model", "base_model_relation", "tags"}
@@ -43,6 +44,11 @@ def test_front_matter_is_what_a_card_says(tmp_path, card, facts):
 )
 def test_hub_id_of_a_source(source, name):
     assert hub_id_of(source) == name
+
+
+def test_the_licence_of_a_gguf_file_is_what_its_header_says(tmp_path):
+    write_manifest("init", tmp_path, {}, {"pad_to": None}, {}, {"model": SMOLLM2, "tokenizer": "x"})
+    assert origin_of(tmp_path).licence == "apache-2.0"
 
 
 def run(*arguments):

@@ -193,7 +193,7 @@ def test_absent_recipe(tmp_path):
 
 
 def test_vocabulary_needs_one_number(write):
-    expected = "vocabulary: give either add (number of new tokens) or size (of the whole vocabulary)"
+    expected = "vocabulary: give either `add` (number of new tokens) or `size` (of the whole vocabulary)"
     assert expected in message(write("vocabulary.size", 60_000))
     assert expected in message(write("vocabulary.add"))
 
@@ -201,11 +201,11 @@ def test_vocabulary_needs_one_number(write):
 @pytest.mark.parametrize(
     ("scenario", "numbers", "says"),
     [
-        ("optimized", {"size": "auto"}, "size auto: only of scenario extended; for optimized name a size"),
-        ("bpe", {"size": "auto"}, "size auto: only of scenario extended"),
-        ("unigram", {"size": "auto"}, "size auto: only of scenario extended"),
-        ("unigram", {"add": 1000}, "scenario unigram replaces the vocabulary: give its whole size"),
-        ("extended", {"add": 1000, "keep": 50}, "keep 50: scenario extended keeps all old tokens"),
+        ("optimized", {"size": "auto"}, "`size` auto: only of scenario extended; for optimized name a size"),
+        ("bpe", {"size": "auto"}, "`size` auto: only of scenario extended"),
+        ("unigram", {"size": "auto"}, "`size` auto: only of scenario extended"),
+        ("unigram", {"add": 1000}, "scenario unigram replaces the vocabulary: give its whole `size`"),
+        ("extended", {"add": 1000, "keep": 50}, "`keep` 50: scenario extended keeps all old tokens"),
     ],
 )
 def test_numbers_of_the_vocabulary_fit_its_scenario(write, scenario, numbers, says):
@@ -249,7 +249,7 @@ def test_wrong_settings_of_training(write, field, value, says):
 
 def test_a_limit_to_forgetting_needs_the_weights_from_before_it():
     assert PretrainSettings(tokens=1, forget_limit=0.02).keep is None
-    with pytest.raises(ValidationError, match="forget_limit: needs keep: best"):
+    with pytest.raises(ValidationError, match="`forget_limit`: needs `keep` best"):
         PretrainSettings(tokens=1, forget_limit=0.02, keep="last")
 
 

@@ -262,6 +262,21 @@ def test_missing_input_raises_naming_it(workshop):
     assert not (workshop.output / "double").exists()
 
 
+def test_reasons_name_stages_whatever_a_stage_calls_its_inputs(workshop):
+    first = workshop.stage("made", {"numbers": workshop.numbers}, {}, lambda: json.loads(workshop.numbers.read_text()))
+    inputs = {"model": workshop.output / "made"}
+
+    def pipeline():
+        return Pipeline(workshop.output, [first, workshop.stage("trained", inputs, {}, lambda: "trained")])
+
+    pipeline().run()
+    rewrite(workshop.numbers, "[1, 2, 4]")
+    assert [verdict.reason for verdict in pipeline().status()] == ["numbers changed", "after made"]
+    lines = []
+    pipeline().run(report=lines.append)
+    assert "trained: made changed" in lines
+
+
 def test_report_tells_why_each_stage_runs(done):
     done.settings["plus"] = 11
     lines = []

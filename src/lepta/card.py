@@ -17,6 +17,7 @@ from lepta.core.output import CARD, MANIFEST, read_manifest
 from lepta.core.reading import is_there, read_json
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
+from lepta.text.locate import locate
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -26,6 +27,10 @@ HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
 DATASET = "dataset:"
+# In the header of a GGUF file, where fields of the model's own come first: type 8 is text, after its length in bytes.
+GGUF_LICENCE = re.compile(rb"general\.license\x08\0\0\0(.{8})", re.DOTALL)
+HEADER = 1 << 16  # bytes to look for it in
+LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = ("scenario", "method", "trains", "rows", "tokens", "learning_rate", "epochs", "body_delta", "seed")
 
@@ -169,13 +174,28 @@ def origin_of(folder: Path) -> Origin:
     named = known.get("base_model")
     named = named[0] if isinstance(named, list) and named else named
     origin.base = next((name for name in nearest if name), named if isinstance(named, str) else None)
-    origin.licence = str(known.get("license", "unknown"))
+    origin.licence = str(known.get("license") or (_gguf_licence(first) if first else None) or "unknown")
     spoken = known.get("language") or []
     steps = all_steps(folder)
     origin.languages = _unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
     texts = _unique([text for step in steps for _, text in step.texts()])
     origin.datasets = [re.split("[@?]", text.removeprefix(DATASET))[0] for text in texts if text.startswith(DATASET)]
     return origin
+
+
+def _gguf_licence(source: str) -> str | None:
+    """The licence that a GGUF file or one in a package names, if it is here."""
+    if not source.endswith(".gguf"):
+        return None
+    try:
+        with locate(source, hub_files=[]).open("rb") as file:
+            header = file.read(HEADER)
+    except (LeptaError, OSError):  # the model may be gone since; a card does without
+        return None
+    if not (found := GGUF_LICENCE.search(header)):
+        return None
+    text = header[found.end() : found.end() + int.from_bytes(found[1], "little")].decode(errors="replace")
+    return text if LICENCE.fullmatch(text) else None
 
 
 def _languages(steps: Sequence[Step]) -> list[str]:

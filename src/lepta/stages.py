@@ -209,7 +209,7 @@ class Pipeline:
         for stage in self.stages:
             folder = self.output / stage.name
             forced = force or (start is not None and self.names().index(stage.name) >= self.names().index(start))
-            changed = sorted(label for label, path in stage.inputs.items() if path in rerun)
+            changed = sorted({self._called(stage, label) for label, path in stage.inputs.items() if path in rerun})
             if forced:
                 verdict = Verdict(stage, False, "forced")
             elif changed:
@@ -253,11 +253,17 @@ class Pipeline:
         manifest = read_manifest(folder)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"
-        if difference := _difference(manifest["key"], stage.key(self.hashes)):
+        if difference := _difference(manifest["key"], stage.key(self.hashes), lambda name: self._called(stage, name)):
             return difference
         if self.hashes.files(folder) != manifest["outputs"]:
             return "its files were changed"
         return None
+
+    def _called(self, stage: Stage, label: str) -> str:
+        """The name of the stage that makes an input, as a user knows it; of other inputs and settings their own."""
+        path = stage.inputs.get(label)
+        makers = [maker.name for maker in self.stages if path == self.output / maker.name]
+        return makers[0] if makers else label
 
     def _run(self, stage: Stage, resume: bool) -> float:
         """Run a stage and give its folder the name; returns seconds."""
@@ -305,14 +311,15 @@ def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
     write_json(marker, key)
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """What changed between two keys of a stage, in words; None if nothing did."""
+def _difference(old: dict[str, Any], new: dict[str, Any], called: Callable[[str], str] = str) -> str | None:
+    """What changed between two keys of a stage, in words; None if nothing did. `called` names inputs for the user."""
     for part in ("lepta", "settings", "inputs"):
         if old[part] != new[part]:
             if not isinstance(new[part], dict):
                 return f"made by version {old[part]}"
             names = set(new[part]) | set(old[part])
-            return f"{', '.join(sorted(n for n in names if new[part].get(n) != old[part].get(n)))} changed"
+            different = {called(name) for name in names if new[part].get(name) != old[part].get(name)}
+            return f"{', '.join(sorted(different))} changed"
     return None
 
 

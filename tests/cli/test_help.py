@@ -1,12 +1,14 @@
 """`--help` teaches: every option of every command says what it is, nothing is cut, and it comes at once."""
 
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 import typer
+from conftest import SMOLLM2
 from typer.testing import CliRunner
 
 from lepta.cli import COMMANDS, app
@@ -88,12 +90,40 @@ def test_a_setting_has_one_default_on_the_command_line_and_in_recipes():
     assert alpha.endswith("(default: 16).")  # of tuning; a Lora alone has 32
 
 
-def test_a_wrong_value_is_told_with_command_and_field():
-    given = ["distill", "--original", "x", "--model", "x", "--text", "x", "--output", "x", "--tokens", "many"]
-    error = CliRunner().invoke(app, given).exception
-    assert str(error) == (
-        "lepta distill: tokens: Input should be a valid integer, unable to parse string as an integer"
-    )
+CALIBRATE = "calibrate --original a --model b --output o "
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("distill --original x --model x --text x --output x --tokens many", "--tokens: Input should be a valid int"),
+        ("vocab build --tokenizer x --corpus y --output o", "give either --add (number of new tokens) or --size (of"),
+        ("vocab build --tokenizer x --corpus y --output o --add 5 --keep-text z", "--keep-text: only scenario repl"),
+        (CALIBRATE + "--prompts c --judge x --judge-server y", "give either --judge or --judge-server"),
+        (CALIBRATE + "--prompts c --judge-server http://y", "--judge-model: missing"),
+        (CALIBRATE + "--judge x --copies 4", "--copy-text: at least one"),
+        ("tune --model x --data y --preference p --preference-batch 3 --output o", "of 2 (--preference-micro-batch)"),
+        ("evaluate instructions m --max-tokens 0", "--max-tokens: Input should be greater than or equal to 1"),
+        ("evaluate compare a b --prompts c --max-tokens 0", "--max-tokens: Input should be greater"),
+    ],
+)
+def test_a_wrong_value_is_told_with_command_and_options(command, message):
+    error = str(CliRunner().invoke(app, command.split()).exception)
+    assert error.startswith(f"lepta {command.partition(' -')[0].removesuffix(' m').removesuffix(' a b')}: ")
+    assert message in error
+
+
+def test_an_error_of_the_run_names_options_too(tmp_path):
+    command = f"vocab build --tokenizer {SMOLLM2} --corpus starter:ru/valid --size 100 --output {tmp_path / 'o'}"
+    error = str(CliRunner().invoke(app, command.split()).exception)
+    assert error.startswith("--size: 100; the vocabulary to start from has 49,152 tokens already")
+
+
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app), "lepta"))
+def test_help_names_options_and_no_fields_of_recipes(command):
+    rows = {"prompt", "answer", "chosen", "rejected", "label", "messages", "good", "bad", "phenomenon", "output"}
+    texts = [option.help or "" for option in command.params if option.param_type_name == "option"]
+    assert set(re.findall(r"`(\w+)`", " ".join(texts))) <= rows
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_low_rank_changes_need_text_of_the_source_language(pair, tmp_path):
 
 def test_text_that_fills_no_batch_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_model", None)
-    with pytest.raises(LeptaError, match=r"distill.text: 1 passages, fewer than distill.batch, 4"):
+    with pytest.raises(LeptaError, match=r"distill.text: 1 passages, fewer than `distill.batch`, 4"):
         distill_folder(*pair, lambda: ["Короткий русский текст о погоде."], settings(), 1, tmp_path)
 
 

@@ -393,7 +393,7 @@ def test_changes_of_the_body_are_added_to_the_variant(make_family, tiny_model_fo
     trained = {name: ComputedRows.of(adapted.load(name) + 0.25)}
     write_model(adapted, trained, open_tokenizer(adapted.folder), changed)
     adapted = Checkpoint(changed)
-    with pytest.raises(LeptaError, match=rf"changed: not only the embeddings differ.*{name} does too.*--body-delta"):
+    with pytest.raises(LeptaError, match=rf"changed: not only the embeddings differ.*{name} does too.*`body_delta`"):
         propagate(base, adapted, [(instruct, result)], "swap")
     assert list(result.iterdir()) == []
     (facts,) = propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
@@ -461,7 +461,7 @@ def test_changes_of_a_quantised_body_are_refused_or_left_behind(make_family, tmp
     result = tmp_path / "result"
     result.mkdir()
     for scale in (None, 1.0):
-        with pytest.raises(LeptaError, match=rf"a: {name} \(.*differs from .* quantised .* --body-delta 0"):
+        with pytest.raises(LeptaError, match=rf"a: {name} \(.*differs from .* quantised .* `body_delta` 0"):
             propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[scale])
     assert list(result.iterdir()) == []
     propagate(base, adapted, [(instruct, result)], "swap", body_deltas=[0.0])

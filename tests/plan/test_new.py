@@ -55,6 +55,24 @@ def test_much_text_is_trained_on_and_a_model_that_is_not_here_is_known_by_its_sh
     assert done.exit_code == 0, error
 
 
+@pytest.mark.parametrize(
+    ("base", "gpu", "tokens", "note"),
+    [
+        ("Qwen/Qwen3-0.6B-Base", [], 2_100_000, "about a day on 2 CPU cores;"),
+        ("Qwen/Qwen3-0.6B-Base", ["--gpu", "H100"], 1_000_000_000, "to begin with;"),
+        ("meta-llama/Meta-Llama-3-8B", ["--gpu", "H100"], 710_000_000, "about a day on 1 x H100;"),
+        ("no/body-knows", [], 180_000, "about a day on 2 CPU cores, for a model of 7,000,000,000 weights;"),
+    ],
+)
+def test_training_on_text_that_is_not_here_is_what_a_day_allows(base, gpu, tokens, note, tmp_path):
+    file = tmp_path / "a.yaml"
+    text = ["--text", "dataset:OWNER/corpus", "--valid", "v.txt"]
+    done, error = lepta("new", file, "--base", base, "--language", "kk", *text, *gpu)
+    assert done.exit_code == 0, error
+    assert read_recipe(file).pretrain[0].tokens == tokens
+    assert f"tokens: {tokens}  # {note}" in file.read_text(encoding="utf-8")
+
+
 def test_names_that_yaml_would_read_otherwise(tmp_path):
     file = tmp_path / "odd.yaml"
     done, error = lepta("new", file, "--base", 'OWNER/a: {b} # "c"', "--language", "no", "--text", "starter:ru/train")

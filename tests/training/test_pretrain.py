@@ -417,7 +417,7 @@ def test_a_run_that_gains_keeps_its_best_without_a_word(on_held_out, russian):
 def test_without_held_out_text_the_last_weights_are_written(on_held_out, russian):
     facts, scores, _ = on_held_out(russian, [], learning_rate=1e-2)
     assert not scores and "kept_step" not in facts and "warnings" not in facts
-    with pytest.raises(LeptaError, match=r"forget_limit: needs keep: best, and held-out text of the target language"):
+    with pytest.raises(LeptaError, match=r"forget_limit: needs `keep` best, and held-out text of the target language"):
         on_held_out(russian, [], forget_limit=0.1)
 
 

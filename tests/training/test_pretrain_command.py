@@ -85,17 +85,17 @@ def test_a_run_that_made_it_worse_says_so_first(place):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--trains", "newrows"], "lepta pretrain: trains: Input should be 'new-rows'"),
-        (["--batch", "0"], "lepta pretrain: batch: Input should be greater than or equal to 1"),
+        (["--trains", "newrows"], "lepta pretrain: --trains: Input should be 'new-rows'"),
+        (["--batch", "0"], "lepta pretrain: --batch: Input should be greater than or equal to 1"),
         (["--text", "absent.txt"], "absent.txt: no such file or folder"),
-        (["--micro-batch", "3"], "micro_batch: 3 does not divide the 2 examples"),
+        (["--micro-batch", "3"], "--micro-batch: 3 does not divide the 2 examples"),
         (["--original", "model", "--trains", "new-rows"], "4,300 of 4,300 rows are old"),
         (["--report-to", "nothing"], "nothing"),
         (["--keep", "best"], "keep: best need held-out text of the target language"),
         (["--learning-rate", "0.1", "--learning-rate", "0.2"], "several learning rates need held-out text"),
         (
             ["--keep", "best", "--valid", "starter:ru/valid", "--forget-limit", "0.1"],
-            "forget_limit: needs held-out text of the source language",
+            "--forget-limit: needs held-out text of the source language",
         ),
     ],
 )

@@ -169,10 +169,10 @@ def test_a_taught_run_that_is_killed_ends_in_the_same_files(place):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--teacher", "other"], "pretrain.teacher: other: id 4000 is"),
+        (["--teacher", "other"], "--teacher: other: id 4000 is"),
         (["--teacher", "nowhere"], "nowhere"),
-        (["--decay-share", "0"], "decay_share"),
-        (["--substitution", "1"], "substitution"),
+        (["--decay-share", "0"], "--decay-share"),
+        (["--substitution", "1"], "--substitution"),
     ],
 )
 def test_bad_settings_are_one_line_before_anything_runs(place, options, says):

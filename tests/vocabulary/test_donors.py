@@ -51,3 +51,12 @@ def test_a_donor_of_another_script_is_one_line(build, tiny_llama3, train):
 def test_a_donor_that_is_not_there_is_one_line(build, tiny_llama3):
     with pytest.raises(LeptaError, match=r"no/such/donor"):
         build(tiny_llama3, "extended", add=10, donor=["no/such/donor"])
+
+
+def test_what_became_of_the_donors_tokens_is_told(build, tiny_llama3, donor):
+    built = build(tiny_llama3, "extended", add=400, donor=[donor])
+    (facts,) = built.facts["donors"].values()
+    old, new = (one.vocabulary().ids_by_bytes(Kind.TEXT) for one in (tiny_llama3, built))
+    theirs = open_tokenizer(donor).vocabulary().ids_by_bytes(Kind.TEXT)
+    assert 0 < facts["taken"] < facts["candidates"] <= len(theirs.keys() - old.keys())
+    assert facts["taken"] >= len((theirs.keys() & new.keys()) - old.keys()) // 2

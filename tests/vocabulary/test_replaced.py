@@ -177,11 +177,11 @@ def test_the_same_vocabulary_again(build, tiny_llama3):
 @pytest.mark.parametrize(
     ("scenario", "numbers", "words"),
     [
-        ("replaced", {"size": 6_256}, "replaced keeps the size: give add"),
-        ("replaced", {"add": 6_256, "keep_text": ENGLISH}, "add 6,256: only .* bytes .* must stay. Ask"),
-        ("replaced", {"add": 6_000}, "add 6,000: only .* scripts other than Latin and Cyrillic .* or give keep_text"),
-        ("replaced", {"add": 10, "keep": 3}, "keep 3: .*expected scenario optimized"),
-        ("extended", {"add": 10, "keep_text": ENGLISH}, "keep_text: only scenario replaced"),
+        ("replaced", {"size": 6_256}, "replaced keeps the size: give `add`"),
+        ("replaced", {"add": 6_256, "keep_text": ENGLISH}, "add: 6,256, but only .* bytes .* must stay. Ask"),
+        ("replaced", {"add": 6_000}, "6,000, but only .* scripts other than Latin and Cyrillic .* or give `keep_text`"),
+        ("replaced", {"add": 10, "keep": 3}, "`keep` 3: .*expected scenario optimized"),
+        ("extended", {"add": 10, "keep_text": ENGLISH}, "`keep_text`: only scenario replaced"),
         ("replaced", {"add": 10, "keep_text": ["no/such.txt"]}, "no/such.txt"),
         ("replaced", {"add": 10, "most_changed": 1.5}, "most_changed: .*less than or equal to 1"),
     ],

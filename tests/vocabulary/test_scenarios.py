@@ -419,21 +419,21 @@ CORPUS = ["starter:ru/valid"]
 @pytest.mark.parametrize(
     ("name", "scenario", "numbers", "words"),
     [
-        ("tiny_llama3", "extended", {}, "either add .* or size"),
-        ("tiny_llama3", "extended", {"add": 1, "size": 9_000}, "either add .* or size"),
-        ("tiny_llama3", "extended", {"size": 6_256}, "size 6256: .*has 6,256 tokens already; expected more"),
-        ("tiny_llama3", "extended", {"size": 5}, "size 5: .*has 6,256 tokens already; expected more"),
+        ("tiny_llama3", "extended", {}, "either `add` .* or `size`"),
+        ("tiny_llama3", "extended", {"add": 1, "size": 9_000}, "either `add` .* or `size`"),
+        ("tiny_llama3", "extended", {"size": 6_256}, "size: 6256; .*has 6,256 tokens already; expected more"),
+        ("tiny_llama3", "extended", {"size": 5}, "size: 5; .*has 6,256 tokens already; expected more"),
         ("tiny_llama3", "extended", {"add": 90_000}, "corpus: only .* can be learned .* not 90,000; give more"),
         ("tiny_llama3", "extended", {"add": 5, "script": "Greek"}, "no word in the script Greek; give text"),
-        ("tiny_llama3", "bpe", {"size": 512}, "size 512: .*has 512 tokens already; expected more"),
-        ("mistral", "bpe", {"size": 100}, r"size 100: .*has \d+ tokens already; expected more"),
-        ("tiny_llama3", "unigram", {"size": 500}, r"size 500: special tokens, bytes .*expected more"),
-        ("tiny_llama3", "unigram", {"add": 500}, "unigram replaces the vocabulary: give its whole size, not add"),
+        ("tiny_llama3", "bpe", {"size": 512}, "size: 512; .*has 512 tokens already; expected more"),
+        ("mistral", "bpe", {"size": 100}, r"size: 100; .*has \d+ tokens already; expected more"),
+        ("tiny_llama3", "unigram", {"size": 500}, r"size: 500; special tokens, bytes .*expected more"),
+        ("tiny_llama3", "unigram", {"add": 500}, "unigram replaces the vocabulary: give its whole `size`, not `add`"),
         ("tiny_llama3", "unigram", {"size": 50_000}, "corpus: .*give more text or ask for a smaller"),
         ("tiny_llama3", "unigram", {"size": 530}, "size"),
-        ("tiny_llama3", "optimized", {"add": 5, "keep": 100}, r"keep 100: expected from 256 .* to 5999"),
-        ("tiny_llama3", "optimized", {"add": 5, "keep": 6_000}, r"keep 6000: expected from 256 .* to 5999"),
-        ("tiny_llama3", "extended", {"add": 5, "keep": 6_000}, "keep 6000: .*expected scenario optimized"),
+        ("tiny_llama3", "optimized", {"add": 5, "keep": 100}, r"keep: 100; expected from 256 .* to 5999"),
+        ("tiny_llama3", "optimized", {"add": 5, "keep": 6_000}, r"keep: 6000; expected from 256 .* to 5999"),
+        ("tiny_llama3", "extended", {"add": 5, "keep": 6_000}, "`keep` 6000: .*expected scenario optimized"),
         ("small_unigram", "extended", {"add": 5}, r"\.model: scenario extended needs merges.*scenario unigram"),
         ("small_unigram", "optimized", {"add": 5}, "scenario optimized needs merges"),
         ("small_unigram", "bpe", {"size": 2_000}, "scenario bpe needs merges"),
@@ -446,7 +446,7 @@ def test_numbers_that_do_not_fit_raise(request, build, name, scenario, numbers, 
 
 @pytest.mark.parametrize(("scenario", "size"), [("extended", 6_256), ("optimized", 3_256), ("bpe", 500)])
 def test_sizes_that_are_too_small_are_refused_before_any_text_is_read(build, tiny_llama3, scenario, size):
-    with pytest.raises(LeptaError, match=rf"^size {size}: the vocabulary to start from has [\d,]+ tokens already"):
+    with pytest.raises(LeptaError, match=rf"^size: {size}; the vocabulary to start from has [\d,]+ tokens already"):
         build(tiny_llama3, scenario, corpus=["no/such/text.txt"], size=size)
 
 

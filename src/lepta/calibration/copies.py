@@ -49,7 +49,7 @@ def _requests(language: str) -> list[str]:
     known: dict[str, list[str]] = shipped_data("calibration/copy_prompts.yaml")
     if language not in known:
         raise LeptaError(
-            f"copies.language: no requests in {language!r}, only in {', '.join(known)}; write copies.prompts"
+            f"copies.language: no requests in {language!r}, only in {', '.join(known)}; write `copies.prompts`"
         )
     return known[language]
 

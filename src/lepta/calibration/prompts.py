@@ -49,5 +49,5 @@ def check_asked(settings: CalibrateSettings, prompts: int, asked: int) -> None:
     if settings.prompts and not asked:
         raise LeptaError(
             f"calibrate: {prompts} different prompts in {', '.join(settings.prompts)}, and the first {settings.shown} "
-            "are put aside (shown), so none is left to be answered; give more prompts, or a smaller shown"
+            "are put aside (`shown`), so none is left to be answered; give more prompts, or a smaller `shown`"
         )

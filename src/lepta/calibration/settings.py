@@ -22,7 +22,7 @@ class AnswerSettings(Thinking):
     @model_validator(mode="after")
     def _samples_differ(self) -> "AnswerSettings":
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples: several greedy answers are all the same; give a temperature above 0")
+            raise ValueError("`samples`: several greedy answers are all the same; give a `temperature` above 0")
         return self
 
 
@@ -44,7 +44,7 @@ class JudgeSettings(Section):
         if (self.model is None) == (self.server is None):
             raise ValueError("give either `model` or `server`")
         if self.server and not self.server_model:
-            raise ValueError("server_model: missing; the judge's name on the server")
+            raise ValueError("`server_model`: missing; the judge's name on the server")
         return self
 
 
@@ -65,7 +65,7 @@ class CopySettings(Section):
     @model_validator(mode="after")
     def _has_text(self) -> "CopySettings":
         if wrong := [prompt for prompt in self.prompts if "{text}" not in prompt]:
-            raise ValueError(f"prompts: no {{text}} in {wrong[0]!r}")
+            raise ValueError(f"`prompts`: no {{text}} in {wrong[0]!r}")
         return self
 
 
@@ -99,9 +99,9 @@ class CalibrateSettings(Section):
     @model_validator(mode="after")
     def _copies_have_text(self) -> "CalibrateSettings":
         if self.copies.number and not self.copies.text:
-            raise ValueError("copies.text: at least one text source is needed")
+            raise ValueError("`copies.text`: at least one text source is needed")
         if not self.copies.number and not self.prompts:
-            raise ValueError("prompts: at least one file is needed, or copies")
+            raise ValueError("`prompts`: at least one file is needed, or copies")
         return self
 
 

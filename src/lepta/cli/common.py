@@ -68,11 +68,15 @@ def opened(
 
 
 def check_places(sources: list[str], outputs: list[Path], force: bool) -> None:
-    """Find all models and refuse outputs that exist, before anything is imported or read, which takes seconds."""
+    """Find all models and refuse outputs that exist, before anything is imported or read, which takes seconds.
+
+    Then say what is opened, since the first bar may come seconds later.
+    """
     for output in outputs:
         refuse_existing(output, force)
     for source in sources:
         locate(source, hub_files=["*.json"])  # of a hub id the small files alone: weights come when it is opened
+    log(f"opening {', '.join(sources)}")
 
 
 def say(text: str, **style: Any) -> None:
@@ -82,7 +86,8 @@ def say(text: str, **style: Any) -> None:
 
 def log(line: str) -> None:
     """Tell on standard error what a long command is doing."""
-    Terminal(stderr=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
+    quiet = console.quiet
+    Terminal(stderr=True, quiet=quiet, soft_wrap=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
 
 
 def result(facts: dict[str, Any], as_json: bool) -> None:

@@ -8,8 +8,9 @@ from rich.markup import escape
 
 from lepta.cli.common import AsJson, Force, console, log, print_json, say
 from lepta.core.errors import optional
-from lepta.core.tables import number_table
+from lepta.core.tables import number_table, significant
 from lepta.corpora.settings import read_corpus_settings
+from lepta.report.page import duration
 
 SAMPLE = 2_000_000  # characters of each source, for --dry-run
 
@@ -103,8 +104,10 @@ def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
         reasons = facts["sample"].get(name, {}).get("dropped", {})
         why = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))
         sampled = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
-        sizes = (f"{row[unit] / 1e6:,.1f}" if row[unit] is not None else "?" for unit in ("characters", "tokens_about"))
+        amounts = (row[unit] for unit in ("characters", "tokens_about"))
+        sizes = ("?" if amount is None else significant(amount / 1e6) for amount in amounts)
         shares = sampled, f"{row['kept_of_read']:.1%}"
-        table.add_row(escape(name), f"{row['bytes'] / 1e6:,.1f}", *shares, *sizes, escape(why))
+        table.add_row(escape(name), significant(row["bytes"] / 1e6), *shares, *sizes, escape(why))
     console.print(table)
-    say(f"About {facts['seconds'] / 60:,.1f} minutes here; the sample was not searched for duplicates.")
+    time = f"About {duration(facts['seconds'])}" if facts["seconds"] else "Less than a second"
+    say(f"{time} here; the sample was not searched for duplicates.")

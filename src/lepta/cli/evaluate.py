@@ -48,9 +48,9 @@ def pairs(
     _print_shares("phenomenon", found)
 
 
-@evaluate.command()
+@evaluate.command("instructions")
 @takes_settings
-def instructions(
+def evaluate_instructions(
     models: Models,
     settings: Annotated[AnswerSettings, ANSWERS],
     data: Annotated[str, typer.Option(help="YAML file of prompts with rules; ru: comes with LEPTA.")] = "ru",
@@ -74,9 +74,9 @@ def instructions(
     )
 
 
-@evaluate.command()
+@evaluate.command("compare")
 @takes_settings
-def compare(
+def evaluate_compare(
     first: Annotated[str, typer.Argument(help="Instruct model, or its name on the server.")],
     second: Annotated[str, typer.Argument(help="The one that it is compared with.")],
     prompts: Annotated[list[str], typer.Option(help="File of conversations; repeat for several.")],

@@ -8,6 +8,7 @@ A command takes a settings model as one parameter; `takes_settings` shows its fi
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from lepta.core.errors import LeptaError
 from lepta.core.settings import Section, validated
 
 SETTINGS = "Settings"  # heading of options that name none
+QUOTED = re.compile(r"`([\w.]+)`")  # how texts about settings name other ones
+HEAD = re.compile(r"([\w.]+): ")  # how errors name the setting that they are about
 
 
 @dataclass(frozen=True)
@@ -37,37 +41,89 @@ class Flags:
 @dataclass(frozen=True)
 class _Option:
     path: tuple[str, ...]
-    parameter: inspect.Parameter
+    flag: str
+    heading: str
+    info: FieldInfo
+    default: Any
+
+    @property
+    def parameter(self) -> str:
+        """Its name as a parameter of the command."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+class _Names:
+    """What a command calls settings: texts name fields as recipes do, and users of a command know its options."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names  # path of a field -> option
+
+    def option(self, field: str) -> str | None:
+        """The option of a field, named by its path, or of the list that it is in."""
+        return self._names.get(field) or self._names.get(field.rpartition(".")[0])
+
+    def text(self, text: str, section: str = "") -> str:
+        """A text with options in place of the fields in backticks, those of a section first."""
+
+        def called(found: re.Match[str]) -> str:
+            field = found[1]
+            inner = self.option(f"{section}.{field}")
+            return inner or self.option(field) or self.option(field.partition(".")[2]) or found[0]
+
+        return QUOTED.sub(called, text)
+
+    def invalid(self, field: str, message: str) -> str:
+        """What is wrong with the value of a field."""
+        text, option = self.text(message, field), self.option(field)
+        return f"{option}: {text}" if option else text
+
+    def error(self, message: str) -> str:
+        """An error that came up while the command ran: it may begin with a field, its section before it or not."""
+        head = HEAD.match(message)
+        option = head and self.text(f"`{head[1]}`")
+        if head and option and option.startswith("-"):
+            message = f"{option}: {message[head.end() :]}"
+        return self.text(message)
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command whose parameters of type `Section` are options, one for each field.
 
+    The name of the function is that of the command, `vocab_build` that of `lepta vocab build`.
     What the user does not give is not passed on, so the settings model alone knows defaults. Rules are checked there
-    too: an error names the command and the field.
+    too: an error names the command and the option.
     """
+    called = f"lepta {command.__name__.replace('_', ' ')}"
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
-    sections: dict[str, tuple[type[Section], Flags, list[_Option]]] = {}
+    sections: dict[str, tuple[type[Section], Flags, list[_Option], _Names]] = {}
+    all_names: dict[str, str] = {}
     for parameter in signature.parameters.values():
         model, flags = _section_of(parameter.annotation)
         if model is None:
             parameters.append(parameter)
+            all_names[parameter.name] = "--" + parameter.name.replace("_", "-")
             continue
         options = list(_options(model, _defaults(model, flags), flags, ()))
-        sections[parameter.name] = model, flags, options
-        parameters += [option.parameter for option in options]
+        names = {".".join(option.path): option.flag for option in options}
+        all_names |= names
+        sections[parameter.name] = model, flags, options, _Names(names)
+        parameters += [_parameter(option, _Names(names)) for option in options]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        for name, (model, flags, options) in sections.items():
+        for parameter, (model, flags, options, names) in sections.items():
             values: dict[str, Any] = {}
             for option in options:
-                value = given.pop(option.parameter.name)
+                value = given.pop(option.parameter)
                 if value is not None:
                     _put(values, option.path, value)
-            given[name] = validated(model, _on_defaults(_defaults(model, flags), values), f"lepta {command.__name__}")
-        command(**given)
+            content = _on_defaults(_defaults(model, flags), values)
+            given[parameter] = validated(model, content, called, names.invalid)
+        try:
+            command(**given)
+        except LeptaError as error:
+            raise LeptaError(_Names(all_names).error(str(error))) from error
 
     # Typer reads options from `__signature__`, which mypy does not know of functions. Keyword-only parameters may come
     # in any order, required ones or not.
@@ -98,7 +154,7 @@ def _options(model: type[Section], defaults: dict[str, Any], flags: Flags, above
             inner_defaults = dict(default) if isinstance(default, Section) else _defaults(inner, flags)
             yield from _options(inner, inner_defaults, flags, path)
         else:
-            yield _Option(path, _parameter(info, default, _flag(path, flags), _heading(path, flags)))
+            yield _Option(path, _flag(path, flags), _heading(path, flags), info, default)
 
 
 def _defaults(model: type[Section], flags: Flags) -> dict[str, Any]:
@@ -131,12 +187,13 @@ def _heading(path: tuple[str, ...], flags: Flags) -> str:
     return SETTINGS
 
 
-def _parameter(info: FieldInfo, default: Any, flag: str, heading: str) -> inspect.Parameter:
+def _parameter(option: _Option, names: _Names) -> inspect.Parameter:
     """One option. It has no default of its own: None says that the user gave nothing."""
+    info, default, flag = option.info, option.default, option.flag
     required = info.is_required()
     kind: Any = str  # the settings model converts
     metavar: str | None = _metavar(info.annotation)
-    help_text = (info.description or "").rstrip(".")
+    help_text = names.text(info.description or "", ".".join(option.path[:-1])).rstrip(".")
     if info.annotation is bool:
         assert default is False, f"{flag}: a switch turns on what is off by default"
         kind, metavar = bool, None
@@ -147,12 +204,14 @@ def _parameter(info: FieldInfo, default: Any, flag: str, heading: str) -> inspec
         shown = ", ".join(map(str, default)) if isinstance(default, list) else default
         help_text += f" (default: {shown})"
     return inspect.Parameter(
-        flag.removeprefix("--").replace("-", "_"),
+        option.parameter,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if required else None,
         annotation=Annotated[
             kind if required else kind | None,
-            typer.Option(flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=heading),
+            typer.Option(
+                flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=option.heading
+            ),
         ],
     )
 

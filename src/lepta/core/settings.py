@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -62,25 +62,38 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
     return validated(model, content, str(path))
 
 
-def validated(model: type[Settings], content: dict[str, Any], where: str) -> Settings:
-    """Check values as `read_settings` does; messages begin with `where`."""
+def _of_field(field: str, message: str) -> str:
+    return f"{field}: {message}" if field else message
+
+
+def validated(
+    model: type[Settings],
+    content: dict[str, Any],
+    where: str,
+    worded: Callable[[str, str], str] = _of_field,
+) -> Settings:
+    """Check values as `read_settings` does; messages begin with `where`.
+
+    `worded` makes one of a field's path and what is wrong with it. There, other fields of its section stand in
+    backticks.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        reasons = "; ".join(_explain(reason, content, model) for reason in error.errors()[:3])
+        reasons = "; ".join(worded(*_explain(reason, content, model)) for reason in error.errors()[:3])
         raise LeptaError(f"{where}: {reasons}") from error
 
 
-def _explain(error: Any, content: Any, model: type[Section]) -> str:
+def _explain(error: Any, content: Any, model: type[Section]) -> tuple[str, str]:
+    """Path of the field, empty for the model as a whole, and what is wrong with it."""
     field = ".".join(_as_written(error["loc"], content))
     if error["type"] == "extra_forbidden":
         known = list(_section_at(error["loc"][:-1], model).model_fields)
         hint = suggestion(str(error["loc"][-1]), known, f"known here: {', '.join(known)}")
-        return f"{field}: unknown key; {hint}"
+        return field, f"unknown key; {hint}"
     if error["type"] == "missing":
-        return f"{field}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
+        return field, "missing"
+    return field, error["msg"].removeprefix("Value error, ")
 
 
 def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import math
 import textwrap
 
 from rich.markup import escape
@@ -13,6 +14,12 @@ def number_table(first: str, *numbers: str, title: str | None = None) -> Table:
     headings = [escape(_lines(name)) for name in numbers]
     columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
     return Table(Column(escape(first), overflow="fold"), *columns, title=title, title_justify="left")
+
+
+def significant(value: float) -> str:
+    """A number with three significant digits at least, all those before the point, and never 0.0 for a small one."""
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(digits, 0)}f}"
 
 
 def _lines(heading: str) -> str:

@@ -174,8 +174,8 @@ def _choose_passages(
     )
     if len(passages.chosen) < settings.batch:  # what fills no batch is left out
         raise LeptaError(
-            f"distill.text: {len(passages.chosen)} passages, fewer than distill.batch, {settings.batch}; expected more "
-            "text or tokens, or a smaller batch"
+            f"distill.text: {len(passages.chosen)} passages, fewer than `distill.batch`, {settings.batch}; expected "
+            "more text or tokens, or a smaller batch"
         )
     if not of_source or source_documents is None:
         return passages

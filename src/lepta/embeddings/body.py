@@ -35,13 +35,13 @@ def body_changes(
             raise LeptaError(
                 f"{adapted.folder}: {name} ({adapted.entries[name].dtype}) differs from that of the base "
                 f"{base.folder}; a change of quantised numbers cannot be added to those of a variant. Leave such "
-                "changes behind with --body-delta 0, or give models that are not quantised"
+                "changes behind with `body_delta` 0, or give models that are not quantised"
             )
     changed = [name for name in floating if _differs(base, adapted, name, SAMPLE_ROWS)]
     if changed and scale is None:
         raise LeptaError(
             f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {changed[0]} does too; "
-            "carry such changes into the variant with --body-delta 1.0, or leave them behind with --body-delta 0"
+            "carry such changes into the variant with `body_delta` 1.0, or leave them behind with `body_delta` 0"
         )
     if not scale:
         return {}

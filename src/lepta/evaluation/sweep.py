@@ -109,8 +109,8 @@ def propagate_best(
     scales = max(len(settings.delta_scale), len(settings.body_delta)) > 1
     if judge is None and scales:
         raise LeptaError(
-            "propagate: several scales to choose from (delta_scale, body_delta); name held-out text (--valid) or "
-            "conversations (--answers) to choose by, or give one of each"
+            "propagate: several scales to choose from (`delta_scale`, `body_delta`); name held-out text (`valid`) or "
+            "conversations (`answers`) to choose by, or give one of each"
         )
     if not settings.several or judge is None:
         # All variants in one call: the base's half of the normal equations serves them all.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lepta.core.errors import LeptaError
 from lepta.core.settings import is_name
 from lepta.core.templates import render
-from lepta.plan.devices import Device
+from lepta.plan.devices import CPU_SHARE, MFU, Device
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import count_text
 from lepta.text.sources import STARTER
@@ -19,7 +19,12 @@ from lepta.text.sources import STARTER
 SMALL = 3_000_000  # characters: below, rows learned from the original are all that the text is enough for
 CHARACTERS_PER_TOKEN = 3  # of a new vocabulary, roughly; a recipe needs the order of magnitude
 DISTILLED = 5_000_000  # tokens beyond which distillation gains little (docs/distillation.md)
-PRETRAINED = 1_000_000_000  # tokens; a budget that one machine can have, to be raised by who has more
+PRETRAINED = 1_000_000_000  # tokens to begin with; beyond, it is for the user to say
+DAY = 86_400  # seconds that a stage of training may take, to be raised by who has more
+OPERATIONS = 6  # for each weight and token, forward and backward
+ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
+# Two cores, as the demo was measured on: a recipe does not depend on the machine that it is written on.
+CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
 LARGE = 3_000_000_000
@@ -45,15 +50,18 @@ def propose(wish: Wish) -> str:
     amount = count_text(list(wish.text))
     most = MOST_ADDED[shape is not None and shape.body > LARGE]
     characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
-    tokens = (amount.characters or PRETRAINED * CHARACTERS_PER_TOKEN) // CHARACTERS_PER_TOKEN
+    budget, assumed = _budget(wish, shape)
+    tokens = budget if amount.characters is None else amount.characters // CHARACTERS_PER_TOKEN
+    enough = amount.characters is None or amount.characters >= SMALL
     view = vars(wish) | {
         "variants": _variants(wish.variants),
         "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
         "text_note": f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how,
         "add": min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN)),
-        "distilled": max(100, min(tokens, DISTILLED)),
+        "distilled": max(100, min(tokens, budget, DISTILLED)),
         "tied": shape is not None and shape.tied,
-        "pretrained": min(tokens, PRETRAINED) if tokens * CHARACTERS_PER_TOKEN >= SMALL else None,
+        "pretrained": max(100, min(tokens, budget)) if enough else None,
+        "pretrained_note": "all of the text, once" if tokens < budget else assumed,
         **_batches(wish),
     }
     return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
@@ -65,6 +73,18 @@ def _shape(base: str) -> Shape | None:
         return shape_of(base)
     except LeptaError:
         return None
+
+
+def _budget(wish: Wish, shape: Shape | None) -> tuple[int, str]:
+    """Tokens that a stage of training may take, and what that assumes."""
+    device, weights = wish.device or CPU, shape.weights if shape else ASSUMED
+    flops = device.tflops * 1e12 * (device.share or MFU) * wish.gpus
+    tokens = int(flops * DAY / (OPERATIONS * weights))
+    if tokens >= PRETRAINED:
+        return PRETRAINED, "to begin with; more text and time make it better"
+    number = f"{wish.gpus} x {device.name}" if wish.device else device.name
+    model = "" if shape else f", for a model of {ASSUMED:,} weights"
+    return int(float(f"{tokens:.2g}")), f"about a day on {number}{model}; more text and time make it better"
 
 
 def _variants(variants: Sequence[str]) -> dict[str, str]:

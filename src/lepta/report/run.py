@@ -101,7 +101,7 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
     evaluation, numbers = data["evaluation"], _Numbers(data)
     columns, rows = ["model"], [[name] for name in evaluation["text"]]
     for language in numbers.languages:
-        columns += [f"bits/byte, {language}", f"characters/token, {language}"]
+        columns += [f"bits per byte, {language}", f"characters per token, {language}"]
         for row, scores in zip(rows, evaluation["text"].values(), strict=True):
             row += [decimal(scores[language]["bits_per_byte"], 3), decimal(scores[language]["characters_per_token"])]
     yield "Held-out text", columns, rows

@@ -228,7 +228,7 @@ def _check_held_out(settings: PretrainSettings, held_out: HeldOut) -> None:
         raise LeptaError(f"pretrain: {asks} need held-out text of the target language to choose by; name it as valid")
     if settings.forget_limit is not None and settings.keep == "last":
         raise LeptaError(
-            "pretrain.forget_limit: needs keep: best, and held-out text of the target language to choose by; "
+            "pretrain.forget_limit: needs `keep` best, and held-out text of the target language to choose by; "
             "name it as valid"
         )
     if settings.forget_limit is not None and not held_out.source:
@@ -288,8 +288,8 @@ def _sweep(
             usable[rate] = found
     if not usable:
         raise LeptaError(
-            f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed forget_limit "
-            f"on the sweep_share {settings.sweep_share:g} of the text; give lower ones"
+            f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed `forget_limit` "
+            f"on the `sweep_share` {settings.sweep_share:g} of the text; give lower ones"
         )
     return min(usable, key=lambda rate: usable[rate]), scores
 

@@ -37,7 +37,7 @@ def rows_rms(source: Checkpoint) -> float:
     squares = source.rows_of(source.input_name)[index].float().square().mean(dim=1)
     if not squares.any():
         raise LeptaError(
-            f"{source.folder}: learning_rate: auto goes by the size of the rows, which are all 0; give one"
+            f"{source.folder}: `learning_rate` auto goes by the size of the rows, which are all 0; give one"
         )
     return float(squares[squares > 0].mean().sqrt())
 

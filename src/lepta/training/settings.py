@@ -76,7 +76,9 @@ class TuneSettings(Section):
         default=False,
         description="Learn the thinking of last answers that have it (reasoning_content, or <think> in the text)",
     )
-    packing: bool = Field(default=False, description="Several conversations to a row of max_length; none sees another")
+    packing: bool = Field(
+        default=False, description="Several conversations to a row of `max_length`; none sees another"
+    )
     body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
@@ -85,7 +87,7 @@ class TuneSettings(Section):
     @model_validator(mode="after")
     def _whole_body(self) -> "TuneSettings":
         if self.trains == "full" and self.body_dtype == "4bit":
-            raise ValueError("body_dtype: 4bit weights cannot train; give another `trains`")
+            raise ValueError("`body_dtype`: 4bit weights cannot train; give another `trains`")
         return self
 
 
@@ -101,7 +103,7 @@ def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[in
     if share % micro_batch:
         raise LeptaError(
             f"micro_batch: {micro_batch} does not divide the {share} examples of a step that each process has "
-            f"(batch {batch}, {processes} processes)"
+            f"(`batch` {batch}, {processes} processes)"
         )
     return micro_batch, share // micro_batch
 
@@ -219,9 +221,9 @@ class PretrainSettings(Section):
     @model_validator(mode="after")
     def _whole_body(self) -> "PretrainSettings":
         if self.trains == "full" and self.body_dtype == "4bit":
-            raise ValueError("body_dtype: 4bit weights cannot train; give trains: embeddings+lora")
+            raise ValueError("`body_dtype`: 4bit weights cannot train; give `trains` embeddings+lora")
         if self.forget_limit is not None and self.keep == "last":
-            raise ValueError("forget_limit: needs keep: best, for weights from before the limit was passed")
+            raise ValueError("`forget_limit`: needs `keep` best, for weights from before the limit was passed")
         return self
 
 
@@ -244,7 +246,7 @@ class PreferenceSettings(Section):
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> "PreferenceSettings":
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch: {self.batch}; expected a multiple of {self.micro_batch} (micro_batch)")
+            raise ValueError(f"`batch`: {self.batch}; expected a multiple of {self.micro_batch} (`micro_batch`)")
         return self
 
     @property

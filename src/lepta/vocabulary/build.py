@@ -14,7 +14,7 @@ from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, Weights, cheapest, curve
 from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.donors import with_donors
+from lepta.vocabulary.donors import Candidates, with_donors
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
@@ -130,8 +130,9 @@ def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSou
     if scenario == "unigram":
         assert size is not None
         table = count_corpus(unigram.word_rules(vocabulary), corpus)
-        words, weights = _candidates(table, table, vocabulary, settings)
-        return _with_spec(source, unigram.train_unigram(vocabulary, words, weights, size))
+        candidates = _candidates(table, table, vocabulary, settings)
+        spec = unigram.train_unigram(vocabulary, candidates.words, candidates.weights, size)
+        return _with_spec(source, spec, candidates=candidates)
     _needs_merges(vocabulary, source, scenario)
     if size is not None:  # said before the corpus is counted, which can take hours
         _refuse_small(size, _least_start(vocabulary, scenario, settings.keep))
@@ -148,8 +149,9 @@ def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSou
         _refuse_small(size, start.size)
     number = settings.add if settings.add is not None else (size or 0) - start.size
     if scenario == "bpe":
-        spec = extend(start, *_candidates(table, table, vocabulary, settings), number)
-        return _with_spec(source, _trimmed(spec, start, table, settings))
+        candidates = _candidates(table, table, vocabulary, settings)
+        spec = extend(start, candidates.words, candidates.weights, number)
+        return _with_spec(source, _trimmed(spec, start, table, settings), candidates=candidates)
     return _extended(source, start, table, settings, number)
 
 
@@ -165,19 +167,19 @@ def _replaced(
         use = Use([*table.words, *kept.words], np.concatenate([weigh(table), weigh(kept)]), None)
     start = read_vocabulary(without_least_useful(vocabulary, settings.add, use), source.origin)
     extended = _extended(source, start, table, settings, settings.add)
-    built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec), script)
-    facts: dict[str, Any] = {"most_changed": settings.most_changed}
+    built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec))
+    facts: dict[str, Any] = extended.facts | {"most_changed": settings.most_changed}
     if texts := [text for text in settings.keep_text if not is_word_list(text)]:
         facts["kept_text"] = changes(vocabulary, built.vocabulary(), texts)
         if facts["kept_text"]["share"] > settings.most_changed:
             raise LeptaError(_too_much_changes(facts["kept_text"], settings.most_changed))
-    return replace(built, facts=built.facts | facts)
+    return replace(built, facts=facts)
 
 
 def _too_much_changes(found: dict[str, Any], limit: float) -> str:
     return (
         f"keep_text: {found['changed']:,} of {found['documents']:,} documents ({found['share']:.2%}) use tokens that "
-        f"would give up their ids, first {found['first'][0]}; expected at most {limit:.2%} (most_changed). Ask for "
+        f"would give up their ids, first {found['first'][0]}; expected at most {limit:.2%} (`most_changed`). Ask for "
         "fewer new tokens, or allow more"
     )
 
@@ -196,7 +198,7 @@ def _least_start(vocabulary: Vocabulary, scenario: Scenario, keep: int | None) -
 
 def _refuse_small(size: int, start: int) -> None:
     if size <= start:
-        raise LeptaError(f"size {size}: the vocabulary to start from has {start:,} tokens already; expected more")
+        raise LeptaError(f"size: {size}; the vocabulary to start from has {start:,} tokens already; expected more")
 
 
 def _needs_merges(vocabulary: Vocabulary, source: TokenizerSource, scenario: Scenario) -> None:
@@ -221,14 +223,14 @@ def choose_size(
     kept, held_out = words_of_script(table, script).hold_out()
     candidates = _candidates(kept, table, vocabulary, settings)
     try:
-        spec = extend(vocabulary, *candidates, MOST_ADDED, script)
+        spec = extend(vocabulary, candidates.words, candidates.weights, MOST_ADDED, script)
     except TooFewTokens as error:
-        spec = extend(vocabulary, *candidates, error.available, script)
+        spec = extend(vocabulary, candidates.words, candidates.weights, error.available, script)
     extended = read_vocabulary(spec, source.origin)
     points = curve(vocabulary, extended, held_out.words, weigh(held_out), model)
     chosen = cheapest(points)
     if not chosen.added:
-        raise LeptaError("size auto: no new token pays for its row in this model; name a size, or give other text")
+        raise LeptaError("size: auto, but no new token pays for its row in this model; name a size, or give other text")
     return _extended(source, vocabulary, table, settings, chosen.added), points, chosen
 
 
@@ -237,12 +239,12 @@ def _extended(
 ) -> TokenizerSource:
     """The tokenizer with tokens of one script added to those that are kept."""
     script = _script_of(table, settings.script)
-    words, weights = _candidates(words_of_script(table, script), table, start, settings)
+    candidates = _candidates(words_of_script(table, script), table, start, settings)
     try:
-        spec = extend(start, words, weights, number, script)
+        spec = extend(start, candidates.words, candidates.weights, number, script)
     except TooFewTokens as error:
         raise TooFewTokens(error.available, number, script) from error
-    return _with_spec(source, _trimmed(spec, start, table, settings), script)
+    return _with_spec(source, _trimmed(spec, start, table, settings), script, candidates)
 
 
 def _trimmed(spec: Spec, start: Vocabulary, table: WordTable, settings: VocabularySettings) -> Spec:
@@ -250,13 +252,11 @@ def _trimmed(spec: Spec, start: Vocabulary, table: WordTable, settings: Vocabula
     return spec if settings.trim is None else without_rare(spec, start.size, table, settings.trim)
 
 
-def _candidates(
-    words: WordTable, table: WordTable, vocabulary: Vocabulary, settings: VocabularySettings
-) -> tuple[Sequence[str], np.ndarray]:
-    """What tokens are learned from, with weights: some words of the corpus, and the donors' tokens."""
+def _candidates(words: WordTable, table: WordTable, vocabulary: Vocabulary, settings: VocabularySettings) -> Candidates:
+    """What tokens are learned from: some words of the corpus, and the donors' tokens."""
     weights = weigh(words)
     if not settings.donor:
-        return words.words, weights
+        return Candidates(words.words, weights, {})
     rules = unigram.word_rules(vocabulary) if settings.scenario == "unigram" else vocabulary.word_rules()
     return with_donors(words, weights, settings.donor, _script_of(table, settings.script), rules)
 
@@ -265,9 +265,14 @@ def _script_of(table: WordTable, script: str) -> str:
     return dominant_script(table.words, weigh(table)) if script == "auto" else script
 
 
-def _with_spec(source: TokenizerSource, spec: Spec, script: str | None = None) -> TokenizerSource:
+def _with_spec(
+    source: TokenizerSource, spec: Spec, script: str | None = None, candidates: Candidates | None = None
+) -> TokenizerSource:
     config = config_with_ids(source.config, spec)
-    return replace(source, spec=spec, config=config, facts={"script": script} if script else {}, id_map=None)
+    facts: dict[str, Any] = {"script": script} if script else {}
+    if candidates and candidates.of_donors:
+        facts["donors"] = candidates.taken(source.vocabulary(), read_vocabulary(spec, source.origin))
+    return replace(source, spec=spec, config=config, facts=facts, id_map=None)
 
 
 def save_vocabulary(

@@ -64,12 +64,12 @@ def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
 def _too_many(number: int, available: int, own_script: str | None) -> str:
     if own_script is None:
         return (
-            f"add {number:,}: only {available:,} tokens can give up their ids; special tokens, bytes and what they are "
-            "merged from must stay. Ask for fewer"
+            f"add: {number:,}, but only {available:,} tokens can give up their ids; special tokens, bytes and what "
+            "they are merged from must stay. Ask for fewer"
         )
     return (
-        f"add {number:,}: only {available:,} tokens of scripts other than Latin and {own_script} can give up their "
-        "ids; ask for fewer, or give keep_text, text of all languages that shall stay, so that any token can"
+        f"add: {number:,}, but only {available:,} tokens of scripts other than Latin and {own_script} can give up "
+        "their ids; ask for fewer, or give `keep_text`, text of all languages that shall stay, so that any token can"
     )
 
 

@@ -19,18 +19,18 @@ def misfit(
 ) -> str:
     """Why these numbers cannot be had of a scenario, and what to give; empty if they can."""
     if scenario == "replaced" and add is None:
-        return "scenario replaced keeps the size: give add, the number of tokens that are replaced by new ones"
+        return "scenario replaced keeps the size: give `add`, the number of tokens that are replaced by new ones"
     if keep_text and scenario != "replaced":
-        return f"keep_text: only scenario replaced chooses tokens by it, not {scenario}"
+        return f"`keep_text`: only scenario replaced chooses tokens by it, not {scenario}"
     if (add is None) == (size is None):
-        return "give either add (number of new tokens) or size (of the whole vocabulary)"
+        return "give either `add` (number of new tokens) or `size` (of the whole vocabulary)"
     for name, number in (("add", add), ("size", size)):
         if isinstance(number, int) and number > LARGEST_VOCABULARY:
-            return f"{name} {number}: more tokens than any vocabulary has; give at most {LARGEST_VOCABULARY:,}"
+            return f"`{name}` {number}: more tokens than any vocabulary has; give at most {LARGEST_VOCABULARY:,}"
     if size == "auto" and scenario != "extended":
-        return f"size auto: only of scenario extended; for {scenario} name a size"
+        return f"`size` auto: only of scenario extended; for {scenario} name a size"
     if keep is not None and scenario != "optimized":
-        return f"keep {keep}: scenario {scenario} keeps all old tokens or none; expected scenario optimized"
+        return f"`keep` {keep}: scenario {scenario} keeps all old tokens or none; expected scenario optimized"
     if size is None and scenario == "unigram":
-        return "scenario unigram replaces the vocabulary: give its whole size, not add"
+        return "scenario unigram replaces the vocabulary: give its whole `size`, not `add`"
     return ""

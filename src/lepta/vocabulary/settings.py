@@ -36,7 +36,7 @@ class VocabularySettings(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="replaced: share of the documents of keep_text whose ids may change",
+        description="replaced: share of the documents of `keep_text` whose ids may change",
     )
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
     donor: list[str] = Field(

@@ -57,6 +57,7 @@ class TokenizerSource:
         Where it was read from.
     facts : dict
         What building it found, if it was just built: `script`, the Unicode script of the tokens that were added;
+        `donors`, how many candidates each donor gave and how many were taken;
         `kept_text`, what changed in text that is to stay (scenario `replaced`).
     id_map : dict or None
         Contents of `id_map.json`: the scenario that it was built by, and where each old id went.

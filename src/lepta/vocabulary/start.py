@@ -75,7 +75,7 @@ def number_to_keep(vocabulary: Vocabulary, number: int | None) -> int:
     number = len(ids) // 2 if number is None else number
     least = len(_always_kept(vocabulary)) - len(vocabulary.ids_of(Kind.SPECIAL))
     if not least <= number < len(ids):
-        raise LeptaError(f"--keep {number}: expected from {least} (bytes and characters) to {len(ids) - 1}")
+        raise LeptaError(f"keep: {number}; expected from {least} (bytes and characters) to {len(ids) - 1}")
     return number
 
 

@@ -55,7 +55,7 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     number = size - len(before) - len(after) - 256 - len(lines)
     if number <= 0:
         raise LeptaError(
-            f"--size {size}: special tokens, bytes and line breaks alone are {size - number}; expected more"
+            f"size: {size}; special tokens, bytes and line breaks alone are {size - number}; expected more"
         )
     trained = _train(words, weights, number + int(number * SURPLUS))
     signs = [sign for sign in SIGNS if sign not in trained and sign not in lines]
