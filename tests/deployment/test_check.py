@@ -1,6 +1,5 @@
 """What `lepta check` says of model folders; each rule is one that the consumer itself was seen to follow."""
 
-import dataclasses
 import json
 from dataclasses import replace
 
@@ -151,7 +150,7 @@ def test_pieces_are_read_from_the_model_file(tiny_model_folder, mistral):
 def test_no_space_before_text_is_a_step_for_llama_cpp(tiny_model_folder, mistral):
     steps = [step for step in mistral.spec["normalizer"]["normalizers"] if step["type"] != "Prepend"]
     spec = mistral.spec | {"normalizer": {"type": "Sequence", "normalizers": steps}}
-    folder = tiny_model_folder(rows=32_000, tokenizer=dataclasses.replace(mistral, spec=spec))
+    folder = tiny_model_folder(rows=32_000, tokenizer=replace(mistral, spec=spec))
     verdict = verdicts(folder, "llama.cpp")["llama.cpp"]
     assert verdict.status == "step" and "export gguf" in verdict.step
 

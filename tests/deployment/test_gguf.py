@@ -89,6 +89,22 @@ def test_vocabulary_that_sentencepiece_cannot_say(unigram, tiny_model_folder, ot
     fails("no spiece.model in it, from which", folder, tmp_path / "a.gguf", "f16", str(other_converter))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tie_word_embeddings": True}, r"config.json ties a head that is stored and differs"),
+        ({"vocab_size": 7}, r"config.json says vocab_size 7, the matrix has"),
+    ],
+)
+def test_config_that_contradicts_the_weights(
+    tiny_model_folder, tiny_extended, other_converter, tmp_path, changes, message
+):
+    folder = tiny_model_folder(rows=tiny_extended.vocabulary().size, tokenizer=tiny_extended, tied=False)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(message, folder, tmp_path / "a.gguf", "f16", str(other_converter))
+
+
 def test_no_room_on_the_disk(model, other_converter, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1_000))
     fails("0.0 GB are needed there, 0.0 GB are free", model, tmp_path / "a.gguf", "f16", str(other_converter))

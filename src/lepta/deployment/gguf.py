@@ -19,6 +19,7 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.core.output import claimed, partial_of, write_json
 from lepta.core.progress import track
+from lepta.deployment.consumers import Deployed
 from lepta.deployment.launcher import NO_SUCH_PLACE
 from lepta.deployment.llama_server import LlamaServer, find_server
 from lepta.deployment.probe import LINES, SENTENCES, probe_lines
@@ -98,6 +99,7 @@ def export_gguf(
         raise LeptaError(f"{model}: no tokenizer in it; expected one of {', '.join(TOKEN_FILES)} beside the weights")
     source = open_tokenizer(model)
     vocabulary = source.vocabulary()
+    _check_weights(Deployed(checkpoint, source, vocabulary))
     settings = _settings(vocabulary, source, found)
     _check_space(checkpoint, kind, output)
     with claimed(output), _with_scores(model, source, vocabulary) as folder:
@@ -153,6 +155,17 @@ def _with_scores(model: Path, source: TokenizerSource, vocabulary: Vocabulary) -
             if not (folder / file.name).exists():
                 (folder / file.name).symlink_to(file.resolve())
         yield folder
+
+
+def _check_weights(model: Deployed) -> None:
+    """LeptaError for what the converter takes without a word, and writes a model that answers otherwise."""
+    if model.fault:
+        raise LeptaError(f"{model.folder}: {model.fault}; correct config.json, or copy the folder again")
+    if model.head_is_dropped:
+        raise LeptaError(
+            f"{model.folder}: config.json ties a head that is stored and differs, and the converter would drop it; "
+            'write "tie_word_embeddings": false into config.json'
+        )
 
 
 def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
