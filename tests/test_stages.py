@@ -212,6 +212,19 @@ def checkpointing(output, settings, fail):
     return Pipeline(output, [Stage("train", {}, settings, run)])
 
 
+@pytest.mark.parametrize("name", [None, "checkpoint-7/trained.safetensors"])
+def test_a_stage_that_is_refused_leaves_nothing_but_work(tmp_path, name):
+    def run(folder):
+        if name:
+            (folder / CHECKPOINTS / name).parent.mkdir()
+            (folder / CHECKPOINTS / name).touch()
+        raise LeptaError("layer: 99")
+
+    with pytest.raises(LeptaError, match="layer: 99"):
+        Pipeline(tmp_path, [Stage("train", {}, {}, run)]).run()
+    assert partial_of(tmp_path / "train").exists() == (name is not None)
+
+
 @pytest.mark.parametrize(
     ("settings", "options", "found"),
     [({"a": 1}, {}, "half way"), ({"a": 2}, {}, None), ({"a": 1}, {"force": True}, None)],

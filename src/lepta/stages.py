@@ -271,6 +271,9 @@ class Pipeline:
         with claimed(folder):
             try:
                 seconds = self._run_claimed(stage, resume)
+            except LeptaError:
+                _clear(partial_of(folder))
+                raise
             except OSError as error:
                 raise LeptaError(
                     f"{folder}: cannot be written ({error.strerror or error}); "
@@ -326,12 +329,22 @@ def _difference(old: dict[str, Any], new: dict[str, Any], called: Callable[[str]
 def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """LeptaError if training was interrupted under other settings: hours of work are not thrown away unasked."""
     difference = _difference(old, new)
-    costly = any(file.suffix in (".safetensors", ".jsonl") for file in (partial / CHECKPOINTS).rglob("*"))
-    if difference and costly:
+    if difference and _is_costly(partial):
         raise LeptaError(
             f"{partial / CHECKPOINTS}: holds checkpoints of an interrupted run with other settings ({difference}); "
             f"restore them to go on, or start over with --from {new['stage']} (lepta pretrain: --force)"
         )
+
+
+def _is_costly(partial: Path) -> bool:
+    """Whether a stage that was interrupted has left work that another run can go on from."""
+    return any(file.suffix in (".safetensors", ".jsonl") for file in (partial / CHECKPOINTS).rglob("*"))
+
+
+def _clear(partial: Path) -> None:
+    """Remove what a stage that was refused has left, unless that is work; another process may do the same."""
+    if not _is_costly(partial):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def environment() -> dict[str, str | int | None]:

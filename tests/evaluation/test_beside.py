@@ -1,6 +1,7 @@
 """Minimal pairs, instructions with checkable rules, and answers side by side."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def test_rules_are_checked(rules, good, bad):
         ("instructions: [{prompt: Раз, rules: {words: {}}}]", "give exactly, at_least or at_most"),
         ("instructions: [{prompt: Раз, rules: {word: {exactly: 1}}}]", "words"),
         ("instructions: [{prompt: Раз, rules: {script: Klingon}}]", "no Unicode script 'Klingon'"),
+        ("instructions: [{prompt: Раз, rules: {words: , format: json}}]", "words says nothing"),
+        ("instructions: [{prompt: Раз, rules: {words: {exactly: }}}]", "give exactly, at_least or at_most"),
+        ("instructions: [{prompt: Раз, rules: {words: {at_least: 3, at_most: 2}}}]", "at_least 3 is above at_most 2"),
+        ("instructions: [{prompt: Раз, rules: {words: {exactly: 3, at_most: 2}}}]", "exactly stands alone"),
+        ("instructions: [{prompt: Раз, rules: {starts: ''}}]", "starts"),
         ("[1]", "expected `instructions`"),
     ],
 )
@@ -105,6 +111,23 @@ def test_a_file_of_instructions_that_is_wrong_is_one_line(content, match, tmp_pa
     (tmp_path / "i.yaml").write_text(content)
     with pytest.raises(LeptaError, match=match):
         read_instructions(tmp_path / "i.yaml")
+
+
+@pytest.mark.parametrize("place", ["", ".", "no/ru"])
+def test_a_place_that_is_no_file_is_told_with_the_names_that_are_known(place):
+    for read in (read_instructions, read_pairs):
+        with pytest.raises(LeptaError, match=rf"^{place}: no such file; expected a file of .* comes with LEPTA: ru"):
+            read(place)
+
+
+@pytest.mark.parametrize("answer", ["[" * 100_000, "-" * 100_000, "- " * 50_000, "1" * 10_000, "\n" * 99_999 + "x"])
+def test_no_answer_stops_the_check_or_takes_long(answer):
+    count = {"at_least": 1_000}
+    names = ("words", "sentences", "paragraphs", "points")
+    rules = Rules.model_validate(dict.fromkeys(names, count) | {"format": "json", "script": "Cyrillic"})
+    started = time.process_time()
+    assert not any(kept_rules(rules, answer).values())
+    assert time.process_time() - started < 2
 
 
 def test_a_model_is_asked_and_its_answers_are_counted(chat):

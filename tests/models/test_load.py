@@ -6,12 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig
+from transformers import AutoConfig, MistralConfig
 
 from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
+from lepta.plan.shapes import shape_of
 from lepta.vocabulary.source import open_tokenizer
 
 
@@ -25,6 +26,18 @@ def without_tensor(folder, name):
     tensors = load_file(path)
     del tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "number"),
+    [("llama", "num_hidden_layers", 10**6), ("gpt2", "n_layer", 10**6), ("gptj", "n_layer", 10**7)],
+)
+def test_a_number_of_layers_that_no_model_has_is_refused_under_any_name(kind, name, number, tmp_path):
+    """Each layer would be built, if only on the meta device."""
+    config = AutoConfig.for_model(kind, **{name: 2}).to_dict() | {name: number}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LeptaError, match=rf"{name}"):
+        shape_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(

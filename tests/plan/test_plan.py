@@ -11,7 +11,7 @@ import torch
 import yaml
 import zstandard
 from pyarrow import parquet
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from lepta.cli import app
@@ -22,12 +22,13 @@ from lepta.plan.devices import devices_named, known_devices, this_machine
 from lepta.plan.plan import cost_here, make_plan, plan_stages
 from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate, vocabulary_at
-from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, memory, stage_weights
+from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, lora_weights, memory, stage_weights
 from lepta.recipe import Recipe
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.training import blocks
-from lepta.training.settings import PretrainSettings, split_batch
+from lepta.training.settings import Lora, PretrainSettings, split_batch
+from lepta.training.trainable import add_lora
 from lepta.vocabulary import gguf_reader
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -244,6 +245,18 @@ def test_weights_that_train_by_part():
     assert full["frozen"] == 0 and full["trained"] == shape.weights + 2 * 23328 * 4096
     lora = {"pretrain": {"tokens": 1, "trains": "embeddings+lora", "lora": {"rank": 16, "targets": ["q_proj"]}}}
     assert make_plan(recipe_of(MISTRAL, **lora), measure=False)["stages"][0]["weights"]["lora"] == 32 * 16 * 8192
+
+
+def test_low_rank_changes_of_matrices_that_are_turned_round(tmp_path):
+    """GPT-2 has no linear layers of torch's own kind."""
+    GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=500).save_pretrained(tmp_path)
+    shape = shape_of(str(tmp_path))
+    lora = Lora(rank=4)
+    model = AutoModelForCausalLM.from_config(GPT2Config.from_pretrained(tmp_path))
+    add_lora(model, lora)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert lora_weights(shape, lora) == trained
+    assert shape.linear_weights == 2 * 12 * 32 * 32
 
 
 def test_tied_embeddings_are_trained_once():

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 
 import pytest
 
@@ -49,6 +50,22 @@ def test_folder_is_read_whole_in_sorted_order(tmp_path):
 
 def labels(*paths):
     return [(document.text, document.source, document.name) for document in read_labelled(map(str, paths))]
+
+
+def test_a_folder_that_vanishes_while_it_is_read_is_passed_over(tmp_path, monkeypatch):
+    """As those of processes do, in /proc."""
+    for name in ("gone/a.txt", "kept/b.txt", ".hidden/c.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("Текст.")
+    scan = os.scandir
+
+    def vanishing(place):
+        if str(place).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert text_files(str(tmp_path)) == [tmp_path / "kept" / "b.txt"]
 
 
 def test_rows_name_their_source_and_work(write_lines):

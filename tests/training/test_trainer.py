@@ -72,13 +72,19 @@ def test_checkpoints_hold_what_trains_and_nothing_else(go, tmp_path):
     assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 4000 * 32 * 12 + 100_000
 
 
-def test_a_half_written_checkpoint_is_left_for_the_one_before(go, tmp_path):
-    go(save_every=5)
-    checkpoint = tmp_path / "work" / "checkpoint-10"
-    shutil.copytree(checkpoint, tmp_path / "work" / "checkpoint-12")
-    (tmp_path / "work" / "checkpoint-12" / "trainer_state.json").write_text("{")
-    assert last_checkpoint(tmp_path / "work") == str(checkpoint)
-    assert not (tmp_path / "work" / "checkpoint-12").exists()
+@pytest.mark.parametrize("name", ["trainer_state.json", "trained.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_a_checkpoint_that_is_cut_short_is_left_for_the_one_before(go, tmp_path, name):
+    whole, expected, _ = go(save_every=5)
+    work = tmp_path / "other"
+    with pytest.raises(Stop):
+        go(stopping(8), work, save_every=3)
+    for number, share in ((8, 0.5), (9, 0)):
+        later = shutil.copytree(work / "checkpoint-6", work / f"checkpoint-{number}")
+        content = (later / name).read_bytes()
+        (later / name).write_bytes(content[: int(len(content) * share)])
+    curve, found, _ = go(work=work, save_every=0)
+    assert torch.equal(found, expected) and [entry for entry in curve if "loss" in entry] == whole
+    assert [folder.name for folder in work.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
 def test_a_checkpoint_of_other_weights_is_refused(go, tmp_path, folder, listed):

@@ -3,7 +3,6 @@
 A file has prompts, each with the rules that its answer must keep.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from lepta.calibration.writers import Refusal, Sampling
 from lepta.core.errors import LeptaError
 from lepta.core.intervals import Share
 from lepta.core.progress import progress
-from lepta.core.reading import read_yaml
+from lepta.core.reading import parse_json, read_yaml
 from lepta.core.settings import Section, validated
 from lepta.evaluation.shipped import evaluation_file
 
 SCRIPT_SHARE = 0.95  # of the letters, for a name or a formula may be in another script
 POINT = regex.compile(r"(?m)^\s*(?:[-*•–—]|\d+[.)])\s+\S")
-SENTENCE = regex.compile(r"[^.!?…]*\w[^.!?…]*(?:[.!?…]+|$)")
+END_OF_SENTENCE, IN_WORDS = regex.compile(r"[.!?…]+"), regex.compile(r"[\w'’-]+")
 FENCE = regex.compile(r"(?s)^```\w*\n(.*)\n```$")
 
 
@@ -36,6 +35,9 @@ def _known_script(name: str) -> str:
     return name
 
 
+Words = Annotated[str, Field(min_length=1)]
+
+
 class Count(Section):
     """How many there must be."""
 
@@ -45,8 +47,12 @@ class Count(Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> "Count":
-        if not self.model_fields_set:
-            raise ValueError("give exactly, at_least or at_most")
+        if not self.model_fields_set or None in self.model_dump(include=self.model_fields_set).values():
+            raise ValueError("give exactly, at_least or at_most, as a number")
+        if self.exactly is not None and len(self.model_fields_set) > 1:
+            raise ValueError("exactly stands alone")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}")
         return self
 
     def holds(self, number: int) -> bool:
@@ -64,10 +70,10 @@ class Rules(Section):
     sentences: Count | None = None
     paragraphs: Count | None = Field(default=None, description="Parts with an empty line between them")
     points: Count | None = Field(default=None, description="Lines that begin with a dash, a star or a number")
-    contains: list[str] | None = Field(default=None, min_length=1, description="Texts in it, in any case")
-    lacks: list[str] | None = Field(default=None, min_length=1, description="Texts not in it, in any case")
-    starts: str | None = Field(default=None, description="How it begins, in any case")
-    ends: str | None = Field(default=None, description="How it ends, in any case")
+    contains: list[Words] | None = Field(default=None, min_length=1, description="Texts in it, in any case")
+    lacks: list[Words] | None = Field(default=None, min_length=1, description="Texts not in it, in any case")
+    starts: Words | None = Field(default=None, description="How it begins, in any case")
+    ends: Words | None = Field(default=None, description="How it ends, in any case")
     script: Annotated[str, AfterValidator(_known_script)] | None = Field(
         default=None, description="Unicode script of its letters"
     )
@@ -78,6 +84,8 @@ class Rules(Section):
     def _one_at_least(self) -> "Rules":
         if not self.model_fields_set:
             raise ValueError("give at least one rule")
+        if empty := [name for name in sorted(self.model_fields_set) if getattr(self, name) is None]:
+            raise ValueError(f"{empty[0]} says nothing; give it a value, or leave it out")
         return self
 
 
@@ -115,16 +123,21 @@ def _in_script(text: str, script: str) -> bool:
 def _is_json(text: str) -> bool:
     fenced = FENCE.match(text)
     try:
-        json.loads(fenced[1] if fenced else text)
-    except ValueError:
+        parse_json(fenced[1] if fenced else text, "answer")
+    except LeptaError:
         return False
     return True
 
 
+def _with_letters(parts: list[str]) -> int:
+    """How many of the parts have a letter or digit; one pass, for a model may write a long line of dashes."""
+    return sum(regex.search(r"\w", part) is not None for part in parts)
+
+
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "characters": lambda text, count: count.holds(len(text)),
-    "words": lambda text, count: count.holds(len(regex.findall(r"[\w'’-]*\w[\w'’-]*", text))),
-    "sentences": lambda text, count: count.holds(len(SENTENCE.findall(text))),
+    "words": lambda text, count: count.holds(_with_letters(IN_WORDS.findall(text))),
+    "sentences": lambda text, count: count.holds(_with_letters(END_OF_SENTENCE.split(text))),
     "paragraphs": lambda text, count: count.holds(len(regex.split(r"\n\s*\n", text)) if text else 0),
     "points": lambda text, count: count.holds(len(POINT.findall(text))),
     "contains": lambda text, parts: all(part.casefold() in text.casefold() for part in parts),

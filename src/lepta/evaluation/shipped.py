@@ -12,7 +12,7 @@ FOLDER = Path(str(resources.files("lepta"))) / "data" / "evaluation"
 def evaluation_file(source: str | Path, kind: str, suffix: str) -> Path:
     """The file that a name stands for; LeptaError if there is none, with the names that are known."""
     shipped = FOLDER / f"{kind}_{source}{suffix}"
-    if is_there(source):
+    if is_there(source) and not expanded(source).is_dir():
         return expanded(source)
     if shipped.parent == FOLDER and shipped.is_file():
         return shipped

@@ -9,7 +9,8 @@ from lepta.vocabulary.schema import Flag
 
 MOST_LAYERS = 10_000
 LARGEST = 1 << 24  # of a field that sizes something: transformers builds lists and tensors so long before it looks
-SIZES = re.compile(r"(num|n)_\w+|\w+_(size|sizes|layers|heads|dim|experts|layer|head|embd)")
+SIZES = re.compile(r"(num|n)_\w+|d_model|\w+_(size|sizes|heads|dim|experts|head|embd)")
+LAYERS = re.compile(r"(\w+_)?(layers?|depth)")  # each is built; num_hidden_layers has other names in some families
 REMEDY = "copy or download it again"
 
 Value = TypeVar("Value")
@@ -31,8 +32,11 @@ class ModelConfig(BaseModel):
     @classmethod
     def _sizes(cls, fields: Value) -> Value:
         for name, value in fields.items() if isinstance(fields, dict) else ():
-            if isinstance(value, int) and abs(value) > LARGEST and SIZES.fullmatch(name):
-                raise ValueError(f"{name} is {str(value)[:20]}; expected at most {LARGEST:,}")
+            if not isinstance(value, int):
+                continue
+            for names, most in ((LAYERS, MOST_LAYERS), (SIZES, LARGEST)):
+                if abs(value) > most and names.fullmatch(name):
+                    raise ValueError(f"{name} is {str(value)[:20]}; expected at most {most:,}")
         return fields
 
 

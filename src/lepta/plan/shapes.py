@@ -253,7 +253,8 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     conform(ModelConfig, config, where, REMEDY)
     inner = config.get("text_config")
     text = copy.deepcopy(inner if isinstance(inner, dict) else config)
-    if missing := [name for name in NEEDED if text.get(name) is None]:
+    own = _own_names(text)
+    if missing := [name for name in NEEDED if text.get(own.get(name, name), text.get(name)) is None]:
         raise LeptaError(f"{where}: no {', '.join(missing)}; expected the config.json of a language model")
     if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
@@ -271,11 +272,21 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     return Shape(name=source, source="config.json", tokens=sizes["rows"], **sizes, **more)
 
 
+def _own_names(config: dict[str, Any]) -> dict[str, str]:
+    """What a family calls fields that most call otherwise: GPT-2 has `n_layer` for `num_hidden_layers`."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    return CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+
+
 @cache
 def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
     """The whole config of a model, weights outside the embedding matrices, linear layers, and whether it is tied."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lepta.models.language_model import linear_layers
 
     whole = AutoConfig.for_model(**json.loads(config))
     with torch.device("meta"):
@@ -283,7 +294,7 @@ def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
     found: Counter[tuple[str, int, int]] = Counter()
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and id(module.weight) not in ends:
-            found[name.rpartition(".")[2], module.in_features, module.out_features] += 1
+    for path in linear_layers(model):
+        outputs, inputs = model.get_submodule(path).weight.shape  # GPT-2 has them turned round
+        found[path.rpartition(".")[2], inputs, outputs] += 1
     return whole, body, tuple(Linear(*key, number) for key, number in found.items()), len(ends) == 1

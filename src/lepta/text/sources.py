@@ -15,6 +15,7 @@ A text source is one of
 Text is in the field "text" of a row, or in the one named behind the file or folder: path/to/file.parquet?field=content
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -74,8 +75,12 @@ def text_files(source: str) -> list[Path]:
     else:
         path = BUILTIN_ITEMS if place == BENCHMARK else expanded(place)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
-        files = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
+        files = []
+        for place_inside, folders, names in os.walk(path):  # what vanishes meanwhile, as in /proc, is passed over
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found = [Path(place_inside) / name for name in names if not name.startswith(".")]
+            files += [file for file in found if file.name.endswith(TEXT_SUFFIXES) and file.is_file()]
+        files.sort()
         if not files:
             raise LeptaError(f"{path}: no text here; expected files ending in {', '.join(TEXT_SUFFIXES)}")
         return files

@@ -153,21 +153,29 @@ def merged_error(model: Any, weights: dict[str, torch.Tensor], source: Path, fol
     Both are computed in float32 on the CPU, from the files: what the body was rounded to while it trained counts
     for nothing. `Unlike` if the error is more than rounding to the files' dtype explains.
     """
-    ids = torch.linspace(0, Checkpoint(folder).rows - 1, PROBE).long()[None]
-    trained = _on_exact_weights(model, weights, source)
-    merged = complete_model(folder, dtype=torch.float32).eval()
-    error = _difference(trained, merged, ids)
-    if not _rounded(folder) and error > LARGEST_ERROR:
+    error = _difference(model, weights, source, folder, torch.float32)
+    if not _rounded(folder) and not error <= LARGEST_ERROR:
         # Each layer rounds in float32; where that may be all that differs, float64 tells.
-        error = _difference(trained.double(), merged.double(), ids)
-    if error > (LARGEST_ROUNDING if _rounded(folder) else LARGEST_ERROR):
+        error = _difference(model, weights, source, folder, torch.float64)
+    if not error <= (LARGEST_ROUNDING if _rounded(folder) else LARGEST_ERROR):  # NaN is no agreement either
         raise Unlike(f"{folder}: the merged model's logits differ from the trained one's by {error:.3g} of their size")
     return error
 
 
-def _on_exact_weights(model: Any, weights: dict[str, torch.Tensor], source: Path) -> Any:
+def _difference(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path, dtype: torch.dtype) -> float:
+    """Root mean square of the difference of both models' logits, by that of the trained one's.
+
+    One model after the other is in memory.
+    """
+    ids = torch.linspace(0, Checkpoint(folder).rows - 1, PROBE).long()[None]
+    trained = _on_exact_weights(model, weights, source, dtype)(input_ids=ids).logits
+    merged = complete_model(folder, dtype=dtype).eval()(input_ids=ids).logits
+    return float((trained - merged).norm() / trained.norm())
+
+
+def _on_exact_weights(model: Any, weights: dict[str, torch.Tensor], source: Path, dtype: torch.dtype) -> Any:
     """What was trained, on the weights of the files it started from."""
-    exact = complete_model(source, dtype=torch.float32)
+    exact = complete_model(source, dtype=dtype)
     if adapters := getattr(model, "peft_config", None):
         from peft import inject_adapter_in_model
 
@@ -181,12 +189,6 @@ def _on_exact_weights(model: Any, weights: dict[str, torch.Tensor], source: Path
 def _rounded(folder: Path) -> bool:
     """Whether a folder's files have weights in a dtype other than float32."""
     return any(entry.dtype != "F32" for entry in Checkpoint(folder).entries.values())
-
-
-def _difference(trained: Any, merged: Any, ids: torch.Tensor) -> float:
-    """Root mean square of the difference of two models' logits, by that of the first one's."""
-    before, after = trained(input_ids=ids).logits, merged(input_ids=ids).logits
-    return float((before - after).norm() / before.norm())
 
 
 def _replaced(stored: Rows, parts: list[tuple[torch.Tensor, torch.Tensor]], rows: slice) -> torch.Tensor:

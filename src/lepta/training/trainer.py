@@ -5,6 +5,7 @@ import math
 import operator
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lepta.core.errors import LeptaError
-from lepta.core.progress import progress
+from lepta.core.progress import console, progress
 from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.precision import autocast_of, low_dtype
 from lepta.training.distributed import processes
@@ -355,15 +357,27 @@ def _curve(history: list[dict[str, Any]], tokens_after: np.ndarray) -> list[dict
 
 
 def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; the first process deletes half-written ones.
+    """The newest whole checkpoint; the first process deletes those that an interruption left half-written.
 
-    Trainer writes `trainer_state.json` last, so a checkpoint with a readable one is whole.
+    Trainer writes `trainer_state.json` last, but a machine that goes down may lose the end of any file.
     """
     whole = []
     for folder in work.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            whole.append((json.loads((folder / "trainer_state.json").read_bytes())["global_step"], folder))
-        except (OSError, ValueError, KeyError):
-            if processes().is_main_process:
-                shutil.rmtree(folder, ignore_errors=True)
+        if _is_whole(folder):
+            whole.append((int(folder.name.rpartition("-")[2]), folder))
+        elif processes().is_main_process:
+            console.print(f"  {folder.name} is cut short; it is deleted, and training goes on without it")
+            shutil.rmtree(folder, ignore_errors=True)
     return str(max(whole)[1]) if whole else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of a checkpoint can be opened: safetensors know their length, the archives of torch end."""
+    try:
+        json.loads((folder / "trainer_state.json").read_bytes())
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(file) for file in folder.glob("*.pt*"))
