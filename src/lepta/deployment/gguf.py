@@ -149,7 +149,8 @@ def _with_scores(model: Path, source: TokenizerSource, vocabulary: Vocabulary) -
         if not (folder / needed[0]).is_file():
             raise LeptaError(
                 f"{model}: no {needed[0]} in it, from which the converter takes the scores of pieces, and "
-                "SentencePiece cannot do what tokenizer.json does; copy the file from the original, or use scenario extended or bpe"
+                "SentencePiece cannot do what tokenizer.json does; copy the file from the original, or use scenario "
+                "extended or bpe"
             )
         for file in model.iterdir():
             if not (folder / file.name).exists():
