@@ -1,6 +1,7 @@
 """The pages are true: links lead somewhere, commands parse, code compiles, both READMEs agree, the site builds."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -78,6 +79,18 @@ def test_python_compiles(page):
     for language, code in FENCED.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             compile(code, page.name, "exec")
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").rglob("*.ipynb")), ids=ids)
+def test_notebooks_run_from_top_to_bottom(notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{notebook.name} {cell['id']}", "exec"), names)
+    first, last = names["scores"]
+    assert last.characters_per_token > 1.5 * first.characters_per_token and "bits per byte" in capsys.readouterr().out
 
 
 def test_russian_readme_is_equal_to_the_english_one():

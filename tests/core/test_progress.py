@@ -34,3 +34,13 @@ def test_control_characters_of_texts_are_shown_and_not_sent(capsys):
     print_json({"name": "\x9b31m\u202e"})
     shown = capsys.readouterr()
     assert "\x1b" not in shown.err and "\x9b" not in shown.out and json.loads(shown.out)["name"] == "\x9b31m\u202e"
+
+
+def test_a_notebook_has_bars_where_it_can_draw_them(monkeypatch, capsys):
+    monkeypatch.setattr(module, "console", Terminal(stderr=True, force_jupyter=True))
+    for there, kind in ((None, module._Lines), (object(), module._Bar)):
+        monkeypatch.setattr(module, "find_spec", lambda name, there=there: there)
+        monkeypatch.setattr(module.Progress, "start", lambda self: None)  # IPython draws
+        monkeypatch.setattr(module.Progress, "stop", lambda self: None)
+        with progress("steps", 100) as meter:
+            assert type(meter) is kind

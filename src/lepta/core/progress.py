@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
@@ -47,12 +48,12 @@ class Meter(Protocol):
 
 @contextmanager
 def progress(description: str, total: float | None) -> Iterator[Meter]:
-    """Show how far the block has come: a bar that goes away, or lines where standard error is no terminal.
+    """Show how far the block has come: a bar that goes away, or lines where standard error is no terminal or notebook.
 
     Without a total it shows what is done and for how long.
     """
     description = printable(description)
-    if not console.is_terminal:
+    if not (console.is_terminal or _in_notebook()):
         yield _Lines(description, total)
         return
     columns = (
@@ -66,6 +67,11 @@ def progress(description: str, total: float | None) -> Iterator[Meter]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         yield _Bar(bars, bars.add_task(description, total=total, note=""))
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook can show bars: rich draws them by ipywidgets."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 class _Bar:
