@@ -51,7 +51,7 @@ def test_word_lists_do_not_count(tiny_llama3):
     with pytest.raises(TooFewTokens) as few:
         extend(vocabulary, [" словарь"], np.array([1e6]), 100, "Cyrillic")
     spec = extend(vocabulary, [" словарь"], np.array([1e6]), few.value.available, "Cyrillic")
-    with pytest.raises(LeptaError, match="trim: the corpus has word lists alone; expected text"):
+    with pytest.raises(LeptaError, match="`trim`: the corpus has word lists alone; expected text"):
         without_rare(spec, vocabulary.size, counter.table(), LEAST)
     counter.add(read_labelled([TEXT]))
     trimmed = without_rare(spec, vocabulary.size, counter.table(), LEAST)
@@ -60,7 +60,7 @@ def test_word_lists_do_not_count(tiny_llama3):
 
 
 def test_what_cannot_be_trimmed(build, tiny_llama3):
-    with pytest.raises(LeptaError, match="trim 1000000: no new token is in the text so often; give more text, or a"):
+    with pytest.raises(LeptaError, match="`trim` 1000000: no new token is in the text so often; give more text, or a"):
         build(tiny_llama3, "extended", add=100, trim=1_000_000)
-    with pytest.raises(ValueError, match="trim: scenario replaced has as many tokens as it was asked for"):
+    with pytest.raises(ValueError, match="`trim`: scenario replaced has as many tokens as it was asked for"):
         VocabularySettings(scenario="replaced", add=10, corpus=[TEXT], trim=2)

@@ -66,7 +66,7 @@ class VocabularySettings(Section):
         if reason := misfit(self.scenario, self.add, self.size, self.keep, self.keep_text):
             raise ValueError(reason)
         if self.trim and self.scenario in ("replaced", "unigram"):
-            raise ValueError(f"trim: scenario {self.scenario} has as many tokens as it was asked for; ask for fewer")
+            raise ValueError(f"`trim`: scenario {self.scenario} has as many tokens as it was asked for; ask for fewer")
         return self
 
     @property

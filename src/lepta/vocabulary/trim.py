@@ -22,7 +22,7 @@ def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Sp
     """
     of_text = np.array([not is_word_list(name) for name in table.names], dtype=np.bool_)[table.sources]
     if not of_text.any():
-        raise LeptaError("trim: the corpus has word lists alone; expected text, whose tokens can be counted")
+        raise LeptaError("`trim`: the corpus has word lists alone; expected text, whose tokens can be counted")
     counts = np.asarray(table.counts[:, np.flatnonzero(of_text)].sum(axis=1)).ravel()
     while True:
         vocabulary = read_vocabulary(spec, "trim")
@@ -34,7 +34,9 @@ def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Sp
         if len(kept) == len(vocabulary.spec["model"]["vocab"]):
             return spec
         if max(kept) < first_new:
-            raise LeptaError(f"trim {least}: no new token is in the text so often; give more text, or a smaller number")
+            raise LeptaError(
+                f"`trim` {least}: no new token is in the text so often; give more text, or a smaller number"
+            )
         spec = _only(spec, first_new, kept)
 
 
