@@ -101,6 +101,14 @@ def test_answers_without_what_is_needed(remote, monkeypatch):
         remote.sentence_logprobs(Question("Ответ:", (" да",)))
 
 
+@pytest.mark.parametrize("text", [None, 7, ["да"]])
+def test_answers_whose_text_is_none(remote, monkeypatch, text):
+    answer = {"choices": [{"text": text, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    monkeypatch.setattr(remote, "_post", lambda options: answer)
+    with pytest.raises(LeptaError, match=r"server: text of its answer is .*, expected str"):
+        remote.generate([GenerationRequest("Раз")], 4)
+
+
 def test_no_server(loaded):
     remote = ServerBackend(Client("http://127.0.0.1:9/v1", "tiny", wait=0.001), loaded()[1], Asking(chat=False))
     with pytest.raises(LeptaError, match="see that the server runs"):

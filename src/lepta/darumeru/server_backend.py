@@ -66,7 +66,7 @@ class ServerBackend(_Server):
 
     def _thinking(self, block: Block, options: dict[str, Any], ids: Sequence[int]) -> str:
         choice = self._complete(ids, **options)
-        return str(field(choice, "text")) + (block.end if choice.get("finish_reason") == "stop" else "")
+        return field(choice, "text", kind=str) + (block.end if choice.get("finish_reason") == "stop" else "")
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of continuations: from one new token if that tells them apart, else from the whole texts.
@@ -92,7 +92,7 @@ class ServerBackend(_Server):
         if any(len(branch.ids) > start + 1 for branch in branches):
             return tuple(at_once(lambda branch: sum(self._echo(branch.ids)[start:]), branches))
         choice = self._complete(branches[0].ids[:start], max_tokens=1, logprobs=TOP)
-        top = field(choice, "logprobs", "top_logprobs", 0)
+        top = field(choice, "logprobs", "top_logprobs", 0, kind=dict)
         labels = [self._tokenizer.decode([branch.ids[start]]) for branch in branches]
         found = [self._value(top, branch.ids[start]) for branch in branches]
         if all(value is None for value in found):
@@ -113,21 +113,21 @@ class ServerBackend(_Server):
     def _generate(self, request: GenerationRequest, ids: Sequence[int], max_tokens: int) -> Completion:
         options = {"prompt": list(ids), "max_tokens": max_tokens}
         answer = self._post(options | ({"stop": list(request.stops)} if request.stops else {}))
-        if request.stops and not field(answer, "choices", 0, "text").strip():
+        if request.stops and not field(answer, "choices", 0, "text", kind=str).strip():
             answer = self._post(options)  # a stop with nothing before it ends an answer there, but not here
-        choice = field(answer, "choices", 0)
-        whole = field(choice, "text")
+        choice = field(answer, "choices", 0, kind=dict)
+        whole = field(choice, "text", kind=str)
         text = request.cut(whole)
         if text != whole:
             return Completion(text.strip(), len(self.tokens(text)))
-        emitted = field(answer, "usage", "completion_tokens")
+        emitted = field(answer, "usage", "completion_tokens", kind=int)
         ended = field(choice, "finish_reason") == "stop"  # by a token that is not part of the text, or by a stop
         return Completion(text.strip(), emitted - 1 if ended else emitted)
 
     def _echo(self, ids: Sequence[int]) -> list[float]:
         """Log-probability of each id of a text; of the first one, which nothing stands before, it is not a number."""
         choice = self._complete(ids, max_tokens=1, logprobs=1, echo=True)
-        values = field(choice, "logprobs", "token_logprobs")
+        values = field(choice, "logprobs", "token_logprobs", kind=list)
         if len(values) != len(ids) + 1:
             raise LeptaError(
                 f"{self._client.url}: {len(values)} log-probabilities for a prompt of {len(ids)} tokens and a new one; "
@@ -136,7 +136,7 @@ class ServerBackend(_Server):
         return [math.nan if value is None else value for value in values[:-1]]
 
     def _complete(self, ids: Sequence[int], **options: Any) -> dict[str, Any]:
-        return field(self._post({"prompt": list(ids), **options}), "choices", 0)
+        return field(self._post({"prompt": list(ids), **options}), "choices", 0, kind=dict)
 
     def _post(self, options: dict[str, Any]) -> dict[str, Any]:
         return self._client.post("completions", options)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from lepta.core.settings import Section
+from lepta.training.settings import LARGEST_RANK
 
 
 class DistillSettings(Section):
@@ -34,6 +35,7 @@ class DistillSettings(Section):
     lora_rank: int = Field(
         default=0,
         ge=0,
+        le=LARGEST_RANK,
         description="Rank of low-rank changes of the layers up to `layer`, which learn together with the rows; 0: the "
         "body stays as it is",
     )
@@ -56,6 +58,7 @@ class DistillSettings(Section):
     head_epochs: float | None = Field(
         default=None,
         ge=0,
+        le=1000,
         description="Times that the head goes through those tokens; default: 6, and 3 for 200,000 tokens",
     )
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

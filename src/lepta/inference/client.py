@@ -245,8 +245,8 @@ def at_once(ask: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(pool.map(ask, items))
 
 
-def field(value: Any, *path: str | int) -> Any:
-    """A value inside an answer; LeptaError names what is missing."""
+def field(value: Any, *path: str | int, kind: type = object) -> Any:
+    """A value inside an answer; LeptaError names what is missing, or of another kind."""
     for key in path:
         try:
             value = value[key]
@@ -255,4 +255,9 @@ def field(value: Any, *path: str | int) -> Any:
             raise LeptaError(
                 f"server: its answer has no {where}, which this task needs; see what it supports"
             ) from error
+    if not isinstance(value, kind):
+        raise LeptaError(
+            f"server: {'.'.join(map(str, path))} of its answer is {value!r:.40}, expected {kind.__name__}; it does not "
+            "speak the OpenAI protocol"
+        )
     return value

@@ -13,6 +13,7 @@ TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
 AUTO: Literal["auto"] = "auto"
+LARGEST_RANK = 1 << 14  # the width of the widest open models
 
 
 def _rate(value: Any) -> float | str:
@@ -34,7 +35,7 @@ Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 class Lora(Section):
     """Low-rank changes of the body's linear layers, merged into them when training ends."""
 
-    rank: int = Field(default=32, ge=1, description="Rank of the low-rank changes")
+    rank: int = Field(default=32, ge=1, le=LARGEST_RANK, description="Rank of the low-rank changes")
     alpha: int = Field(default=32, ge=1, description="The change is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
     targets: Sources | Literal["all-linear"] = Field(
