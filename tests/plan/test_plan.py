@@ -324,7 +324,7 @@ def test_batches_that_training_refuses_are_noted():
     notes = make_plan(recipe_of(MISTRAL, pretrain=pretrain, variants=tuned), number=8, measure=False)["notes"]
     assert [note for note in notes if "refuse" in note] == [
         "training will refuse pretrain.0.micro_batch: 64 does not divide the 32 examples of a step that each process "
-        "has (batch 256, 8 processes)",
+        "has (`batch` 256, 8 processes)",
         "training will refuse variants.a.tune.batch: 6 examples per step cannot be shared by 8 processes equally",
     ]
     assert "refuse" not in str(make_plan(recipe_of(MISTRAL), number=8, measure=False)["notes"])
