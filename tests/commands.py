@@ -84,7 +84,9 @@ def _run(arguments, cwd, environment, largest_file, output):
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     if threads := environment.get("OMP_NUM_THREADS"):
-        sys.modules["torch"].set_num_threads(int(threads))
+        import torch  # loaded before, unless something else started the fork server
+
+        torch.set_num_threads(int(threads))
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["lepta", *arguments]

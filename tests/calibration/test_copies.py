@@ -52,7 +52,7 @@ def test_requests_hold_the_text_and_are_of_the_language(tmp_path):
 
 
 def test_bad_settings():
-    with pytest.raises(LeptaError, match=r"no requests in 'xx', only in ru, en; write copies\.prompts"):
+    with pytest.raises(LeptaError, match=r"no requests in 'xx', only in ru, en; write `copies\.prompts`"):
         copy_examples(CopySettings(text=["starter:ru/valid"], number=1, language="xx"), [], 1)
     with pytest.raises(LeptaError, match=r"all \d+ texts of starter:ru/valid are in starter:ru/valid"):
         copy_examples(CopySettings(text=["starter:ru/valid"], number=5), ["starter:ru/valid"], 1)

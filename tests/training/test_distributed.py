@@ -100,5 +100,5 @@ def test_a_batch_that_cannot_be_shared_is_one_line(place):
         text=True,
     )
     assert run.returncode
-    assert "lepta: batch: 3 examples per step cannot be shared by 2 processes equally" in run.stderr
+    assert "lepta: --batch: 3 examples per step cannot be shared by 2 processes equally" in run.stderr
     assert not (place / "odd").exists()

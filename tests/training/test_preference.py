@@ -80,7 +80,7 @@ def test_rows_that_are_no_preferences(write_lines):
 
 
 def test_batch_that_cannot_be_compared_in_parts_is_named():
-    with pytest.raises(LeptaError, match=r"^lepta tune --preference: batch: 3; expected a multiple of 2"):
+    with pytest.raises(LeptaError, match=r"^lepta tune --preference: `batch`: 3; expected a multiple of 2"):
         validated(PreferenceSettings, {"batch": 3}, "lepta tune --preference")
 
 

@@ -57,7 +57,7 @@ def test_rows_of_zeros_do_not_count(folder, tmp_path):
         expected, rel=0.1
     )
     with pytest.raises(
-        LeptaError, match=r"learning_rate: auto goes by the size of the rows, which are all 0; give one"
+        LeptaError, match=r"`learning_rate` auto goes by the size of the rows, which are all 0; give one"
     ):
         rows_rms(with_rows(folder, tmp_path, torch.Tensor.zero_))
 

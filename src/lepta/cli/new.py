@@ -49,10 +49,10 @@ def new(
     content: Any = parse_yaml(written, recipe)
     validated(Recipe, content, f"lepta new {recipe}")  # what is written can be read
     write_new_file(recipe, written, force)
-    say(f"recipe: {recipe}")
+    say(f"recipe: {recipe}", soft_wrap=True)
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""
-    say(f"next:   lepta plan {recipe}{options}")
-    say(f"        lepta adapt {recipe} --dry-run")
+    say(f"next:   lepta plan {recipe}{options}", soft_wrap=True)
+    say(f"        lepta adapt {recipe} --dry-run", soft_wrap=True)
 
 
 def _asked(option: str, question: str) -> str:
