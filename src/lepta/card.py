@@ -28,6 +28,7 @@ LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
 DATASET = "dataset:"
 # In the header of a GGUF file, where fields of the model's own come first: type 8 is text, after its length in bytes.
+# The reader of GGUF files is in a room above this one, and a card needs this field alone.
 GGUF_LICENCE = re.compile(rb"general\.license\x08\0\0\0(.{8})", re.DOTALL)
 HEADER = 1 << 16  # bytes to look for it in
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0

@@ -75,14 +75,15 @@ def replace(modules: list[Any], method: str, new: Any) -> None:
 
 def say_space_prefix(modules: list[Any], adds: bool) -> None:
     """Write whether text begins with a space: llama.cpp assumes it where the file does not say, as most do not."""
-    for owner in owners_of(modules, "_set_vocab_sentencepiece"):
-        original = vars(owner)["_set_vocab_sentencepiece"]
+    method = "_set_vocab_sentencepiece"
+    for owner in owners_of(modules, method):
+        original = vars(owner)[method]
 
         def also(self: Any, *arguments: Any, original: Any = original, **options: Any) -> None:
             original(self, *arguments, **options)
             self.gguf_writer.add_add_space_prefix(adds)
 
-        setattr(owner, "_set_vocab_sentencepiece", also)  # noqa: B010
+        setattr(owner, method, also)
 
 
 def as_unigram(modules: list[Any]) -> Any:

@@ -17,7 +17,7 @@ from lepta.core.errors import LeptaError
 from lepta.vocabulary.extend import count_characters, is_certain, only_characters
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.start import closure, most_useful
-from lepta.vocabulary.tokenizer_json import Spec, merge_lines, merge_pairs
+from lepta.vocabulary.tokenizer_json import Spec, model_with
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Scripts whose letters stand in text of every language, or in none. What is not assigned is in no text.
@@ -57,8 +57,7 @@ def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
     freed = {i for i in candidates if i not in kept}
     model = vocabulary.spec["model"]
     vocab = {token: i for token, i in model["vocab"].items() if i not in freed}
-    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= vocab.keys()]
-    return vocabulary.spec | {"model": model | {"vocab": vocab, "merges": merge_lines(merges, model["merges"])}}
+    return vocabulary.spec | {"model": model_with(model, vocab)}
 
 
 def _too_many(number: int, available: int, own_script: str | None) -> str:

@@ -164,6 +164,7 @@ def adds_space(spec: Spec) -> bool | None:
     """Whether a SentencePiece tokenizer puts a space before text; None if SentencePiece cannot do what it does."""
     from sentencepiece import sentencepiece_model_pb2
 
+    # protobuf makes its classes at run time, so mypy does not know them.
     settings = sentencepiece_model_pb2.NormalizerSpec()  # type: ignore[attr-defined]
     return bool(settings.add_dummy_prefix) if _describe_text(spec, settings) else None
 

@@ -8,7 +8,7 @@ from lepta.core.errors import LeptaError
 from lepta.vocabulary.extend import count_characters
 from lepta.vocabulary.families import ByteLevelBPE, byte_token
 from lepta.vocabulary.scenarios import KeepBy
-from lepta.vocabulary.tokenizer_json import Spec, components, merge_lines, merge_pairs, rebuild, sentencepiece_decoder
+from lepta.vocabulary.tokenizer_json import Spec, components, model_with, rebuild, sentencepiece_decoder
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Characters that a new SentencePiece vocabulary has tokens for make up this share of the text; the others become bytes.
@@ -105,6 +105,4 @@ def _restart(vocabulary: Vocabulary, tokens: Sequence[str]) -> Spec:
     specials = {*before, *after}
     ordinary = [token for token in tokens if token not in specials]
     ids = {token: i for i, token in enumerate([*before, *ordinary, *after])}
-    model = vocabulary.spec["model"]
-    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= ids.keys()]
-    return rebuild(vocabulary.spec, ids, model | {"vocab": ids, "merges": merge_lines(merges, model["merges"])})
+    return rebuild(vocabulary.spec, ids, model_with(vocabulary.spec["model"], ids))

@@ -256,6 +256,12 @@ def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[A
     return [list(pair) for pair in pairs]
 
 
+def model_with(model: Part, vocab: Mapping[str, int]) -> Part:
+    """A BPE model with other tokens, and of its merges those between them."""
+    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= vocab.keys()]
+    return {**model, "vocab": dict(vocab), "merges": merge_lines(merges, model["merges"])}
+
+
 def merge_pairs(lines: Sequence[Any]) -> list[tuple[str, str]]:
     """Merges of a `tokenizer.json`, written as strings or as pairs."""
     pairs = []

@@ -10,7 +10,7 @@ from lepta.core.errors import LeptaError
 from lepta.text.sources import is_word_list
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.start import closure
-from lepta.vocabulary.tokenizer_json import Spec, merge_lines, merge_pairs
+from lepta.vocabulary.tokenizer_json import Spec, model_with
 from lepta.vocabulary.words import WordTable
 
 
@@ -46,5 +46,4 @@ def _only(spec: Spec, first_new: int, kept: set[int]) -> Spec:
     vocab = {token: i for token, i in model["vocab"].items() if i < first_new}
     new = [token for token, i in model["vocab"].items() if i >= first_new and i in kept]
     vocab |= {token: first_new + number for number, token in enumerate(sorted(new, key=model["vocab"].__getitem__))}
-    merges = [pair for pair in merge_pairs(model["merges"]) if {*pair, "".join(pair)} <= vocab.keys()]
-    return spec | {"model": model | {"vocab": vocab, "merges": merge_lines(merges, model["merges"])}}
+    return spec | {"model": model_with(model, vocab)}
