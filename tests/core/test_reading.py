@@ -47,6 +47,7 @@ def test_json_of_real_configs_is_read() -> None:
         (EXPONENTIAL, "aliases"),
         (b"a: \xff", "not YAML"),
         ("a: \x1b", "not YAML"),
+        (r'a: ["\ud800"]', "line 1: not YAML .*half of a UTF-16 pair"),
     ],
 )
 def test_yaml_that_is_none_is_one_line_that_names_the_file(text: str | bytes, words: str) -> None:
@@ -57,6 +58,7 @@ def test_yaml_that_is_none_is_one_line_that_names_the_file(text: str | bytes, wo
 def test_yaml_keeps_aliases_and_merges() -> None:
     read = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a", "x")
     assert read["b"] == {"x": 3, "y": 2} and read["c"] == read["a"]
+    assert parse_yaml(r'["\ud83d\ude00"]', "x") == ["😀"]  # as JSON writes it, which is YAML
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ EXPRESSIONS = [
     "{{ 'x' * 9999999 }}",
     "{{ ''.__class__.__mro__ }}",
     "{% include 'config.json' %}",
+    r"{{ '\ud800' }}",
     "{% set x = 10 ** 10 ** 9 %}",
     "{{ messages | map(attribute='content') | list }}",
     "{%",

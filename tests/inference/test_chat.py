@@ -50,6 +50,12 @@ def test_a_refusal_of_the_template_is_one_line(loaded):
         render_chat(loaded[1], ASKED, chat_template=refusing)
 
 
+@pytest.mark.parametrize(("template", "content"), [(r"{{ '\ud800' }}", "Раз?"), (HYBRID, "\ud800")])
+def test_half_of_a_utf_16_pair_is_refused(loaded, template, content):
+    with pytest.raises(LeptaError, match="chat template: refuses a conversation .*surrogates not allowed"):
+        render_chat(loaded[1], [{"role": "user", "content": content}], chat_template=template)
+
+
 DOUBLING = "{% set n = namespace(x='x' * 99999999) %}{% for i in range(9) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
 
 

@@ -138,6 +138,13 @@ class _Loader(yaml.SafeLoader):
             seen.add(name if isinstance(name, str) else id(key))
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        """Text with its UTF-16 pairs as characters, as in JSON, which is YAML too; half of a pair is an error."""
+        try:
+            return super().construct_scalar(node).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise yaml.constructor.ConstructorError(None, None, "half of a UTF-16 pair", node.start_mark) from error
+
 
 def _refuse_endless(value: Any, where: object) -> None:
     """LeptaError for aliases that stand for themselves, or for more than a file of settings can hold."""

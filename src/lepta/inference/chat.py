@@ -87,6 +87,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = Fa
             text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
         if len(text) > longest:
             raise ValueError(f"{len(text):,} characters of one conversation")
+        text.encode()  # half of a UTF-16 pair, which a template can write, is no text for tokenizers
     except Exception as error:  # a template is a program: Jinja and `raise_exception` have no common class
         raise LeptaError(f"chat template: refuses a conversation ({reason_of(error)})") from error
     return text
