@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import pytest
 import yaml
 from conftest import SMOLLM2
@@ -49,6 +50,26 @@ def test_hub_id_of_a_source(source, name):
 def test_the_licence_of_a_gguf_file_is_what_its_header_says(tmp_path):
     write_manifest("init", tmp_path, {}, {"pad_to": None}, {}, {"model": SMOLLM2, "tokenizer": "x"})
     assert origin_of(tmp_path).licence == "apache-2.0"
+
+
+def test_the_base_model_of_a_gguf_file_is_what_its_header_says(tmp_path):
+    """A file that names none, as SmolLM2's, gets none: a guess from file names could name somebody else's model."""
+    write_manifest("init", tmp_path, {}, {"pad_to": None}, {}, {"model": SMOLLM2, "tokenizer": "x"})
+    assert origin_of(tmp_path).base is None
+    for fields, base in (
+        ({"add_base_model_repo_url": (0, "https://huggingface.co/OWNER/BASE")}, "OWNER/BASE"),
+        ({"add_base_model_repo_url": (0, "https://github.com/OWNER/BASE")}, None),
+        ({"add_repo_url": ("https://huggingface.co/OWNER/ITSELF",), "add_license": ("mit",)}, "OWNER/ITSELF"),
+    ):
+        file = tmp_path / "model.gguf"
+        writer = gguf.GGUFWriter(file, "llama")
+        for add, values in fields.items():
+            getattr(writer, add)(*values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        write_manifest("init", tmp_path, {}, {"pad_to": None}, {}, {"model": str(file), "tokenizer": "x"})
+        assert origin_of(tmp_path).base == base
 
 
 def run(*arguments):

@@ -28,9 +28,12 @@ LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
 DATASET = "dataset:"
 # In the header of a GGUF file, where fields of the model's own come first: type 8 is text, after its length in bytes.
-# The reader of GGUF files is in a room above this one, and a card needs this field alone.
-GGUF_LICENCE = re.compile(rb"general\.license\x08\0\0\0(.{8})", re.DOTALL)
-HEADER = 1 << 16  # bytes to look for it in
+# The reader of GGUF files is in a room above this one, and a card needs a few such fields alone.
+GGUF_TEXT = rb"%s\x08\0\0\0(.{8})"
+HEADER = 1 << 16  # bytes to look for them in
+# Where the model is on the hub that a file was converted from; else the one that it is a fine-tuned version of.
+GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url")
+HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = ("scenario", "method", "trains", "rows", "tokens", "learning_rate", "epochs", "body_delta", "seed")
@@ -174,8 +177,12 @@ def origin_of(folder: Path) -> Origin:
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
     named = known.get("base_model")
     named = named[0] if isinstance(named, list) and named else named
-    origin.base = next((name for name in nearest if name), named if isinstance(named, str) else None)
-    origin.licence = str(known.get("license") or (_gguf_licence(first) if first else None) or "unknown")
+    header = _gguf_header(first or "")
+    nearest += [named] if isinstance(named, str) else []
+    nearest += [hub_id_of(_gguf_text(header, name).removeprefix(HUB)) for name in GGUF_ORIGINS]
+    origin.base = next((name for name in nearest if name), None)
+    licence = LICENCE.fullmatch(_gguf_text(header, "general.license"))
+    origin.licence = str(known.get("license") or (licence and licence[0]) or "unknown")
     spoken = known.get("language") or []
     steps = all_steps(folder)
     origin.languages = _unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
@@ -184,19 +191,23 @@ def origin_of(folder: Path) -> Origin:
     return origin
 
 
-def _gguf_licence(source: str) -> str | None:
-    """The licence that a GGUF file or one in a package names, if it is here."""
+def _gguf_header(source: str) -> bytes:
+    """The beginning of a GGUF file or one in a package; nothing of other models, or if it is not here."""
     if not source.endswith(".gguf"):
-        return None
+        return b""
     try:
         with locate(source, hub_files=[]).open("rb") as file:
-            header = file.read(HEADER)
+            return file.read(HEADER)
     except (LeptaError, OSError):  # the model may be gone since; a card does without
-        return None
-    if not (found := GGUF_LICENCE.search(header)):
-        return None
-    text = header[found.end() : found.end() + int.from_bytes(found[1], "little")].decode(errors="replace")
-    return text if LICENCE.fullmatch(text) else None
+        return b""
+
+
+def _gguf_text(header: bytes, name: str) -> str:
+    """A field of a GGUF file that is text; empty if there is none."""
+    found = re.search(GGUF_TEXT % re.escape(name.encode()), header, re.DOTALL)
+    if not found:
+        return ""
+    return header[found.end() : found.end() + int.from_bytes(found[1], "little")].decode(errors="replace")
 
 
 def _languages(steps: Sequence[Step]) -> list[str]:

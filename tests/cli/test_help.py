@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 import typer
 from conftest import SMOLLM2
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from lepta.cli import COMMANDS, app
+from lepta.training.settings import Lora
 from lepta.version import __version__
 
 
@@ -111,6 +113,17 @@ def test_a_wrong_value_is_told_with_command_and_options(command, message):
     error = str(CliRunner().invoke(app, command.split()).exception)
     assert error.startswith(f"lepta {command.partition(' -')[0].removesuffix(' m').removesuffix(' a b')}: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("all-linear", "all-linear"), (["all-linear"], "all-linear"), ("q_proj", ["q_proj"]), (["a", "b"], ["a", "b"])],
+)
+def test_all_linear_can_be_given_as_the_help_shows_it(given, read):
+    """The command line gives a list; recipes may have a word or a list."""
+    assert Lora(targets=given).targets == read
+    with pytest.raises(ValidationError, match="all-linear is every layer: give it alone"):
+        Lora(targets=["q_proj", "all-linear"])
 
 
 def test_an_error_of_the_run_names_options_too(tmp_path):

@@ -150,6 +150,8 @@ def test_no_space_before_text_is_said(mistral, tiny_model_folder, tmp_path):
 def test_real_conversion(request, tiny_model_folder, tmp_path, name):
     source = request.getfixturevalue(name)
     folder = tiny_model_folder(rows=source.vocabulary().size, tokenizer=source)
+    # What a model's files say of sampling is not part of it: neither program may take it into greedy answers.
+    (folder / "generation_config.json").write_text(json.dumps({"stop_strings": ["a"], "repetition_penalty": 9.0}))
     output = tmp_path / "out.gguf"
     facts = export_gguf(folder, output, "f32", CONVERTER, SERVER, lines=300, answers=4)
     assert json.loads((tmp_path / "out.gguf.json").read_text()) == facts

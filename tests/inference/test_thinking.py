@@ -121,7 +121,7 @@ def test_calibration_keeps_thinking_apart(loaded, tmp_path):
         (found, *_) = writer.write([ASKED] * 3, sampling)
         assert [(one.text, one.thinking, one.whole) for one in found] == [("three four", "one two", True)] * samples
     (refused,) = LocalWriter(*loaded, 40, 2).write([ASKED], Sampling(8, thinking=30))
-    assert "too long for a context of 40" in refused.reason
+    assert "with 38 for the answer too long for a context of 40" in refused.reason
 
     row = {"id": "1", "messages": ASKED, "answers": [vars(found[0])]}
     write_rows(tmp_path / "answers.jsonl", [row])

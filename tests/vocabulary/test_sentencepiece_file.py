@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from lepta.core.output import publishing
 from lepta.deployment.probe import probe_lines
@@ -43,6 +43,28 @@ def test_a_published_model_comes_back_as_it_was(mistral, tmp_path):
     assert processor.encode(LINES) == mistral.vocabulary().encode(LINES)
     assert (processor.unk_id(), processor.bos_id(), processor.eos_id()) == (0, 1, 2)
     assert processor.is_control(1) and processor.is_byte(3)
+
+
+def test_the_pad_token_of_a_model_stays(build, russian, tmp_path):
+    """Trained models name one by its id alone; -1, the library's default, is none."""
+    file, again = tmp_path / "trained.model", tmp_path / "tokenizer.model"
+    for pad_id, expected in ((3, "<pad>"), (-1, None)):
+        with file.open("wb") as out:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(russian),
+                model_writer=out,
+                vocab_size=500,
+                model_type="bpe",
+                byte_fallback=True,
+                pad_id=pad_id,
+                minloglevel=2,
+            )
+        source = open_tokenizer(file)
+        assert source.config.get("pad_token") == expected
+        built = build(source, "extended", add=20)
+        assert built.config.get("pad_token") == expected
+        built.save(tmp_path)
+        assert SentencePieceProcessor(model_file=str(again)).pad_id() == pad_id
 
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3"])

@@ -118,8 +118,11 @@ class LocalWriter:
                 result[number] = Refusal(str(error))
                 continue
             length = len(token_ids(self._tokenizer, [prompt])[0])
-            if length + sampling.thinking + sampling.max_tokens > self._context:
-                result[number] = Refusal(f"prompt: {length} tokens, too long for a context of {self._context}")
+            answer = sampling.thinking + sampling.max_tokens
+            if length + answer > self._context:
+                result[number] = Refusal(
+                    f"prompt: {length} tokens, with {answer} for the answer too long for a context of {self._context}"
+                )
             else:
                 asked.append((number, prompt, length))
         asked.sort(key=lambda item: -item[2])

@@ -233,17 +233,16 @@ def _compare_answers(model: Path, tokenizer: Any, server: LlamaServer, number: i
     """Greedy continuations in transformers, in float32, and in llama.cpp."""
     import torch
 
+    from lepta.inference.generation import generate_batch
     from lepta.models.load import load_model
 
     loaded = load_model(model, torch.float32)
     special, compared, same = set(tokenizer.all_special_ids), 0, 0
     for text in SENTENCES[:number]:
         ids = tokenizer(" ".join(text.split(" ")[:4]))["input_ids"]
-        prompt = torch.tensor([ids], device=loaded.device)
-        with torch.inference_mode():
-            written = loaded.generate(prompt, do_sample=False, max_new_tokens=ANSWER_TOKENS)[0, len(ids) :].tolist()
+        (written,) = generate_batch(loaded, tokenizer, [ids], ANSWER_TOKENS)
         other = server.complete(ids, ANSWER_TOKENS)
         if other is not None:
             compared += 1
-            same += [i for i in written if i not in special] == [i for i in other if i not in special]
+            same += [i for i in written.ids if i not in special] == [i for i in other if i not in special]
     return {"compared": compared, "same": same, "tokens": ANSWER_TOKENS}

@@ -13,6 +13,7 @@ TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
 AUTO: Literal["auto"] = "auto"
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
 LARGEST_RANK = 1 << 14  # the width of the widest open models
 
 
@@ -32,14 +33,22 @@ def _rate(value: Any) -> float | str:
 Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 
 
+def _targets(value: Any) -> Any:
+    """Names of layers as a list, or `all-linear`, which the command line gives as a list of one."""
+    names = as_list(value)
+    if ALL_LINEAR in names and len(names) > 1:
+        raise ValueError(f"{ALL_LINEAR} is every layer: give it alone, or names of layers")
+    return ALL_LINEAR if names == [ALL_LINEAR] else names
+
+
 class Lora(Section):
     """Low-rank changes of the body's linear layers, merged into them when training ends."""
 
     rank: int = Field(default=32, ge=1, le=LARGEST_RANK, description="Rank of the low-rank changes")
     alpha: int = Field(default=32, ge=1, description="The change is scaled by alpha / rank")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of their inputs that is dropped in training")
-    targets: Sources | Literal["all-linear"] = Field(
-        default="all-linear",
+    targets: Annotated[Sources | Literal["all-linear"], BeforeValidator(_targets)] = Field(
+        default=ALL_LINEAR,
         description="Names of linear layers of the language model, such as q_proj; all-linear: every one but the head, "
         "and of a model with experts those of attention",
     )
