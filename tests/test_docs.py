@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from markdown_it import MarkdownIt
 
 from lepta.cli import app
 
@@ -20,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "recipes" / "README.md"])
 GENERATED = {"cli.md", "recipe.md"}  # by docs/hooks.py
 LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+# In a paragraph, what should begin a line of its own: an item of a list, a heading, a row of a table.
+JOINED = re.compile(r"[.:;!?)] (?:-|\d+\.) (?=[*`A-ZА-Я])|\s#{1,6} [*`A-ZА-Я]|^\|", re.MULTILINE)
+UNREAD = re.compile(r"<p>[^<]*\n(?:[-*] |\d+\. |\|)")  # a list or table that MkDocs took for text: no blank line before
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -56,6 +60,20 @@ def code_lines(page: Path):
     fenced = "".join(code for language, code in FENCED.findall(text) if language in ("", "sh", "bash", "console"))
     indented = "\n".join(line[4:] for line in FENCED.sub("", text).splitlines() if line.startswith("    "))
     return f"{fenced}\n{indented}".splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_lists_headings_and_tables_are_not_joined_to_the_text_before(page):
+    for token in MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8")):
+        if token.type == "inline":
+            joined = JOINED.search(token.content)
+            assert not joined, f"{page.name}, line {token.map[0] + 1}: {token.content[: joined.end()][-80:]}"
+
+
+def test_joined_lists_are_found():
+    joined = ("in this\nstep. 4. **Head.** There", "three: - `a` is", "so. ## More", "so:\n| a | b |")
+    assert all(map(JOINED.search, joined))
+    assert not any(map(JOINED.search, ("in table 2. Then", "1 - 2: -1", "a [link](#b) # 2")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -134,4 +152,6 @@ def test_the_site_builds_strictly_with_the_reference_from_the_code(tmp_path):
     assert "build_vocabulary" in (tmp_path / "site/reference/api.html").read_text(encoding="utf-8")
     elsewhere = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"')
     for page in (tmp_path / "site").rglob("*.html"):
-        assert not elsewhere.search(page.read_text(encoding="utf-8")), f"{page.name} is to be read offline"
+        text = page.read_text(encoding="utf-8")
+        assert not elsewhere.search(text), f"{page.name} is to be read offline"
+        assert not UNREAD.search(text), f"{page.name}: {UNREAD.search(text)[0]}"

@@ -59,11 +59,14 @@ def test_the_list_of_commands_shows_the_first_line_of_each(name):
     assert " ".join(inspect.cleandoc(command.help).partition("\n\n")[0].split()) == COMMANDS[name][1]
 
 
-@pytest.mark.parametrize("command", [["--help"], ["pretrain", "--help"], ["calibrate", "--help"], ["vocab", "--help"]])
-def test_help_is_whole_on_80_columns_and_switches_take_no_value(command):
-    shown = CliRunner().invoke(app, command, env={"COLUMNS": "80"}).stdout
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app), "lepta"))
+def test_help_is_whole_on_80_columns_and_switches_take_no_value(command, request):
+    words = request.node.callspec.id.split()[1:]
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"}).stdout
     assert max(map(len, shown.splitlines())) <= 80
-    assert "…" not in shown and "<bool>" not in shown
+    assert "…" not in shown and "<bool>" not in shown and "<list" not in shown
+    assert not re.search(r"\S-$", shown, re.MULTILINE), "a line ends inside a word"
+    assert "\u2011" not in shown, "what is copied must be a hyphen"
 
 
 def test_long_options_and_first_lines_are_written_out():
@@ -111,7 +114,7 @@ CALIBRATE = "calibrate --original a --model b --output o "
 )
 def test_a_wrong_value_is_told_with_command_and_options(command, message):
     error = str(CliRunner().invoke(app, command.split()).exception)
-    assert error.startswith(f"lepta {command.partition(' -')[0].removesuffix(' m').removesuffix(' a b')}: ")
+    assert error.startswith(f"{command.partition(' -')[0].removesuffix(' m').removesuffix(' a b')}: ")
     assert message in error
 
 

@@ -1,8 +1,9 @@
 """Tables for the terminal."""
 
 import pytest
+from rich.console import Console
 
-from lepta.core.tables import significant
+from lepta.core.tables import number_table, significant
 
 
 @pytest.mark.parametrize(
@@ -11,3 +12,12 @@ from lepta.core.tables import significant
 )
 def test_a_small_number_is_not_zero(value, text):
     assert significant(value) == text
+
+
+def test_two_long_names_leave_the_first_column_its_words_on_80_columns():
+    table = number_table("task", "original short-answers", "calibrated short-answers", "difference", "95 %", "p")
+    cells = ["Copy paragraph EN", "0.300", "0.340", "+0.040", "-0.110 to +0.230", "0.040"]
+    table.add_row(*cells)
+    with (console := Console(width=80)).capture() as shown:
+        console.print(table)
+    assert any(all(cell in line for cell in cells) for line in shown.get().splitlines())

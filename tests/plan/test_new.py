@@ -117,8 +117,8 @@ def test_names_that_cannot_be_are_refused(file, words, says, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--language", "kk", "--text", "x", "--valid", "x"], "lepta new: --base is missing"),
-        (["--base", "a/b", "--language", "kk", "--text", "x"], "lepta new: --valid is missing"),
+        (["--language", "kk", "--text", "x", "--valid", "x"], "new: --base is missing"),
+        (["--base", "a/b", "--language", "kk", "--text", "x"], "new: --valid is missing"),
         (["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "x", "--gpu", "H10"], "did you mean"),
     ],
 )

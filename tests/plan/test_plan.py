@@ -599,7 +599,7 @@ def test_command_prints_tables_and_json(tmp_path):
     for words in (
         "7.24 G weights",
         "Self-calibration",
-        "calibration ┃",
+        "calibration  needs,",
         "\nNote: calibrate: memory",
         "stage 2,",
         "FSDP2",

@@ -1,6 +1,7 @@
 """How much text a token holds, and how much of a vocabulary a text uses."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -114,5 +115,6 @@ def test_command_prints_json(arguments, tiny_extended):
 )
 def test_command_prints_a_row_for_each_tokenizer_and_source(arguments, options, begins):
     output = CliRunner().invoke(app, [*arguments, *options], env={"COLUMNS": "120"}).stdout
-    rows = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in output.splitlines() if "│" in line]
+    below = output[output.rindex("──") :].splitlines()[1:]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in below if line.strip()]
     assert [row[: len(begins[0])] for row in rows] == begins

@@ -4,6 +4,7 @@ Try: lepta --help
 """
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -50,8 +51,37 @@ COMMANDS = {
 }
 
 
+class Help(typer.Context.formatter_class):  # type: ignore[misc, valid-type]  # typer exports it under no name
+    """Help whose lines end at spaces alone: an option that a hyphen cuts in two cannot be read, or copied."""
+
+    def write_text(self, text: str) -> None:
+        """Write a paragraph."""
+        super().write_text(_whole_words(text))
+
+    def write_dl(self, rows: Any, *arguments: Any, **options: Any) -> None:
+        """Write names with their texts; an option that may be repeated says so in its text."""
+        rows = [(LIST.sub(r"<\1>", name), _whole_words(text)) for name, text in rows]
+        super().write_dl(rows, *arguments, **options)
+
+    def getvalue(self) -> str:
+        """What was written."""
+        return super().getvalue().replace(NO_BREAK, "-")
+
+
+def _whole_words(text: str) -> str:
+    return text.replace("-", NO_BREAK)
+
+
+class HelpContext(typer.Context):
+    """What a command is called with."""
+
+    formatter_class = Help
+
+
 class Command(TyperCommand):
     """A command whose help shows options under the headings that they name (`rich_help_panel`)."""
+
+    context_class = HelpContext
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """List arguments, options without a heading, then heading by heading."""
@@ -70,6 +100,8 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands whose help shows the first line of each, wrapped and never cut."""
+
+    context_class = HelpContext
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands."""
@@ -108,6 +140,8 @@ class LazyGroup(Group):
         return made
 
 
+LIST = re.compile(r"<list\[(\w+)\]>")  # what typer says of an option that may be repeated
+NO_BREAK = "\u2011"  # a hyphen at which no line ends
 BUG = 70  # EX_SOFTWARE of sysexits.h
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(

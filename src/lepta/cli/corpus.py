@@ -42,7 +42,7 @@ def corpus_prepare(
     """
     plan = read_corpus_settings(settings)
     place = output or plan.output
-    with optional("lepta corpus", "corpus"):
+    with optional("corpus", "corpus"):
         from lepta.corpora.prepare import prepare, work_of
 
     if dry_run:

@@ -47,7 +47,7 @@ def new(
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)
-    validated(Recipe, content, f"lepta new {recipe}")  # what is written can be read
+    validated(Recipe, content, f"new {recipe}")  # what is written can be read
     write_new_file(recipe, written, force)
     say(f"recipe: {recipe}", soft_wrap=True)
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""
@@ -58,5 +58,5 @@ def new(
 def _asked(option: str, question: str) -> str:
     """Ask the user at a terminal; LeptaError where there is nobody to ask."""
     if not sys.stdin.isatty():
-        raise LeptaError(f"lepta new: {option} is missing, and there is no terminal to ask at; give it")
+        raise LeptaError(f"new: {option} is missing, and there is no terminal to ask at; give it")
     return str(typer.prompt(question))

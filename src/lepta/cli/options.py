@@ -93,7 +93,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     What the user does not give is not passed on, so the settings model alone knows defaults. Rules are checked there
     too: an error names the command and the option.
     """
-    called = f"lepta {command.__name__.replace('_', ' ')}"
+    called = command.__name__.replace("_", " ")
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     sections: dict[str, tuple[type[Section], Flags, list[_Option], _Names]] = {}

@@ -270,7 +270,7 @@ def tune(
     check_places([model], [output], force)
     if not copies.text:
         if copies.model_fields_set:
-            raise LeptaError("lepta tune: copies need --copy-text, a text source of what is to be repeated")
+            raise LeptaError("tune: copies need --copy-text, a text source of what is to be repeated")
         copies = CopySettings(number=0)
     from functools import partial
 

@@ -3,6 +3,7 @@
 import math
 import textwrap
 
+from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -10,10 +11,22 @@ HEADING = 12  # characters of a line of a heading: long ones would leave no room
 
 
 def number_table(first: str, *numbers: str, title: str | None = None) -> Table:
-    """A table whose first column is text, which folds, and whose others are numbers, aligned right and never cut."""
+    """A table whose first column is text, which folds, and whose others are numbers, aligned right and never cut.
+
+    It has no vertical lines, so that six columns fit into a terminal of 80.
+    """
     headings = [escape(_lines(name)) for name in numbers]
     columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
-    return Table(Column(escape(first), overflow="fold"), *columns, title=title, title_justify="left")
+    return Table(
+        Column(escape(first), overflow="fold"),
+        *columns,
+        title=title,
+        title_justify="left",
+        show_header=any((first, *numbers)),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
 
 
 def significant(value: float) -> str:
@@ -23,8 +36,5 @@ def significant(value: float) -> str:
 
 
 def _lines(heading: str) -> str:
-    """A heading in short lines, cut at spaces alone."""
-    lines = [
-        textwrap.fill(line, HEADING, break_long_words=False, break_on_hyphens=False) for line in heading.split("\n")
-    ]
-    return "\n".join(lines)
+    """A heading in short lines, cut at spaces and hyphens; a name that has none is cut where the line ends."""
+    return "\n".join(textwrap.fill(line, HEADING) for line in heading.split("\n"))

@@ -212,7 +212,7 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
 def summary_table(summary: Summary, name: str) -> Table:
     """Tasks under their columns, with 95 % intervals; what is not whole has no number."""
     title = f"{name}, legacy definitions" if summary.definition == "legacy" else name
-    table = number_table("", "score", "95 %", "samples", title=title)
+    table = number_table("task", "score", "95 %", "samples", title=title)
     for column in COLUMN_SIZES:
         table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
         for task in tasks(summary.definition).values():
@@ -227,7 +227,7 @@ def summary_table(summary: Summary, name: str) -> Table:
 
 def comparison_table(differences: Mapping[str, Difference], first: str, second: str) -> Table:
     """Both scores, the difference with its 95 % interval, and p."""
-    table = number_table("", first, second, "difference", "95 %", "p", title=f"{second} less {first}")
+    table = number_table("task", first, second, "difference", "95 %", "p", title=f"{second} less {first}")
     for name, found in differences.items():
         value, interval = _numbers(found.difference, sign="+")
         p = "" if found.p is None else f"{found.p:.3f}"

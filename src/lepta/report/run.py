@@ -91,7 +91,7 @@ def print_summary(data: dict[str, Any], console: Console) -> None:
             console.print(f"warning: propagated {name}: {line}", style="yellow", highlight=False, markup=False)
     for pair in data["darumeru"]:
         rows = [_scores(row) for row in pair["rows"] if any(row["scores"])]
-        console.print(_table("Darumeru", ["", *pair["names"], "difference", "95 %", "p"], rows))
+        console.print(_table("Darumeru", ["task", *pair["names"], "difference", "95 %", "p"], rows))
         for line in pair["refused"]:
             console.print(escape(f"not whole: {line}"), highlight=False)
 
