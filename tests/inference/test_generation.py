@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from lepta.inference.generation import end_tokens, generate, start_tokens
+from lepta.inference.generation import Generated, end_tokens, generate, start_tokens
 from lepta.models.load import load_model, load_tokenizer
 
 PROMPTS = ["Раз, два, три", "Once upon a time there was a time"]
@@ -69,3 +69,14 @@ def test_plain_text_is_continued_after_the_tokenizers_start_token(loaded, monkey
     generate(model, starting, PROMPTS, 12, "texts", start=start)
     plain = tokenizer(PROMPTS, add_special_tokens=False)["input_ids"]
     assert [row[-len(ids) - 1 :] for row, ids in zip(seen, plain, strict=True)] == [[*start, *ids] for ids in plain]
+
+
+def test_a_text_spelt_in_letters_is_longer_than_its_canonical_tokenisation(loaded):
+    tokenizer = loaded[1]
+    canonical = tokenizer(PROMPTS, add_special_tokens=False)["input_ids"]
+    assert Generated(PROMPTS, canonical, 1.0).over_canonical(tokenizer) == 1.0
+    letters = [list("".join(tokenizer.convert_ids_to_tokens(ids))) for ids in canonical]
+    spelt = [tokenizer.convert_tokens_to_ids(row) for row in letters]
+    assert tokenizer.batch_decode(spelt) == PROMPTS
+    expected = sum(map(len, letters)) / sum(map(len, canonical))
+    assert Generated(PROMPTS, spelt, 1.0).over_canonical(tokenizer) == expected > 1.5

@@ -120,6 +120,7 @@ def _continuations(
         "texts": texts.texts,
         "characters_per_second": texts.characters_per_second,
         "new_token_share": texts.share_of(new_ids),
+        "over_canonical": texts.over_canonical(tokenizer),
     }
 
 

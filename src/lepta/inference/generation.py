@@ -118,6 +118,14 @@ class Generated:
         ids = list(itertools.chain.from_iterable(self.ids))
         return sum(token in wanted for token in ids) / max(len(ids), 1)
 
+    def over_canonical(self, tokenizer: Any) -> float:
+        """Tokens written for each token that the tokenizer makes of the same texts (their canonical tokenisation).
+
+        Above 1, the model spells words from shorter tokens than its vocabulary has for them.
+        """
+        canonical = tokenizer(self.texts, add_special_tokens=False)["input_ids"]
+        return sum(map(len, self.ids)) / max(sum(map(len, canonical)), 1)
+
 
 def start_tokens(tokenizer: Any) -> list[int]:
     """The token that a tokenizer puts before a text, if any: models that know one hardly read without it."""

@@ -108,8 +108,11 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
     rows = [[row["name"], *map(rate, row["rates"]), times(row["ratio"])] for row in numbers.speed()]
     yield "Characters per second, same text", ["", *numbers.pair, "ratio"], rows
     if written := evaluation["continuations"]:
-        rows = [[name, rate(e["characters_per_second"]), percent(e["new_token_share"])] for name, e in written.items()]
-        yield "Free generation", ["model", "characters/s", "new tokens"], rows
+        rows = []
+        for name, entry in written.items():
+            shares = [percent(entry["new_token_share"]), decimal(entry.get("over_canonical"))]
+            rows.append([name, rate(entry["characters_per_second"]), *shares])
+        yield "Free generation", ["model", "characters/s", "new tokens", "tokens / canonical"], rows
     if behaviour := evaluation["behaviour"]:
         rows = []
         for name, entry in behaviour.items():
