@@ -312,7 +312,7 @@ def test_without_a_judge_and_with_the_original_here(folders, options, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--no-judge"], "give --original MODEL, or --server URL"),
+        (["--no-judge"], "give either --original or --server"),
         (["--original", "ORIGINAL"], "give one of --judge MODEL"),
         (["--original", "ORIGINAL", "--no-judge", "--samples", "3"], "several greedy answers are all the same"),
         (["--original", "ORIGINAL", "--no-judge", "--copy-text", "absent"], "absent: no such file or folder"),

@@ -100,7 +100,7 @@ def test_the_command(url, smollm2_folder, data, tmp_path):
     failed = CliRunner().invoke(app, [*given, "copy_sentence_en,summary_extractive"])
     assert failed.exit_code == 1 and "no total" in failed.output
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["micro_avg"] is None
-    for wrong, reason in ((["--plain"], "writes turns itself"), (["--server-api", "grpc"], "expected completions or")):
+    for wrong, reason in ((["--plain"], "writes turns itself"), (["--server-api", "grpc"], "completions' or 'chat'")):
         refused = CliRunner().invoke(app, [*given, "rwsd", *wrong])
         assert isinstance(refused.exception, LeptaError) and reason in str(refused.exception)
 

@@ -183,5 +183,5 @@ def test_the_commands(chat, write_lines):
     assert followed["all_rules"]["number"] == 1 and set(followed["rules"]) == {"words"}
     shown = CliRunner().invoke(app, ["evaluate", "pairs", chat, "--data", str(few)]).stdout
     assert "Wilson" in shown and "all" in shown
-    with pytest.raises(LeptaError, match="compare: give --judge MODEL, or --judge-server"):
+    with pytest.raises(LeptaError, match="compare: give either --judge or --judge-server"):
         CliRunner().invoke(app, ["evaluate", "compare", chat, chat, "--prompts", "p"], catch_exceptions=False)

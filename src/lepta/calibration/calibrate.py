@@ -17,7 +17,7 @@ from lepta.calibration.copies import copy_examples
 from lepta.calibration.effect import measure_effect
 from lepta.calibration.judge import GradeRow, count_grades, grade_answers, kept_answers, load_rubric
 from lepta.calibration.prompts import check_asked, read_prompts
-from lepta.calibration.settings import AnswerSettings, CalibrateSettings, EffectSettings
+from lepta.calibration.settings import AnswerSettings, CalibrateSettings, EffectSettings, ModelOrServer
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
@@ -47,6 +47,11 @@ class Place:
     def __post_init__(self) -> None:
         if self.server:
             check_address(self.server)  # before it gets into a manifest
+
+    @classmethod
+    def of(cls, settings: ModelOrServer) -> "Place":
+        """Where settings say that it is."""
+        return cls((settings.server_model if settings.server else settings.model) or "", settings.server)
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -81,9 +86,7 @@ def judge_place(settings: CalibrateSettings, original: Place) -> Place | None:
     """Where the judge is; None if there is none."""
     if settings.judge is None:
         return None
-    if settings.judge.server:
-        return Place(settings.judge.server_model or "", settings.judge.server)
-    return original if settings.judge.model == SELF else Place(settings.judge.model or "")
+    return original if settings.judge.model == SELF else Place.of(settings.judge)
 
 
 def calibration_stages(

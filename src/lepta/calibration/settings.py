@@ -26,26 +26,32 @@ class AnswerSettings(Thinking):
         return self
 
 
-class JudgeSettings(Section):
+class ModelOrServer(Section):
+    """A model that answers: here, or on a server."""
+
+    model: str | None = Field(default=None, description="Folder, GGUF file, package:NAME/FILE or hub id")
+    server: str | None = Field(default=None, description="Address of an OpenAI-compatible server, up to and with /v1")
+    server_model: str | None = Field(default=None, description="The model's name there")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "ModelOrServer":
+        if (self.model is None) == (self.server is None):
+            raise ValueError("give either `model` or `server`")
+        if self.server and not self.server_model:
+            raise ValueError("`server_model`: missing; the model's name on the server")
+        return self
+
+
+class JudgeSettings(ModelOrServer):
     """Who grades the answers, from 1 to 5 for grammar and for relevance."""
 
     model: str | None = Field(default=None, description="A local model; original: the one that answers")
-    server: str | None = Field(default=None, description="Address of an OpenAI-compatible server, up to and with /v1")
-    server_model: str | None = Field(default=None, description="The judge's name there")
     keep: int = Field(default=4, ge=1, le=5, description="Answers are kept with both grades at least so high")
     tries: int = Field(default=3, ge=1, description="Times that a judge is asked until its grades can be read")
     repeat_share: float = Field(
         default=0.1, ge=0, le=1, description="Share of answers graded a second time, for agreement"
     )
     max_tokens: int = Field(default=128, ge=8, description="Longest reply of the judge, in tokens")
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "JudgeSettings":
-        if (self.model is None) == (self.server is None):
-            raise ValueError("give either `model` or `server`")
-        if self.server and not self.server_model:
-            raise ValueError("`server_model`: missing; the judge's name on the server")
-        return self
 
 
 class CopySettings(Section):

@@ -13,7 +13,6 @@ from rich.markup import escape
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
 from lepta.core.progress import Terminal
-from lepta.core.settings import LARGEST_SEED
 from lepta.text.locate import locate
 
 if TYPE_CHECKING:
@@ -34,15 +33,6 @@ TokenizerPath = Annotated[
     str,
     typer.Option(
         help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=LARGEST_SEED,
-        help="Of all that is drawn; the same seed gives the same result.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 HardLink = Annotated[

@@ -2,29 +2,37 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lepta.cli.common import AsJson, Force, ModelPath, check_places, console, log, print_json, result, say
+from lepta.cli.common import OUTPUT, AsJson, Force, ModelPath, check_places, console, log, print_json, result, say
+from lepta.cli.options import Flags, takes_settings
 from lepta.core.settings import LARGEST_SEED
+from lepta.darumeru.settings import ImportSettings, RunSettings, TaskChoice
 
 if TYPE_CHECKING:
-    from lepta.darumeru.backend import Asking, Backend
-    from lepta.darumeru.server_backend import Api
-    from lepta.darumeru.tasks import Definition
+    from lepta.darumeru.backend import Backend
 
 Folder = Annotated[Path, typer.Argument(help="Output folder of `lepta darumeru run`.")]
-Tasks = Annotated[str, typer.Option(help="Names joined by commas, as docs/darumeru.md lists them (default: all 17).")]
-Data = Annotated[str, typer.Option(help="builtin, hub or a folder of datasets.")]
-Legacy = Annotated[bool, typer.Option("--legacy", help="Definitions of the paper's runs.")]
-BootstrapSeed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the intervals' bootstrap.")]
+CHOICE = {"": "Tasks"}
+RUN = Flags(
+    {"chat": "--chat/--plain"},
+    headings={
+        **CHOICE,
+        **dict.fromkeys(("chat", "context", "thinking"), "How the model is asked"),
+        **dict.fromkeys(("server", "server_model", "server_api"), "A model on a server"),
+        **dict.fromkeys(("lm_eval", "lm_eval_args"), "A model in lm-evaluation-harness"),
+        "seed": OUTPUT,
+    },
+)
 
 darumeru = typer.Typer(no_args_is_help=True, help="Measure a model on the 17 tasks of the Darumeru benchmark.")
 
 
 @darumeru.command("import")
-def import_command(
+@takes_settings
+def darumeru_import(
     format_name: Annotated[
         str,
         typer.Argument(
@@ -35,12 +43,10 @@ def import_command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, JSON, JSONL or text, plain or .gz.")],
     task: Annotated[str, typer.Option(help="Dataset to make, for example rucola or mmlu_en.")],
     output: Annotated[Path, typer.Option(help="Folder of datasets; the dataset is written to OUTPUT/TASK.")],
+    settings: Annotated[ImportSettings, Flags(headings={"": "Rows"})],
     shots_file: Annotated[
         list[Path] | None, typer.Option(help="File to take examples from, else the first rows of FILE; repeat.")
     ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="How many examples; of MMLU, for each subject.")] = 5,
-    rows: Annotated[int, typer.Option(min=1, help="text: how many sentences, and how many paragraphs.")] = 100,
-    seed: Annotated[int, typer.Option(help="text: what draws them.")] = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,53 +61,24 @@ def import_command(
 
     place, shots_files = output / task, shots_file or []
     refuse_existing(place, force)
-    dataset, facts = import_dataset(format_name, files, task, shots_files, shots, rows, seed)
+    dataset, facts = import_dataset(format_name, files, task, shots_files, **settings.model_dump())
     inputs = {path.name: path for path in [*files, *shots_files]}
     paths = {name: str(path) for name, path in inputs.items()}
-    settings = {"format": format_name, "task": task, "shots": shots, "rows": rows, "seed": seed}
+    key = {"format": format_name, "task": task, **settings.model_dump()}
     with publishing(place, force) as folder:
         write_dataset(folder, dataset, facts)
-        write_manifest("darumeru import", folder, inputs, settings, facts, paths)
+        write_manifest("darumeru import", folder, inputs, key, facts, paths)
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     shown |= {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
     result(shown | {"sha256": dataset.sha256}, as_json)
 
 
-@darumeru.command()
-def run(
+@darumeru.command("run")
+@takes_settings
+def darumeru_run(
     model: ModelPath,
     output: Annotated[Path, typer.Option(help="Folder of answers and scores; an unfinished run there goes on.")],
-    data: Data = "builtin",
-    shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples before a question (default: 0 for chat, 5 for plain).")
-    ] = None,
-    tasks: Tasks = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task (default: all).")] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option("--chat/--plain", help="Chat template or plain text (default: chat if there is a template)."),
-    ] = None,
-    legacy: Legacy = False,
-    server: Annotated[
-        str,
-        typer.Option(metavar="URL", help="OpenAI-compatible server that has the model; --model gives the tokenizer."),
-    ] = "",
-    server_model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "",
-    server_api: Annotated[
-        str, typer.Option(help="completions (token ids, probabilities) or chat (messages; labels are written).")
-    ] = "completions",
-    lm_eval: Annotated[
-        str, typer.Option(metavar="CLASS", help="Class of lm-evaluation-harness that runs the model: vllm, hf, ...")
-    ] = "",
-    lm_eval_args: Annotated[str, typer.Option(help="Its arguments, name=value,name=value.")] = "",
-    context: Annotated[int, typer.Option(min=16, help="Most tokens of prompt and answer.")] = 4096,
-    thinking: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="TOKENS", help="Let the model think before it answers, for so many tokens at most."
-        ),
-    ] = 0,
-    seed: BootstrapSeed = 1,
+    settings: Annotated[RunSettings, RUN],
     force: Annotated[bool, typer.Option("--force", help="Forget the answers in the output folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,83 +88,56 @@ def run(
     """
     check_places([model], [], force)
     from lepta.core.output import claimed
-    from lepta.darumeru.backend import Asking
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
     from lepta.report.darumeru import write_run_page
 
-    names = _names(tasks)
     check_output(output)
-    chosen, datasets = choose_tasks(data, names, _definition(legacy))  # errors are said before a model is read
-    asked, harness = (server, server_model, server_api), (lm_eval, lm_eval_args)
+    # Errors of data are said before a model is read.
+    chosen, datasets = choose_tasks(settings.data, settings.tasks, settings.definition)
     with claimed(output):
         if force:
             forget(output)
-        with _backend(model, Asking(chat, context, thinking), output, asked, harness) as backend:
+        with _backend(model, settings, output) as backend:
+            shots = settings.shots
             if shots is None:
                 shots = 0 if backend.chat else 5  # base models learn from examples what an answer looks like
-            summary = ask(backend, chosen, datasets, output, shots, limit, seed, log)
+            summary = ask(backend, chosen, datasets, output, shots, settings.limit, settings.seed, log)
         write_run_page(output, output.resolve().name)
     _show(output, as_json)
     if not as_json:
         say(f"Page: {output / PAGE}")
+    names = settings.tasks
     if failed := [name for name, reason in summary.refused.items() if reason != "missing" or name in names]:
         log(f"not whole: {', '.join(failed)}; there is no total")
         raise typer.Exit(1)
 
 
-def _names(tasks: str) -> list[str]:
-    return [name.strip() for name in tasks.split(",") if name.strip()]
-
-
-def _definition(legacy: bool) -> "Definition":
-    return "legacy" if legacy else "current"
-
-
-def _backend(
-    model: str,
-    how: "Asking",
-    output: Path,
-    server: tuple[str, str, str],
-    lm_eval: tuple[str, str],
-) -> "AbstractContextManager[Backend]":
-    """Whoever runs the model: a server (address, name, API), a class of lm-evaluation-harness (arguments), or we."""
-    from lepta.core.errors import LeptaError
+def _backend(model: str, settings: RunSettings, output: Path) -> "AbstractContextManager[Backend]":
+    """Whoever runs the model: a server, a class of lm-evaluation-harness, or we."""
+    from lepta.darumeru.backend import Asking
     from lepta.darumeru.lm_eval_backend import opened_lm_eval
     from lepta.darumeru.server_backend import opened_server
     from lepta.darumeru.transformers_backend import opened_backend
 
-    url, name, api = server
-    if bool(url) != bool(name):
-        raise LeptaError("--server and --server-model: give both or none of them")
-    if api not in ("completions", "chat"):
-        raise LeptaError(f"--server-api {api}: expected completions or chat")
-    if url and any(lm_eval):
-        raise LeptaError("--server and --lm-eval: give one of them")
-    if url:
-        return opened_server(url, name, cast("Api", api), model, how)
-    if any(lm_eval):
-        if not lm_eval[0]:
-            raise LeptaError("--lm-eval-args: needs --lm-eval")
-        if how.thinking:
-            raise LeptaError(
-                "--thinking and --lm-eval: lm-evaluation-harness has no budget of thinking; give one of them"
-            )
-        return opened_lm_eval(model, *lm_eval, how)
+    how = Asking(settings.chat, settings.context, settings.thinking)
+    if settings.server and settings.server_model:
+        return opened_server(settings.server, settings.server_model, settings.server_api, model, how)
+    if settings.lm_eval:
+        return opened_lm_eval(model, settings.lm_eval, settings.lm_eval_args, how)
     return opened_backend(model, how, output)
 
 
-@darumeru.command()
-def export(
+@darumeru.command("export")
+@takes_settings
+def darumeru_export(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
-    data: Data = "builtin",
+    settings: Annotated[TaskChoice, Flags(headings=CHOICE)],
     shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
     tokenizer: Annotated[
         str,
         typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
     ] = "",
-    tasks: Tasks = "",
-    legacy: Legacy = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -197,7 +147,7 @@ def export(
     """
     from lepta.darumeru.lm_eval_export import export as write
 
-    left_out = write(output, data, shots, _definition(legacy), tokenizer or None, _names(tasks), force)
+    left_out = write(output, settings.data, shots, settings.definition, tokenizer or None, settings.tasks, force)
     note = {"left_out": ", ".join(left_out), "note": "they count tokens: give --tokenizer"} if left_out else {}
     result({"output": str(output), **note}, as_json)
 
@@ -218,7 +168,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with scores, differences and the answers that changed.")
     ] = None,
-    seed: BootstrapSeed = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the intervals' bootstrap.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace the page if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:

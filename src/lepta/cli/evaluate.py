@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from lepta.calibration.settings import AnswerSettings
+from lepta.calibration.settings import AnswerSettings, ModelOrServer
 from lepta.cli.common import AsJson, check_places, console, print_json, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.core.errors import LeptaError
 from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
-    from lepta.calibration.calibrate import Place
     from lepta.core.intervals import Share
 
 Models = Annotated[
@@ -23,6 +21,7 @@ Server = Annotated[
     str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that has the models, with /v1.")
 ]
 ANSWERS = Flags(without=frozenset({"samples", "temperature"}), headings={"": "Answers"})
+JUDGE = Flags({"model": "--judge", "server": "--judge-server", "server_model": "--judge-model"}, headings={"": "Judge"})
 
 evaluate = typer.Typer(no_args_is_help=True, help="Compare models: minimal pairs, instructions, answers side by side.")
 
@@ -62,10 +61,11 @@ def evaluate_instructions(
     Try: lepta evaluate instructions my/chat --max-tokens 300
     """
     check_places([] if server else models, [], force=False)
+    from lepta.calibration.calibrate import Place
     from lepta.evaluation.instructions import instruction_following, read_instructions
 
     read = read_instructions(data)
-    found = {model: instruction_following(_place(model, server), read, settings) for model in models}
+    found = {model: instruction_following(Place(model, server), read, settings) for model in models}
     if as_json:
         print_json({model: asdict(one) for model, one in found.items()})
         return
@@ -81,9 +81,7 @@ def evaluate_compare(
     second: Annotated[str, typer.Argument(help="The one that it is compared with.")],
     prompts: Annotated[list[str], typer.Option(help="File of conversations; repeat for several.")],
     settings: Annotated[AnswerSettings, ANSWERS],
-    judge: Annotated[str | None, typer.Option(help="Model that judges, here.")] = None,
-    judge_server: Annotated[str | None, typer.Option(help="Or the server it is on, with /v1.")] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    judge: Annotated[ModelOrServer, JUDGE],
     server: Server = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
     as_json: AsJson = False,
@@ -92,13 +90,12 @@ def evaluate_compare(
 
     Try: lepta evaluate compare my/chat CHAT --prompts prompts.jsonl --judge-server http://judge:8000/v1 --judge-model J
     """
-    if (judge is None) == (judge_server is None) or (judge_server is not None and not judge_model):
-        raise LeptaError("compare: give --judge MODEL, or --judge-server URL with --judge-model NAME")
-    check_places([*([] if server else [first, second]), *([judge] if judge else [])], [], force=False)
+    check_places([*([] if server else [first, second]), *([judge.model] if judge.model else [])], [], force=False)
+    from lepta.calibration.calibrate import Place
     from lepta.evaluation.pairwise import compare_models
 
-    who = _place(judge_model or judge or "", judge_server)
-    found = compare_models(_place(first, server), _place(second, server), who, prompts, settings, limit)
+    places = Place(first, server), Place(second, server), Place.of(judge)
+    found = compare_models(*places, prompts, settings, limit)
     if as_json:
         print_json(asdict(found))
         return
@@ -109,12 +106,6 @@ def evaluate_compare(
         say(f"judged alike in both orders: {_shown(found.agreement)}; verdicts that cannot be read: {found.unreadable}")
     else:
         say("none of the judge's verdicts can be read; take another judge", style="yellow")
-
-
-def _place(model: str, server: str | None) -> "Place":
-    from lepta.calibration.calibrate import Place
-
-    return Place(model, server)
 
 
 def _shown(share: "Share") -> str:

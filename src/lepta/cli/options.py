@@ -3,7 +3,7 @@
 A command takes a settings model as one parameter; `takes_settings` shows its fields as options instead::
 
     @takes_settings
-    def distill(model: ModelPath, settings: DistillSettings, seed: Seed = 1) -> None: ...
+    def distill(model: ModelPath, settings: DistillSettings, as_json: AsJson = False) -> None: ...
 """
 
 import functools
@@ -41,15 +41,20 @@ class Flags:
 @dataclass(frozen=True)
 class _Option:
     path: tuple[str, ...]
-    flag: str
+    flag: str  # of a switch with two sides both, as "--chat/--plain"
     heading: str
     info: FieldInfo
     default: Any
 
     @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.flag.partition("/")[0]
+
+    @property
     def parameter(self) -> str:
         """Its name as a parameter of the command."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        return self.name.removeprefix("--").replace("-", "_")
 
 
 class _Names:
@@ -105,8 +110,8 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             all_names[parameter.name] = "--" + parameter.name.replace("_", "-")
             continue
         options = list(_options(model, _defaults(model, flags), flags, ()))
-        names = {".".join(option.path): option.flag for option in options}
-        all_names |= names
+        names = {".".join(option.path): option.name for option in options}
+        all_names = names | all_names
         sections[parameter.name] = model, flags, options, _Names(names)
         parameters += [_parameter(option, _Names(names)) for option in options]
 
@@ -194,14 +199,14 @@ def _parameter(option: _Option, names: _Names) -> inspect.Parameter:
     kind: Any = str  # the settings model converts
     metavar: str | None = _metavar(info.annotation)
     help_text = names.text(info.description or "", ".".join(option.path[:-1])).rstrip(".")
-    if info.annotation is bool:
-        assert default is False, f"{flag}: a switch turns on what is off by default"
+    if bool in (info.annotation, *get_args(info.annotation)):
+        assert not default, f"{flag}: a switch turns on what is off by default"
         kind, metavar = bool, None
     elif _is_list(info.annotation):
         kind = list[str]
         help_text += "; repeat for several"
-    if not required and default is not None and default is not False and default != []:
-        shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+    shown = ", ".join(map(str, default)) if isinstance(default, list) else str(default)
+    if shown and not required and default is not None and default is not False:
         help_text += f" (default: {shown})"
     return inspect.Parameter(
         option.parameter,

@@ -5,23 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
-from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings
-from lepta.cli.common import (
-    AsJson,
-    DryRun,
-    Force,
-    ModelPath,
-    Output,
-    Seed,
-    check_places,
-    opened,
-    print_warnings,
-    result,
-)
+from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings, ModelOrServer
+from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_warnings, result
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
 from lepta.core.errors import LeptaError
+from lepta.core.settings import LARGEST_SEED, Section, Sources
 from lepta.distillation.settings import DistillSettings
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
@@ -30,12 +21,6 @@ from lepta.text.sources import BENCHMARK
 from lepta.training.settings import PreferenceSettings, PretrainSettings, TuneSettings
 
 ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
-Sources = Annotated[list[str], typer.Option(help="Text source of the target language; repeat for several.")]
-Valid = Annotated[list[str] | None, typer.Option(help="Held-out text of the target language; repeat for several.")]
-SourceText = Annotated[list[str] | None, typer.Option(help="Text of the language the model knows; repeat for several.")]
-SourceValid = Annotated[
-    list[str] | None, typer.Option(help="Held-out text of the language the model knows; repeat for several.")
-]
 Data = Annotated[
     list[str],
     typer.Option(help="File of conversations: `messages`, or `prompt` and `answer`, a row each; repeat for several."),
@@ -50,6 +35,42 @@ Preferences = Annotated[
 ApartFrom = Annotated[
     list[str] | None, typer.Option(help="Training text that copies share no 13 words with; repeat for several.")
 ]
+
+
+class Texts(Section):
+    """Text to train on and to measure with; a command needs no names of languages."""
+
+    text: Sources = Field(description="Text source of the target language")
+    source_text: list[str] = Field(default_factory=list, description="Text of the language that the model knows")
+    valid: list[str] = Field(default_factory=list, description="Held-out text of the target language")
+    source_valid: list[str] = Field(
+        default_factory=list, description="Held-out text of the language that the model knows"
+    )
+
+    def sides(self) -> Text:
+        """Both languages as a recipe has them."""
+        return Text.model_construct(
+            target=Language.model_construct(language="target", train=self.text, valid=self.valid),
+            source=Language.model_construct(language="source", train=self.source_text, valid=self.source_valid),
+        )
+
+
+class RunOptions(Section):
+    """How a command that trains runs, whatever it trains."""
+
+    seed: int = Field(
+        default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
+    )
+    force: bool = Field(default=False, description="Replace the output folder if it exists")
+    dry_run: bool = Field(default=False, description="Say what would run and what it costs; run nothing")
+    as_json: bool = Field(default=False, description="Print the result as JSON")
+
+
+TEXT = Flags(headings={"": "Text"})
+TRAINING_TEXT = Flags(without=frozenset({"valid", "source_valid"}), headings={"": "Text"})
+RUN = Flags({"as_json": "--json"}, headings={"": OUTPUT})
+RUN_AT_ONCE = Flags({"as_json": "--json"}, without=frozenset({"dry_run"}), headings={"": OUTPUT})
+SERVED = Flags({"model": "--original"}, headings={"": "The original, with its own vocabulary"})
 COPIES = Flags(
     {
         "text": "--copy-text",
@@ -99,8 +120,8 @@ CALIBRATION = Flags(
     off=frozenset({"copies"}),
 )
 EFFECT = Flags(
-    {"tasks": "--task", "limit": "--task-rows"},
-    without=frozenset({"target", "source", "max_tokens", "characters", "thinking", "thinking_tokens"}),
+    {"target": "--valid", "source": "--source-valid", "tasks": "--task", "limit": "--task-rows"},
+    without=frozenset({"max_tokens", "characters", "thinking", "thinking_tokens"}),
     headings={"": "What is measured before and after"},
 )
 
@@ -109,14 +130,10 @@ EFFECT = Flags(
 def distill(
     original: Annotated[str, typer.Option(help=f"The {ORIGINAL}")],
     model: Annotated[Path, typer.Option(help="The same model with the new vocabulary, as lepta init writes it.")],
-    text: Sources,
     output: Output,
+    texts: Annotated[Texts, TRAINING_TEXT],
     settings: Annotated[DistillSettings, Flags(headings=HEADINGS)],
-    source_text: SourceText = None,
-    seed: Seed = 1,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
+    options: Annotated[RunOptions, RUN],
 ) -> None:
     """Learn the rows of new tokens from the original model, which reads the same text.
 
@@ -125,40 +142,34 @@ def distill(
 
     Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
-    check_places([original, str(model)], [output], force)
+    check_places([original, str(model)], [output], options.force)
     from functools import partial
 
     from lepta.pipeline import distill as learn
     from lepta.pipeline import distill_texts
 
-    sides = _sides(text, source_text)
+    sides = texts.sides()
     with opened(original) as teacher:
         stage = Stage(
             output.name,
             {"model": model, "original": teacher.folder},
-            settings.model_dump() | {"seed": seed},
-            partial(learn, teacher.folder, model, sides, settings, seed),
+            settings.model_dump() | {"seed": options.seed},
+            partial(learn, teacher.folder, model, sides, settings, options.seed),
             distill_texts(sides, settings),
             together=True,
         )
-        facts = _run(stage, output, force, dry_run, as_json)
-    result({"output": str(output), **facts}, as_json)
+        facts = _run(stage, output, options)
+    result({"output": str(output), **facts}, options.as_json)
 
 
 @takes_settings
 def pretrain(
     model: Annotated[Path, typer.Option(help="HF folder with the new vocabulary, as lepta init writes it.")],
-    text: Sources,
     output: Output,
+    texts: Annotated[Texts, TEXT],
     settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}), headings=HEADINGS)],
+    options: Annotated[RunOptions, RUN],
     original: Annotated[str | None, typer.Option(help=f"Tells which rows are new: the {ORIGINAL}")] = None,
-    source_text: SourceText = None,
-    valid: Valid = None,
-    source_valid: SourceValid = None,
-    seed: Seed = 1,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
 ) -> None:
     """Train embeddings and head on text, the body frozen or not.
 
@@ -167,13 +178,13 @@ def pretrain(
 
     Try: lepta pretrain --model my/initialised --text my.txt --valid held-out.txt --tokens 1000000 --output my/adapted
     """
-    if settings.source_share and not source_text:
+    if settings.source_share and not texts.source_text:
         raise LeptaError(
             f"--source-share {settings.source_share:g}: needs --source-text, text of the language the model knows"
         )
     if original is None:
         _check_original(settings)
-    check_places([str(model), *(one for one in (original, settings.teacher) if one)], [output], force)
+    check_places([str(model), *(one for one in (original, settings.teacher) if one)], [output], options.force)
     from functools import partial
 
     from lepta.core.reading import read_json
@@ -181,30 +192,30 @@ def pretrain(
     from lepta.pipeline import pretrain as learn
     from lepta.vocabulary.source import TOKENIZER_FILES
 
-    sides = _sides(text, source_text, valid, source_valid)
+    sides = texts.sides()
     inputs = {"model": model}
     if original:
         inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
-    texts = sources_of(sides, "train") | sources_of(sides, "valid")
+    sources = sources_of(sides, "train") | sources_of(sides, "valid")
     with ExitStack() as stack:
         if settings.teacher:
             check_teacher(settings.teacher, original or settings.teacher)
             inputs["teacher"] = stack.enter_context(opened(settings.teacher)).folder
-        run = partial(learn, inputs.get("original"), model, sides, settings, seed, teacher=inputs.get("teacher"))
+        old, teacher = inputs.get("original"), inputs.get("teacher")
         stage = Stage(
             output.name,
             inputs,
-            settings.model_dump(exclude={"teacher"}) | {"seed": seed},
-            run,
-            {label: sources for label, sources in texts.items() if sources},
+            settings.model_dump(exclude={"teacher"}) | {"seed": options.seed},
+            partial(learn, old, model, sides, settings, options.seed, teacher=teacher),
+            {label: names for label, names in sources.items() if names},
             together=True,
         )
-        facts = _run(stage, output, force, dry_run, as_json)
+        facts = _run(stage, output, options)
     curve = read_json(output / CURVE)["curve"]
-    if not as_json:
+    if not options.as_json:
         print_warnings(facts.pop("warnings", []))
     measured = [entry for entry in curve if "loss" not in entry]
-    result({"output": str(output), **facts, "held_out": measured}, as_json)
+    result({"output": str(output), **facts, "held_out": measured}, options.as_json)
 
 
 def _check_original(settings: PretrainSettings) -> None:
@@ -222,27 +233,14 @@ def _check_original(settings: PretrainSettings) -> None:
         )
 
 
-def _sides(
-    text: list[str],
-    source_text: list[str] | None,
-    valid: list[str] | None = None,
-    source_valid: list[str] | None = None,
-) -> Text:
-    """Text of both languages as a recipe has it; a command needs no names of languages."""
-    return Text.model_construct(
-        target=Language.model_construct(language="target", train=text, valid=valid or []),
-        source=Language.model_construct(language="source", train=source_text or [], valid=source_valid or []),
-    )
-
-
-def _run(stage: Stage, output: Path, force: bool, dry_run: bool, as_json: bool) -> dict[str, Any]:
+def _run(stage: Stage, output: Path, options: RunOptions) -> dict[str, Any]:
     """Run one stage as a pipeline of its own; with `dry_run` print what would run, and end the command."""
     from lepta.training.distributed import facts_of, run_stages
 
-    if dry_run:
-        print_status(Pipeline(output.parent, [stage], remember=False).status(), as_json)
+    if options.dry_run:
+        print_status(Pipeline(output.parent, [stage], remember=False).status(), options.as_json)
         raise typer.Exit
-    run_stages(output.parent, [stage], force)
+    run_stages(output.parent, [stage], options.force)
     return facts_of(output)
 
 
@@ -254,11 +252,9 @@ def tune(
     settings: Annotated[TuneSettings, Flags({"lora": ""}, headings=HEADINGS)],
     copies: Annotated[CopySettings, COPIES],
     step: Annotated[PreferenceSettings, PREFERENCE],
+    options: Annotated[RunOptions, RUN_AT_ONCE],
     apart_from: ApartFrom = None,
     preference: Preferences = None,
-    seed: Seed = 1,
-    force: Force = False,
-    as_json: AsJson = False,
 ) -> None:
     """Tune an instruct model on conversations; the loss counts what the assistant says.
 
@@ -267,7 +263,7 @@ def tune(
 
     Try: lepta tune --model my/chat --data conversations.jsonl --output my/tuned
     """
-    check_places([model], [output], force)
+    check_places([model], [output], options.force)
     if not copies.text:
         if copies.model_fields_set:
             raise LeptaError("tune: copies need --copy-text, a text source of what is to be repeated")
@@ -283,30 +279,23 @@ def tune(
     added = None
     if copies.number:
         texts = {"copies": copies.text, "apart from": copies.apart_from or []}
-        made = partial(copy_examples, copies, texts["apart from"], seed)
+        made = partial(copy_examples, copies, texts["apart from"], options.seed)
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
-    command = TuneCommand(settings, seed, data, added, preference or [], step)
-    facts = tune_stage(model, command, output, force)
-    result({"output": str(output), **facts}, as_json)
+    command = TuneCommand(settings, options.seed, data, added, preference or [], step)
+    facts = tune_stage(model, command, output, options.force)
+    result({"output": str(output), **facts}, options.as_json)
 
 
 @takes_settings
 def calibrate(
     model: Annotated[Path, typer.Option(help="Folder of the propagated instruct model.")],
     output: Annotated[Path, typer.Option(help="Folder for answers, grades, examples, model and report.")],
+    original: Annotated[ModelOrServer, SERVED],
     settings: Annotated[CalibrateSettings, CALIBRATION],
     effect: Annotated[EffectSettings, EFFECT],
-    original: Annotated[str | None, typer.Option(help="Instruct model with its own vocabulary.")] = None,
-    server: Annotated[str | None, typer.Option(help="Or the OpenAI-compatible server it is on, with /v1.")] = None,
-    server_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    options: Annotated[RunOptions, RUN],
     no_judge: Annotated[bool, typer.Option("--no-judge", help="Keep all answers that came to their end.")] = False,
     apart_from: ApartFrom = None,
-    valid: Valid = None,
-    source_valid: SourceValid = None,
-    seed: Seed = 1,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
 ) -> None:
     """Train a propagated instruct model on graded answers of the original and on copies.
 
@@ -315,20 +304,18 @@ def calibrate(
 
     Try: lepta calibrate --model my/chat --original CHAT --prompts prompts.jsonl --no-judge --output my/calibrated
     """
-    if (original is None) == (server is None) or (server is not None and not server_model):
-        raise LeptaError("calibrate: give --original MODEL, or --server URL with --server-model NAME")
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
-    check_places([str(model), *([original] if original else [])], [], force)
+    check_places([str(model), *([original.model] if original.model else [])], [], options.force)
     from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.plan.calibration import calibration_cost_here
 
-    if dry_run:
-        result(calibration_cost_here(model, settings), as_json)
+    if options.dry_run:
+        result(calibration_cost_here(model, settings), options.as_json)
         return
-    place = Place(server_model or "", server) if server else Place(original or "")
     asked_as_here = settings.answers.model_dump(include={"thinking", "thinking_tokens"})
-    effect = effect.model_copy(update={"target": valid or [], "source": source_valid or [], **asked_as_here})
-    apart = [*(apart_from or []), BENCHMARK]
-    facts = calibrate_folder(model, place, settings, effect, apart, seed, output, force)
-    result({"output": str(output / "model"), "report": str(output / "report" / "report.html"), **facts}, as_json)
+    effect = effect.model_copy(update=asked_as_here)
+    apart, place = [*(apart_from or []), BENCHMARK], Place.of(original)
+    facts = calibrate_folder(model, place, settings, effect, apart, options.seed, output, options.force)
+    report = str(output / "report" / "report.html")
+    result({"output": str(output / "model"), "report": report, **facts}, options.as_json)

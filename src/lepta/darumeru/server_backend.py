@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.darumeru.backend import USUAL, Asking, Backend, Completion, GenerationRequest, Question
+from lepta.darumeru.settings import Api
 from lepta.darumeru.tasks import Message
 from lepta.inference.client import Client, at_once, field
 from lepta.inference.scoring import Branch
@@ -33,8 +34,6 @@ CHOSEN, LEFT = 0.0, -100.0  # log-probabilities that stand for the label that wa
 ALIKE = {"A": "[AА]", "B": "[BВ]", "C": "[CС]"}  # Latin and Cyrillic letters that look the same
 ENDS = r"(?=[^\S\n]*(?:[^\w\s]|\n|$))"  # a sign or the end of the line comes next
 ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
-
-Api = Literal["completions", "chat"]
 
 
 class _Server(Backend):
@@ -205,8 +204,6 @@ def opened_server(
     url: str, model: str, api: Api, source: str | Path, how: Asking
 ) -> Iterator[ServerBackend | ChatBackend]:
     """A server's model as a backend, with the tokenizer of any model source."""
-    if api == "chat" and how.chat is False:
-        raise LeptaError("--server-api chat and --plain: a chat server writes turns itself; leave one of them out")
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         open_tokenizer(source).save(Path(place))
         tokenizer = load_tokenizer(Path(place))

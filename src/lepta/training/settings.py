@@ -92,7 +92,7 @@ class TuneSettings(Section):
     body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
-    report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, ...")
+    report_to: list[str] = Field(default_factory=list, description="Trackers, such as tensorboard or wandb")
 
     @model_validator(mode="after")
     def _whole_body(self) -> "TuneSettings":
@@ -211,7 +211,7 @@ class PretrainSettings(Section):
     forget_limit: float | None = Field(
         default=None, gt=0, description="Stop when the source language is so many bits per byte worse than at the start"
     )
-    report_to: list[str] = Field(default_factory=list, description="Trackers: tensorboard, wandb, trackio, mlflow, ...")
+    report_to: list[str] = Field(default_factory=list, description="Trackers, such as wandb, trackio or mlflow")
 
     @property
     def keeps_old_rows(self) -> bool:
