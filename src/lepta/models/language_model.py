@@ -4,7 +4,8 @@ A multimodal model has its language model beside towers for images and sound. Ev
 it is the part that holds the input embeddings that learns; the towers stay as they are.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,19 @@ def text_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
     body = language_model(model)
     start = next(path for path, module in model.named_modules() if module is body)
     silent = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
-    left_out = {id(part) for layer in silent for part in decoder_layers(model)[layer].modules()}
+    left_out = _inside_layers(model, silent)
     left_out.add(id(model.get_output_embeddings()))
     for path, module in body.named_modules(prefix=start):
         if id(module) not in left_out:
             yield path, module
+
+
+def _inside_layers(model: Any, numbers: Iterable[int]) -> set[int]:
+    """`id` of all modules in decoder layers of these numbers."""
+    found: set[int] = set()
+    for number in numbers:
+        found.update(map(id, decoder_layers(model)[number].modules()))
+    return found
 
 
 def train_language_model(model: Any) -> None:
@@ -104,7 +113,7 @@ def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
     linear = [(path, module) for path, module in text_modules(model) if isinstance(module, (nn.Linear, Conv1D))]
     if layers is None:
         return [path for path, _ in linear]
-    chosen = {id(part) for layer in layers for part in decoder_layers(model)[layer].modules()}
+    chosen = _inside_layers(model, layers)
     return [path for path, module in linear if id(module) in chosen]
 
 
@@ -120,7 +129,7 @@ def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
                 forward.add(name)
     layers = set(map(id, decoder_layers(model)))
     places = [path for path, module in text_modules(model) if id(module) in layers]
-    inside = tuple(f"{place}.{name}." for place in places for name in forward)
+    inside = tuple(f"{place}.{name}." for place, name in itertools.product(places, forward))
     return [path for path in linear if not path.startswith(inside)]
 
 

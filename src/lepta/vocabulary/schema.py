@@ -78,7 +78,7 @@ def _named_by(processor: dict[str, Any]) -> set[str]:
         case "Sequence":
             return set().union(*map(_named_by, processor["processors"]))
         case "TemplateProcessing":
-            return {token for entry in processor["special_tokens"].values() for token in entry["tokens"]}
+            return set().union(*(entry["tokens"] for entry in processor["special_tokens"].values()))
         case "BertProcessing" | "RobertaProcessing":
             return {processor[role][0] for role in ("sep", "cls")}
     return set()

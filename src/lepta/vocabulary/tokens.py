@@ -108,7 +108,7 @@ class Vocabulary(ABC):
         """Weight of the words that each token is used in, as often as it is used; float array, shape (size,)."""
         splits = self.split([word.encode() for word in words])
         lengths = np.fromiter(map(len, splits), np.int64, len(splits))
-        ids = np.fromiter((i for split in splits for i in split), np.int64, int(lengths.sum()))
+        ids = np.fromiter(itertools.chain.from_iterable(splits), np.int64, int(lengths.sum()))
         return np.bincount(ids, np.repeat(weights, lengths), minlength=self.size)
 
     def special_layout(self) -> tuple[list[str], list[str]]:
