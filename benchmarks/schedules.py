@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lepta.pipeline import pretrain
+from lepta.learning import pretrain
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
 

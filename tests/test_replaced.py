@@ -9,7 +9,7 @@ from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.patch import apply_patch, export_patch
 from lepta.embeddings.propagate import propagate
-from lepta.pipeline import distill, pretrain
+from lepta.learning import distill, pretrain
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
 from lepta.vocabulary.build import build_vocabulary

@@ -14,8 +14,8 @@ from benchmarks.miniature.settings import ScaleSettings
 from benchmarks.miniature.stages import LEP, MODELS, SCENARIOS, SCORES, SHARED_MODELS, SPEED, scores_of
 from lepta.core.output import MANIFEST
 from lepta.core.reading import read_json
-from lepta.pipeline import CURVE
 from lepta.stages import environment
+from lepta.training.distributed import CURVE
 
 RESULTS = "results.json"
 CONFIDENCE = 0.95

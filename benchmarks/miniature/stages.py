@@ -26,11 +26,11 @@ from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
-from lepta.pipeline import CURVE
 from lepta.stages import CHECKPOINTS, Pipeline, Stage
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
 from lepta.training.conversations import read_conversations
+from lepta.training.distributed import CURVE
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.tune import tune_folder

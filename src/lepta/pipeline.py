@@ -9,47 +9,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lepta.calibration.calibrate import Place, calibration_stages
 from lepta.card import Measure, write_card
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest, write_json
 from lepta.core.reading import read_json
 from lepta.darumeru.log import read_results
-from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
-from lepta.evaluation.benchmark import ask, scores_of
+from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
 from lepta.evaluation.sweep import Judge, propagate_best
-from lepta.inference.bits import WINDOW, windows
 from lepta.inference.thinking import block_of
+from lepta.learning import check_teacher, distill, distill_texts, pretrain, sources_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
-from lepta.models.split import NewRows
 from lepta.models.weights import count_weights
 from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.run import NUMBERS, write_report
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
-from lepta.text.settings import Text
-from lepta.text.sources import BENCHMARK, dialogue_file, read_documents
-from lepta.training.blocks import TrainingText
+from lepta.text.sources import BENCHMARK, dialogue_file
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import announce, processes, run_together
-from lepta.training.pretrain import HeldOut, pretrain_folder
+from lepta.training.distributed import CURVE, announce, run_together, with_curve
 from lepta.training.settings import PretrainSettings
-from lepta.training.substitution import Substitution
 from lepta.training.tune import tune_folder
 from lepta.vocabulary.build import build, choose_size, save_vocabulary
-from lepta.vocabulary.change import VocabularyChange, first_other_token
 from lepta.vocabulary.donors import donor_places
-from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, open_tokenizer
-from lepta.vocabulary.tokens import Kind, Vocabulary
+from lepta.vocabulary.source import chat_template_of, open_tokenizer
 
-CURVE = "training_curve.json"
 EVALUATION = "evaluation.json"
 DARUMERU = "darumeru"  # folder of the stages that ask the benchmark
 
@@ -234,7 +223,7 @@ class _Layout:
     def tuned(self, name: str, base: Path, settings: Tune) -> Path:
         def run(folder: Path) -> dict[str, Any]:
             dialogues = itertools.islice(read_conversations([settings.dialogues]), settings.limit)
-            return _with_curve(folder, tune_folder(base, dialogues, settings, self.recipe.seed, folder))
+            return with_curve(folder, tune_folder(base, dialogues, settings, self.recipe.seed, folder))
 
         inputs = {"base": base, "dialogues": dialogue_file(settings.dialogues)}
         return self.add(f"variants/{name}", inputs, settings.model_dump(exclude={"dialogues"}), run, together=True)
@@ -334,93 +323,6 @@ def measured(evaluation: dict[str, Any], name: str) -> list[Measure]:
         before, after = (behaviour[one]["share"] for one in (original, name))
         found.append(Measure("answers that open in the variant's style, share", before, after, True))
     return found
-
-
-def sources_of(text: Text, part: str) -> dict[str, list[str]]:
-    """Label -> text sources of both languages; `part` is train or valid."""
-    return {f"{part} {side.language}": getattr(side, part) for side in (text.target, text.source)}
-
-
-def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:
-    """Label -> text sources that distillation reads; those of the source language only where the body learns."""
-    sides = [text.target, text.source] if settings.lora_rank else [text.target]
-    return {f"train {side.language}": side.train for side in sides if side.train}
-
-
-def distill(
-    original: Path, start: Path, text: Text, settings: DistillSettings, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Token distillation from one model folder to another; all processes come here."""
-    documents = partial(read_documents, text.target.train)
-    source = partial(read_documents, text.source.train) if text.source.train else None
-    return _with_curve(folder, distill_folder(original, start, documents, settings, seed, folder, source))
-
-
-def pretrain(
-    base: Path | None,
-    start: Path,
-    text: Text,
-    settings: PretrainSettings,
-    seed: int,
-    folder: Path,
-    teacher: Path | None = None,
-) -> dict[str, Any]:
-    """One stage of pre-training from a model folder; all processes come here.
-
-    `base` is a model or tokenizer before the vocabulary changed; it tells which rows are new.
-    """
-    ids, substitution, vocabulary = np.zeros(0, dtype=np.int64), None, None
-    if base is not None:
-        vocabulary = open_tokenizer(start).vocabulary()
-        ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), vocabulary).new_ids
-        if settings.substitution:
-            substitution = Substitution(vocabulary, ids, settings.substitution)
-    target, source = text.target, text.source
-    shares = ((target, 1 - settings.source_share), (source, settings.source_share))
-    learned = [
-        TrainingText(partial(read_documents, side.train), share, f"text in {side.language}", substitution)
-        for side, share in shares
-    ]
-    held_out = HeldOut(
-        _held_out(target.valid, settings),
-        _held_out(source.valid, settings),
-        target.language,
-        source.language,
-        frozenset(ids.tolist()),
-        partial(scores_of, settings=settings.darumeru) if settings.darumeru else None,
-    )
-    new_rows = _new_rows(ids, vocabulary) if vocabulary and len(ids) else Checkpoint(start).rows
-    return _with_curve(folder, pretrain_folder(start, new_rows, learned, held_out, settings, seed, folder, teacher))
-
-
-def check_teacher(teacher: str, original: str | Path) -> None:
-    """LeptaError unless a model has the original's tokens, from what is known before any stage has run."""
-    known, own = (open_tokenizer(locate(one, hub_files=TOKENIZER_FILES)).vocabulary() for one in (original, teacher))
-    if (i := first_other_token(known, own)) is not None:
-        raise LeptaError(
-            f"pretrain.teacher: {teacher}: id {i} is {own.token(i)!r}, but {known.token(i)!r} in {original}; expected "
-            "the model before its vocabulary changed, or another one with its tokens"
-        )
-
-
-def _new_rows(ids: np.ndarray, vocabulary: Vocabulary) -> NewRows:
-    """Rows of the new tokens, or the first one where no old token comes after it: padding after them trains too."""
-    after = vocabulary.kinds[ids[0] :] != Kind.HOLE
-    return int(ids[0]) if after.sum() == len(ids) else ids.tolist()
-
-
-def _held_out(sources: list[str], settings: PretrainSettings) -> list[str]:
-    if not sources:
-        return []
-    return windows(list(read_documents(sources)), WINDOW, settings.measure_characters)
-
-
-def _with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:
-    """Write the curve of a training beside its model, and give its facts."""
-    facts, curve = trained
-    if processes().is_main_process:
-        write_json(folder / CURVE, {"curve": curve})
-    return facts
 
 
 def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.models.weights import count_weights
-from lepta.plan import plan as plan_module
+from lepta.plan import disk
 from lepta.plan.devices import devices_named, known_devices, this_machine
-from lepta.plan.plan import cost_here, make_plan, plan_stages
+from lepta.plan.outline import plan_stages
+from lepta.plan.plan import cost_here, make_plan
 from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate, vocabulary_at
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, lora_weights, memory, stage_weights
@@ -529,7 +530,7 @@ def test_blocks_hold_the_text_or_as_much_as_the_budget_could_take():
 
     assert stored(tokens=1_000_000) == pytest.approx(4 * text["tokens"], abs=4)  # gone through many times
     assert stored(tokens=100) == pytest.approx(4 * 800 / 4.404, abs=1)
-    assert (plan_module.TOKENISED, plan_module.CHARACTERS_PER_TOKEN) == (
+    assert (disk.TOKENISED, disk.CHARACTERS_PER_TOKEN) == (
         blocks.MARGIN * blocks.CHARACTERS_PER_TOKEN,
         blocks.CHARACTERS_PER_TOKEN,
     )

@@ -21,16 +21,16 @@ from lepta.calibration.settings import AnswerSettings, CalibrateSettings, Effect
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
-from lepta.core.output import MANIFEST, write_json
+from lepta.core.output import MANIFEST
 from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import facts_of, processes, run_stages
+from lepta.training.distributed import facts_of, processes, run_stages, with_curve
 from lepta.training.precision import recorded, recorded_dtype
-from lepta.training.tune import CURVE, tune_folder
+from lepta.training.tune import tune_folder
 
 ANSWERS, GRADES, EXAMPLES, SHOWN = "answers.jsonl", "grades.jsonl", "examples.jsonl", "shown.jsonl"
 FORM_KEPT = {True: "forced", False: "refused", None: "asked for"}  # what became of the form that grades should have
@@ -216,10 +216,7 @@ def make_model(
 ) -> dict[str, Any]:
     """Train the propagated model on the examples, and write it as a plain model folder; facts as for `tune_folder`."""
     source = examples / EXAMPLES
-    facts, curve = tune_folder(propagated, read_conversations([str(source)]), settings.tune, seed, folder)
-    if processes().is_main_process:
-        write_json(folder / CURVE, {"curve": curve})
-    return facts
+    return with_curve(folder, tune_folder(propagated, read_conversations([str(source)]), settings.tune, seed, folder))
 
 
 def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def distill(
     check_places([original, str(model)], [output], options.force)
     from functools import partial
 
-    from lepta.pipeline import distill as learn
-    from lepta.pipeline import distill_texts
+    from lepta.learning import distill as learn
+    from lepta.learning import distill_texts
 
     sides = texts.sides()
     with opened(original) as teacher:
@@ -188,8 +188,9 @@ def pretrain(
     from functools import partial
 
     from lepta.core.reading import read_json
-    from lepta.pipeline import CURVE, check_teacher, sources_of
-    from lepta.pipeline import pretrain as learn
+    from lepta.learning import check_teacher, sources_of
+    from lepta.learning import pretrain as learn
+    from lepta.training.distributed import CURVE
     from lepta.vocabulary.source import TOKENIZER_FILES
 
     sides = texts.sides()

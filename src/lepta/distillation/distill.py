@@ -9,7 +9,7 @@ together with the hidden states. Try it:
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.core.progress import track
 from lepta.distillation.best import BestRows, bits_per_byte
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
+from lepta.distillation.pair import Pair, open_pair
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
 from lepta.distillation.pieces import PieceTree
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
-from lepta.distillation.targets import LearnedRows, learned_rows
-from lepta.embeddings.transfer import transfer_matrix
-from lepta.models.folder import PER_LAYER, Checkpoint
+from lepta.distillation.targets import LearnedRows
+from lepta.inference.bits import start_of_text
+from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import config_of
-from lepta.models.rows import ComputedRows, Rows, same_values
+from lepta.models.rows import ComputedRows, Rows
 from lepta.models.write import write_model
 from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
@@ -84,9 +84,10 @@ def distill_folder(
     LeptaError
         If the models do not belong together, or the text has none of the tokens.
     """
-    pair = _open_pair(Path(original), Path(initialised), settings)
+    pair = open_pair(Path(original), Path(initialised), settings)
     folder = Path(folder)
     passages = _choose_passages(pair, documents, source_documents, settings, seed)
+    torch.manual_seed(seed)  # LoRA starts from random numbers
     distiller, facts = _load_distiller(pair, passages, settings, folder / CHECKPOINTS)
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
@@ -106,43 +107,6 @@ def distill_folder(
     return facts, curve
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The original model and the same with the new vocabulary: what is new, and which rows learn."""
-
-    teacher: Checkpoint
-    student: Checkpoint
-    old: Vocabulary
-    new: Vocabulary
-    fresh: np.ndarray  # ids of new tokens, int64
-    learned: LearnedRows
-    untie: bool
-
-
-def _open_pair(original: Path, initialised: Path, settings: DistillSettings) -> Pair:
-    teacher, student = Checkpoint(original), Checkpoint(initialised)
-    if per_layer := [name for name in student.tables if name.endswith(PER_LAYER)]:
-        raise LeptaError(
-            f"{initialised}: {per_layer[0]} is looked up by token in each layer, so the original cannot be compared "
-            "by embeddings alone; leave distillation out and train the rows (lepta pretrain)"
-        )
-    if student.surplus:
-        raise LeptaError(
-            f"{initialised}: its input embeddings have {student.surplus} rows more than its head, which distillation "
-            "does not know; leave it out and train the rows (lepta pretrain)"
-        )
-    check_same_body(teacher, student)
-    old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
-    transfer = transfer_matrix(old, new, teacher.rows, student.rows)
-    fresh = np.flatnonzero((transfer.exact[: new.size] < 0) & (np.diff(transfer.matrix.indptr)[: new.size] > 0))
-    if not len(fresh):
-        raise LeptaError(f"{initialised}: has no token that {original} lacks, so there is nothing to learn")
-    untie = settings.untie and student.output_name is None
-    tied = student.output_name is None and not untie
-    learned = learned_rows(old, new, fresh, transfer.change.old_id_of, settings.rows == "target-rows", tied)
-    return Pair(teacher, student, old, new, fresh, learned, untie)
-
-
 def _choose_passages(
     pair: Pair,
     documents: Callable[[], Iterable[str]],
@@ -154,7 +118,8 @@ def _choose_passages(
 
     LeptaError if the text has none of the tokens, or text that is needed is missing or too short.
     """
-    aligner = Aligner(pair.old, pair.new, start_of(pair.teacher.folder), start_of(pair.student.folder))
+    starts = [start_of_text(load_tokenizer(model.folder), model.folder) for model in (pair.teacher, pair.student)]
+    aligner = Aligner(pair.old, pair.new, *starts)
     of_source = round(settings.tokens * settings.source_share) if settings.lora_rank else 0
     if of_source and source_documents is None:
         raise LeptaError(
@@ -219,15 +184,6 @@ def _load_distiller(
     return distiller, facts
 
 
-def start_of(folder: Path) -> int:
-    """Id of the token that starts a text; LeptaError if the tokenizer has none."""
-    tokenizer = load_tokenizer(folder)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise LeptaError(f"{folder}: neither bos_token nor eos_token; expected one in tokenizer_config.json")
-    return int(start)
-
-
 def _layer(number: int, settings: DistillSettings) -> int:
     layer = settings.layer or math.ceil(number / 3)
     if layer > number:
@@ -243,26 +199,6 @@ def _check_context(passages: list[Alignment], config: Any) -> None:
             f"distill.passage: one has {longest} old tokens, more than the model's context of {context}; expected "
             "fewer characters"
         )
-
-
-def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
-    """Refuse two models that differ in more than their vocabulary; LeptaError names the tensor that differs."""
-    if teacher.width != student.width:
-        raise LeptaError(
-            f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
-            "model that this one was initialised from"
-        )
-    ends = {*teacher.vocabulary_names, teacher.stored_output, *student.vocabulary_names, student.stored_output}
-    names = [name for name in student.entries if name not in ends]
-    for name in track(names, "comparing bodies", len(names)):
-        known = teacher.entries.get(name)
-        same_type = known is not None and known.dtype == student.entries[name].dtype
-        read = Checkpoint.raw if same_type else Checkpoint.rows_of
-        if known is None or not same_values(read(teacher, name), read(student, name)):
-            raise LeptaError(
-                f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
-                "what `lepta init` made of it, before its body was trained"
-            )
 
 
 def _warnings(best: BestRows) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from lepta.core.intervals import Share
 from lepta.core.progress import progress
 from lepta.core.reading import expanded
 from lepta.evaluation.shipped import evaluation_file
+from lepta.inference.bits import start_of_text
 from lepta.inference.scoring import Branch, Scorer, token_ids
 from lepta.models.load import load_model, load_tokenizer, opened
 from lepta.text.formats import read_rows
@@ -77,9 +78,7 @@ def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
     right = list[bool]()
     with opened(model) as checkpoint, progress(str(model), len(pairs)) as bar:
         scorer, tokenizer = Scorer(load_model(checkpoint.folder)), load_tokenizer(checkpoint.folder)
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise LeptaError(f"{model}: neither bos_token nor eos_token; likelihoods need a token that starts a text")
+        start = start_of_text(tokenizer, model)
         for begin in range(0, len(pairs), BATCH):
             part = pairs[begin : begin + BATCH]
             texts = [text for pair in part for text in (pair.good, pair.bad)]

@@ -55,12 +55,18 @@ def windows(documents: Sequence[str], length: int, total: int) -> list[str]:
     return kept
 
 
+def start_of_text(tokenizer: Any, where: object = "tokenizer") -> int:
+    """Id of the token that the first one of a text is predicted from; LeptaError, of `where`, if there is none."""
+    for start in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if start is not None:
+            return int(start)
+    raise LeptaError(f"{where}: neither bos_token nor eos_token; expected one in tokenizer_config.json")
+
+
 @torch.no_grad()
 def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: str = "bits per byte") -> TextScore:
     """Score every byte of texts, each by itself after the token that starts a text."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise LeptaError("tokenizer: neither bos_token nor eos_token; bits per byte need a token that starts a text")
+    start = start_of_text(tokenizer)
     patch_chunked_loss(model)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     rows = sorted(((start, *ids) for ids in encoded), key=len)

@@ -9,11 +9,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
-from lepta.core.output import partial_of, read_manifest
+from lepta.core.output import partial_of, read_manifest, write_json
 from lepta.stages import Pipeline, Stage
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
 TIMEOUT = timedelta(days=2)
+CURVE = "training_curve.json"
 
 
 def processes() -> PartialState:
@@ -55,3 +56,11 @@ def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
 def facts_of(folder: Path) -> dict[str, Any]:
     """The facts in the manifest of a stage."""
     return read_manifest(folder)["facts"]
+
+
+def with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:
+    """Write the curve of a training beside its model, and give its facts."""
+    facts, curve = trained
+    if processes().is_main_process:
+        write_json(folder / CURVE, {"curve": curve})
+    return facts

@@ -16,7 +16,7 @@ from lepta.models.load import load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
-from lepta.training.distributed import facts_of, processes, run_stages
+from lepta.training.distributed import CURVE, facts_of, processes, run_stages, with_curve
 from lepta.training.merge import prepare_merge, write_merged
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.preference import prefer_folder, read_preferences
@@ -25,7 +25,6 @@ from lepta.training.trainable import make_tunable, unreached
 from lepta.training.trainer import Run, Trained, check_apart, train
 
 MICRO_BATCH = 4
-CURVE = "training_curve.json"
 
 
 def tune(
@@ -167,10 +166,7 @@ class TuneCommand:
         if self.copies:
             added, counts["copies"] = self.copies.make()
             conversations = itertools.chain(conversations, added)
-        facts, curve = tune_folder(source, conversations, self.settings, self.seed, folder)
-        if processes().is_main_process:
-            write_json(folder / CURVE, {"curve": curve})
-        return facts | counts
+        return with_curve(folder, tune_folder(source, conversations, self.settings, self.seed, folder)) | counts
 
     def stage(self, model: str, name: str) -> Stage:
         """The stage that `run` is, of this name."""

@@ -1,0 +1,81 @@
+"""What a user must know beside a plan's numbers: what training will refuse, what is missing, what is not counted."""
+
+from collections.abc import Iterator
+
+from lepta.core.errors import LeptaError
+from lepta.plan.outline import Outline
+from lepta.plan.text import is_absent
+from lepta.plan.vocabulary import AUTO_ADDED
+from lepta.recipe import Recipe
+from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
+
+
+def notes_on(outline: Outline, number: int) -> list[str]:
+    """One line for each, for `number` processes."""
+    recipe, context = outline.recipe, outline.before.context
+    notes = [*_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
+    if outline.wanted.how.startswith("size: auto"):
+        notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
+    if recipe.vocabulary.scenario == "optimized":
+        notes.append("optimized: special tokens are kept beside vocabulary.keep, so a few more rows are old")
+    for stage in recipe.pretrain:
+        if stage.block > context:
+            notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
+    return notes
+
+
+def _refused(recipe: Recipe, number: int) -> Iterator[str]:
+    """What training says of batches that so many processes cannot share."""
+    runs: dict[str, PretrainSettings | TuneSettings] = {}
+    for place, stage in enumerate(recipe.pretrain):
+        runs[f"pretrain.{place}" if len(recipe.pretrain) > 1 else "pretrain"] = stage
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            runs[f"variants.{name}.tune"] = variant.tune
+    if recipe.calibrate:
+        runs["calibrate.tune"] = recipe.calibrate.tune
+    for name, run in runs.items():
+        try:
+            split_batch(run.batch, run.micro_batch, number)
+        except LeptaError as error:
+            yield f"training will refuse {name}.{error}"
+
+
+def _absent(recipe: Recipe) -> Iterator[str]:
+    """The files that a recipe names and that are not on this machine, with the fields that name them."""
+    named = {
+        "text.target.train": recipe.text.target.train,
+        "text.target.valid": recipe.text.target.valid,
+        "text.source.train": recipe.text.source.train,
+        "text.source.valid": recipe.text.source.valid,
+        "vocabulary.corpus": recipe.vocabulary.corpus,
+    }
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            named[f"variants.{name}.tune.dialogues"] = [variant.tune.dialogues]
+    if (calibrate := recipe.calibrate) and recipe.variants:
+        named["calibrate.prompts"] = calibrate.prompts
+        named["calibrate.copies.text"] = calibrate.copies.text
+        named["calibrate.copies.apart_from"] = calibrate.copies.apart_from or []
+    if behaviour := recipe.evaluate.behaviour:
+        named["evaluate.behaviour.dialogues"] = [behaviour.dialogues]
+    absent: dict[str, list[str]] = {}
+    for field, sources in named.items():
+        for source in filter(is_absent, sources):
+            absent.setdefault(source, []).append(field)
+    if absent:
+        files = "; ".join(f"{source} ({', '.join(fields)})" for source, fields in absent.items())
+        yield f"not on this machine: {files}; the plan does without them, `lepta adapt` will not"
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    """Parts of the cost that are not counted."""
+    for name, variant in recipe.variants.items():
+        if variant.tune:
+            yield f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan"
+    if recipe.distill:
+        yield "distill: checkpoints of distillation are not in this plan"
+    if (calibrate := recipe.calibrate) and recipe.variants:
+        what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
+        what += "the judge's hours, " if calibrate.judge else ""
+        yield f"calibrate: {what}memory and checkpoints of training are not in this plan"
