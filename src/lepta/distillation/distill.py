@@ -87,8 +87,7 @@ def distill_folder(
     pair = open_pair(Path(original), Path(initialised), settings)
     folder = Path(folder)
     passages = _choose_passages(pair, documents, source_documents, settings, seed)
-    torch.manual_seed(seed)  # LoRA starts from random numbers
-    distiller, facts = _load_distiller(pair, passages, settings, folder / CHECKPOINTS)
+    distiller, facts = _load_distiller(pair, passages, settings, seed, folder / CHECKPOINTS)
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
@@ -150,7 +149,7 @@ def _choose_passages(
 
 
 def _load_distiller(
-    pair: Pair, passages: Passages, settings: DistillSettings, work: Path
+    pair: Pair, passages: Passages, settings: DistillSettings, seed: int, work: Path
 ) -> tuple[Distiller, dict[str, Any]]:
     """Teacher and student, and what the manifest says of them."""
     teacher, learned, initialised = pair.teacher, pair.learned, pair.student.folder
@@ -159,6 +158,7 @@ def _load_distiller(
     model = load_model(initialised, dtype)
     layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
     _check_context(passages.chosen, model.config.get_text_config())
+    torch.manual_seed(seed)  # LoRA starts from random numbers; the precision, timed or known, may have drawn some
     distiller = Distiller(
         model,
         _matrix(teacher, teacher.input_name).to(model.device),
