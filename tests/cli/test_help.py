@@ -108,6 +108,13 @@ CALIBRATE = "calibrate --original a --model b --output o "
         (CALIBRATE + "--prompts c --judge-server http://y", "--judge-model: missing"),
         (CALIBRATE + "--judge x --copies 4", "--copy-text: at least one"),
         ("tune --model x --data y --preference p --preference-batch 3 --output o", "of 2 (--preference-micro-batch)"),
+        (
+            "vocab build --tokenizer x --corpus y --output o --add 5 --script Klingon",
+            "--script: unknown script 'Klingon'",
+        ),
+        ("pretrain --model x --text y --output o --tokens 9 --teacher=", "--teacher: String should have at least 1"),
+        ("pretrain --model x --text y --output o --tokens 9 --teacher-weight 3", "--teacher-weight: needs --teacher,"),
+        ("pretrain --model x --text y --output o --tokens 9 --decay-share 0.5", "--decay-share: only --schedule wsd"),
         ("evaluate instructions m --max-tokens 0", "--max-tokens: Input should be greater than or equal to 1"),
         ("evaluate compare a b --prompts c --max-tokens 0", "--max-tokens: Input should be greater"),
     ],

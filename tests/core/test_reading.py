@@ -28,6 +28,8 @@ def test_a_text_that_can_be_no_path_is_no_place(tmp_path):
         with pytest.raises(LeptaError, match="no such file or folder"):
             locate(text, [])
     assert is_there(tmp_path)
+    with pytest.raises(LeptaError, match=r"^'': an empty name of a model or tokenizer"):
+        locate("", [])
 
 
 def test_json_of_real_configs_is_read() -> None:

@@ -187,11 +187,18 @@ def test_precision_is_part_of_what_answers_depend_on(backend_of, tmp_path, monke
         run(backend_of(), "builtin", tmp_path, ["rucola"], limit=1)
 
 
+OF_ANOTHER_TASK = (
+    b'{"task": "../x", "definition": "current", "expected": 2, "run": {}, '
+    b'"conditions": {"version": 1, "prompt": "", "data": "", "shots": 0}}'
+)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (b"[1]", "input should be a valid dictionary"),
         (b'{"task": "rucola"}', "definition: field required"),
+        (OF_ANOTHER_TASK, "task: expected 'rucola', as the file is called"),
         (b"", "JSON"),
     ],
 )

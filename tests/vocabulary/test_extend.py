@@ -264,12 +264,12 @@ def test_text_in_latin_letters_may_quote_other_scripts(build, tiny_tokenizer, wr
         build(tiny_tokenizer, "extended", corpus=corpus, add=9_000)
 
 
-def test_unknown_script_and_missing_script_raise():
-    words = table_of({" hello": 1})
-    with pytest.raises(LeptaError, match="'Klingonese': not a Unicode script"):
-        words_of_script(words, "Klingonese")
+def test_unknown_script_and_missing_script_raise(build, tiny_tokenizer):
+    for name in ("Klingonese", "", r"Greek}|\p{Latin"):
+        with pytest.raises(LeptaError, match="script: unknown script"):
+            build(tiny_tokenizer, "extended", corpus=["no/such/text.txt"], add=5, script=name)
     with pytest.raises(LeptaError, match="no word in the script Greek"):
-        words_of_script(words, "Greek")
+        words_of_script(table_of({" hello": 1}), "Greek")
 
 
 def test_unknown_scenario_raises(smollm2):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,16 +58,17 @@ def opened(
     return opened(source, input_name, output_name, dtype)
 
 
-def check_places(sources: list[str], outputs: list[Path], force: bool) -> None:
-    """Find all models and refuse outputs that exist, before anything is imported or read, which takes seconds.
+def check_places(sources: Sequence[str | None], outputs: list[Path], force: bool) -> None:
+    """Find all models that are given and refuse outputs that exist, before imports and reading, which take seconds.
 
     Then say what is opened, since the first bar may come seconds later.
     """
     for output in outputs:
         refuse_existing(output, force)
-    for source in sources:
+    given = [source for source in sources if source is not None]
+    for source in given:
         locate(source, hub_files=["*.json"])  # of a hub id the small files alone: weights come when it is opened
-    log(f"opening {', '.join(sources)}")
+    log(f"opening {', '.join(given)}")
 
 
 def say(text: str, **style: Any) -> None:

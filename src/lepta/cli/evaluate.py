@@ -90,7 +90,7 @@ def evaluate_compare(
 
     Try: lepta evaluate compare my/chat CHAT --prompts prompts.jsonl --judge-server http://judge:8000/v1 --judge-model J
     """
-    check_places([*([] if server else [first, second]), *([judge.model] if judge.model else [])], [], force=False)
+    check_places([*([] if server else [first, second]), judge.model], [], force=False)
     from lepta.calibration.calibrate import Place
     from lepta.evaluation.pairwise import compare_models
 

@@ -184,7 +184,7 @@ def pretrain(
         )
     if original is None:
         _check_original(settings)
-    check_places([str(model), *(one for one in (original, settings.teacher) if one)], [output], options.force)
+    check_places([str(model), original, settings.teacher], [output], options.force)
     from functools import partial
 
     from lepta.core.reading import read_json
@@ -307,7 +307,7 @@ def calibrate(
     """
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
-    check_places([str(model), *([original.model] if original.model else [])], [], options.force)
+    check_places([str(model), original.model], [], options.force)
     from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.plan.calibration import calibration_cost_here
 

@@ -23,6 +23,18 @@ def as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def known_script(name: str) -> str:
+    """The name of a Unicode script; ValueError if there is none of that name."""
+    import regex
+
+    try:
+        if re.fullmatch(r"\w+", name) and regex.compile(rf"\p{{Script={name}}}"):
+            return name
+    except regex.error:
+        pass
+    raise ValueError(f"unknown script {name!r}; Unicode's names are Cyrillic, Latin, Greek...")
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a recipe or a variant."""
     return re.fullmatch(NAME, text) is not None and not text.endswith("\n")

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import regex
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from lepta.core.settings import NAME, Section, Sources, read_settings
+from lepta.core.settings import NAME, Section, Sources, known_script, read_settings
 from lepta.text.sources import is_word_list
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,12 +56,7 @@ class Clean(Section):
     @field_validator("scripts")
     @classmethod
     def _known(cls, scripts: list[str]) -> list[str]:
-        for script in scripts:
-            try:
-                regex.compile(rf"\p{{Script={script}}}")
-            except regex.error as error:
-                raise ValueError(f"unknown script {script!r}; Unicode's names are Cyrillic, Latin, Greek...") from error
-        return scripts
+        return list(map(known_script, scripts))
 
 
 class Filters(Section):

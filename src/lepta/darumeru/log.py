@@ -170,7 +170,10 @@ def read_log(path: Path) -> tuple[Record, list[Record]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> Record:
     """A line of a log: the header, or a sample."""
-    return parsed_row(line, f"{path}, line {number}", Header if number == 1 else LoggedSample)
+    record = parsed_row(line, f"{path}, line {number}", Header if number == 1 else LoggedSample)
+    if number == 1 and record["task"] != path.stem:
+        raise LeptaError(f"{path}, line 1: task: expected {path.stem!r}, as the file is called; {REMEDY}")
+    return record
 
 
 def read_results(folder: Path) -> Results:
@@ -190,8 +193,8 @@ def read_results(folder: Path) -> Results:
     for path, (header, records) in logs.items():
         with explained(path, "its scores are not those of its task", REMEDY):
             result = _result(header, records)
+            measure = tasks(result.definition)[path.stem].measure
             if result.scores:
-                measure = tasks(result.definition)[path.stem].measure
                 units = measure.units(result.scores)
                 with suppress(LeptaError):  # too few units for a score are no damage; the summary names them
                     measure.parts(units.vectors.sum(0))

@@ -21,6 +21,8 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     text = str(source)
     if text.startswith(PACKAGE):
         return _in_package(text)
+    if not text:  # Path("") is the current folder, which nobody named
+        raise LeptaError("'': an empty name of a model or tokenizer; give a folder, a file or a hub id")
     path = expanded(text)
     if is_there(text):
         return path

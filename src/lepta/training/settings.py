@@ -193,10 +193,13 @@ class PretrainSettings(Section):
     )
     teacher: str | None = Field(
         default=None,
+        min_length=1,
         description="Model with the original vocabulary, mostly the original itself, whose likelihoods of the same "
         "text are a second loss: HF folder, GGUF file, package:NAME/FILE or hub id",
     )
-    teacher_weight: float = Field(default=1.0, gt=0, description="How much that loss counts beside the usual one")
+    teacher_weight: float = Field(
+        default=1.0, gt=0, le=1000, description="How much that loss counts beside the usual one"
+    )
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
     measure_every: int = Field(default=100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(default=4000, ge=100, description="Characters of held-out text for those")
@@ -234,6 +237,10 @@ class PretrainSettings(Section):
             raise ValueError("`body_dtype`: 4bit weights cannot train; give `trains` embeddings+lora")
         if self.forget_limit is not None and self.keep == "last":
             raise ValueError("`forget_limit`: needs `keep` best, for weights from before the limit was passed")
+        if "decay_share" in self.model_fields_set and self.schedule != "wsd":
+            raise ValueError("`decay_share`: only `schedule` wsd has it")
+        if "teacher_weight" in self.model_fields_set and self.teacher is None:
+            raise ValueError("`teacher_weight`: needs `teacher`, the model that the second loss is from")
         return self
 
 

@@ -57,12 +57,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
 
 def words_of_script(table: WordTable, script: str) -> WordTable:
     """Keep the words whose letters are of one script, with at most one sign and one space before them."""
-    try:
-        kept = table.keep(rf"[^\r\n\p{{L}}\p{{N}}]? ?[\p{{Script={script}}}\p{{Mn}}]*\p{{Script={script}}}[\p{{Mn}}]*")
-    except regex.error as error:
-        raise LeptaError(
-            f"script {script!r}: not a Unicode script; expected a name such as Cyrillic or Greek"
-        ) from error
+    kept = table.keep(rf"[^\r\n\p{{L}}\p{{N}}]? ?[\p{{Script={script}}}\p{{Mn}}]*\p{{Script={script}}}[\p{{Mn}}]*")
     if not kept.words:
         raise LeptaError(f"corpus: no word in the script {script}; give text of the target language, or another script")
     return kept

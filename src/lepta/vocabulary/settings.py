@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lepta.core.settings import Section, Sources
+from lepta.core.settings import Section, Sources, known_script
 from lepta.vocabulary.scenarios import LARGEST_PADDING, KeepBy, Scenario, misfit
 
 
@@ -60,6 +60,11 @@ class VocabularySettings(Section):
         le=LARGEST_PADDING,
         description="Pad rows to this multiple; default: as the source was padded",
     )
+
+    @field_validator("script")
+    @classmethod
+    def _known(cls, script: str) -> str:
+        return script if script == "auto" else known_script(script)
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "VocabularySettings":
