@@ -212,17 +212,24 @@ def checkpointing(output, settings, fail):
     return Pipeline(output, [Stage("train", {}, settings, run)])
 
 
-@pytest.mark.parametrize("name", [None, "checkpoint-7/trained.safetensors"])
-def test_a_stage_that_is_refused_leaves_nothing_but_work(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "content", "stays"),
+    [
+        ("x.txt", "x", False),
+        ("checkpoint-7/trained.safetensors", "x", True),
+        ("a.jsonl", "{}\n", True),
+        ("a.jsonl", "", False),  # a journal that nothing came to
+    ],
+)
+def test_a_stage_that_is_refused_leaves_nothing_but_work(tmp_path, name, content, stays):
     def run(folder):
-        if name:
-            (folder / CHECKPOINTS / name).parent.mkdir()
-            (folder / CHECKPOINTS / name).touch()
+        (folder / CHECKPOINTS / name).parent.mkdir(exist_ok=True)
+        (folder / CHECKPOINTS / name).write_text(content)
         raise LeptaError("layer: 99")
 
     with pytest.raises(LeptaError, match="layer: 99"):
         Pipeline(tmp_path, [Stage("train", {}, {}, run)]).run()
-    assert partial_of(tmp_path / "train").exists() == (name is not None)
+    assert partial_of(tmp_path / "train").exists() == stays
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,8 @@ def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str,
 
 def _is_costly(partial: Path) -> bool:
     """Whether a stage that was interrupted has left work that another run can go on from."""
-    return any(file.suffix in (".safetensors", ".jsonl") for file in (partial / CHECKPOINTS).rglob("*"))
+    files = (partial / CHECKPOINTS).rglob("*")
+    return any(file.suffix in (".safetensors", ".jsonl") and file.stat().st_size for file in files)
 
 
 def _clear(partial: Path) -> None:

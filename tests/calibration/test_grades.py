@@ -155,3 +155,10 @@ def test_answers_that_were_cut_short_are_told_with_the_setting_that_helps(tmp_pa
     settings = CalibrateSettings(prompts=["x"], answers={"max_tokens": 7})
     with pytest.raises(LeptaError, match="3 of 3 were cut short at 7 tokens; give a larger --max-tokens"):
         make_examples({"answers": tmp_path / "answers"}, settings, [], 1, tmp_path)
+
+
+def test_why_prompts_were_refused_is_told(tmp_path):
+    row = {"id": "1", "messages": [{"role": "user", "content": "?"}], "refused": "prompt: 600 tokens, too long"}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(LeptaError, match="0 of 1 were empty, 1 refused, the first: prompt: 600 tokens, too long"):
+        make_examples({"answers": tmp_path}, CalibrateSettings(prompts=["x"]), [], 1, tmp_path)

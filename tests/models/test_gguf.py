@@ -1,6 +1,8 @@
 """Models in GGUF files become folders that compute the same."""
 
 import shutil
+import subprocess
+import sys
 import tracemalloc
 
 import gguf
@@ -161,6 +163,31 @@ def test_weights_are_never_in_memory_together(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size / 2, (peak, size)
+
+
+PEAK = """
+import resource, sys, tempfile
+from pathlib import Path
+from lepta.embeddings.initialise import initialise
+from lepta.models.load import opened
+from lepta.vocabulary.source import open_tokenizer
+
+for file in sys.argv[1:]:  # the first, a small one, has what is imported and cached
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with opened(file, dtype="float16") as checkpoint, tempfile.TemporaryDirectory() as folder:
+        initialise(checkpoint, open_tokenizer(file), Path(folder))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count resident memory otherwise")
+def test_memory_of_init_is_less_than_the_weights_in_float16_and_half_again(tmp_path):
+    """Of the whole process, so mapped pages count, and what libraries in C and Rust hold."""
+    model = gemma3(num_hidden_layers=4, hidden_size=1024, intermediate_size=4096)
+    files = [write_gguf(gemma3(), tmp_path / "small.gguf"), write_gguf(model, tmp_path / "large.gguf")]
+    done = subprocess.run([sys.executable, "-c", PEAK, *files], capture_output=True, text=True, check=True)
+    in_float16 = sum(parameter.numel() * 2 for parameter in model.parameters())
+    assert int(done.stdout) < 1.5 * in_float16, (int(done.stdout), in_float16)
 
 
 def test_attention_of_the_27b_is_scaled_by_its_width(tmp_path, imported, monkeypatch):

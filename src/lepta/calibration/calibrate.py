@@ -195,20 +195,22 @@ def make_examples(
     write_rows(folder / EXAMPLES, itertools.chain(kept, repeated))
     if not chosen["kept"] + len(copies):
         graded = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in chosen.items())
-        reason = graded or _none_whole(count_answers(read_rows(made_of["answers"] / ANSWERS)), settings)
+        reason = graded or _none_whole(list(read_rows(made_of["answers"] / ANSWERS)), settings)
         raise LeptaError(f"calibrate: nothing to learn from: no answer was kept ({reason}), no copies")
     left_out = {name: chosen[name] for name in ("low_grades", "unreadable_grades")} if grades else {}
     return {"kept": chosen["kept"], **left_out, **copied, "examples": chosen["kept"] + len(copies)}
 
 
-def _none_whole(counts: dict[str, int], settings: CalibrateSettings) -> str:
+def _none_whole(answers: Sequence[dict[str, Any]], settings: CalibrateSettings) -> str:
     """Why no answer came to be graded, and what to do."""
+    counts = count_answers(answers)
     if counts["unfinished"]:
         return (
             f"{counts['unfinished']} of {counts['prompts']} were cut short at {settings.answers.max_tokens} tokens; "
             "give a larger --max-tokens, in a recipe answers.max_tokens"
         )
-    return f"{counts['empty']} of {counts['prompts']} were empty, {counts['refused']} refused"
+    first = next((f", the first: {row['refused']}" for row in answers if "refused" in row), "")
+    return f"{counts['empty']} of {counts['prompts']} were empty, {counts['refused']} refused{first}"
 
 
 def make_model(
