@@ -275,8 +275,7 @@ def tune(
     from lepta.training.tune import Copies, TuneCommand, tune_stage
 
     copies = copies.model_copy(update={"apart_from": [*(apart_from or []), BENCHMARK]})
-    lora = step.lora.model_copy(update={"rank": settings.lora.rank, "alpha": settings.lora.alpha})
-    step = step.model_copy(update={"lora": lora, "max_length": settings.max_length})
+    step = step.model_copy(update={"lora": settings.lora, "max_length": settings.max_length})
     added = None
     if copies.number:
         texts = {"copies": copies.text, "apart from": copies.apart_from or []}
