@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import socket
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -24,7 +25,7 @@ from lepta.plan.plan import cost_here, make_plan
 from lepta.plan.shapes import known_models, shape_of
 from lepta.plan.text import count_text, new_estimate, original_estimate, vocabulary_at
 from lepta.plan.training import activation_bytes_per_token, fit, flops_per_token, lora_weights, memory, stage_weights
-from lepta.recipe import Recipe
+from lepta.recipe import Recipe, read_recipe
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.training import blocks
@@ -35,6 +36,7 @@ from lepta.vocabulary.settings import VocabularySettings
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -435,7 +437,7 @@ def test_text_that_is_not_here_is_unknown():
 
 
 def test_characters_per_token_come_from_the_measured_row():
-    extended = VocabularySettings(scenario="extended", size=55328, corpus=["wordfreq:ru"])
+    extended = VocabularySettings(scenario="extended", size=55328, corpus=["corpora/nowhere"])
     found = new_estimate("mistral", extended, 55328, "Russian")
     assert found.characters_per_token == 4.404 and "nearest" not in found.how and "estimate" in found.how
     assert "nearest" in new_estimate("mistral", extended, 40000, "ru").how
@@ -490,6 +492,15 @@ def test_replaced_tokens_cost_no_row_and_count_as_new():
     assert facts["target"]["new_characters_per_token"] == 4.404
     with pytest.raises(LeptaError, match=r"vocabulary\.add: 32,000, but .* has 32,000 tokens, and some must stay"):
         make_plan(recipe_of(MISTRAL, vocabulary=wanted | {"add": 32000}), measure=False)
+
+
+def test_a_small_corpus_is_estimated_by_a_row_of_a_small_corpus():
+    """The demo's vocabulary reaches 2.98 on its own text; by a row of 66.8 M characters it would be 3.4."""
+    demo = read_recipe(ROOT / "recipes/demo.yaml").vocabulary
+    found = new_estimate("smollm2", demo, 49152 + 4800, "ru")
+    assert found.characters_per_token == 3.077 and "nearest" not in found.how and "0.5 M characters" in found.how
+    many = VocabularySettings(scenario="extended", add=4800, corpus=["corpora/nowhere"])  # size not known: much text
+    assert new_estimate("smollm2", many, 53952, "ru").characters_per_token == 3.567
 
 
 # Devices and disk
