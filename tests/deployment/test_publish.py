@@ -150,6 +150,8 @@ def test_a_name_that_the_hub_does_not_take(folder, repo):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     error = run(tmp_path, "--repo", "OWNER/NAME", "--dry-run").exception
     assert isinstance(error, LeptaError) and "no model to publish" in str(error)
+    error = run(tmp_path / "gone", "--repo", "OWNER/NAME", "--dry-run").exception
+    assert isinstance(error, LeptaError) and "no such folder" in str(error)
 
 
 def test_a_card_or_manifest_with_odd_values_is_no_traceback(folder):

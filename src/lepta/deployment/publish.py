@@ -64,6 +64,8 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
         raise LeptaError(f"--repo {repo}: not a name for the hub; expected OWNER/NAME") from error
     if "/" not in repo:
         raise LeptaError(f"--repo {repo}: expected OWNER/NAME")
+    if not folder.is_dir():
+        raise LeptaError(f"{folder}: no such folder; expected one with a model or a vocabulary patch")
     if not is_model(folder) and not (folder / PATCH).is_file():
         raise LeptaError(f"{folder}: no model to publish; expected config.json and safetensors, or a vocabulary patch")
     files: dict[str, Path | bytes] = {file.relative_to(folder).as_posix(): file for file in _published(folder)}
