@@ -175,6 +175,14 @@ def test_files_that_do_not_fit_raise(plain, tmp_path, fields, words):
         open_tokenizer(file)
 
 
+def test_tokens_that_sentencepiece_cannot_have_raise(plain, tmp_path):
+    """No file has half of a UTF-16 pair, as its text is UTF-8; what else the library refuses ends in a line too."""
+    fields = read_gguf_fields(write_gguf(plain, tmp_path / "t.gguf"))
+    fields["tokenizer.ggml.tokens"] = ["\ud800", *fields["tokenizer.ggml.tokens"][1:]]
+    with pytest.raises(LeptaError, match=r"t\.gguf: its tokens are no SentencePiece model"):
+        read_gguf_tokenizer(tmp_path / "t.gguf", fields)
+
+
 @pytest.fixture(scope="module")
 def real_gemma(tmp_path_factory):
     """Gemma 3 270M as a GGUF file, joined from the files of four packages, and its fields."""

@@ -84,7 +84,8 @@ def read_gguf_tokenizer(path: Path, fields: dict[str, Any] | None = None) -> tup
         case "gpt2":
             spec, config = _byte_level(path, fields)
         case "llama":
-            spec, config = spec_and_config(sentencepiece_model(path, fields))
+            with explained(path, "its tokens are no SentencePiece model", REMEDY):
+                spec, config = spec_and_config(sentencepiece_model(path, fields))
             spec["post_processor"] = _post_processor(fields, _roles(fields, LLAMA_ROLES), starts=True)
         case other:
             raise LeptaError(
