@@ -144,7 +144,7 @@ class _Callback(TrainerCallback):
                 kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
                 raise Diverged(
                     f"training: {name} is {value} at step {state.global_step} of {state.max_steps}; {kept}. "
-                    "Lower learning_rate, or give more warmup_steps"
+                    "Lower `learning_rate`"
                 )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
