@@ -443,7 +443,8 @@ def test_characters_per_token_come_from_the_measured_row():
     assert "nearest" in new_estimate("mistral", extended, 40000, "ru").how
     replaced = VocabularySettings(scenario="bpe", size=32000, corpus=["wordfreq:ru"])
     assert new_estimate("smollm2", replaced, 32000, "ru").characters_per_token == 4.347  # byte-level, as it is
-    assert new_estimate("mistral", extended, 55328, "uk").characters_per_token is None
+    unknown = new_estimate("mistral", extended, 55328, "uk")
+    assert unknown.characters_per_token is None and "lepta vocab measure" in unknown.how
     assert original_estimate("qwen", "en").characters_per_token == 4.67
     assert original_estimate(None, "ru").characters_per_token is None
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -129,7 +130,8 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
         print_json({"stages": rows} | ({"cost": cost} if cost else {}))
         return
-    table = Table(Column("stage", overflow="fold"), "", Column("why", overflow="fold"))
+    why = Column("why", overflow="fold")
+    table = Table(Column("stage", no_wrap=True), "", why, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for verdict in verdicts:
         mark = "[green]current[/]" if verdict.current else "[yellow]to run[/]"
         table.add_row(verdict.stage.name, mark, verdict.reason)

@@ -26,6 +26,7 @@ from lepta.vocabulary.tokens import Vocabulary
 COUNTED = 1 << 26  # bytes of files that are read whole; of more text, so many are sampled
 SAMPLED_FILES = 100
 MEASURED_CHARACTERS = 200_000
+TRY = "`lepta vocab build` and `lepta vocab measure` tell"
 SAME_SIZE = 1.02  # ratio of sizes within which a measured vocabulary stands for another
 SAME_CORPUS = 2  # ratio of the sizes of corpora within which it does
 # Characters of text that a word list is worth. SmolLM2 with 4,800 tokens: 2.86 characters per token from 0.13 M
@@ -180,13 +181,13 @@ def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int,
     table, code = measured_vocabularies(), language_code(language)
     known = table["tokenizers"].get(tokenizer)
     if code is None or known is None:
-        return Density(None, "not known: no vocabulary of this kind was measured")
+        return Density(None, f"not known: no vocabulary of this kind was measured; {TRY}")
     scenario = settings.scenario
     if scenario == "replaced":  # the same text a token as with as many tokens added
         scenario, size = "extended", known["tokens"] + (settings.add or 0)
     rows = [row for row in table["measured"] if row["scenario"] == scenario and _comparable(row, known)]
     if not rows:
-        return Density(None, f"not known: none of scenario {scenario} was measured for this tokenizer")
+        return Density(None, f"not known: none of scenario {scenario} was measured for this tokenizer; {TRY}")
     wanted, corpus = _learned(scenario, known, size), corpus_size(settings) or table["corpus"]
 
     def apart(row: dict[str, Any]) -> tuple[float, float]:
