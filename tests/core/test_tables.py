@@ -3,7 +3,9 @@
 import pytest
 from rich.console import Console
 
+from lepta.cli.recipes import print_status
 from lepta.core.tables import number_table, significant
+from lepta.stages import Stage, Verdict
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,12 @@ def test_two_long_names_leave_the_first_column_its_words_on_80_columns():
     with (console := Console(width=80)).capture() as shown:
         console.print(table)
     assert any(all(cell in line for cell in cells) for line in shown.get().splitlines())
+
+
+def test_the_list_of_stages_keeps_their_names_whole_on_80_columns(monkeypatch, capsys):
+    name = "calibration/short-answers/examples"
+    monkeypatch.setenv("COLUMNS", "80")
+    stage = Stage(name, {}, {}, lambda _: {})
+    print_status([Verdict(stage, current=False, reason="after calibration/short-answers/answers")], as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(name in line for line in lines) and max(map(len, lines)) <= 80
