@@ -19,6 +19,13 @@ def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
         locate("/my/other", [])
 
 
+def test_a_folder_that_is_half_written_is_not_proposed(tmp_path, monkeypatch):
+    (tmp_path / "my" / ".distilled.partial").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LeptaError, match=r"my/distilled: no such file or folder; a hub id must not start with"):
+        locate("my/distilled", [])
+
+
 @pytest.mark.parametrize("name", ["~nouser/x", "a/b.git", "a/b--c", "a/..", "x" * 97 + "/y"])
 def test_names_that_neither_a_path_nor_the_hub_has(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

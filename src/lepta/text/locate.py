@@ -30,7 +30,8 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     if not match:
         raise LeptaError(f"{text}: no such file or folder")
     if is_there(path.parent):  # a mistyped path, not worth a question to the network
-        near = difflib.get_close_matches(path.name, [there.name for there in path.parent.iterdir()], n=1)
+        shown = [there.name for there in path.parent.iterdir() if not there.name.startswith(".")]  # half-written: hidden
+        near = difflib.get_close_matches(path.name, shown, n=1)
         hint = (
             f"did you mean {path.parent / near[0]}?"
             if near
