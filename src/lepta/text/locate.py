@@ -30,7 +30,7 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     if not match:
         raise LeptaError(f"{text}: no such file or folder")
     if is_there(path.parent):  # a mistyped path, not worth a question to the network
-        shown = [there.name for there in path.parent.iterdir() if not there.name.startswith(".")]  # half-written: hidden
+        shown = [there.name for there in path.parent.iterdir() if there.name[0] != "."]  # not half-written
         near = difflib.get_close_matches(path.name, shown, n=1)
         hint = (
             f"did you mean {path.parent / near[0]}?"
