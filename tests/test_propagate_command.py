@@ -234,7 +234,7 @@ def test_models_that_do_not_belong_together_are_refused(models, tiny_model_folde
     wide = tiny_model_folder(rows=ROWS, hidden=64, tokenizer=tiny_tokenizer)
     refused(propagate([*models[:2], wide], tmp_path / "out"), "widths differ", wide.name)
     refused(propagate([*models[:3], models[2]], tmp_path / "out"), "two variants with the name", models[2].name)
-    refused(propagate(models[:3], tmp_path / "out", "--method", "rotate"), "lepta propagate: --method:", "'auto'")
+    refused(propagate(models[:3], tmp_path / "out", "--method", "rotate"), "lepta: propagate: --method:", "'auto'")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -85,8 +85,8 @@ def test_a_run_that_made_it_worse_says_so_first(place):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--trains", "newrows"], "lepta pretrain: --trains: Input should be 'new-rows'"),
-        (["--batch", "0"], "lepta pretrain: --batch: Input should be greater than or equal to 1"),
+        (["--trains", "newrows"], "pretrain: --trains: Input should be 'new-rows'"),
+        (["--batch", "0"], "pretrain: --batch: Input should be greater than or equal to 1"),
         (["--text", "absent.txt"], "absent.txt: no such file or folder"),
         (["--micro-batch", "3"], "--micro-batch: 3 does not divide the 2 examples"),
         (["--original", "model", "--trains", "new-rows"], "4,300 of 4,300 rows are old"),

@@ -237,11 +237,15 @@ class PretrainSettings(Section):
             raise ValueError("`body_dtype`: 4bit weights cannot train; give `trains` embeddings+lora")
         if self.forget_limit is not None and self.keep == "last":
             raise ValueError("`forget_limit`: needs `keep` best, for weights from before the limit was passed")
-        if "decay_share" in self.model_fields_set and self.schedule != "wsd":
+        if self._changed("decay_share") and self.schedule != "wsd":
             raise ValueError("`decay_share`: only `schedule` wsd has it")
-        if "teacher_weight" in self.model_fields_set and self.teacher is None:
+        if self._changed("teacher_weight") and self.teacher is None:
             raise ValueError("`teacher_weight`: needs `teacher`, the model that the second loss is from")
         return self
+
+    def _changed(self, name: str) -> bool:
+        """Whether a setting is not its default, which a recipe that a program wrote may name without need."""
+        return bool(getattr(self, name) != PretrainSettings.model_fields[name].default)
 
 
 class PreferenceSettings(Section):
