@@ -4,6 +4,7 @@ What is said of a folder is read from its manifest and those of the folders that
 recipes and single commands. A card that somebody else wrote is left alone.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -186,7 +187,8 @@ def origin_of(folder: Path) -> Origin:
     spoken = known.get("language") or []
     steps = all_steps(folder)
     origin.languages = _unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
-    texts = _unique([text for step in steps for _, text in step.texts()])
+    labelled = itertools.chain.from_iterable(step.texts() for step in steps)
+    texts = _unique([text for _, text in labelled])
     origin.datasets = [re.split("[@?]", text.removeprefix(DATASET))[0] for text in texts if text.startswith(DATASET)]
     return origin
 

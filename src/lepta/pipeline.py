@@ -234,12 +234,13 @@ class _Layout:
         body_trained |= self.recipe.distill is not None and self.recipe.distill.lora_rank > 0
         deltas = settings.body_delta or [1.0] if body_trained else []
         settings = settings.model_copy(update={"body_delta": deltas})
-        texts: dict[str, list[str]] = {}
+        texts, held_out = dict[str, list[str]](), list[str]()
         if settings.several:
-            texts = sources_of(self.recipe.text, "valid") | {"answers": settings.answers}
+            texts = sources_of(self.recipe.text, "valid")
+            held_out = list(itertools.chain.from_iterable(texts.values()))
+            texts["answers"] = settings.answers
 
         def run(folder: Path) -> dict[str, Any]:
-            held_out = [source for label, sources in texts.items() if label != "answers" for source in sources]
             judge = Judge.of(held_out, settings.answers) if texts else None
             variants = [(Checkpoint(instruct), folder)]
             (facts,) = propagate_best(Checkpoint(base), Checkpoint(pretrained), variants, settings, judge)

@@ -180,7 +180,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems count resident memory otherwise")
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 def test_memory_of_init_is_less_than_the_weights_in_float16_and_half_again(tmp_path):
     """Of the whole process, so mapped pages count, and what libraries in C and Rust hold."""
     model = gemma3(num_hidden_layers=4, hidden_size=1024, intermediate_size=4096)

@@ -1,5 +1,6 @@
 """Models that write answers to conversations: in this process, or behind an OpenAI-compatible server (also vLLM's)."""
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -161,7 +162,8 @@ class LocalWriter:
         torch.manual_seed(sampling.seed + hash(first) % (1 << 30))  # the same when a run goes on
         # Samples that think each think for themselves.
         each, samples = (sampling.samples, 1) if sampling.thinking else (1, sampling.samples)
-        thoughts = self._thoughts([prompt for prompt in prompts for _ in range(each)], sampling)
+        repeated = itertools.chain.from_iterable(itertools.repeat(prompt, each) for prompt in prompts)
+        thoughts = self._thoughts(list(repeated), sampling)
         ids = token_ids(self._tokenizer, [thought.prompt for thought in thoughts])
         written = generate_batch(self._model, self._tokenizer, ids, sampling.max_tokens, samples, sampling.temperature)
         answers = []

@@ -51,7 +51,7 @@ COMMANDS = {
 }
 
 
-class Help(typer.Context.formatter_class):  # type: ignore[misc, valid-type]  # typer exports it under no name
+class Help(typer.Context.formatter_class):  # type: ignore[misc, valid-type]  # of typer's private copy of click
     """Help whose lines end at spaces alone: an option that a hyphen cuts in two cannot be read, or copied."""
 
     def write_text(self, text: str) -> None:

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.padding import Padding
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
 from lepta.core.errors import explained
 from lepta.core.output import write_new_file
 from lepta.core.shipped import shipped_file, shipped_files, summary_of
+from lepta.core.tables import narrow_table
 from lepta.recipe import read_recipe
 from lepta.stages import Verdict
 
@@ -130,8 +130,7 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
         print_json({"stages": rows} | ({"cost": cost} if cost else {}))
         return
-    why = Column("why", overflow="fold")
-    table = Table(Column("stage", no_wrap=True), "", why, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = narrow_table(Column("stage", no_wrap=True), "", Column("why", overflow="fold"))
     for verdict in verdicts:
         mark = "[green]current[/]" if verdict.current else "[yellow]to run[/]"
         table.add_row(verdict.stage.name, mark, verdict.reason)

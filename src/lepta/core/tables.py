@@ -13,20 +13,18 @@ HEADING = 12  # characters of a line of a heading: long ones would leave no room
 def number_table(first: str, *numbers: str, title: str | None = None) -> Table:
     """A table whose first column is text, which folds, and whose others are numbers, aligned right and never cut.
 
-    It has no vertical lines, so that six columns fit into a terminal of 80.
+    Six columns fit into a terminal of 80.
     """
     headings = [escape(_lines(name)) for name in numbers]
     columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
-    return Table(
-        Column(escape(first), overflow="fold"),
-        *columns,
-        title=title,
-        title_justify="left",
-        show_header=any((first, *numbers)),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = narrow_table(Column(escape(first), overflow="fold"), *columns)
+    table.title, table.title_justify, table.show_header = title, "left", any((first, *numbers))
+    return table
+
+
+def narrow_table(*columns: Column | str) -> Table:
+    """A table without vertical lines, and with one space between columns."""
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def significant(value: float) -> str:

@@ -37,9 +37,7 @@ class TaskResult:
     conditions: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def task_result(
-    task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int, errors: Sequence[str] = ()
-) -> TaskResult:
+def task_result(task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int) -> TaskResult:
     """Put together what a runner has of one task, from the dataset as it was asked and the examples asked for."""
     conditions: dict[str, str | int] = {
         "version": task.version,
@@ -47,7 +45,7 @@ def task_result(
         "data": dataset.sha256,
         "shots": shots,
     }
-    return TaskResult(task.name, task.definition, len(task.samples(dataset)), scores, errors, conditions)
+    return TaskResult(task.name, task.definition, len(task.samples(dataset)), scores, conditions=conditions)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class _Bootstrap:
         return Estimate(self.value, float(low), float(high))
 
 
-def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, partial: bool = False) -> Summary:
+def summarise(results: Sequence[TaskResult], seed: int = 1, partial: bool = False) -> Summary:
     """Scores of tasks, columns and Micro-Avg with bootstrap intervals over independent units.
 
     Tasks on the same units (both summaries, MMLU in two languages) are drawn together. LeptaError if a task is missing,
@@ -128,7 +126,7 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
     for name, result in whole.items():
         measure = known[name].measure
         units = measure.units(result.scores)
-        scores[name] = _bootstrap(known[name], units, draws, seed)
+        scores[name] = _bootstrap(known[name], units, seed)
         parts = measure.parts(units.vectors.sum(0)).items()
         known_parts = {part: float(value) for part, value in parts if not np.isnan(value)}
         summaries[name] = TaskSummary(
@@ -140,9 +138,7 @@ def summarise(results: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1, 
     return Summary(definition, summaries, columns, total, refused)
 
 
-def compare(
-    first: Sequence[TaskResult], second: Sequence[TaskResult], draws: int = DRAWS, seed: int = 1
-) -> dict[str, Difference]:
+def compare(first: Sequence[TaskResult], second: Sequence[TaskResult], seed: int = 1) -> dict[str, Difference]:
     """Compare two models on the same samples: both get the same draws, so what samples have in common cancels.
 
     Gives the tasks that are whole in both, then the columns and "Micro-Avg" whose tasks all are. LeptaError if
@@ -162,7 +158,7 @@ def compare(
     for whole in (whole_first, whole_second):
         scores = {}
         for name in both:
-            scores[name] = _bootstrap(known[name], known[name].measure.units(whole[name].scores), draws, seed)
+            scores[name] = _bootstrap(known[name], known[name].measure.units(whole[name].scores), seed)
         sides.append(_with_totals(scores, known))
     return {name: _difference(sides[0][name], sides[1][name]) for name in sides[0]}
 
@@ -215,14 +211,14 @@ def _refuse_unlike(first: TaskResult, second: TaskResult) -> None:
         raise LeptaError(f"{first.task}: the results are of different samples; compare runs on the same data")
 
 
-def _bootstrap(task: Task, units: Units, draws: int, seed: int) -> _Bootstrap:
+def _bootstrap(task: Task, units: Units, seed: int) -> _Bootstrap:
     """Score of a task, and of draws of as many units with replacement, within each stratum."""
     value = float(task.measure.score(units.vectors.sum(0)))
     if len(units.names) < 2:
         return _Bootstrap(value, None)
     # Units of equal names are the same units within a dataset, and in MMLU of both languages.
     group = "mmlu" if task.dataset in ("mmlu_ru", "mmlu_en") else task.dataset
-    sums = [weights @ units.vectors for weights in _weights(units, draws, seed, group)]
+    sums = [weights @ units.vectors for weights in _weights(units, DRAWS, seed, group)]
     return _Bootstrap(value, task.measure.score(np.concatenate(sums)))
 
 

@@ -81,9 +81,9 @@ def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
         start = start_of_text(tokenizer, model)
         for begin in range(0, len(pairs), BATCH):
             part = pairs[begin : begin + BATCH]
-            texts = [text for pair in part for text in (pair.good, pair.bad)]
+            texts = [pair.good for pair in part] + [pair.bad for pair in part]
             branches = [Branch(ids, 1) for ids in token_ids(tokenizer, texts, (start,))]
             sums = [sum(values) for values in scorer.score(branches)]
-            right += [good > bad for good, bad in zip(sums[::2], sums[1::2], strict=True)]
+            right += [good > bad for good, bad in zip(sums[: len(part)], sums[len(part) :], strict=True)]
             bar.set(len(right))
     return right

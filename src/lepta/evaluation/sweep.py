@@ -185,7 +185,7 @@ def _best(
     way = Way(settings.method, settings.delta_scale[0], deltas[0])
     if way.method == "auto":
         way = best_of([replace(way, method=method) for method in METHODS])
-    way = best_of([Way(way.method, *sizes) for sizes in itertools.product(settings.delta_scale, deltas)])
+    way = best_of([Way(way.method, scale, delta) for scale, delta in itertools.product(settings.delta_scale, deltas)])
     listed = [asdict(one) | scores for one, scores in tried.items() if math.isfinite(sum(scores.values()))]
     names = " and ".join({TEXT: "text", ANSWERS: "answers"}[name] for name in tried[way])
     return way, {"by": f"bits per byte of held-out {names} through the variant", **asdict(way), "tried": listed}

@@ -4,6 +4,7 @@ New merges stand after the old ones, so every old id keeps its meaning. In the s
 bytes that text without the target script can have, hence such text keeps its ids exactly.
 """
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -116,7 +117,7 @@ class _Cutter:
         self._symbols = symbols
         self._of_script = regex.compile(rf"\p{{Script={script}}}")
         self._only_script = only_characters(rf"\p{{Script={script}}}")
-        different = {symbol for split in splits for symbol in split} & symbols
+        different = symbols.intersection(itertools.chain.from_iterable(splits))
         self._whole = {symbol for symbol in different if _text(symbol) is not None}
         self._starts = {symbol for symbol in self._whole if self._of_script.match(_text(symbol) or "")}
         self._is_safe = cache(self._safe)

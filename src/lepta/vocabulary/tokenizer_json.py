@@ -5,6 +5,7 @@ format is that of the library `tokenizers`.
 """
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -34,7 +35,7 @@ def components(part: Part | None) -> list[Part]:
     if part["type"] != "Sequence":
         return [part]
     key = next(key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part)
-    return [step for inner in part[key] for step in components(inner)]
+    return list(itertools.chain.from_iterable(map(components, part[key])))
 
 
 def byte_level(use_regex: bool) -> Part:
