@@ -1,4 +1,4 @@
-r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher; three seeds each.
+r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher, epsilon.
 
     python benchmarks/schedules.py --original MODEL --model INITIALISED --text train.jsonl.gz --valid valid.jsonl \
         --tokens 30000 --seeds 3 --output runs/schedules
@@ -44,6 +44,10 @@ def arms(original: str) -> dict[str, dict[str, Any]]:
         "substitution 0.25": {"substitution": 0.25},
         "teacher 1": {"teacher": original},
         "teacher 0.3": {"teacher": original, "teacher_weight": 0.3},
+        "epsilon 1e-7": {"adam_epsilon": 1e-7},
+        "epsilon 1e-6": {"adam_epsilon": 1e-6},
+        "epsilon 1e-5": {"adam_epsilon": 1e-5},
+        "epsilon 1e-4": {"adam_epsilon": 1e-4},
     }
 
 

@@ -228,8 +228,9 @@ def test_a_stage_that_is_refused_leaves_nothing_but_work(tmp_path, name, content
         raise LeptaError("layer: 99")
 
     with pytest.raises(LeptaError, match="layer: 99"):
-        Pipeline(tmp_path, [Stage("train", {}, {}, run)]).run()
-    assert partial_of(tmp_path / "train").exists() == stays
+        Pipeline(tmp_path / "new", [Stage("train", {}, {}, run)]).run()
+    assert partial_of(tmp_path / "new/train").exists() == stays
+    assert (tmp_path / "new").exists() == stays
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,12 @@ class Pipeline:
                 report(f"{stage.name}: up to date")
                 continue
             report(f"{stage.name}: {reason}")
-            seconds = self._run(stage, resume=not forced)
+            try:
+                seconds = self._run(stage, resume=not forced)
+            except LeptaError:
+                with suppress(OSError):  # it holds files
+                    self.output.rmdir()
+                raise
             report(f"{stage.name}: done in {seconds:.0f} s")
         self.hashes.save()
 

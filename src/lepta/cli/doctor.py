@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 import lepta
 from lepta.cli.common import AsJson, console, print_json, say
+from lepta.core.tables import narrow_table
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "gguf")
 FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
@@ -119,7 +120,7 @@ def _installed(wanted: Requirement) -> bool:
 
 
 def _extras_table(extras: dict[str, dict[str, Any]]) -> Table:
-    table = Table("optional packages", "", Column("to install them", overflow="fold"))
+    table = narrow_table("optional package", "", Column("to install it", overflow="fold"))
     for extra, state in extras.items():
         if state["installed"]:
             table.add_row(extra, "[green]here[/]", "")
@@ -129,7 +130,7 @@ def _extras_table(extras: dict[str, dict[str, Any]]) -> Table:
 
 
 def _programs_table(programs: dict[str, str | None]) -> Table:
-    table = Table("what reads the results", "", Column("for", overflow="fold"))
+    table = narrow_table("what reads the results", "", Column("for", overflow="fold"))
     for program, place in programs.items():
         table.add_row(program, "[green]here[/]" if place else "missing", CONSUMERS[program])
     return table

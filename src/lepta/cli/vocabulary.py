@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.core.tables import number_table
+from lepta.core.tables import narrow_table, number_table
 from lepta.vocabulary.settings import VocabularySettings
 
 vocab = typer.Typer(no_args_is_help=True, help="Build, check and measure vocabularies.")
@@ -63,7 +63,7 @@ def _cheapest_size(
 
     built, points, chosen = choose_size(original, settings, count_weights(locate(model, hub_files=MODEL_FILES)))
     if not as_json:
-        table = Table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
+        table = number_table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
         shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]
         for before, point in zip([shown[0], *shown], shown, strict=False):
             step = (before.tokens - point.tokens) / max(point.added - before.added, 1) * 1000
@@ -100,7 +100,7 @@ def vocab_check(
     if as_json:
         print_json([vars(check) for check in checks])
     else:
-        table = Table("check", "result", Column("evidence", overflow="fold"))
+        table = narrow_table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:
             evidence = "by the lines below" if "\n" in check.evidence else check.evidence
             table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(evidence))

@@ -14,9 +14,8 @@ from pydantic_core import from_json
 
 from lepta.core.errors import LeptaError, reason_of
 
-LARGEST = (
-    1 << 26
-)  # bytes of JSON that is read whole, which takes 35 times as many; the largest tokenizer.json has 34 MB
+# Bytes of a JSON file; reading it takes 35 times as many. The largest known tokenizer.json has 34 MB.
+LARGEST = 1 << 26
 BLOCK = 1 << 20  # bytes of a read
 LARGEST_YAML = 1 << 20  # bytes; PyYAML reads about 100 KB a second
 YAML_VALUES = 100_000  # in a file, aliases followed: a few lines of aliases to aliases can stand for billions

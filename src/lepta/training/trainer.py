@@ -130,9 +130,8 @@ class _Callback(TrainerCallback):
             if watch.keep_best:
                 self._keep_weights()  # those that training has to improve on
         self.started, self.start_step = time.monotonic(), state.global_step
-        self.bar.begin(
-            state.global_step
-        )  # the first measurement, and steps of a run that goes on, say nothing of these
+        # Neither the first measurement nor the steps before a resumption count for the rate.
+        self.bar.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         """Raise before a checkpoint of a diverged step is written."""
