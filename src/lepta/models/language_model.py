@@ -117,6 +117,15 @@ def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
     return [path for path, module in linear if id(module) in chosen]
 
 
+def without_kernels(model: Any, linear: list[str]) -> list[str]:
+    """Of linear layers those that are called: Mamba's kernels take the weights of all but the first by themselves.
+
+    A low-rank change beside these would do nothing on a GPU, and something on a CPU.
+    """
+    mixers = [path for path, module in text_modules(model) if hasattr(module, "conv1d") and hasattr(module, "D")]
+    return [path for path in linear if path.rpartition(".")[0] not in mixers or path.endswith(".in_proj")]
+
+
 def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
     """Of linear layers those outside the feed-forward parts, if these have experts: few tokens reach each expert.
 

@@ -15,7 +15,7 @@ from lepta.models.precision import low_dtype
 from lepta.models.rows import ComputedRows, Rows, blocks
 from lepta.models.split import parts_of, rows_of_parts
 from lepta.models.write import write_model
-from lepta.training.trainable import ADAPTER
+from lepta.training.trainable import ADAPTER, inject
 from lepta.vocabulary.source import open_tokenizer
 
 PROBE = 64  # tokens that merged and unmerged model are compared on
@@ -177,9 +177,7 @@ def _on_exact_weights(model: Any, weights: dict[str, torch.Tensor], source: Path
     """What was trained, on the weights of the files it started from."""
     exact = complete_model(source, dtype=dtype)
     if adapters := getattr(model, "peft_config", None):
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(adapters[ADAPTER], exact)
+        inject(adapters[ADAPTER], exact)
     parameters = dict(exact.named_parameters())
     for name, tensor in weights.items():
         parameters[name].copy_(tensor)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from torch import nn
 
 from lepta.core.errors import LeptaError
 from lepta.models.language_model import (
@@ -13,6 +14,7 @@ from lepta.models.language_model import (
     linear_layers,
     text_modules,
     train_language_model,
+    without_kernels,
 )
 from lepta.models.split import NewRows, parts_of, split_rows
 from lepta.training.settings import Lora, PretrainSettings, TuneSettings
@@ -107,9 +109,21 @@ def add_lora(model: Any, lora: Lora, of_embeddings: bool = False) -> None:
 
     With `of_embeddings` the targets may name the input embeddings too, if they are not tied to the head.
     """
+    inject(lora_config(model, lora, of_embeddings), model)
+
+
+def inject(config: Any, model: Any) -> None:
+    """Put low-rank layers beside exactly the layers that peft's settings name, in place, and freeze all else.
+
+    In a model whose type it knows, peft takes the names of some layers for other things: with experts, `gate_proj` and
+    `up_proj` of any layer for those of all experts. So it gets the model as part of a list, which has no type.
+    """
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(lora_config(model, lora, of_embeddings), model)
+    whole: Any = nn.ModuleList([model])
+    whole.is_loaded_in_4bit = getattr(model, "is_loaded_in_4bit", False)
+    inject_adapter_in_model(config, whole)
+    model.peft_config = whole.peft_config
 
 
 def lora_config(model: Any, lora: Lora, of_embeddings: bool = False) -> Any:
@@ -134,7 +148,7 @@ def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
     of_rows = _last_name(model, embeddings)
     if of_rows in named and (not of_embeddings or embeddings.weight is head.weight):
         raise LeptaError(f"lora.targets: {of_rows} is trained whole or tied to the head; leave it out here")
-    linear = linear_layers(model, _chosen_layers(model, lora.layers))
+    linear = without_kernels(model, linear_layers(model, _chosen_layers(model, lora.layers)))
     known = {path.rpartition(".")[2] for path in linear}
     if unknown := sorted(named - known - {of_rows}):
         raise LeptaError(f"lora.targets: no layer {unknown[0]}; linear layers here: {', '.join(sorted(known))}")
@@ -171,7 +185,7 @@ def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str
     changed = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
     names = set()
     for path, module in text_modules(model):
-        if id(module) in changed or isinstance(module, torch.nn.Embedding) or "lora_" in path:
+        if id(module) in changed or isinstance(module, nn.Embedding) or "lora_" in path:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and id(parameter) not in rows:
