@@ -79,6 +79,36 @@ def test_equal_head_without_a_flag_is_what_transformers_takes_it_for(family, tie
     assert Checkpoint(single).tied == tied
 
 
+@pytest.mark.parametrize(("family", "tied"), [("llava", True), ("qwen3_vl", False)])
+def test_a_flag_inside_a_config_counts_where_it_does_for_transformers(family, tied, single):
+    from transformers import AutoConfig
+
+    text = {"vocab_size": 4000, "hidden_size": 32, "tie_word_embeddings": True}
+    kinds = {"llava": {"model_type": "llama"}, "qwen3_vl": {"rope_parameters": {"rope_type": "default"}}}
+    config = {"model_type": family, "text_config": text | kinds[family]}
+    (single / "config.json").write_text(json.dumps(config))
+    tensors = load_file(single / SINGLE)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, single / SINGLE)
+    assert AutoConfig.from_pretrained(single).tie_word_embeddings == tied
+    assert Checkpoint(single).tied == tied
+
+
+def test_of_a_whole_file_and_an_index_the_file_is_read(single, sharded):
+    """As transformers does: such an index is left over."""
+    for shard in sharded.glob("model*"):
+        shutil.copy(shard, single)
+    assert Checkpoint(single).shards() == [single / SINGLE]
+
+
+@pytest.mark.parametrize("name", ["lm_head.qweight", "language_model.lm_head.weight_packed"])
+def test_a_quantised_head_is_refused(name, single):
+    tensors = load_file(single / SINGLE)
+    tensors[name] = tensors.pop("lm_head.weight").to(torch.int32)
+    save_file(tensors, single / SINGLE)
+    with pytest.raises(LeptaError, match=rf"{name} is of a head that is quantised, .*; take the model before it was"):
+        Checkpoint(single).check_replaceable()
+
+
 def test_folders_with_an_adapter_are_refused(single):
     (single / "adapter_config.json").write_text("{}")
     with pytest.raises(LeptaError, match=rf"^{single}: holds a PEFT adapter .*merge the adapter first"):

@@ -1,12 +1,18 @@
 """Which layers get low-rank changes in families for which peft has rules of its own."""
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
+from lepta.models.load import complete_model
+from lepta.models.write import write_model
+from lepta.training.merge import changed_tensors
 from lepta.training.settings import Lora
-from lepta.training.trainable import add_lora
+from lepta.training.trainable import add_lora, trained_weights
 
 SIZES = {
     "vocab_size": 64,
@@ -67,3 +73,29 @@ def test_dense_layers_of_a_model_with_experts_are_those_that_are_named():
 def test_layers_that_kernels_use_are_refused_where_they_are_named():
     with pytest.raises(LeptaError, match=r"lora.targets: no layer out_proj; linear layers here: in_proj$"):
         add_lora(model_of("Mamba"), Lora(rank=2, targets=["out_proj"]))
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Bloom"])
+def test_files_may_have_the_names_of_the_model_without_its_head(family, tiny_tokenizer, tmp_path):
+    """As those of gpt2 and bloom-560m on the hub have."""
+    folder, result = tmp_path / "base", tmp_path / "result"
+    config = getattr(transformers, f"{family}Config")(vocab_size=4000, hidden_size=32, n_layer=2, n_head=4)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer.save(folder)
+    tensors = load_file(folder / "model.safetensors")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(short, folder / "model.safetensors", metadata={"format": "pt"})
+    result.mkdir()
+
+    model, source = complete_model(folder), Checkpoint(folder)
+    add_lora(model, Lora(rank=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    changed = changed_tensors(model, trained_weights(model), source)
+    write_model(source, changed, tiny_tokenizer, result)
+    ids = torch.arange(100, 120)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(complete_model(result)(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert load_file(result / "model.safetensors").keys() == short.keys()

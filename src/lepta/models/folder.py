@@ -37,6 +37,7 @@ INPUT_NAMES = (
     "rwkv.embeddings.weight",
 )
 OUTPUT_NAMES = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
+QUANTISED_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_layer)\.(?!bias$)[^.]+$")  # GPTQ: lm_head.qweight
 LAST_NAMES = ("output.weight", "head.weight")  # only as the whole name: in the middle of a model they are layers
 # Further matrices with a row for each token: embeddings of each layer (Gemma 3n and 4), and embeddings and head of
 # multi-token prediction, in a layer after the last (DeepSeek, GLM) or apart.
@@ -130,13 +131,16 @@ class Checkpoint:
         Where the config says nothing, the family's default in transformers counts, as it does when the model is loaded.
         """
         says, head = says_tied(self.config), self.stored_output
-        if says is False:
-            return False
         if head is None:
-            return True
-        if not same_values(self.rows_of(self.input_name), self.rows_of(head)):
+            return says is not False or self._ties
+        if says is False or not same_values(self.rows_of(self.input_name), self.rows_of(head)):
             return False
-        return says or bool(getattr(config_of(self.folder), "tie_word_embeddings", False))
+        return self.config.get("tie_word_embeddings") is True or self._ties
+
+    @property
+    def _ties(self) -> bool:
+        """What transformers makes of the config: of one inside it LLaVA's counts for the whole, Qwen3-VL's does not."""
+        return bool(getattr(config_of(self.folder), "tie_word_embeddings", False))
 
     @property
     def embedding_names(self) -> list[str]:
@@ -203,9 +207,16 @@ class Checkpoint:
     def check_replaceable(self) -> None:
         """Refuse a model that cannot get another vocabulary, before any work is done.
 
-        LeptaError if unknown tensors have a row for each token too, ids of tokens mean more to the model's code than
-        rows, transformers has no such language model, or the model runs by Python code in its folder.
+        LeptaError if unknown tensors have a row for each token too, the head is quantised, ids of tokens mean more to
+        the model's code than rows, transformers has no such language model, or the model runs by Python code in its
+        folder.
         """
+        for name in self.entries if self.stored_output is None else ():
+            if QUANTISED_HEAD.search(name):
+                raise LeptaError(
+                    f"{self.entries[name].file}: {name} is of a head that is quantised, so its rows cannot be "
+                    "replaced; expected lm_head.weight in 16 or 32 bits; take the model before it was quantised"
+                )
         for name in self._other_tables():
             if name not in self.tables:
                 raise LeptaError(
@@ -233,9 +244,9 @@ class Checkpoint:
         return list(dict.fromkeys(entry.file for entry in self.entries.values()))
 
     def _read_entries(self) -> dict[str, TensorEntry]:
-        """Where all tensors lie, in the order of the files."""
+        """Where all tensors lie, in the order of the files; of a file and an index transformers reads the file."""
         index = self.folder / INDEX
-        if not index.is_file():
+        if (self.folder / SINGLE).is_file() or not index.is_file():
             return {entry.name: entry for entry in read_header(self._single_file())}
         weight_map = conform(Index, read_json(index), index, REMEDY).weight_map
         entries: dict[str, TensorEntry] = {}

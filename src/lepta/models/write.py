@@ -19,7 +19,7 @@ import torch
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
 from lepta.core.reading import read_json
-from lepta.models.folder import DTYPES, INDEX, Checkpoint, TensorEntry, says_tied
+from lepta.models.folder import DTYPES, INDEX, SINGLE, Checkpoint, TensorEntry, says_tied
 from lepta.models.rows import ComputedRows, blocks, finite
 from lepta.models.versions import for_all_versions
 from lepta.vocabulary.source import TokenizerSource
@@ -103,7 +103,7 @@ def _write_weights(
         else:
             total += sum(entry.end - entry.start for entry in entries)
             copy_file(shard, folder / shard.name, hard_link)
-    if (source.folder / INDEX).is_file():
+    if not (folder / SINGLE).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

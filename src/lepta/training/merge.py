@@ -37,7 +37,7 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
             up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
             if getattr(module, "fan_in_fan_out", False):  # its matrix is turned round, as all of GPT-2's are
                 up, down = down.T, up.T
-            name = _known(stored_name(model, f"{path}.weight"), source)
+            name = _known(model, stored_name(model, f"{path}.weight"), source)
         elif ADAPTER in getattr(module, "lora_embedding_A", {}):
             # An embedding is a linear layer of one-hot rows, so peft's factors are transposed.
             up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}").T for factor in ("A", "B"))
@@ -47,7 +47,7 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
         rows = source.rows_of(name)
         result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
     for name, tensor in as_stored(model, left).items():
-        result[_known(name, source)] = ComputedRows.of(tensor)
+        result[_known(model, name, source)] = ComputedRows.of(tensor)
     return result
 
 
@@ -202,7 +202,10 @@ def _added(rows: Rows, up: torch.Tensor, down: torch.Tensor, part: slice) -> tor
     return rows[part].float() + up[part] @ down
 
 
-def _known(name: str, source: Checkpoint) -> str:
+def _known(model: Any, name: str, source: Checkpoint) -> str:
+    """The name of a tensor in the files, which may be those of the model without its head (GPT-2, BLOOM)."""
+    if name not in source.entries:
+        name = name.removeprefix(f"{model.base_model_prefix}.")
     if name not in source.entries:
         raise LeptaError(
             f"{source.folder}: no tensor {name}, which is to be trained; this architecture stores it under another "
