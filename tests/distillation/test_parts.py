@@ -8,7 +8,7 @@ from lepta.core.errors import LeptaError
 from lepta.distillation.head import FrozenRows, HeadStates, calibrate, constant_direction, cross_entropy, fit
 from lepta.distillation.passages import choose_passages, cut
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
-from lepta.distillation.student import hidden_distance
+from lepta.distillation.student import Distiller, hidden_distance
 from lepta.distillation.targets import learned_rows, target_rows
 from lepta.models.loss import LogitRule
 from lepta.vocabulary.alignment import Aligner
@@ -242,3 +242,18 @@ def test_cut_loses_nothing_but_white_space():
     assert max(map(len, pieces)) <= 60
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert np.mean([len(piece) for piece in pieces]) > 30
+
+
+def test_dropout_of_the_body_is_off_while_rows_learn():
+    """Or the same model would be at a distance from itself."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.5, resid_pdrop=0.5))
+    new = torch.tensor([62, 63])
+    distiller = Distiller(
+        model.eval(), model.get_input_embeddings().weight.detach().clone(), new, new, False, 1
+    ).train()
+    assert distiller.training
+    ids, ends = torch.arange(10)[None], torch.arange(10)[None]
+    assert distiller(ids, ids, ends, ends, torch.ones(1, 10))["loss"] == 0

@@ -28,6 +28,8 @@ MAMBA = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_siz
 WITH_GATES = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_dense_layers": 1}
 MODELS = {
     "Mamba": MAMBA | {"time_step_rank": 4},
+    "Rwkv": {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    "JetMoe": SIZES | {"kv_channels": 8, "num_local_experts": 4},
     "Mamba2": MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
     "FalconH1": SIZES
     | {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4},
@@ -51,10 +53,14 @@ def changed_layers(model):
         ("Mamba2", {"in_proj"}),
         ("FalconH1", {"in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
         ("Afmoe", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
+        ("Rwkv", {"key", "value", "receptance", "output"}),
     ],
 )
 def test_layers_that_are_called_get_low_rank_changes(name, expected):
-    """Mamba's kernels take other weights by themselves; Afmoe has experts, and a gate in its attention too."""
+    """Mamba's kernels take other weights by themselves; Afmoe has experts, and a gate in its attention too.
+
+    RWKV's parameters of three dimensions are no experts.
+    """
     model = model_of(name)
     add_lora(model, Lora(rank=2))
     assert changed_layers(model) == expected
@@ -73,6 +79,11 @@ def test_dense_layers_of_a_model_with_experts_are_those_that_are_named():
 def test_layers_that_kernels_use_are_refused_where_they_are_named():
     with pytest.raises(LeptaError, match=r"lora.targets: no layer out_proj; linear layers here: in_proj$"):
         add_lora(model_of("Mamba"), Lora(rank=2, targets=["out_proj"]))
+
+
+def test_a_model_of_experts_alone_is_refused():
+    with pytest.raises(LeptaError, match=r"^JetMoeForCausalLM: these layers have no linear layer that all tokens go"):
+        add_lora(model_of("JetMoe"), Lora(rank=2))
 
 
 @pytest.mark.parametrize("family", ["GPT2", "Bloom"])

@@ -129,6 +129,14 @@ class Distiller(nn.Module):
         self._states: list[torch.Tensor] = []
         decoder_layers(model)[layer - 1].register_forward_hook(self._keep)
 
+    def train(self, mode: bool = True) -> "Distiller":
+        """Go into training, all but the body: where it has dropout (GPT-2, OPT, Phi), teacher and student would be told
+        apart by chance.
+        """
+        super().train(mode)
+        self.model.eval()
+        return self
+
     @staticmethod
     def _check_embedding(embedding: Any, weight: torch.Tensor, scale: float) -> None:
         ids = torch.arange(min(4, len(weight)), device=weight.device)

@@ -127,10 +127,7 @@ def without_kernels(model: Any, linear: list[str]) -> list[str]:
 
 
 def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
-    """Of linear layers those outside the feed-forward parts, if these have experts: few tokens reach each expert.
-
-    The matrices of all experts of a layer are one parameter of three dimensions, which only convolutions have too.
-    """
+    """Of linear layers those outside the parts of layers that have experts: few tokens reach each expert."""
     forward: set[str] = set()
     for layer in decoder_layers(model):
         for name, part in layer.named_children():
@@ -143,9 +140,8 @@ def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
 
 
 def _has_experts(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return False
-    return any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+    """The matrices of all experts of a layer are one parameter of three dimensions; RWKV and others have such too."""
+    return "Expert" in type(module).__name__ and any(p.ndim == 3 for p in module.parameters(recurse=False))
 
 
 def as_stored(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -153,7 +153,12 @@ def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
     if unknown := sorted(named - known - {of_rows}):
         raise LeptaError(f"lora.targets: no layer {unknown[0]}; linear layers here: {', '.join(sorted(known))}")
     if not named:
-        return attention_of_experts(model, linear)
+        if not (chosen := attention_of_experts(model, linear)):
+            raise LeptaError(
+                f"{type(model).__name__}: these layers have no linear layer that all tokens go through; train rows "
+                "alone (`trains` new-rows), or name layers in lora.targets"
+            )
+        return chosen
     chosen = [path for path in linear if path.rpartition(".")[2] in named]
     return chosen + [path for path, module in model.named_modules() if of_rows in named and module is embeddings]
 
