@@ -257,3 +257,23 @@ def test_dropout_of_the_body_is_off_while_rows_learn():
     assert distiller.training
     ids, ends = torch.arange(10)[None], torch.arange(10)[None]
     assert distiller(ids, ids, ends, ends, torch.ones(1, 10))["loss"] == 0
+
+
+def test_layers_with_several_streams_are_compared_in_all_of_them():
+    from transformers import AutoModelForCausalLM, HYV4Config
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse"]}
+    index = {"index_topk": 16, "index_head_dim": 8, "index_n_heads": 2, "indexer_types": ["full", "shared"]}
+    rotated = {"head_dim": 4, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "qk_head_dim": 8}
+    kinds = {"layer_types": ["indexed_attention"] * 2, "vocab_size": 64, "pad_token_id": 0}
+    config = HYV4Config(**sizes, **heads, **experts, **index, **rotated, **kinds)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    new = torch.tensor([62, 63])
+    distiller = Distiller(model, model.get_input_embeddings().weight.detach().clone(), new, new, False, 1)
+    ids, ends = torch.arange(1, 11)[None], torch.arange(10)[None]
+    other = torch.full_like(ids, 62)
+    assert distiller(ids, ids, ends, ends, torch.ones(1, 10))["loss"] == 0
+    assert distiller(ids, other, ends, ends, torch.ones(1, 10))["loss"] > 0

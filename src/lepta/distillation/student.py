@@ -146,7 +146,8 @@ class Distiller(nn.Module):
             )
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._states.append(output[0] if isinstance(output, tuple) else output)
+        states = output[0] if isinstance(output, tuple) else output
+        self._states.append(states.flatten(2))  # DeepSeek-V4 and HY4 have several streams: (B, N, 4, d)
         if self._ends_at_layer:
             raise _Reached
 
