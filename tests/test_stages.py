@@ -250,6 +250,14 @@ def test_interrupted_stage_finds_its_checkpoints_if_they_still_fit(tmp_path, set
     assert not (tmp_path / "train" / CHECKPOINTS).exists()
 
 
+def test_what_an_interrupted_stage_has_left_is_told_before_it_runs(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        checkpointing(tmp_path, {}, fail=True).run()
+    assert checkpointing(tmp_path, {}, False).status()[0].reason == "interrupted, starts again"
+    (partial_of(tmp_path / "train") / CHECKPOINTS / "answers.jsonl").write_text("{}\n")
+    assert checkpointing(tmp_path, {}, False).status()[0].reason == "interrupted, goes on"
+
+
 def test_from_runs_that_stage_and_all_after_it(done):
     assert [verdict.current for verdict in done.pipeline().status(start="alone")] == [True, True, False, False]
     assert done.run(start="alone") == ["alone", "both"]
@@ -295,15 +303,15 @@ def test_reasons_name_stages_whatever_a_stage_calls_its_inputs(workshop):
     assert [verdict.reason for verdict in pipeline().status()] == ["numbers changed", "after made"]
     lines = []
     pipeline().run(report=lines.append)
-    assert "trained: made changed" in lines
+    assert "trained: running (made changed)" in lines
 
 
 def test_report_tells_why_each_stage_runs(done):
     done.settings["plus"] = 11
     lines = []
     done.run(report=lines.append)
-    assert lines[:2] == ["double: up to date", "add: plus changed"]
-    assert lines[-2:] == ["both: add changed", "both: done in 0 s"]
+    assert lines[:2] == ["double: up to date", "add: running (plus changed)"]
+    assert lines[-2:] == ["both: running (add changed)", "both: done in 0 s"]
 
 
 def test_hash_of_a_folder_follows_names_and_contents_not_the_manifest(tmp_path):

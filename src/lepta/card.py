@@ -37,7 +37,18 @@ GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_mod
 HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
-SHOWN_SETTINGS = ("scenario", "method", "trains", "rows", "tokens", "learning_rate", "epochs", "body_delta", "seed")
+SHOWN_SETTINGS = [
+    "scenario",
+    "method",
+    "trains",
+    "rows",
+    "lora_rank",
+    "tokens",
+    "learning_rate",
+    "epochs",
+    "body_delta",
+    "seed",
+]
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,7 @@ class Origin:
 
     base: str | None = None  # hub id of the nearest model that is on the hub
     name: str = "a model"  # what the first model is called
+    source: str = "a model"  # the same, with the package that it comes from
     licence: str = "unknown"
     languages: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
@@ -174,7 +186,8 @@ def origin_of(folder: Path) -> Origin:
     for step in line[:-1]:
         known = front_matter(step.folder) or known
     if first:
-        origin.name = hub_id_of(first) or (first if first.startswith("package:") else Path(first).name)
+        origin.name = hub_id_of(first) or Path(first).name.removesuffix(".gguf")
+        origin.source = first if first.startswith("package:") else hub_id_of(first) or Path(first).name
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
     named = known.get("base_model")
     named = named[0] if isinstance(named, list) and named else named
@@ -293,8 +306,11 @@ def _as_yaml(facts: dict[str, Any]) -> str:
 def _history(step: Step) -> tuple[str, list[str]]:
     """What was done, and the settings that tell how."""
     settings = step.manifest["key"]["settings"]
-    shown = [f"{key} {_short(settings[key])}" for key in SHOWN_SETTINGS if settings.get(key) not in (None, [])]
-    return step.kind.made if step.kind else "read from another format", shown
+    known = {key: settings[key] for key in SHOWN_SETTINGS if settings.get(key) not in (None, [])}
+    if known.get("lora_rank") == 0:
+        del known["lora_rank"]
+    shown = [f"{key} {_short(value)}" for key, value in known.items()]
+    return step.kind.made if step.kind else "converted from another format", shown
 
 
 def _short(value: Any) -> str:

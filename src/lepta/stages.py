@@ -238,7 +238,7 @@ class Pipeline:
             if reason is None:
                 report(f"{stage.name}: up to date")
                 continue
-            report(f"{stage.name}: {reason}")
+            report(f"{stage.name}: running ({reason})")
             try:
                 seconds = self._run(stage, resume=not forced)
             except LeptaError:
@@ -254,7 +254,9 @@ class Pipeline:
         if not (folder / MANIFEST).is_file():
             if not partial_of(folder).exists():
                 return "not made yet"
-            return "another run is writing it now" if in_progress(folder) else "interrupted, goes on"
+            if in_progress(folder):
+                return "another run is writing it now"
+            return "interrupted, goes on" if _is_costly(partial_of(folder)) else "interrupted, starts again"
         manifest = read_manifest(folder)
         if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
             return f"{missing[0]} is missing"

@@ -30,6 +30,7 @@ def test_a_recipe_for_a_language_that_is_not_russian(texts, tiny_model_folder, t
                         "--text", train, "--valid", valid, "--gpu", "H100", "--gpus", 2)  # fmt: skip
     assert done.exit_code == 0, error
     assert f"lepta plan {file} --gpu H100 --gpus 2" in done.stdout
+    assert "not here yet" not in done.stdout
     recipe = read_recipe(file)
     assert (recipe.name, recipe.text.target.language, list(recipe.variants)) == ("kazakh", "kk", ["chat"])
     assert recipe.vocabulary.add == min(8000, len(train.read_text(encoding="utf-8")) // 25)
@@ -48,6 +49,7 @@ def test_much_text_is_trained_on_and_a_model_that_is_not_here_is_known_by_its_sh
     model = ["--base", "meta-llama/Meta-Llama-3-8B", "--variant", "a/Chat", "--gpu", "H100", "--gpus", 8]
     done, error = lepta("new", file, *model, "--language", "uk", "--text", "uk/train", "--valid", "uk/valid")
     assert done.exit_code == 0, error
+    assert "uk/train, uk/valid: not here yet" in done.stdout
     recipe = read_recipe(file)
     assert recipe.pretrain[0].batch % (8 * recipe.pretrain[0].micro_batch) == 0
     assert recipe.vocabulary.add == 32_000

@@ -20,7 +20,7 @@ from lepta.version import __version__
 
 # Command -> module that has it under that name, and the first line of its help (a test compares them).
 COMMANDS = {
-    "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report."),
+    "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, distillation, training, propagation, report."),
     "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),
     "report": ("recipes", "Print the numbers of a finished run and say where its page is."),
     "doctor": ("doctor", "Tell what is installed and what this machine can do: versions, devices, packages, disk."),
@@ -180,7 +180,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end)
     try:
         app()
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
+        sys.stderr.write("lepta: interrupted\n")
+        raise
+    except SystemExit:
         raise
     except BaseException as error:  # libraries in Rust panic with one that is no Exception
         if debug:

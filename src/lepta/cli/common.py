@@ -29,7 +29,7 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.", rich_help_panel=OUTPUT)
 ]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.", rich_help_panel=OUTPUT)]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output folder if it exists.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=OUTPUT)]
 TokenizerPath = Annotated[
     str,
     typer.Option(

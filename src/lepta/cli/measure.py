@@ -49,9 +49,9 @@ def measure(
 
 
 def _print(found: "list[ModelMeasure]") -> None:
-    table = number_table("model", "bits\nper byte", "characters\nper token", "tokens", "tokens/s", "precision")
+    table = number_table("model", "bits\nper byte", "characters\nper token", "tokens", "characters/s", "precision")
     for one in found:
-        speed = f"{one.tokens / one.seconds:,.0f}" if one.seconds else ""
+        speed = f"{one.characters / one.seconds:,.0f}" if one.seconds else ""
         numbers = f"{one.bits_per_byte:.4f}", f"{one.characters_per_token:.3f}", f"{one.tokens:,}"
         table.add_row(escape(one.model), *numbers, speed, one.dtype)
     console.print(table)

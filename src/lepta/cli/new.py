@@ -9,7 +9,7 @@ import typer
 from lepta.cli.common import MOST_GPUS, say
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_new_file
-from lepta.core.reading import parse_yaml
+from lepta.core.reading import is_there, parse_yaml
 from lepta.core.settings import is_name, validated
 from lepta.recipe import Recipe
 
@@ -50,6 +50,9 @@ def new(
     validated(Recipe, content, f"new {recipe}")  # what is written can be read
     write_new_file(recipe, written, force)
     say(f"recipe: {recipe}", soft_wrap=True)
+    missing = [source for source in (*text, *valid) if ":" not in source and not is_there(source)]
+    if missing:
+        say(f"note:   {', '.join(missing)}: not here yet, so the amount of text is a guess", soft_wrap=True)
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""
     say(f"next:   lepta plan {recipe}{options}", soft_wrap=True)
     say(f"        lepta adapt {recipe} --dry-run", soft_wrap=True)

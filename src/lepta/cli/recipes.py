@@ -71,7 +71,7 @@ def adapt(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: vocabulary, initialisation, pre-training, propagation, evaluation, report.
+    """Run a recipe: vocabulary, initialisation, distillation, training, propagation, report.
 
     What is up to date is skipped; what was interrupted goes on where it stopped.
 

@@ -61,7 +61,7 @@ class RunOptions(Section):
     seed: int = Field(
         default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
     )
-    force: bool = Field(default=False, description="Replace the output folder if it exists")
+    force: bool = Field(default=False, description="Replace the output if it exists")
     dry_run: bool = Field(default=False, description="Say what would run and what it costs; run nothing")
     as_json: bool = Field(default=False, description="Print the result as JSON")
 

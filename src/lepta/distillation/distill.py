@@ -244,6 +244,7 @@ def _learn_inputs(
     groups = [{"name": "rows", "params": [distiller.embedding.rows], "lr": settings.hidden_rate * unit}]
     if distiller.low_rank:
         groups.append({"name": "body", "params": list(distiller.low_rank.values()), "lr": settings.lora_rate})
+    steps = len(examples) // settings.batch
     run = Run(
         distiller,
         examples,
@@ -253,8 +254,8 @@ def _learn_inputs(
         seed,
         description="hidden states",
         micro_batch=settings.micro_batch,
-        warmup_steps=min(10, len(examples) // settings.batch // 10),
-        save_every=settings.save_every,
+        warmup_steps=min(10, steps // 10),
+        save_every=min(settings.save_every, max(1, steps // 10)),
         dtype=distiller.embedding.table.dtype,
         collate=collate_passages,
     )

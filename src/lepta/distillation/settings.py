@@ -64,4 +64,4 @@ class DistillSettings(Section):
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Precision of the frozen body"
     )
-    save_every: int = Field(default=200, ge=1, description="Steps between checkpoints")
+    save_every: int = Field(default=200, ge=1, description="Most steps between checkpoints; a tenth of a shorter run")
