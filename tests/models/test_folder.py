@@ -166,6 +166,17 @@ def test_other_tables_with_a_row_for_each_token_are_refused(single):
         Checkpoint(single).check_replaceable()
 
 
+def test_a_bias_of_tokens_is_that_of_the_head_or_refused(tiny_model_folder, tiny_tokenizer, tmp_path):
+    """A tied head is not in the files, its bias is (Phi)."""
+    tied = shutil.copytree(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, tied=True), tmp_path / "tied")
+    tensors = load_file(tied / SINGLE)
+    save_file(tensors | {"lm_head.bias": torch.zeros(4000)}, tied / SINGLE)
+    assert Checkpoint(tied).vocabulary_names == ["model.embed_tokens.weight", "lm_head.bias"]
+    save_file(tensors | {"decoder.bias": torch.zeros(4000)}, tied / SINGLE)
+    with pytest.raises(LeptaError, match=r"decoder\.bias has a row for each token too"):
+        Checkpoint(tied).check_replaceable()
+
+
 def test_tables_that_are_not_of_tokens_are_none_of_them(single):
     others = {
         "model.embed_positions.weight": torch.ones(4000, 3),  # as many positions as tokens

@@ -150,8 +150,9 @@ class Checkpoint:
     @property
     def bias_name(self) -> str | None:
         """Name of the vector that is added to the logits, where a family has one (Phi-1, GPT-J)."""
-        name = (self.stored_output or "").removesuffix("weight") + "bias"
-        return name if name in self.entries else None
+        heads = (self.stored_output,) if self.stored_output else OUTPUT_NAMES  # a tied head is not stored, its bias is
+        ends = tuple(name.removesuffix("weight") + "bias" for name in heads)
+        return next((name for name in self.entries if name.endswith(ends)), None)
 
     @cached_property
     def tables(self) -> list[str]:
@@ -227,11 +228,13 @@ class Checkpoint:
         check_architecture(self.config, self.folder / "config.json")
 
     def _other_tables(self) -> Iterator[str]:
-        """Names of matrices that have a row for each token, apart from input embeddings and head."""
+        """Names of matrices, and biases, that have a row for each token, apart from input embeddings and head."""
         for name, entry in self.entries.items():
-            if name in (self.input_name, self.stored_output) or len(entry.shape) != 2:
+            if name in (self.input_name, self.stored_output, self.bias_name):
                 continue
-            if name.endswith(PER_LAYER) or (entry.shape[0] == self.rows and OTHER_TABLE.match(name)):
+            table = len(entry.shape) == 2 and OTHER_TABLE.match(name)
+            bias = len(entry.shape) == 1 and name.endswith("bias")  # ModernBERT's decoder.bias
+            if name.endswith(PER_LAYER) or (entry.shape[:1] == (self.rows,) and (table or bias)):
                 yield name
 
     def load(self, name: str) -> torch.Tensor:
