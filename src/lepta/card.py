@@ -36,6 +36,7 @@ HEADER = 1 << 16  # bytes to look for them in
 GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url")
 HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
+QUANTISED = re.compile(r"([.-](I?Q\d\w*|B?F16|F32))?\.gguf$", re.IGNORECASE)  # at the end of a GGUF file's name
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = [
     "scenario",
@@ -77,7 +78,8 @@ class Measure:
     @property
     def worse(self) -> bool:
         """Whether the folder does worse."""
-        return self.after < self.before if self.higher_is_better else self.after > self.before
+        before, after = round(self.before, 3), round(self.after, 3)  # as the card shows them
+        return after < before if self.higher_is_better else after > before
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def origin_of(folder: Path) -> Origin:
     for step in line[:-1]:
         known = front_matter(step.folder) or known
     if first:
-        origin.name = hub_id_of(first) or Path(first).name.removesuffix(".gguf")
+        origin.name = hub_id_of(first) or QUANTISED.sub("", Path(first).name)
         origin.source = first if first.startswith("package:") else hub_id_of(first) or Path(first).name
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
     named = known.get("base_model")
@@ -310,6 +312,9 @@ def _history(step: Step) -> tuple[str, list[str]]:
     if known.get("lora_rank") == 0:
         del known["lora_rank"]
     shown = [f"{key} {_short(value)}" for key, value in known.items()]
+    facts = step.manifest.get("facts") or {}
+    if "old_rows" in facts:
+        shown.insert(0, f"{facts['old_rows']:,} rows before, {facts['new_rows']:,} after")
     return step.kind.made if step.kind else "converted from another format", shown
 
 

@@ -48,7 +48,8 @@ def test_second_run_of_the_benchmark_into_a_folder_is_refused(tmp_path: Path) ->
     assert done.returncode == 2 and "out: another run is writing it now" in done.stderr
 
 
-def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path, number: signal.Signals) -> None:
     from conftest import SMOLLM2
 
     asked = [*LEPTA, "init", "--model", SMOLLM2, "--tokenizer", SMOLLM2, "--output", str(tmp_path / "out")]
@@ -60,8 +61,9 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path) -> None
         while run.poll() is None and not any(temporary.glob("lepta-*")) and time.monotonic() < end:
             time.sleep(0.1)
         assert any(temporary.glob("lepta-*"))
-        run.send_signal(signal.SIGTERM)
-        assert run.wait(120) == 128 + signal.SIGTERM
+        run.send_signal(number)
+        assert run.wait(120) == 128 + number
+        assert run.stderr is not None and f"lepta: {number.name}, ending".encode() in run.stderr.read()
     finally:
         run.kill()
     assert list(temporary.glob("lepta-*")) == []

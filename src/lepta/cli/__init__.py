@@ -178,12 +178,11 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _quiet_libraries()
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is for jobs in the background
+        signal.signal(signal.SIGINT, _end)
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("lepta: interrupted\n")
-        raise
-    except SystemExit:
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # libraries in Rust panic with one that is no Exception
         if debug:
@@ -221,6 +220,7 @@ def _kept_traceback() -> str:
 
 def _end(signal_number: int, _: object) -> None:
     """Leave as after an error, so that what was imported or half written is removed; 128 + the signal is the custom."""
+    sys.stderr.write(f"\nlepta: {signal.Signals(signal_number).name}, ending; the same command goes on where it can\n")
     sys.exit(128 + signal_number)
 
 

@@ -97,7 +97,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
                     future.result()
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
-                if isinstance(error, KeyboardInterrupt):
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):  # SIGINT, SIGTERM
                     for process in multiprocessing.active_children():
                         process.terminate()
                 raise
