@@ -177,6 +177,15 @@ def test_a_bias_of_tokens_is_that_of_the_head_or_refused(tiny_model_folder, tiny
         Checkpoint(tied).check_replaceable()
 
 
+def test_a_bias_of_a_layer_is_not_that_of_the_head(single):
+    tensors = load_file(single / SINGLE)
+    tensors["output.weight"] = tensors.pop("lm_head.weight")
+    save_file(tensors | {"model.layers.0.attention.output.bias": torch.zeros(32)}, single / SINGLE)
+    checkpoint = Checkpoint(single)
+    assert checkpoint.output_name == "output.weight"
+    assert checkpoint.bias_name is None
+
+
 def test_tables_that_are_not_of_tokens_are_none_of_them(single):
     others = {
         "model.embed_positions.weight": torch.ones(4000, 3),  # as many positions as tokens

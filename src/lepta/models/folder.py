@@ -150,8 +150,10 @@ class Checkpoint:
     @property
     def bias_name(self) -> str | None:
         """Name of the vector that is added to the logits, where a family has one (Phi-1, GPT-J)."""
-        heads = (self.stored_output,) if self.stored_output else OUTPUT_NAMES  # a tied head is not stored, its bias is
-        ends = tuple(name.removesuffix("weight") + "bias" for name in heads)
+        if self.stored_output:
+            name = self.stored_output.removesuffix("weight") + "bias"
+            return name if name in self.entries else None
+        ends = tuple(name.removesuffix("weight") + "bias" for name in OUTPUT_NAMES)  # of a tied head: it is not stored
         return next((name for name in self.entries if name.endswith(ends)), None)
 
     @cached_property
