@@ -1,4 +1,4 @@
-r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher, epsilon.
+r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher.
 
     python benchmarks/schedules.py --original MODEL --model INITIALISED --text train.jsonl.gz --valid valid.jsonl \
         --tokens 30000 --seeds 3 --output runs/schedules
@@ -33,6 +33,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--characters", type=int, default=20_000, help="of held-out text")
     parser.add_argument("--measurements", type=int, default=3, help="along a run")
     parser.add_argument("--arms", nargs="*", help="default: all")
+    parser.add_argument(
+        "--also", nargs="*", default=(), metavar="FIELD=VALUE,...", help="further arms, by their settings"
+    )
     return parser.parse_args()
 
 
@@ -44,11 +47,12 @@ def arms(original: str) -> dict[str, dict[str, Any]]:
         "substitution 0.25": {"substitution": 0.25},
         "teacher 1": {"teacher": original},
         "teacher 0.3": {"teacher": original, "teacher_weight": 0.3},
-        "epsilon 1e-7": {"adam_epsilon": 1e-7},
-        "epsilon 1e-6": {"adam_epsilon": 1e-6},
-        "epsilon 1e-5": {"adam_epsilon": 1e-5},
-        "epsilon 1e-4": {"adam_epsilon": 1e-4},
     }
+
+
+def as_settings(arm: str) -> dict[str, str]:
+    """Settings of an arm that is named by them, as adam_epsilon=1e-5,learning_rate=2e-3."""
+    return dict(part.split("=") for part in arm.split(","))
 
 
 def trained(options: argparse.Namespace, values: dict[str, Any], seed: int, file: Path) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def main() -> None:
     options = arguments()
     output = Path(options.output)
     chosen = {name: values for name, values in arms(options.original).items() if name in (options.arms or [name])}
+    chosen |= {arm: as_settings(arm) for arm in options.also}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in range(1, options.seeds + 1):
         for name, values in chosen.items():

@@ -8,7 +8,7 @@ import yaml
 from conftest import SMOLLM2
 from typer.testing import CliRunner
 
-from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, origin_of, write_card
+from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, origin_of, patch_card, write_card
 from lepta.cli import app
 from lepta.stages import Hashes, write_manifest
 from lepta.vocabulary.build import save_vocabulary
@@ -138,3 +138,10 @@ def test_measurements_come_into_the_card_and_what_is_worse_is_said(made):
     assert "| ru, bits per byte | 1.600 | 1.800 |" in card
     worse = card.partition("## What it is worse at")[2]
     assert "ru, bits per byte: 1.800, the original 1.600" in worse and "characters per token" not in worse
+
+
+def test_the_card_of_a_patch_names_its_original(tmp_path):
+    card = patch_card(tmp_path / "my-base")
+    assert "patch for my-base" in card and "--model ORIGINAL" in card
+    card = patch_card(tmp_path / "models--OWNER--NAME" / "snapshots" / "0a1b")
+    assert "patch for OWNER/NAME" in card and "--model OWNER/NAME" in card and "base_model: OWNER/NAME" in card

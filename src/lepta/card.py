@@ -293,11 +293,14 @@ def metadata(origin: Origin, config: dict[str, Any]) -> str:
     return _as_yaml(facts)
 
 
-def patch_metadata(original: Path) -> str:
-    """The same for a vocabulary patch of an original model."""
+def patch_card(original: Path) -> str:
+    """The card of a vocabulary patch of an original model."""
     licence, base = str(front_matter(original).get("license", "unknown")), hub_id_of(str(original))
-    relation = "adapter" if base else None
-    return _as_yaml({"license": licence, "base_model": base, "base_model_relation": relation, "library_name": "lepta"})
+    facts = {"license": licence, "base_model": base, "library_name": "lepta"}
+    facts |= {"base_model_relation": "adapter"} if base else {}
+    name = base or (origin_of(original).name if step_of(original) else original.name)
+    view = {"metadata": _as_yaml(facts), "name": name, "original": base or "ORIGINAL", "version": __version__}
+    return render("data/cards/patch.md.j2", view)
 
 
 def _as_yaml(facts: dict[str, Any]) -> str:

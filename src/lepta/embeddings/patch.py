@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, Field, model_validator
 
-from lepta.card import PATCH, patch_metadata
+from lepta.card import PATCH, patch_card
 from lepta.core.errors import LeptaError, explained
 from lepta.core.output import CARD
 from lepta.core.progress import progress
@@ -113,18 +113,8 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
         "after": {name: after[name] for name in names},
     }
     (folder / PATCH).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    card = f"---\n{patch_metadata(original.folder)}---\n{README}"
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(patch_card(original.folder), encoding="utf-8")
     return facts
-
-
-README = """
-Vocabulary and embeddings of an adapted model, without its body. On a machine that has the original model:
-
-    lepta patch apply --patch THIS_FOLDER --model ORIGINAL --output ADAPTED
-
-The patch knows the original by its hashes (`patch.json`) and refuses any other model.
-"""
 
 
 def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_link: bool = False) -> dict[str, Any]:

@@ -174,7 +174,12 @@ class PretrainSettings(Section):
         description="Shrinks what trains by about rate x decay x steps / 2, also rows that text seldom has "
         "(docs/training.md). The paper's runs used 0.1",
     )
-    adam_epsilon: float = Field(default=1e-8, gt=0, description="The paper's runs used 1e-5")
+    adam_epsilon: float = Field(
+        default=1e-5,
+        gt=0,
+        description="What AdamW adds to the root of the second moment; it keeps rows of tokens that are not in the "
+        "batch from drifting. The paper's runs used 1e-5 too",
+    )
     lora: Lora = Field(default_factory=Lora, description="Used by new-rows+lora and embeddings+lora")
     body_dtype: BodyDtype = Field(
         default="auto",
