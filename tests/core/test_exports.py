@@ -52,7 +52,7 @@ with lepta.publishing("initialised") as folder, lepta.opened("model.gguf") as ch
     rows: int = lepta.initialise(checkpoint, "vocabulary", folder)["new_rows"]
 with lepta.publishing("distilled") as folder:
     lepta.distill_folder(
-        "OWNER/NAME", "initialised", lambda: lepta.read_documents(["text"]), lepta.DistillSettings(tokens=9), 1, folder
+        "OWNER/NAME", "initialised", lambda: lepta.read_documents(["text"]), lepta.DistillSettings(tokens=99), 1, folder
     )
 with lepta.publishing(Path("pretrained")) as folder:
     texts = [lepta.TrainingText(lambda: ["text"], 1.0)]

@@ -13,7 +13,7 @@ from lepta.darumeru import runner
 from lepta.darumeru.aggregate import compare, summarise
 from lepta.darumeru.backend import Asking, Completion
 from lepta.darumeru.data import load_dataset
-from lepta.darumeru.log import TaskLog, read_log, read_results
+from lepta.darumeru.log import TaskLog, logged_dtype, read_log, read_results
 from lepta.darumeru.runner import BATCH, fit, run
 from lepta.darumeru.tasks import tasks
 from lepta.darumeru.transformers_backend import opened_backend
@@ -356,6 +356,29 @@ def test_a_run_goes_on_in_the_precision_it_began_with(tiny_model_folder, tmp_pat
         assert backend.identity["dtype"] == "float32"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_precisions_that_differ_are_told(tiny_model_folder, tmp_path):
+    model = str(tiny_model_folder())
+
+    def asked(dtype: str, *more: str):
+        given = ["--output", str(tmp_path / dtype), "--tasks", "rucola", "--limit", "2", "--plain", "--shots", "0"]
+        return CliRunner().invoke(app, ["darumeru", "run", "--model", model, *given, *more])
+
+    def compared(first: str, second: str) -> str:
+        done = CliRunner().invoke(app, ["darumeru", "compare", str(tmp_path / first), str(tmp_path / second)])
+        assert done.exit_code == 0
+        return done.stderr
+
+    for dtype in ("float32", "bfloat16"):
+        assert asked(dtype, "--dtype", dtype).exit_code == 0
+        assert logged_dtype(tmp_path / dtype) == dtype
+    assert "asked in float32" in (told := compared("float32", "bfloat16")) and "--dtype" in told
+    assert "asked in" not in compared("float32", "float32")
+    assert "run.dtype changed" in str(asked("float32", "--dtype", "bfloat16").exception)
+    elsewhere = asked("float32", "--dtype", "float32", "--lm-eval", "hf")
+    assert "--dtype: is for a model that runs here" in str(elsewhere.exception)
+
+
 def test_every_task_of_a_real_model_killed_and_resumed(backend_of, tmp_path, monkeypatch):
     """A tiny random model, killed in the middle of a task: same files, to the last digit."""
     names = ["rucola", "rwsd", "mmlu_ru", "multiq", "summary_extractive"]
@@ -389,6 +412,7 @@ def test_commands(tiny_model_folder, tmp_path, monkeypatch):
         given = ["--model", str(model), "--output", str(folders[-1]), "--tasks", "rucola,parus", "--limit", "6"]
         done = CliRunner().invoke(app, ["darumeru", "run", *given, "--plain", "--shots", "0"])
         assert done.exit_code == 0 and "RuCoLA" in done.stdout, done.output
+        assert "MultiQ" not in done.stdout and "Micro-Avg" not in done.stdout, "only what was asked"
     assert reads == ["parus", "rucola"] * 2  # once for each run
     shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(folders[0]), "--json"]).stdout)
     assert set(shown["tasks"]) == {"rucola", "parus"} and shown["micro_avg"] is None

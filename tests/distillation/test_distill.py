@@ -152,8 +152,15 @@ def test_low_rank_changes_need_text_of_the_source_language(pair, tmp_path):
 @untied
 def test_text_that_fills_no_batch_is_refused_before_a_model_is_loaded(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_model", None)
-    with pytest.raises(LeptaError, match=r"distill.text: 1 passages, fewer than `distill.batch`, 4"):
+    with pytest.raises(LeptaError, match=r"tokens give 1 passage of .* fewer than `distill.batch`, 4"):
         distill_folder(*pair, lambda: ["Короткий русский текст о погоде."], settings(), 1, tmp_path)
+
+
+def test_tokens_that_fill_no_batch_are_refused_at_once():
+    DistillSettings(tokens=50)
+    for few in ({"tokens": 49}, {"tokens": 57, "lora_rank": 4}):  # 15 % of 57 are of the source language
+        with pytest.raises(ValueError, match=r"`tokens`: .* cannot fill a `batch` of 8 passages"):
+            DistillSettings(**few)
 
 
 @untied

@@ -583,6 +583,30 @@ def test_distillation_is_part_of_the_plan():
     assert small["fits"] == (cost["memory"] / GIB <= small["memory_gib"])
 
 
+def test_distillation_writes_a_folder_and_a_head_of_its_own():
+    added = {"scenario": "extended", "add": 8000, "corpus": ["starter:ru/train"]}
+
+    def parts_of(**distill):
+        recipe = recipe_of("Qwen/Qwen3-0.6B-Base", vocabulary=added, distill={"tokens": 100_000, **distill})
+        return make_plan(recipe, measure=False)["disk"]["parts"]
+
+    plain, untied = parts_of(), parts_of(untie=True)
+    assert plain["distilled"] == plain["initialised"] == plain["pretrained"]
+    assert untied["distilled"] == untied["pretrained"] > untied["initialised"] == plain["initialised"]
+
+
+def test_tokens_that_may_fill_no_batch_are_noted():
+    """Passages of 400 characters have about 100 tokens; 15 % of the tokens are of the source language."""
+
+    def noted(**distill):
+        notes = make_plan(recipe_of(MISTRAL, distill=distill, pretrain=[]), measure=False)["notes"]
+        return [note for note in notes if note.startswith("distill.tokens")]
+
+    assert "600 tokens of the target text fill about 6.0 passages" in noted(tokens=600)[0]
+    assert noted(tokens=800, lora_rank=4) and not noted(tokens=800)
+    assert not noted(tokens=600, batch=4) and not noted(tokens=600, passage=100)
+
+
 def test_self_calibration_whose_prompts_are_not_here_is_noted():
     calibrate = CALIBRATE | {"prompts": ["instruct/saiga.jsonl"], "judge": {"model": "original"}}
     variants = {"a": {"model": "openchat/openchat-3.5-0106"}}

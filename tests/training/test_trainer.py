@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -256,3 +257,21 @@ def test_wsd_stays_at_its_peak_and_falls_at_the_end(go, tmp_path, share, falls_f
     assert rates[2:falls_from] == [max(rates)] * (falls_from - 2)
     falling = rates[falls_from:]
     assert falling == sorted(falling, reverse=True) and falling[-1] < 0.3 * max(rates)
+
+
+def test_each_step_shows_its_loss(go, monkeypatch):
+    """The mean of the last ones: those of several languages differ much. The Trainer logs a loss after its step."""
+    shown = []
+
+    class Meter:
+        def begin(self, done=0):
+            pass
+
+        def set(self, done, note=""):
+            shown.append((done, note))
+
+    monkeypatch.setattr(trainer, "progress", lambda *_: nullcontext(Meter()))
+    losses = [entry["loss"] for entry in go()[0]]
+    means = [sum(losses[:step]) / step for step in range(1, 11)]
+    assert [step for step, _ in shown] == list(range(1, 11))
+    assert [note.partition(", loss ")[2] for _, note in shown] == [f"{mean:.3f}" for mean in means]

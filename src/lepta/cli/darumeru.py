@@ -20,7 +20,7 @@ RUN = Flags(
     {"chat": "--chat/--plain"},
     headings={
         **CHOICE,
-        **dict.fromkeys(("chat", "context", "thinking"), "How the model is asked"),
+        **dict.fromkeys(("chat", "context", "thinking", "dtype"), "How the model is asked"),
         **dict.fromkeys(("server", "server_model", "server_api"), "A model on a server"),
         **dict.fromkeys(("lm_eval", "lm_eval_args"), "A model in lm-evaluation-harness"),
         "seed": OUTPUT,
@@ -125,7 +125,7 @@ def _backend(model: str, settings: RunSettings, output: Path) -> "AbstractContex
         return opened_server(settings.server, settings.server_model, settings.server_api, model, how)
     if settings.lm_eval:
         return opened_lm_eval(model, settings.lm_eval, settings.lm_eval_args, how)
-    return opened_backend(model, how, output)
+    return opened_backend(model, how, output, settings.dtype)
 
 
 @darumeru.command("export")
@@ -180,7 +180,7 @@ def compare(
 
     from lepta.core.errors import LeptaError
     from lepta.darumeru.aggregate import compare as compared
-    from lepta.darumeru.log import read_results
+    from lepta.darumeru.log import logged_dtype, read_results
     from lepta.report.compare import short_names
     from lepta.report.darumeru import comparison_table, side_by_side, write_comparison_page
 
@@ -196,6 +196,9 @@ def compare(
         )
     except LeptaError as error:
         raise LeptaError(f"{first}, {second}: {error}") from error
+    mine_dtype, their_dtype = logged_dtype(first), logged_dtype(second)
+    if mine_dtype and their_dtype and mine_dtype != their_dtype:
+        log(f"{first} was asked in {mine_dtype}, {second} in {their_dtype}; give both runs the same --dtype")
     if html:
         write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:

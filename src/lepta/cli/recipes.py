@@ -82,9 +82,12 @@ def adapt(
     check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
     from lepta.pipeline import adapt as run_recipe
     from lepta.pipeline import pipeline_of
+    from lepta.plan.notes import few_passages
     from lepta.plan.plan import cost_here
 
     if dry_run:
+        for note in few_passages(plan):
+            log(note)
         print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan) if plan.pretrain else None)
         return
     run_recipe(plan, start, force, log)

@@ -89,6 +89,10 @@ class RunSettings(TaskChoice):
     thinking: int = Field(
         default=0, ge=0, description="Let the model think before it answers, for so many tokens at most"
     )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in when the run begins",
+    )
     server: str | None = Field(
         default=None, description="OpenAI-compatible server that has the model; files here give the tokenizer"
     )
@@ -111,6 +115,8 @@ class RunSettings(TaskChoice):
             raise ValueError("`server` and `lm_eval`: give one of them")
         if self.lm_eval_args and not self.lm_eval:
             raise ValueError("`lm_eval_args`: needs `lm_eval`")
+        if self.dtype != "auto" and (self.server or self.lm_eval):
+            raise ValueError("`dtype`: is for a model that runs here; the server, or `lm_eval_args`, sets its own")
         if self.lm_eval and self.thinking:
             raise ValueError(
                 "`thinking` and `lm_eval`: lm-evaluation-harness has no budget of thinking; give one of them"

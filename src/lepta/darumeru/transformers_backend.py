@@ -125,13 +125,16 @@ def _allows_inner_padding(model: Any, context: int) -> bool:
 
 
 @contextmanager
-def opened_backend(source: str | Path, how: Asking, output: Path | None = None) -> Iterator[TransformersBackend]:
+def opened_backend(
+    source: str | Path, how: Asking, output: Path | None = None, dtype: str = "auto"
+) -> Iterator[TransformersBackend]:
     """Load any model source as a backend; a folder that had to be made for it is removed when the block ends.
 
-    A run that was begun in `output` is resumed in its precision.
+    `dtype` auto: a run that was begun in `output` is resumed in its precision, another is in that of `load_model`.
     """
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
     with tempfile.TemporaryDirectory(prefix="lepta-") as place:
         folder = model_folder(source, Path(place))
-        begun = DTYPES.get((logged_dtype(output) if output else None) or "")
-        yield TransformersBackend(load_model(folder, begun), load_tokenizer(folder), content, how)
+        begun = logged_dtype(output) if output and dtype == "auto" else dtype
+        model = load_model(folder, DTYPES.get(begun or ""))
+        yield TransformersBackend(model, load_tokenizer(folder), content, how)

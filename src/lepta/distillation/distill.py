@@ -119,7 +119,7 @@ def _choose_passages(
     """
     starts = [start_of_text(load_tokenizer(model.folder), model.folder) for model in (pair.teacher, pair.student)]
     aligner = Aligner(pair.old, pair.new, *starts)
-    of_source = round(settings.tokens * settings.source_share) if settings.lora_rank else 0
+    of_source = settings.source_tokens
     if of_source and source_documents is None:
         raise LeptaError(
             "distill.lora_rank: the body learns, so text of the language that it knows is needed to keep that as it "
@@ -137,9 +137,11 @@ def _choose_passages(
         seed,
     )
     if len(passages.chosen) < settings.batch:  # what fills no batch is left out
+        number = len(passages.chosen)
         raise LeptaError(
-            f"distill.text: {len(passages.chosen)} passages, fewer than `distill.batch`, {settings.batch}; expected "
-            "more text or tokens, or a smaller batch"
+            f"distill.tokens: {settings.tokens:,} tokens give {number} passage{'' if number == 1 else 's'} of the "
+            f"target text, fewer than `distill.batch`, {settings.batch}; expected more tokens or text, or a smaller "
+            "batch"
         )
     if not of_source or source_documents is None:
         return passages

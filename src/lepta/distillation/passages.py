@@ -10,10 +10,10 @@ import regex
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
+from lepta.distillation.settings import SHORTEST
 from lepta.vocabulary.alignment import Aligner, Alignment
 
 POOL = 6  # times the tokens that are wanted: what passages are chosen from
-SHORTEST = 8  # new tokens of a passage that is worth a row in a batch
 AT_ONCE = 512  # passages that are tokenised together
 
 
@@ -97,7 +97,7 @@ def choose_passages(
         np.add.at(counts, passage.new_ids[1:], 1)
     if not counts[learned].any():
         raise LeptaError(
-            f"distill.text: of {len(learned):,} tokens that are to learn none occurs in it; expected text that the "
+            f"distill: of {len(learned):,} tokens that are to learn none occurs in the text; expected text that the "
             "vocabulary was made for"
         )
     draw.shuffle(chosen)

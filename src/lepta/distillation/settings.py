@@ -1,11 +1,14 @@
 """What a user may say about token distillation."""
 
+import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lepta.core.settings import Section
 from lepta.training.settings import LARGEST_RANK
+
+SHORTEST = 8  # new tokens of a passage that is worth a row in a batch, the one that starts it among them
 
 
 class DistillSettings(Section):
@@ -65,3 +68,19 @@ class DistillSettings(Section):
         default="auto", description="Precision of the frozen body"
     )
     save_every: int = Field(default=200, ge=1, description="Most steps between checkpoints; a tenth of a shorter run")
+
+    @property
+    def source_tokens(self) -> int:
+        """Tokens of text in the source language: it is read only where the body learns."""
+        return round(self.tokens * self.source_share) if self.lora_rank else 0
+
+    @model_validator(mode="after")
+    def _tokens_fill_a_batch(self) -> "DistillSettings":
+        """Too few tokens for a batch of the shortest passages are told at once, not when the text has been read."""
+        target = self.tokens - self.source_tokens
+        if math.ceil(target / (SHORTEST - 1)) < self.batch:
+            raise ValueError(
+                f"`tokens`: {target} tokens of the target language cannot fill a `batch` of {self.batch} passages; "
+                "expected more tokens (a passage of 400 characters has about 100), or a smaller batch"
+            )
+        return self

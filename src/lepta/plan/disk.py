@@ -21,6 +21,7 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
     recipe, stages = outline.recipe, outline.stages
     original = outline.before.weights * outline.before.file_bytes
     adapted = outline.after.weights * outline.after.file_bytes
+    learned = adapted + _head_of_its_own(outline)  # from distillation on
     parts: dict[str, int] = {}
     if recipe.base.endswith(".gguf"):
         parts["base"] = original
@@ -28,8 +29,10 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
         parts["download of base"] = original
     parts["vocabulary"] = outline.after.tokens * TOKEN_BYTES
     parts["initialised"] = adapted
+    if recipe.distill:
+        parts["distilled"] = learned
     for stage in stages:
-        parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = adapted
+        parts["pretrained" + (f", {stage.name}" if len(stages) > 1 else "")] = learned
     parts["blocks of tokens"] = max((_block_bytes(stage, text, densities) for stage in stages), default=0)
     largest = max((stage.weights.trained for stage in stages), default=0)
     best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0
@@ -41,11 +44,17 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
         elif here(model) is None:
             parts[f"download of {name}"] = original
     for name in recipe.variants:
-        parts[f"propagated/{name}"] = adapted
+        parts[f"propagated/{name}"] = learned
         if recipe.calibrate:
-            parts[f"calibrated/{name}"] = adapted
+            parts[f"calibrated/{name}"] = learned
     total = sum(parts.values())
     return {"parts": parts, "total": total, "after": total - parts["checkpoints"] - parts["blocks of tokens"]}
+
+
+def _head_of_its_own(outline: Outline) -> int:
+    """Bytes of the head that distillation gives a model whose head is its embeddings, if it is asked to."""
+    distill, after = outline.recipe.distill, outline.after
+    return after.rows * after.width * after.file_bytes if distill and distill.untie and after.tied else 0
 
 
 def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -> int:

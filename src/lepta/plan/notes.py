@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lepta.core.errors import LeptaError
+from lepta.plan.disk import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
 from lepta.plan.text import is_absent
 from lepta.plan.vocabulary import AUTO_ADDED
@@ -13,7 +14,7 @@ from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
 def notes_on(outline: Outline, number: int) -> list[str]:
     """One line for each, for `number` processes."""
     recipe, context = outline.recipe, outline.before.context
-    notes = [*_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
+    notes = [*few_passages(recipe), *_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
     if outline.wanted.how.startswith("size: auto"):
         notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
     if recipe.vocabulary.scenario == "optimized":
@@ -22,6 +23,20 @@ def notes_on(outline: Outline, number: int) -> list[str]:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
     return notes
+
+
+def few_passages(recipe: Recipe) -> Iterator[str]:
+    """What distillation may say of too few tokens; passages are shorter where documents are."""
+    settings = recipe.distill
+    if settings is None:
+        return
+    tokens, whole = settings.tokens - settings.source_tokens, settings.passage / CHARACTERS_PER_TOKEN
+    if tokens < whole * (settings.batch - 1):
+        yield (
+            f"distill.tokens: {tokens:,} tokens of the target text fill about {tokens / whole:.1f} passages of "
+            f"{settings.passage} characters, and fewer than distill.batch, {settings.batch}, are refused; give more "
+            "tokens, shorter passages (distill.passage) or a smaller batch"
+        )
 
 
 def _refused(recipe: Recipe, number: int) -> Iterator[str]:

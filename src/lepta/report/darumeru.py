@@ -210,18 +210,22 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
 
 
 def summary_table(summary: Summary, name: str) -> Table:
-    """Tasks under their columns, with 95 % intervals; what is not whole has no number."""
+    """Tasks that were asked under their columns, with 95 % intervals; what is not whole has no number."""
     title = f"{name}, legacy definitions" if summary.definition == "legacy" else name
     table = number_table("task", "score", "95 %", "samples", title=title)
+    asked = [task for task in tasks(summary.definition).values() if summary.refused.get(task.name) != "missing"]
     for column in COLUMN_SIZES:
+        of_column = [task for task in asked if task.column == column]
+        if not of_column:
+            continue
         table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
-        for task in tasks(summary.definition).values():
-            if task.column == column:
-                found = summary.tasks.get(task.name)
-                samples = f"{found.samples:,}" if found else ""
-                table.add_row(f"  {task.title}", *_numbers(found.score if found else None), samples)
+        for task in of_column:
+            found = summary.tasks.get(task.name)
+            samples = f"{found.samples:,}" if found else ""
+            table.add_row(f"  {task.title}", *_numbers(found.score if found else None), samples)
         table.add_section()
-    table.add_row(TOTAL, *_numbers(summary.micro_avg), "", style="bold")
+    if summary.micro_avg:
+        table.add_row(TOTAL, *_numbers(summary.micro_avg), "", style="bold")
     return table
 
 

@@ -29,6 +29,7 @@ from lepta.training.settings import split_batch
 from lepta.training.trainable import load_trained, trained_weights
 
 TRAINED, BEST = "trained.safetensors", "best.safetensors"
+AVERAGED = 20  # last steps whose mean loss is shown: batches of several languages differ much
 PROBE_SECTION = 8  # tokens of a segment in the probe for leaks between packed documents
 LEAK, LOW_LEAK = 1e-3, 2e-2  # change of logits, relative to the largest, beyond rounding in float32 and in 16 bits
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what CUDA and the CPU allocator say
@@ -145,14 +146,17 @@ class _Callback(TrainerCallback):
                     f"training: {name} is {value} at step {state.global_step} of {state.max_steps}; {kept}. "
                     "Lower `learning_rate`"
                 )
+        if "loss" in (logs or {}):
+            self._show(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def _show(self, state: Any) -> None:
         seen = self.tokens_after[state.global_step] - self.tokens_after[self.start_step]
         note = f"{seen / max(time.monotonic() - self.started, 1e-9):.0f} tokens/s"
-        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-        if losses:
-            note += f", loss {float(losses[-1]):.3f}"
-        self.bar.set(state.global_step, note)
+        loss = np.mean([entry["loss"] for entry in state.log_history[-AVERAGED:] if "loss" in entry])
+        # Batches of text that distillation is to leave as it is begin at 0, which says nothing of what is learned.
+        self.bar.set(state.global_step, note + (f", loss {loss:.3f}" if loss else ""))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         watch = self.run.watch
         if watch and (state.global_step % watch.every == 0 or state.global_step == state.max_steps):
             self._judge(watch, self._measure(watch, control), state, control)
