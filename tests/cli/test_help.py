@@ -170,7 +170,7 @@ def test_help_names_options_and_no_fields_of_recipes(command):
         "measure nope --text starter:ru/valid",
         "init --model nope --tokenizer nope --output y",
         "propagate --base nope --adapted nope --instruct nope --output y",
-        "distill --original nope --model nope --text x --tokens 4 --output y",
+        "distill --original nope --model nope --text x --tokens 99 --output y",
         "pretrain --model nope --text x --tokens 4 --output y",
         "tune --model nope --data nope --output y",
         "calibrate --model nope --original nope --output y --prompts nope --no-judge",
