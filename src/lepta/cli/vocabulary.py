@@ -1,5 +1,6 @@
 """`lepta vocab`: build, check and measure vocabularies."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,8 +116,10 @@ def vocab_check(
 @vocab.command("measure")
 def vocab_measure(
     tokenizer: Annotated[list[str], typer.Option(help="Tokenizer to measure; repeat to compare.")],
-    text: Annotated[list[str], typer.Option(help="Text source; repeat.")],
-    by_source: Annotated[bool, typer.Option("--by-source", help="For each source of text too.")] = False,
+    text: Annotated[list[str], typer.Option(help="Text source; repeat for numbers of each, and of all.")],
+    by_source: Annotated[
+        bool, typer.Option("--by-source", help="For each source too: the one that a row names, else its file.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much text a token holds, how many words it takes whole, and what of it a text never uses.
@@ -128,12 +131,16 @@ def vocab_measure(
     from lepta.vocabulary.measure import measure_sources
     from lepta.vocabulary.source import open_tokenizer
 
-    documents = list(read_labelled(text))
+    if by_source:
+        documents = list(read_labelled(text))
+    else:
+        documents = [replace(document, source=name) for name in text for document in read_labelled([name])]
+    apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
     if as_json:
-        print_json(rows if by_source else {name: _total(row) for name, row in rows.items()})
+        print_json(rows if apart else {name: _total(row) for name, row in rows.items()})
     else:
-        _print_measures(rows, by_source)
+        _print_measures(rows, apart)
 
 
 @vocab.command("compare")
