@@ -9,6 +9,7 @@ import torch
 
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
+from lepta.evaluation.sweep import EQUAL
 from lepta.models.folder import INDEX, Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.write import write_model
@@ -145,7 +146,7 @@ def test_auto_is_judged_through_the_variant(models, tmp_path):
     assert "judged by bits per byte of held-out text and answers" in " ".join(run.stdout.split())
     assert [way["method"] for way in chosen["tried"]] == list(METHODS)
     totals = {way["method"]: way["bits_per_byte"] + way["answers_bits_per_byte"] for way in chosen["tried"]}
-    assert totals[chosen["method"]] == min(totals.values())
+    assert totals[chosen["method"]] <= min(totals.values()) + EQUAL
     maps = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["maps"]
     assert {fit["method"] for fit in maps.values()} == {chosen["method"]}
 

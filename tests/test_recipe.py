@@ -9,6 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from lepta.core.errors import LeptaError
+from lepta.core.shipped import shipped_file, shipped_files
+from lepta.corpora.settings import read_corpus_settings
 from lepta.models.folder import Checkpoint
 from lepta.pipeline import pipeline_of
 from lepta.recipe import read_recipe
@@ -283,3 +285,14 @@ def test_a_gguf_base_becomes_the_type_that_the_recipe_says(write, tmp_path):
     first.run(tmp_path / "base")
     assert first.settings["dtype"] == "bfloat16"
     assert {entry.dtype for entry in Checkpoint(tmp_path / "base").entries.values()} == {"BF16"}
+
+
+def test_files_of_another_kind_are_told_by_their_kind():
+    with pytest.raises(LeptaError, match=r"corpus_ru\.yaml: this is a corpus file, for `lepta corpus prepare`"):
+        read_recipe("corpus_ru")
+    with pytest.raises(LeptaError, match=r"demo\.yaml: this is a recipe, for `lepta adapt`; expected a corpus file"):
+        read_corpus_settings("demo")
+    for file in shipped_files().values():
+        named = re.search(r"lepta (?:adapt|plan|corpus prepare) (\S+)", file.read_text(encoding="utf-8"))
+        assert named and shipped_file(named[1]) == file
+        assert ".yaml" not in named[1], "the file is not there where LEPTA is installed"

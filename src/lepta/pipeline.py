@@ -1,6 +1,6 @@
 """From a recipe to stages: which folder feeds which, and what each stage does.
 
-Try: lepta adapt recipes/demo.yaml --dry-run
+Try: lepta adapt demo --dry-run
 """
 
 import itertools

@@ -17,7 +17,7 @@ def test_names_for_type_checkers_are_those_that_are_loaded():
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
     assert {node.names[0].name: node.module for node in block.body} == lepta._HOME
     assert all(node.names[0].asname == node.names[0].name for node in block.body)  # what makes it a re-export
-    assert set(lepta._HOME) <= set(dir(lepta))
+    assert set(dir(lepta)) == {"LeptaError", "__version__", *lepta._HOME}
 
 
 def test_no_module_has_the_name_of_a_function():

@@ -79,3 +79,20 @@ def test_conversations_without_an_answer_are_named(family, tmp_path):
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
     with pytest.raises(LeptaError, match="no turn of an assistant"):
         best(family, tmp_path / "out", Judge.of([], [str(file)]), method="auto")
+
+
+def test_of_maps_that_are_equal_the_default_is_taken(family, tmp_path, monkeypatch):
+    base, adapted, _ = family
+    shown = []
+
+    def noted(model, tokenizer, texts, description):
+        shown.append(description)
+        return score_text(model, tokenizer, texts, description)
+
+    monkeypatch.setattr(sweep, "score_text", noted)
+    facts = best((base, adapted, base), tmp_path / "out", Judge.of(["starter:ru/valid"], []), method="auto")
+    chosen = facts["chosen"]
+    scores = [way["bits_per_byte"] for way in chosen["tried"]]
+    assert max(scores) - min(scores) <= sweep.EQUAL  # the variant is the base: no map changes anything
+    assert chosen["method"] == "anchored" and "better by no more than 0.0005" in chosen["why"]
+    assert len(set(shown)) == len(scores) and "anchored, delta scale 1: held-out text" in shown

@@ -148,3 +148,25 @@ def test_a_recipe_without_pre_training_has_no_empty_tables_and_names_that_fit(te
     assert "pretrain: the recipe has no such section" in done.stdout
     for empty in ("FLOP per token", "blocks at once", "0.0 s"):
         assert empty not in done.stdout
+
+
+def test_numbers_are_round_and_names_of_variants_are_short(texts, tmp_path):
+    train, valid = texts
+    (tmp_path / "train.txt").write_text("Көктемде ауыл адамдары егін егеді. " * 100_003, encoding="utf-8")
+    file = tmp_path / "a.yaml"
+    variants = ["--variant", "m/Small-Chat.Q4_1.gguf", "--variant", "m/Other-UD-Q4_K_XL.gguf", "--variant", "a/Q8-F16"]
+    done, error = lepta("new", file, "--base", "no/body", "--language", "kk", "--text", train, "--valid", valid,
+                        *variants)  # fmt: skip
+    assert done.exit_code == 0, error
+    recipe = read_recipe(file)
+    assert list(recipe.variants) == ["Small-Chat", "Other", "Q8-F16"]
+    numbers = recipe.vocabulary.add, recipe.distill.tokens, recipe.pretrain[0].tokens
+    assert all(len(str(number).rstrip("0")) <= 2 for number in numbers), numbers
+
+
+def test_training_text_is_no_held_out_text(texts, tmp_path):
+    train, _ = texts
+    same = tmp_path / "." / "folder" / ".." / train.name
+    _, error = lepta("new", tmp_path / "a.yaml", "--base", "no/body", "--language", "kk", "--text", train,
+                        "--valid", same)  # fmt: skip
+    assert "train.txt: is training text too" in error and not (tmp_path / "a.yaml").exists()

@@ -26,14 +26,20 @@ OUTPUT = "Output"  # heading of options that all commands have
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would run and what it costs; run nothing.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would run, and what distillation and pre-training cost; run nothing.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.", rich_help_panel=OUTPUT)]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.", rich_help_panel=OUTPUT)]
 TokenizerPath = Annotated[
     str,
     typer.Option(
-        help="HF folder, tokenizer.json, GGUF file, package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
+        help="HF folder, tokenizer.json, SentencePiece .model, tiktoken file, tekken.json, GGUF file, "
+        "package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
     ),
 ]
 HardLink = Annotated[

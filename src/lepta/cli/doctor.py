@@ -13,10 +13,14 @@ from rich.table import Column, Table
 
 import lepta
 from lepta.cli.common import AsJson, console, print_json, say
+from lepta.core.errors import LeptaError
 from lepta.core.tables import narrow_table
+from lepta.recipe import read_recipe
+from lepta.text.locate import locate
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "gguf")
 FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
+DEMO = ("corpus", "wordfreq")  # extras that the demo needs
 # What reads the results: a program on the PATH -> what it is for.
 CONSUMERS = {
     "convert_hf_to_gguf.py": "llama.cpp: a model folder to GGUF",
@@ -34,13 +38,14 @@ def doctor(as_json: AsJson = False) -> None:
 
     Try: lepta doctor
     """
-    facts = {
+    facts: dict[str, Any] = {
         "versions": _versions(),
         "devices": _devices(),
         "extras": _extras(),
         "programs": {program: shutil.which(program) for program in CONSUMERS},
         "disk": _disk(),
     }
+    facts["missing_for_demo"] = _missing_for_demo(facts["extras"])
     if as_json:
         print_json(facts)
         return
@@ -53,6 +58,10 @@ def doctor(as_json: AsJson = False) -> None:
     console.print(_programs_table(facts["programs"]))
     for place, free in facts["disk"].items():
         say(f"free disk: {free:,.1f} GB in {place}")
+    if facts["missing_for_demo"]:
+        say(f"missing for `lepta adapt demo`: {'; '.join(facts['missing_for_demo'])}", soft_wrap=True)
+    else:
+        say("ready for `lepta adapt demo`")
 
 
 def _versions() -> dict[str, str]:
@@ -134,6 +143,16 @@ def _programs_table(programs: dict[str, str | None]) -> Table:
     for program, place in programs.items():
         table.add_row(program, "[green]here[/]" if place else "missing", CONSUMERS[program])
     return table
+
+
+def _missing_for_demo(extras: dict[str, dict[str, Any]]) -> list[str]:
+    """What to install before the demo runs; empty if all is there."""
+    missing = [f"pip install {shlex.join(extras[extra]['missing'])}" for extra in DEMO if extras[extra]["missing"]]
+    try:
+        locate(read_recipe("demo").base, hub_files=[])
+    except LeptaError as error:
+        missing.append(str(error))
+    return missing
 
 
 def _disk() -> dict[str, float]:

@@ -169,7 +169,8 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         body = "" if way["body_delta"] is None else f"{way['body_delta']:g}"
         table.add_row(way["method"], f"{way['delta_scale']:g}", body, *(f"{way[name]:.4f}" for name in measures))
     console.print(table)
-    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g}")
+    why = f" ({chosen['why']})" if "why" in chosen else ""
+    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g}{why}")
 
 
 @patch.command("export")

@@ -1,5 +1,6 @@
 """`lepta new`: a recipe to begin with."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,8 @@ def new(
     from lepta.plan.propose import Wish, propose, valid_of
 
     valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
+    if shared := {os.path.realpath(source) for source in text} & {os.path.realpath(source) for source in valid}:
+        raise LeptaError(f"--valid {Path(shared.pop()).name}: is training text too (--text); expected other text")
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)

@@ -13,9 +13,11 @@ from lepta.cli.common import MOST_GPUS, AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
 from lepta.core.tables import number_table
+from lepta.plan.devices import SPARE
 from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
+MOST_DAYS = 60  # beyond, nobody waits
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 
 # Rows of the tables: fields of the plan. One that is zero or unknown in all columns is left out.
@@ -113,7 +115,7 @@ def _hours(hours: float) -> str:
     if hours < 72:
         return f"{hours:,.1f} h"
     days = hours / 24
-    return f"{days:,.1f} days" if days < 730 else f"{days / 365:,.0f} years"
+    return f"{days:,.1f} days" if days <= MOST_DAYS else f"over {MOST_DAYS} days"
 
 
 def _add_counts(table: Table, fields: Iterable[str], columns: Sequence[dict[str, Any]]) -> None:
@@ -200,7 +202,7 @@ def _memory(facts: dict[str, Any]) -> View:
     table.add_row("blocks at once", *blocks)
     for field in MEMORY:
         table.add_row(field, *(_decimal(parts[field], 1) for parts in columns))
-    return table, ["An estimate; leave a tenth to spare."]
+    return table, [f"An estimate; what fits leaves {SPARE:.0%} of the memory free."]
 
 
 def _devices(facts: dict[str, Any]) -> View:

@@ -21,6 +21,8 @@ RecipeFile = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="Name of a recipe, as lepta recipes list shows it.")]
 
+CORPUS = "corpus_"  # how names of corpus files begin
+
 recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the recipes that come with LEPTA.")
 
 
@@ -34,6 +36,13 @@ def list_recipes(as_json: AsJson = False) -> None:
     if as_json:
         print_json(summaries)
         return
+    corpora = {name: summary for name, summary in summaries.items() if name.startswith(CORPUS)}
+    _print_summaries("Recipes, for lepta adapt:", {name: summaries[name] for name in summaries if name not in corpora})
+    _print_summaries("\nCorpus files, for lepta corpus prepare:", corpora)
+
+
+def _print_summaries(title: str, summaries: dict[str, str]) -> None:
+    say(title)
     for name, summary in summaries.items():
         console.print(f"[bold]{name}[/]", highlight=False)
         console.print(Padding(Text(summary), (0, 0, 0, 4)))
@@ -88,7 +97,7 @@ def adapt(
     if dry_run:
         for note in few_passages(plan):
             log(note)
-        print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan) if plan.pretrain else None)
+        print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan))
         return
     run_recipe(plan, start, force, log)
     report(plan.output, as_json)
@@ -128,7 +137,7 @@ def report(
 
 
 def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | None = None) -> None:
-    """Print which stages would run, and what pre-training would cost."""
+    """Print which stages would run, and what distillation and pre-training would cost."""
     if as_json:
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
         print_json({"stages": rows} | ({"cost": cost} if cost else {}))
@@ -139,5 +148,5 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         table.add_row(verdict.stage.name, mark, verdict.reason)
     console.print(table)
     if cost:
-        say("\nEstimated cost of pre-training, if it runs:")
+        say("\nEstimated cost of distillation and pre-training, if they run:")
         result(cost, as_json=False)

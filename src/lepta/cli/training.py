@@ -62,7 +62,7 @@ class RunOptions(Section):
         default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
     )
     force: bool = Field(default=False, description="Replace the output if it exists")
-    dry_run: bool = Field(default=False, description="Say what would run and what it costs; run nothing")
+    dry_run: bool = Field(default=False, description="Say what would run; run nothing")
     as_json: bool = Field(default=False, description="Print the result as JSON")
 
 

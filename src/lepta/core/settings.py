@@ -12,6 +12,8 @@ from lepta.core.errors import LeptaError, suggestion
 from lepta.core.reading import expanded, read_yaml
 from lepta.core.shipped import shipped_files
 
+# Each kind of file by a key that only it has, and what reads it
+READERS = {"base": "a recipe, for `lepta adapt`", "sources": "a corpus file, for `lepta corpus prepare`"}
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -71,6 +73,9 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise LeptaError(f"{path}: expected keys and values at the top level, as `lepta recipes show {example}` prints")
+    found = [key for key in READERS if key in content]
+    if len(found) == 1 and found[0] not in model.model_fields:
+        raise LeptaError(f"{path}: this is {READERS[found[0]]}; expected a {kind}")
     return validated(model, content, str(path))
 
 

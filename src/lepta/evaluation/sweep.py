@@ -26,6 +26,8 @@ from lepta.text.sources import read_documents
 from lepta.training.conversations import conversation_example, read_conversations
 
 CHARACTERS = 20_000  # of held-out text, and answers: to choose by
+EQUAL = 0.0005  # bits per byte: a map that is better by no more than this does not replace the default
+DEFAULT: AnyMethod = PropagateSettings().method
 TEXT, ANSWERS = "bits_per_byte", "answers_bits_per_byte"
 
 
@@ -40,6 +42,12 @@ class Way:
     method: AnyMethod
     delta_scale: float
     body_delta: float | None
+
+    @property
+    def label(self) -> str:
+        """What progress is shown for."""
+        body = "" if self.body_delta is None else f", body delta {self.body_delta:g}"
+        return f"{self.method}, delta scale {self.delta_scale:g}{body}"
 
 
 @dataclass(frozen=True)
@@ -63,26 +71,28 @@ class Judge:
                 break
         return cls(texts, conversations)
 
-    def score(self, folder: Path) -> dict[str, float]:
-        """What a model scores, by name."""
+    def score(self, folder: Path, label: str) -> dict[str, float]:
+        """What a model scores, by name; progress is shown for `label`."""
         try:
             model, tokenizer = load_model(folder, exact_dtype()), load_tokenizer(folder)
         except (LeptaError, ImportError, RuntimeError) as error:
             raise Unloadable(f"the variant cannot be loaded here ({error})") from error
         found = {}
         if self.texts:
-            found[TEXT] = score_text(model, tokenizer, self.texts, "held-out text").bits_per_byte
+            found[TEXT] = score_text(model, tokenizer, self.texts, f"{label}: held-out text").bits_per_byte
         if self.conversations:
-            found[ANSWERS] = answer_bits(model, tokenizer, self.conversations)
+            found[ANSWERS] = answer_bits(model, tokenizer, self.conversations, f"{label}: answers")
         return found
 
 
 @torch.no_grad()
-def answer_bits(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> float:
+def answer_bits(
+    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], description: str = "answers"
+) -> float:
     """Bits per byte of the assistant's turns, each after all that stands before it, with the ends of turns."""
     patch_chunked_loss(model)
     nats, size = 0.0, 0
-    for messages in track(conversations, "answers", len(conversations)):
+    for messages in track(conversations, description, len(conversations)):
         example = conversation_example(tokenizer, messages)
         ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
         if counted := int((labels[:, 1:] != IGNORED).sum()):
@@ -149,6 +159,14 @@ def check_room(instruct: Checkpoint) -> None:
         raise Unloadable(f"{name} takes {needed / 1e9:.0f} GB, and there are {room / 1e9:.0f} to load it into")
 
 
+def _preferred(best: Way, tried: dict[Way, dict[str, float]]) -> tuple[Way, dict[str, str]]:
+    """The best way, or the default map where it is as good, with the reason."""
+    usual = replace(best, method=DEFAULT)
+    if usual == best or sum(tried[usual].values()) - sum(tried[best].values()) > EQUAL:
+        return best, {}
+    return usual, {"why": f"the default; {best.method} is better by no more than {EQUAL} bits per byte"}
+
+
 def _best(
     base: Checkpoint,
     adapted: Checkpoint,
@@ -170,7 +188,7 @@ def _best(
                 if settings.method != "auto" or way.method == "swap":
                     raise
                 return {TEXT: math.inf}  # too few tokens are shared for this map
-            return judge.score(Path(folder))
+            return judge.score(Path(folder), way.label)
 
     def best_of(ways: Sequence[Way]) -> Way:
         for way in ways:
@@ -181,11 +199,12 @@ def _best(
             raise LeptaError(f"{instruct.folder}: held-out text has no finite bits per byte, whatever is carried over")
         return min(finite, key=lambda way: sum(tried[way].values()))
 
+    why: dict[str, str] = {}
     deltas: list[float | None] = [*settings.body_delta] or [None]
     way = Way(settings.method, settings.delta_scale[0], deltas[0])
     if way.method == "auto":
-        way = best_of([replace(way, method=method) for method in METHODS])
+        way, why = _preferred(best_of([replace(way, method=method) for method in METHODS]), tried)
     way = best_of([Way(way.method, scale, delta) for scale, delta in itertools.product(settings.delta_scale, deltas)])
     listed = [asdict(one) | scores for one, scores in tried.items() if math.isfinite(sum(scores.values()))]
     names = " and ".join({TEXT: "text", ANSWERS: "answers"}[name] for name in tried[way])
-    return way, {"by": f"bits per byte of held-out {names} through the variant", **asdict(way), "tried": listed}
+    return way, {"by": f"bits per byte of held-out {names} through the variant", **asdict(way), **why, "tried": listed}

@@ -12,6 +12,7 @@ MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports 
 # Share of a large float32 product's speed that training reaches on a CPU. The demo's 22,900 GFLOP took 268 s on 2
 # cores, loading and held-out measurements included, where the product ran at 145 GFLOP/s.
 CPU_SHARE = 0.6
+SPARE = 0.1  # of a device's memory that must stay free: what is needed is an estimate
 SIDES, REPEATS = {"cpu": 2048, "cuda": 8192}, 4  # of the product that is timed
 
 
@@ -23,6 +24,11 @@ class Device:
     tflops: float  # peak of dense bfloat16 products; of this machine's CPU, measured with float32
     memory: float  # GiB
     share: float | None = None  # of the peak that training reaches; None where it is for the user to say
+
+    @property
+    def usable(self) -> float:
+        """GiB that an estimate may take."""
+        return (1 - SPARE) * self.memory
 
 
 @cache

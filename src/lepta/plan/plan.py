@@ -62,15 +62,29 @@ def make_plan(
 
 
 def cost_here(recipe: Recipe) -> dict[str, float | int]:
-    """Tell what pre-training costs on this machine, whose speed is measured by one matrix product."""
+    """Tell what distillation and pre-training cost on this machine, whose speed is measured by one matrix product."""
     outline, machine = outline_of(recipe), this_machine()
-    return {
-        "tokens": sum(stage.settings.tokens for stage in outline.stages),
+    cost: dict[str, float | int] = {
         "weights": outline.after.weights,
-        "gigaflop": round(outline.operations / 1e9),
         "gigaflops_here": round(machine.tflops * 1e3),
-        "minutes": round(60 * _hours(outline.operations, machine, 1, MFU), 1),
     }
+    if recipe.distill:
+        wanted = outline.wanted.size
+        distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
+        operations = distillation.operations if distillation else 0
+        cost |= _amounts("distillation_", recipe.distill.tokens, operations, machine)
+    if outline.stages:
+        cost |= _amounts("", sum(stage.settings.tokens for stage in outline.stages), outline.operations, machine)
+    return cost
+
+
+def _amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, float | int]:
+    amounts = {
+        "tokens": tokens,
+        "gigaflop": round(operations / 1e9),
+        "minutes": round(60 * _hours(operations, machine, 1, MFU), 1),
+    }
+    return {prefix + name: value for name, value in amounts.items()}
 
 
 def _distillation(outline: Outline, densities: Densities) -> DistillationCost | None:
@@ -158,13 +172,13 @@ def _hours(operations: float, device: Device, number: int, mfu: float) -> float:
 def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
     first_new = outline.wanted.first_new
     fits = {
-        stage.name: fit(outline.after, stage.settings, first_new, device.memory, number) for stage in outline.stages
+        stage.name: fit(outline.after, stage.settings, first_new, device.usable, number) for stage in outline.stages
     }
     tight = {name: part for name, part in fits.items() if not part.fits}
     distilling = outline.distillation.memory / GIB if outline.distillation else 0.0
     return _times(device, outline, number, mfu) | {
         "needs_gib": max([distilling, *(part.needs for part in fits.values())]),
-        "fits": not tight and distilling <= device.memory,
+        "fits": not tight and distilling <= device.usable,
         "changes": {name: part.change for name, part in tight.items()},
         "needs_then_gib": {name: part.needs_then for name, part in tight.items()},
     }
@@ -175,7 +189,7 @@ def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     cpu = machine.share is not None
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
     needs = max([outline.distillation.memory if outline.distillation else 0, *sizes]) / GIB
-    fits = {"needs_gib": needs, "fits": needs <= machine.memory, "changes": {}, "needs_then_gib": {}}
+    fits = {"needs_gib": needs, "fits": needs <= machine.usable, "changes": {}, "needs_then_gib": {}}
     return _times(machine, outline, 1, mfu) | fits
 
 

@@ -27,6 +27,8 @@ ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
 CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
+# What names of GGUF files end in: Name.Q4_1.gguf, Name-UD-Q4_K_XL.gguf, Name-bf16.gguf
+QUANTISED = re.compile(r"([.-]UD)?[.-](I?Q\d\w*|TQ\d\w*|MXFP4|BF16|F16|F32)\.gguf$", re.IGNORECASE)
 LARGE = 3_000_000_000
 
 
@@ -57,14 +59,20 @@ def propose(wish: Wish) -> str:
         "variants": _variants(wish.variants),
         "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
         "text_note": f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how,
-        "add": min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN)),
-        "distilled": max(100, min(tokens, budget, DISTILLED)),
+        "add": _rounded(min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN))),
+        "distilled": _rounded(max(100, min(tokens, budget, DISTILLED))),
         "tied": shape is not None and shape.tied,
-        "pretrained": max(100, min(tokens, budget)) if enough else None,
+        "pretrained": _rounded(max(100, min(tokens, budget))) if enough else None,
         "pretrained_note": "all of the text, once" if tokens < budget else assumed,
         **_batches(wish),
     }
     return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
+
+
+def _rounded(number: int) -> int:
+    """Down to two digits: what follows from an estimate is no more exact."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return number // unit * unit
 
 
 def _shape(base: str) -> Shape | None:
@@ -92,7 +100,7 @@ def _variants(variants: Sequence[str]) -> dict[str, str]:
     models: dict[str, str] = {}
     for variant in variants:
         name, _, model = variant.rpartition("=")
-        last = model.partition("@")[0].split("/")[-1].removesuffix(".gguf")
+        last = QUANTISED.sub("", model.partition("@")[0].split("/")[-1]).removesuffix(".gguf")
         name = name or re.sub(r"[^\w.-]", "-", last)
         if not model or name in models or not is_name(name):
             raise LeptaError(

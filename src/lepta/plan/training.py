@@ -230,7 +230,7 @@ class Fit:
 
 
 def fit(shape: Shape, settings: PretrainSettings, first_new: int, limit: float, processes: int) -> Fit:
-    """Compare a stage with a GPU's memory of `limit` GiB; if it does not fit, find the mildest change that makes it.
+    """Compare a stage with the GiB it may take on a GPU; if it does not fit, find the mildest change that makes it.
 
     Tried in this order: a smaller micro_batch, which costs next to nothing; gradient checkpointing, which costs one
     more forward pass; the weights sharded over the GPUs there are; a body in 4 bits; more GPUs. The trainer takes all
