@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -221,9 +222,11 @@ def test_the_step_of_the_best_weights_is_told(folder, tmp_path, listed):
 
 def test_overflowing_gradients_are_fatal_in_all_precisions_but_float16(tmp_path):
     """A GradScaler leaves such a step out and goes on with a smaller scale."""
-    callback = trainer._Callback(Run(None, [], [], tmp_path, batch=1, seed=0), None, None)
-    state, logs = SimpleNamespace(global_step=1, max_steps=9), {"loss": 9.1, "grad_norm": float("inf")}
-    callback.on_log(SimpleNamespace(fp16=True), state, None, logs)
+    logs = {"loss": 9.1, "grad_norm": float("inf")}
+    state = SimpleNamespace(global_step=1, max_steps=9, log_history=[logs])
+    with trainer.progress("training", 9) as bar:
+        callback = trainer._Callback(Run(None, [], [], tmp_path, batch=1, seed=0), bar, np.arange(10))
+        callback.on_log(SimpleNamespace(fp16=True), state, None, logs)
     with pytest.raises(trainer.Diverged, match="grad_norm is inf at step 1 of 9"):
         callback.on_log(SimpleNamespace(fp16=False), state, None, logs)
     with pytest.raises(trainer.Diverged, match="loss is nan"):
