@@ -18,7 +18,7 @@ from lepta.core.output import CARD, MANIFEST, read_manifest
 from lepta.core.reading import is_there, read_json
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
-from lepta.text.locate import locate
+from lepta.text.locate import locate, short_name
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -36,7 +36,6 @@ HEADER = 1 << 16  # bytes to look for them in
 GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url")
 HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
-QUANTISED = re.compile(r"([.-](I?Q\d\w*|B?F16|F32))?\.gguf$", re.IGNORECASE)  # at the end of a GGUF file's name
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = [
     "scenario",
@@ -188,7 +187,7 @@ def origin_of(folder: Path) -> Origin:
     for step in line[:-1]:
         known = front_matter(step.folder) or known
     if first:
-        origin.name = hub_id_of(first) or QUANTISED.sub("", Path(first).name)
+        origin.name = hub_id_of(first) or short_name(first)
         origin.source = first if first.startswith("package:") else hub_id_of(first) or Path(first).name
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
     named = known.get("base_model")

@@ -119,9 +119,9 @@ def test_names_that_cannot_be_are_refused(file, words, says, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--language", "kk", "--text", "x", "--valid", "x"], "new: --base is missing"),
+        (["--language", "kk", "--text", "x", "--valid", "y"], "new: --base is missing"),
         (["--base", "a/b", "--language", "kk", "--text", "x"], "new: --valid is missing"),
-        (["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "x", "--gpu", "H10"], "did you mean"),
+        (["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "y", "--gpu", "H10"], "did you mean"),
     ],
 )
 def test_what_is_missing_is_told(words, says, tmp_path):

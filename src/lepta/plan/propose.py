@@ -14,6 +14,7 @@ from lepta.core.templates import render
 from lepta.plan.devices import CPU_SHARE, MFU, Device
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import count_text
+from lepta.text.locate import short_name
 from lepta.text.sources import STARTER
 
 SMALL = 3_000_000  # characters: below, rows learned from the original are all that the text is enough for
@@ -27,8 +28,6 @@ ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
 CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
-# What names of GGUF files end in: Name.Q4_1.gguf, Name-UD-Q4_K_XL.gguf, Name-bf16.gguf
-QUANTISED = re.compile(r"([.-]UD)?[.-](I?Q\d\w*|TQ\d\w*|MXFP4|BF16|F16|F32)\.gguf$", re.IGNORECASE)
 LARGE = 3_000_000_000
 
 
@@ -100,8 +99,7 @@ def _variants(variants: Sequence[str]) -> dict[str, str]:
     models: dict[str, str] = {}
     for variant in variants:
         name, _, model = variant.rpartition("=")
-        last = QUANTISED.sub("", model.partition("@")[0].split("/")[-1]).removesuffix(".gguf")
-        name = name or re.sub(r"[^\w.-]", "-", last)
+        name = name or re.sub(r"[^\w.-]", "-", short_name(model.partition("@")[0]))
         if not model or name in models or not is_name(name):
             raise LeptaError(
                 f"--variant {variant}: expected NAME=MODEL, NAME of letters, digits, `.`, `_`, `-`, another for each"

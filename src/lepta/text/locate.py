@@ -9,6 +9,8 @@ from lepta.core.errors import LeptaError, reason_of
 from lepta.core.reading import expanded, is_there
 
 PACKAGE = "package:"
+# What names of GGUF files end in: Name.gguf, Name.Q4_1.gguf, Name-UD-Q4_K_XL.gguf, Name-bf16.gguf
+GGUF_ENDING = re.compile(r"(([.-]UD)?[.-](I?Q\d\w*|TQ\d\w*|MXFP4|BF16|F16|F32))?\.gguf$", re.IGNORECASE)
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -39,6 +41,11 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
         )
         raise LeptaError(f"{text}: no such file or folder; {hint}")
     return _from_hub(text, match["repo"], match["revision"], hub_files)
+
+
+def short_name(source: str) -> str:
+    """A model's name: the last part of its place, of a GGUF file without the ending and the type of its weights."""
+    return GGUF_ENDING.sub("", source.split("/")[-1])
 
 
 def _in_package(source: str) -> Path:
