@@ -142,7 +142,7 @@ def test_a_recipe_without_pre_training_has_no_empty_tables_and_names_that_fit(te
                         "--text", train, "--valid", valid)  # fmt: skip
     assert done.exit_code == 0, error
     recipe = read_recipe(file)
-    assert not recipe.pretrain and list(recipe.variants) == ["chat.Q4_1"]
+    assert not recipe.pretrain and list(recipe.variants) == ["chat"]
     done, error = lepta("plan", file, "--gpu", "L4")
     assert done.exit_code == 0, error
     assert "pretrain: the recipe has no such section" in done.stdout
