@@ -85,6 +85,20 @@ def test_all_tasks(whole):
     assert summarise(results).micro_avg == summary.micro_avg
 
 
+def test_answers_after_thinking_are_not_compared_with_others(whole, tmp_path):
+    class Thinker(Parrot):
+        thinking = 8
+
+        @property
+        def identity(self):
+            return super().identity | {"thinking": self.thinking}
+
+    run(Thinker(), "builtin", tmp_path, shots=2, names=["parus"])
+    sides = [[result for result, _ in read_results(folder).values()] for folder in (tmp_path, whole[0])]
+    with pytest.raises(LeptaError, match="parus: the results differ in thinking"):
+        compare(*sides)
+
+
 @pytest.mark.parametrize("calls", [0, 1, 9, 30])
 def test_a_killed_run_goes_on(whole, tmp_path, calls):
     """Killed between batches, and in the middle of a line."""

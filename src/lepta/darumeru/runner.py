@@ -118,7 +118,8 @@ def fit(task: Task, dataset: Dataset, sample: Sample, shots: int, backend: Backe
 def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) -> dict[str, Any]:
     """All that a task's answers depend on."""
     empty = task_result(task, dataset, [], shots)
-    written = {"labels": settings["labels"]} if task.labels and "labels" in settings else {}
+    asked = ["thinking", "labels"] if task.labels else ["thinking"]
+    written = {name: settings[name] for name in asked if name in settings}
     return {
         "task": task.name,
         "definition": task.definition,
