@@ -51,7 +51,9 @@ def recipe(tiny_base):
             "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
-            "keep": "last",  # so little text makes a random model worse
+            # So little text makes a random model worse.
+            "keep": "last",
+            "adam_epsilon": 1e-8,
             "darumeru": {"tasks": ["rucola"], "limit": 3, "shots": 1},
         },
         "calibrate": {

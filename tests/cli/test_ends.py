@@ -55,7 +55,12 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path, number:
     asked = [*LEPTA, "init", "--model", SMOLLM2, "--tokenizer", SMOLLM2, "--output", str(tmp_path / "out")]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    run = subprocess.Popen(asked, env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE)
+    run = subprocess.Popen(
+        asked,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # jobs in the background ignore it
+    )
     try:
         end = time.monotonic() + 120
         while run.poll() is None and not any(temporary.glob("lepta-*")) and time.monotonic() < end:

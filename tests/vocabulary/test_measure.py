@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -120,8 +121,9 @@ def test_command_prints_a_row_for_each_tokenizer_and_source(arguments, options, 
     assert [row[: len(begins[0])] for row in rows] == begins
 
 
-def test_several_texts_have_numbers_of_their_own(arguments, tiny_extended, tmp_path):
-    other = tmp_path / "other.txt"
+def test_several_texts_have_numbers_of_their_own(arguments, tiny_extended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = Path("other.txt")
     other.write_text("Ещё один", encoding="utf-8")
     more = [*arguments, "--text", str(other)]
     row = json.loads(CliRunner().invoke(app, [*more, "--json"]).stdout)[arguments[5]]
@@ -129,5 +131,5 @@ def test_several_texts_have_numbers_of_their_own(arguments, tiny_extended, tmp_p
     texts = {arguments[-1]: ["Добрый день", "The world"], str(other): ["Ещё один"]}
     assert row.pop("sources") == {name: measure(vocabulary, documents).summary() for name, documents in texts.items()}
     assert row == measure(vocabulary, ["Добрый день", "The world", "Ещё один"]).summary()
-    shown = CliRunner().invoke(app, more, env={"COLUMNS": "300"}).stdout
+    shown = CliRunner().invoke(app, more).stdout
     assert f"{other}: new" in shown and "all text: new" in shown
