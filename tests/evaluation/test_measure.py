@@ -78,7 +78,9 @@ def test_all_of_the_text_is_measured_unless_a_limit_is_given(folder, write_lines
     assert measure_model(folder, [str(lines)], window=100, characters=250).characters == 300
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the precision that auto takes is forced through the CPU's timing"
+)
 def test_the_precision_is_the_one_asked_for(folder, monkeypatch):
     given = {"text": ["starter:en/valid"], "characters": 500}
     exact = measure_model(folder, **given, dtype="float32")

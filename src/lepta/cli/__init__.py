@@ -51,7 +51,8 @@ COMMANDS = {
 }
 
 
-class Help(typer.Context.formatter_class):  # type: ignore[misc, valid-type]  # of typer's private copy of click
+# typer carries a private copy of click, whose formatter has no type that could be imported.
+class Help(typer.Context.formatter_class):  # type: ignore[misc, valid-type]
     """Help whose lines end at spaces alone: an option that a hyphen cuts in two cannot be read, or copied."""
 
     def write_text(self, text: str) -> None:

@@ -131,10 +131,10 @@ def vocab_measure(
     from lepta.vocabulary.measure import measure_sources
     from lepta.vocabulary.source import open_tokenizer
 
-    if by_source:
-        documents = list(read_labelled(text))
-    else:
-        documents = [replace(document, source=name) for name in text for document in read_labelled([name])]
+    documents = []
+    for name in text:
+        for document in read_labelled([name]):
+            documents.append(document if by_source else replace(document, source=name))
     apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
     if as_json:

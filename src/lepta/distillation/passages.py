@@ -1,5 +1,6 @@
 """Which passages of a text rows are learned from: each new token occurs often enough, as far as the text can."""
 
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ class Examples:
             ordered = sorted(passages[:whole], key=lambda passage: len(passage.old_ids))
             batches.extend(ordered[start : start + batch] for start in range(0, whole, batch))
         random.Random(seed).shuffle(batches)
-        self._passages = [passage for chosen in batches for passage in chosen]
+        self._passages = list(itertools.chain.from_iterable(batches))
         self.sizes = np.asarray([len(passage.new_ids) - 1 for passage in self._passages])
 
     def __len__(self) -> int:

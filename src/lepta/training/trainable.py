@@ -1,5 +1,6 @@
 """What trains: rows of the embeddings, low-rank changes of the body, or everything (paper 2.1.3 and 2.4.1)."""
 
+import itertools
 import re
 from typing import Any
 
@@ -186,7 +187,8 @@ def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str
     """
     if "lora" not in settings.trains or settings.lora.targets != "all-linear" or settings.lora.layers is not None:
         return []
-    rows = {id(part) for end in _ends(model) for part in parts_of(end)}
+    parts = itertools.chain.from_iterable(map(parts_of, _ends(model)))
+    rows = {id(part) for part in parts}
     changed = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
     names = set()
     for path, module in text_modules(model):
