@@ -131,10 +131,9 @@ def vocab_measure(
     from lepta.vocabulary.measure import measure_sources
     from lepta.vocabulary.source import open_tokenizer
 
-    documents = []
-    for name in text:
-        for document in read_labelled([name]):
-            documents.append(document if by_source else replace(document, source=name))
+    documents = list(read_labelled(text)) if by_source else []
+    for name in () if by_source else text:
+        documents += [replace(document, source=name) for document in read_labelled([name])]
     apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
     if as_json:
