@@ -94,6 +94,11 @@ def test_table_names_matrices_and_methods(models, tmp_path):
     assert run.returncode == 0, run.stderr
     for word in ("model.embed_tokens.weight", "lm_head.weight", "residual", "procrustes", "delta"):
         assert word in run.stdout
+    maps = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["maps"]
+    for fit in maps.values():  # the error that decides is shown, the least first
+        method, least = min(fit["held_out"]["whole"].items(), key=lambda item: item[1])
+        assert fit["method"] == method
+        assert f"the least is taken (on held-out tokens alone): {method} {least:.3g} (" in " ".join(run.stdout.split())
 
 
 def test_weights_by_text_are_in_the_manifest(models, tmp_path):

@@ -137,6 +137,7 @@ def test_a_server_that_sends_byte_by_byte_is_not_waited_for(server, monkeypatch)
     assert time.monotonic() - begun < 3 and len(server.seen) < 4
 
 
-def test_json_that_is_too_deep_is_no_answer(server):
-    server.body = b"[" * 100_000
+@pytest.mark.parametrize("body", [b"[" * 100_000, rb'{"choices": [{"text": "\ud800"}]}'])
+def test_json_that_is_too_deep_or_has_half_a_character_is_no_answer(server, body):
+    server.body = body
     assert "(tried 5 times)" in failure(server)

@@ -18,7 +18,7 @@ from lepta.vocabulary.families import ByteLevelBPE, SentencePieceBPE, SentencePi
 from lepta.vocabulary.llama_cpp import recognise
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokenizer_json import byte_level as byte_level_rule
-from lepta.vocabulary.tokenizer_json import sequence, split
+from lepta.vocabulary.tokenizer_json import sequence, split, split_bytes
 from lepta.vocabulary.tokens import Kind
 
 quick = settings(max_examples=150, deadline=None)
@@ -297,6 +297,18 @@ def test_truncated_tekken_file_raises(tmp_path):
         (lambda spec: spec["added_tokens"][0].update(id=1), "tokens '.*' and '<.endoftext.>' have one id, 1"),
         (lambda spec: spec["model"]["vocab"].update({"Ġthe": 5}), "tokens '.*' and '.*' have one id, 5"),
         (lambda spec: spec["model"].update(dropout=0.5), r"model\.dropout is 0\.5"),
+        (lambda spec: spec["added_tokens"][0].update(id="7"), r"added_tokens\.0\.id: input should be a valid integer"),
+        (lambda spec: spec["model"]["vocab"].update(new=2**63), r"model\.vocab.*: input should be less than"),
+        (lambda spec: spec["model"]["vocab"].update(new=10**9), r"model\.vocab.*: input should be less than"),
+        (lambda spec: spec["added_tokens"][0].pop("content"), r"added_tokens\.0\.content: field required"),
+        (lambda spec: spec.pop("model"), "tokenizer.json"),
+        (lambda spec: spec.update(pre_tokenizer={}), r"pre_tokenizer\.type: field required"),
+        (lambda spec: spec["model"].update(merges=[["Ġ", "nothing here"]]), "not a tokenizer"),
+        (lambda spec: spec.update(pre_tokenizer=split_bytes("((((")), "not a tokenizer"),
+        (lambda spec: spec.update(pre_tokenizer=split_bytes("(a+)+$")), "cannot turn text into tokens"),
+        (lambda spec: spec.update(pre_tokenizer=split_bytes(r"(\w+\s?)+$")), "cannot turn text into tokens"),
+        (lambda spec: spec.update(pre_tokenizer=split_bytes(r"(\p{L}+)+\d")), "cannot turn text into tokens"),
+        (lambda spec: spec["model"]["vocab"].update({"\ud800": 4_000}), "json: not JSON"),
     ],
 )
 def test_tokens_of_no_id_or_of_one_id_and_chance_are_refused(tiny_tokenizer, tmp_path, change, says):

@@ -193,6 +193,12 @@ def test_other_chat_templates_raise(smollm2, folder, template):
         open_tokenizer(folder)
 
 
+def test_a_chat_template_that_is_not_utf_8_raises(folder):
+    (folder / "chat_template.jinja").write_bytes("{{ привет }}".encode("koi8-r"))
+    with pytest.raises(LeptaError, match=r"chat_template\.jinja: byte 3 is not UTF-8"):
+        open_tokenizer(folder)
+
+
 def test_tokens_that_only_the_config_names_are_added_as_in_transformers(tiny_tokenizer, build, tmp_path):
     """Added tokens of this tokenizer are outside the model's own vocabulary, as Qwen's are."""
     from transformers import AutoTokenizer

@@ -14,6 +14,7 @@ from lepta.core.reading import conform
 MOST_TOKENS = 1 << 22  # ids: everything is a list by id, and the largest vocabularies known have 262,144
 REMEDY = "download or convert it again"
 PROBE = ["Привет, the 123\r\n", "日本 👨‍👩‍👧 x" + " " * 40 + "!"]
+LETTERS = "aп7 "  # of the classes that a pattern may name
 RUN = 40  # characters: a regular expression that backtracks without end shows it on a run of its own letters
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=MOST_TOKENS)]
@@ -178,9 +179,9 @@ def check_spec(spec: Any, where: object) -> None:
 
 def check_runs(tokenizer: Tokenizer, spec: dict[str, Any], where: object) -> None:
     """LeptaError unless a tokenizer turns text into ids, also text that is hard for its regular expressions."""
-    texts = [*PROBE]
-    for pattern in _patterns(spec):
-        texts.append("".join(letter * RUN for letter in sorted(set(pattern))))
+    letters = sorted({*LETTERS}.union(*_patterns(spec)))
+    runs = [letter * RUN for letter in letters]
+    texts = [*PROBE, "".join(runs), *(f"{run}!" for run in runs)]  # of a pattern that ends with "$" nothing may follow
     with explained(where, "cannot turn text into tokens", REMEDY), _quiet():
         tokenizer.encode_batch(texts)
 
