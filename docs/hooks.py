@@ -6,15 +6,14 @@ Try: make docs
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import typer
 from mkdocs.structure.files import File, Files
-from pydantic.fields import FieldInfo
 
 from lepta.cli import app
-from lepta.core.settings import Section
-from lepta.recipe import Recipe
+from lepta.cli.recipes import all_sections
+from lepta.core.fields import FieldText, field_texts
 
 WIDTH = 80
 SHIM = re.compile(r'<script src="https://unpkg.com/iframe-worker/shim"></script>')
@@ -80,50 +79,23 @@ def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def recipe_page() -> str:
-    """All fields of a recipe, section by section, from the settings models."""
-    lines = ["# Recipe", "", "Every field of a recipe, from the models that check it.", ""]
-    for path, model in sections(Recipe, ""):
+    """All fields of a recipe and of a corpus file, section by section, from the settings models."""
+    lines = [
+        "# Recipe",
+        "",
+        "Every field of a recipe, from the models that check it; last, those of a corpus file.",
+        "",
+    ]
+    for path, model in all_sections():
         lines += [f"## {path or 'The whole'}", "", (model.__doc__ or "").strip(), ""]
         lines += ["| field | takes | default | meaning |", "|---|---|---|---|"]
-        lines += [row(name, info) for name, info in model.model_fields.items()]
+        lines += map(row, field_texts(model))
         lines.append("")
     return "\n".join(lines)
 
 
-def sections(model: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
-    """A settings model and those in it, each with the fields that lead to it."""
-    yield path, model
-    for name, info in model.model_fields.items():
-        for inner in models_in(info.annotation):
-            between = ".NAME" if get_origin(info.annotation) is dict else ""
-            yield from sections(inner, f"{path}.{name}{between}".lstrip("."))
-
-
-def models_in(annotation: Any) -> Iterator[type[Section]]:
-    """The settings models in an annotation such as `dict[str, Variant]` or `Tune | None`."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        if issubclass(annotation, Section):
-            yield annotation
-        return
-    for part in get_args(annotation):
-        yield from models_in(part)
-
-
-def row(name: str, info: FieldInfo) -> str:
+def row(field: FieldText) -> str:
     """A row of the table of a section."""
-    default = info.get_default(call_default_factory=True)
-    shown = "required" if info.is_required() else f"`{default}`"
-    if isinstance(default, Section):
-        shown = "see below"
-    elif default is None or default in ([], {}):
-        shown = "none"
-    cells = (f"`{name}`", f"`{kind(info.annotation)}`", shown, info.description or "")
+    default = "required" if field.required else f"`{field.default}`" if field.default else ""
+    cells = (f"`{field.name}`", f"`{field.takes}`", default, field.meaning)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def kind(annotation: Any) -> str:
-    """An annotation in short: names of classes, values of a choice."""
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(annotation))
-    return re.sub(r"Annotated\[(.+?), .*?\]", r"\1", text) if "Annotated" in text else text

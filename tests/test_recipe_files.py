@@ -147,6 +147,12 @@ def test_recipes_for_models_of_today_are_for_four_languages():
     assert {recipe.text.target.language for recipe in recipes} == {"ru", "kk", "uk", "el"}
 
 
+@pytest.mark.parametrize("name", [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.rglob("*.yaml"))])
+def test_comments_name_commands_and_no_files_of_a_clone(name):
+    comments = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if "#" in line]
+    assert not [line for line in comments if re.search(r"\b(?:docs|recipes)/|\.md\b", line)]
+
+
 def test_two_stages_follow_one_another():
     first, second = read_recipe(ROOT / "smollm2/two-stages.yaml").pretrain
     assert (first.trains, first.schedule, first.learning_rate) == ("embeddings+lora", "wsd", [5e-4])

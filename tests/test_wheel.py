@@ -79,6 +79,16 @@ def test_the_recipes_come_with_it(installed):
 
 def test_a_recipe_that_is_not_there_is_told_with_the_command_that_gives_one(installed):
     _, run = installed
-    done = run("adapt", "recipes/demo.yaml")
-    assert done.returncode == 2
-    assert "lepta recipes copy demo" in done.stderr
+    for command, name in ((("adapt",), "demo"), (("plan",), "qwen3/0.6b"), (("corpus", "prepare"), "corpus_ru")):
+        for path in (f"recipes/{name}.yaml", f"{name}.yaml"):
+            done = run(*command, path)
+            assert done.returncode == 2 and "lepta recipes list" in done.stderr
+            called = {"corpus": "lepta corpus prepare"}.get(command[0], "lepta adapt")
+            assert f"`{called} {name}`" in done.stderr
+    done = run("adapt", "my.yaml")
+    assert done.returncode == 2 and "lepta recipes copy demo" in done.stderr
+
+
+def test_the_guide_to_the_recipes_comes_with_it(installed):
+    _, run = installed
+    assert run("recipes", "guide").stdout == (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")

@@ -2,12 +2,13 @@
 
 import io
 import json
+import time
 
 from rich.table import Table
 
 from lepta.cli.common import print_json
 from lepta.core import progress as module
-from lepta.core.progress import Terminal, progress
+from lepta.core.progress import Terminal, progress, step
 
 
 def test_time_left_goes_by_what_was_done_since_the_beginning(monkeypatch, capsys):
@@ -18,7 +19,20 @@ def test_time_left_goes_by_what_was_done_since_the_beginning(monkeypatch, capsys
         meter.begin(50)  # of a run that goes on
         now[0] = 660
         meter.set(60)
-    assert capsys.readouterr().err == "  steps 60 of 100, 4.0 min left\n"
+    assert capsys.readouterr().err == "  steps 60 of 100 6.0 s each, 4.0 min left\n"
+
+
+def test_a_log_names_what_takes_long_before_it_ends(monkeypatch, capsys):
+    monkeypatch.setattr(module, "SECONDS_BEFORE_LINE", 0.1)
+    with step("short"):
+        pass
+    with step("long"):
+        time.sleep(0.3)
+        assert capsys.readouterr().err == "  long\n"
+    with progress("windows", 10):  # nothing is done yet, so there is nothing to count
+        time.sleep(0.3)
+        assert capsys.readouterr().err == "  windows\n"
+    assert not capsys.readouterr().err
 
 
 def test_control_characters_of_texts_are_shown_and_not_sent(capsys):

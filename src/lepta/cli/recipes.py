@@ -9,11 +9,14 @@ from rich.table import Column
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
-from lepta.core.errors import explained
+from lepta.core.errors import LeptaError, explained, suggestion
+from lepta.core.fields import FieldText, field_texts, sections
 from lepta.core.output import write_new_file
-from lepta.core.shipped import shipped_file, shipped_files, summary_of
+from lepta.core.settings import Section
+from lepta.core.shipped import FOLDER, shipped_file, shipped_files, summary_of
 from lepta.core.tables import narrow_table
-from lepta.recipe import read_recipe
+from lepta.corpora.settings import CorpusSettings
+from lepta.recipe import Recipe, read_recipe
 from lepta.stages import Verdict
 
 RecipeFile = Annotated[
@@ -45,7 +48,7 @@ def _print_summaries(title: str, summaries: dict[str, str]) -> None:
     say(title)
     for name, summary in summaries.items():
         console.print(f"[bold]{name}[/]", highlight=False)
-        console.print(Padding(Text(summary), (0, 0, 0, 4)))
+        console.print(Padding(Text(summary), (0, 0, 0, 4), expand=False))
 
 
 @recipes.command("show")
@@ -55,6 +58,54 @@ def show_recipe(name: Name) -> None:
     Try: lepta recipes show demo
     """
     typer.echo(shipped_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("guide")
+def guide() -> None:
+    """Print which recipe is for what, what each costs, the text it needs, and how to run it on several GPUs.
+
+    Try: lepta recipes guide
+    """
+    typer.echo((FOLDER / "README.md").read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("fields")
+def fields(
+    section: Annotated[
+        str, typer.Argument(help="Section, for example pretrain, variants.NAME.tune or corpus (default: list all).")
+    ] = "",
+) -> None:
+    """Say what may stand in a section of a recipe or of a corpus file: fields, values, defaults.
+
+    Try: lepta recipes fields pretrain
+    """
+    known = dict(all_sections())
+    if section not in known:
+        raise LeptaError(f"{section}: no such section; {suggestion(section, known, 'lepta recipes fields lists them')}")
+    say(f"{section or 'Top level of a recipe'}: {_first_line(known[section])}")
+    for field in field_texts(known[section]):
+        say(f"  {field.name}: {field.takes}{_default(field)}")
+        if field.meaning:
+            console.print(Padding(Text(field.meaning), (0, 0, 0, 6), expand=False))
+    inside = f"{section}." if section else ""
+    inner = {path: _first_line(model) for path, model in known.items() if path.startswith(inside) and path != section}
+    if inner:
+        _print_summaries("\nSections:", inner)
+
+
+def _default(field: FieldText) -> str:
+    if field.required:
+        return ", required"
+    return f" (default: {field.default})" if field.default else ""
+
+
+def all_sections() -> list[tuple[str, type[Section]]]:
+    """The sections of recipes, each with the fields that lead to it; below `corpus` those of corpus files."""
+    return [*sections(Recipe), *sections(CorpusSettings, "corpus")]
+
+
+def _first_line(model: type[Section]) -> str:
+    return (model.__doc__ or "").strip().partition("\n")[0]
 
 
 @recipes.command("copy")

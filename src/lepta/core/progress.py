@@ -1,6 +1,7 @@
 """Progress on standard error: what, how far, how fast, how long still. A bar in a terminal, lines in a log."""
 
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -33,7 +35,7 @@ class Terminal(Console):
 
 
 console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
-SECONDS_BETWEEN_LINES = 20
+SECONDS_BEFORE_LINE, SECONDS_BETWEEN_LINES = 2, 20  # of a log: what is done sooner is not worth a line
 
 
 class Meter(Protocol):
@@ -53,12 +55,13 @@ def progress(description: str, total: float | None) -> Iterator[Meter]:
     Without a total it shows what is done and for how long.
     """
     description = printable(description)
-    if not (console.is_terminal or _in_notebook()):
-        yield _Lines(description, total)
+    if not _shows_bars():
+        with _named_later(description):
+            yield _Lines(description, total)
         return
     columns = (
         TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
@@ -69,19 +72,58 @@ def progress(description: str, total: float | None) -> Iterator[Meter]:
         yield _Bar(bars, bars.add_task(description, total=total, note=""))
 
 
-def _in_notebook() -> bool:
-    """Whether a notebook can show bars: rich draws them by ipywidgets."""
-    return console.is_jupyter and find_spec("ipywidgets") is not None
+@contextmanager
+def step(description: str) -> Iterator[None]:
+    """Say what the block does, of which nobody knows how far it has come: by a spinner, or a line in a log."""
+    description = printable(description)
+    if _shows_bars():
+        columns = (TextColumn(" "), SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
+            bars.add_task(description, total=None)
+            yield
+        return
+    with _named_later(description):
+        yield
+
+
+@contextmanager
+def _named_later(description: str) -> Iterator[None]:
+    """Write a line about the block into a log, unless it ends before that."""
+    style = {"highlight": False, "markup": False}
+    timer = threading.Timer(SECONDS_BEFORE_LINE, console.print, [f"  {description}"], style)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _shows_bars() -> bool:
+    """Whether standard error is a terminal, or a notebook that can show bars: rich draws them by ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+def _rate(done: float, seconds: float) -> str:
+    """How fast something goes; empty if nothing is known of it."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    if done < seconds:
+        return f"{seconds / done:.1f} s each"
+    return f"{done / seconds:,.0f}/s"
 
 
 class _Bar:
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self._bars, self._task = bars, task
+        self._started, self._before = time.monotonic(), 0.0
 
     def begin(self, done: float = 0) -> None:
+        self._started, self._before = time.monotonic(), done
         self._bars.reset(self._task, completed=done)  # type: ignore[arg-type]  # annotated as int, any number works
 
     def set(self, done: float, note: str = "") -> None:
+        note = note or _rate(done - self._before, time.monotonic() - self._started)
         self._bars.update(self._task, completed=done, note=note)
 
 
@@ -99,6 +141,7 @@ class _Lines:
         if done > self._before and now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             spent = now - self._started
+            note = note or _rate(done - self._before, spent)
             if self._total is None:
                 line, rest = f"  {self._description} {done:,.0f} {note}", f"{spent / 60:.1f} min"
             else:

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lepta.core.errors import LeptaError, suggestion
 from lepta.core.reading import expanded, read_yaml
-from lepta.core.shipped import shipped_files
+from lepta.core.shipped import shipped_files, shipped_name
 
 # Each kind of file by a key that only it has, and what reads it
-READERS = {"base": "a recipe, for `lepta adapt`", "sources": "a corpus file, for `lepta corpus prepare`"}
+READERS = {"base": "recipe", "sources": "corpus file"}
+COMMANDS = {"recipe": "lepta adapt", "corpus file": "lepta corpus prepare"}  # kind of file -> what takes it
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -59,8 +60,15 @@ def settings_file(path: str | Path, kind: str, example: str) -> Path:
     path = expanded(path)
     if path.is_file():
         return path
-    if shipped := shipped_files().get(str(path)):
-        return shipped
+    shipped = shipped_files()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    name = shipped_name(str(path))
+    if name in shipped:
+        raise LeptaError(
+            f"{path}: no such file here; the {kind} of that name comes with LEPTA and is called {name}, "
+            f"as in `{COMMANDS[kind]} {name}`; `lepta recipes list` shows all"
+        )
     raise LeptaError(
         f"{path}: no such {kind}; `lepta recipes list` shows those that come with LEPTA, "
         f"`lepta recipes copy {example}` writes one here to start from"
@@ -75,7 +83,8 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
         raise LeptaError(f"{path}: expected keys and values at the top level, as `lepta recipes show {example}` prints")
     found = [key for key in READERS if key in content]
     if len(found) == 1 and found[0] not in model.model_fields:
-        raise LeptaError(f"{path}: this is {READERS[found[0]]}; expected a {kind}")
+        other = READERS[found[0]]
+        raise LeptaError(f"{path}: this is a {other}, for `{COMMANDS[other]}`; expected a {kind}")
     return validated(model, content, str(path))
 
 
@@ -132,15 +141,15 @@ def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type
     parts = iter(location)
     for name in parts:
         annotation = section.model_fields[str(name)].annotation
-        section = next(part for part in _types_in(annotation) if issubclass(part, Section))
+        section = next(part for part in types_in(annotation) if issubclass(part, Section))
         if get_origin(annotation) in (dict, list):
             next(parts, None)  # the key in the dict, a name of the user's, or the index in the list
     return section
 
 
-def _types_in(annotation: Any) -> list[type]:
+def types_in(annotation: Any) -> list[type]:
     """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
     arguments = get_args(annotation)
     if arguments:
-        return list(itertools.chain.from_iterable(map(_types_in, arguments)))
+        return list(itertools.chain.from_iterable(map(types_in, arguments)))
     return [annotation] if isinstance(annotation, type) else []

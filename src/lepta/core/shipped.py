@@ -27,10 +27,15 @@ def shipped_files() -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
+def shipped_name(path: str) -> str:
+    """The name that `demo`, `demo.yaml` and `recipes/demo.yaml` stand for, whether there is such a file or not."""
+    return path.removeprefix("recipes/").removesuffix(SUFFIX)
+
+
 def shipped_file(name: str) -> Path:
-    """The file of a name, as `demo`, `demo.yaml` or `recipes/demo.yaml`; LeptaError if there is none."""
+    """The file of a name, as `shipped_name` takes it; LeptaError if there is none."""
     known = shipped_files()
-    file = known.get(name.removeprefix("recipes/").removesuffix(SUFFIX))
+    file = known.get(shipped_name(name))
     if file is None:
         raise LeptaError(f"{name}: no such recipe; expected one of {', '.join(known)}")
     return file
