@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from lepta.card import write_card
 from lepta.core.errors import LeptaError
+from lepta.core.journal import read_record
 from lepta.core.output import (
     DESCRIPTIONS,
     MANIFEST,
@@ -309,9 +310,8 @@ class Pipeline:
 def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
     """Leave in a stage's folder only checkpoints of an interrupted run with the same key, if it is to go on."""
     marker = partial / CHECKPOINTS / "key.json"
-    old = read_json(marker) if resume and marker.is_file() else None
+    old = read_record(marker, Key).model_dump() if resume and marker.is_file() else None
     if old:
-        conform(Key, old, marker, "start over with --force")
         _refuse_other_checkpoints(partial, old, key)
     if old != key:
         shutil.rmtree(partial, ignore_errors=True)

@@ -123,3 +123,43 @@ def test_bytes_of_a_recipe(
     text = yaml.safe_dump(recipe, allow_unicode=True).encode()
     (folder / "recipe.yaml").write_bytes(data.draw(damaged(text)))
     accepted(lambda: run(folder, "plan", "recipe.yaml"), "")
+
+
+class Stop(Exception):
+    """The run is interrupted here."""
+
+
+TRAINING = "pretrain --text text.txt --valid text.txt --output out --tokens 300 --block 32 --batch 1 --save-every 2"
+TRAINING += " --warmup-steps 1 --measure-characters 100 --sweep-share 0.2 --learning-rate 1e-3 --learning-rate 1e-4"
+
+
+@pytest.fixture(scope="session")
+def interrupted(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which training was interrupted after its checkpoints, and after a sweep of rates."""
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    folder = tmp_path_factory.mktemp("interrupted")
+    shutil.copyfile(recipe["text"]["target"]["train"][0], folder / "text.txt")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("lepta.training.pretrain._facts_of", stop)
+        run(folder, *TRAINING.split(), "--model", recipe["base"])
+    return folder
+
+
+@settings(max_examples=COMMANDS)
+@given(data=st.data())
+def test_what_an_interrupted_run_has_left(
+    interrupted: Path, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = shutil.copytree(interrupted, tmp_path_factory.mktemp("r") / "run")
+    work = folder / ".out.partial" / "checkpoints"
+    files = sorted(file for file in work.rglob("*") if file.is_file() and file.name != "tokens.bin")  # any ids are text
+    file = files[data.draw(st.integers(0, len(files) - 1))]
+    if file.suffix == ".json" and data.draw(st.booleans()):
+        write(file, data.draw(changed(json.loads(file.read_text()))))
+    else:
+        place = data.draw(st.integers(0, file.stat().st_size))
+        file.write_bytes(file.read_bytes()[:place] + data.draw(st.sampled_from([b"", b"\0" * 100])))
+    accepted(lambda: run(folder, *TRAINING.split(), "--model", recipe["base"]), "out")

@@ -106,6 +106,10 @@ def test_a_config_that_transformers_does_not_know_is_one_line(tmp_path):
 def test_a_run_goes_on_as_it_began(tmp_path):
     assert recorded_dtype(tmp_path, lambda: torch.bfloat16) == torch.bfloat16
     assert recorded_dtype(tmp_path, lambda: torch.float32) == torch.bfloat16
+    for damaged in ("", "[]", "{}", '{"dtype": "int8"}'):
+        (tmp_path / PRECISION).write_text(damaged)
+        with pytest.raises(LeptaError, match=r"precision\.json.*; start over with --force"):
+            recorded_dtype(tmp_path, lambda: torch.float32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

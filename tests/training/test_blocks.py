@@ -13,7 +13,17 @@ from tokenizers.processors import TemplateProcessing
 from lepta.core.errors import LeptaError
 from lepta.models.load import load_tokenizer
 from lepta.text.sources import read_documents
-from lepta.training.blocks import SECTIONS, TokenStore, TrainingText, cut, fit, lay_out, training_blocks, write_tokens
+from lepta.training.blocks import (
+    SECTIONS,
+    TOKENS,
+    TokenStore,
+    TrainingText,
+    cut,
+    fit,
+    lay_out,
+    training_blocks,
+    write_tokens,
+)
 from lepta.training.settings import PretrainSettings
 
 paragraphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=30), min_size=1, max_size=6)
@@ -192,6 +202,18 @@ def test_tokens_on_disk_are_not_written_twice(tokenizer, texts, tmp_path):
     stamp = (tmp_path / "0" / SECTIONS).stat().st_mtime_ns
     assert ids_of(run(tokenizer, (["другой текст"], ["other text"]), tmp_path)) == first
     assert (tmp_path / "0" / SECTIONS).stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("name", [TOKENS, SECTIONS])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_tokens_that_were_cut_short_on_disk_are_refused(tokenizer, texts, tmp_path, name, share):
+    run(tokenizer, texts, tmp_path)
+    file = tmp_path / "0" / name
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(
+        LeptaError, match=rf"{tmp_path}/0: tokens that an interrupted run has left are damaged .*--force"
+    ):
+        run(tokenizer, texts, tmp_path)
 
 
 def test_texts_are_repeated_as_often_as_the_budget_asks(tokenizer, tmp_path):

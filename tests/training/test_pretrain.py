@@ -267,7 +267,7 @@ def on_russian(folder, russian, tmp_path):
     def run(source=folder, **values):
         held_out = HeldOut([russian[0][:200]], [russian[1][:200]], "ru", "en")
         place = tmp_path / str(next(numbers))
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         values = {"tokens": 2000, "block": 64, "batch": 4, "measure_every": 3} | values
         rates = values.pop("learning_rate", ["auto"])  # not validated: tests need some at which training diverges
         chosen = PretrainSettings.model_validate(values).model_copy(update={"learning_rate": rates})
@@ -295,6 +295,14 @@ def test_a_sweep_survives_rates_that_cannot_be_used(on_russian):
     assert alone["kept_step"] == facts["kept_step"] > 0
     with pytest.raises(LeptaError, match=r"learning_rate: with each of 1e\+30, 1e\+31 training diverged or passed"):
         on_russian(learning_rate=[1e30, 1e31], warmup_steps=0)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"0.0001": "low"}'])
+def test_damaged_scores_of_a_sweep_are_refused(on_russian, tmp_path, content):
+    (tmp_path / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "0" / "checkpoints" / "sweep.json").write_text(content)
+    with pytest.raises(LeptaError, match=r"sweep\.json.*--force"):
+        on_russian(learning_rate=[1e-4, 1e-3])
 
 
 def test_documents_apart_is_refused_where_the_model_sees_across(tmp_path, train):

@@ -89,6 +89,23 @@ def test_a_checkpoint_that_is_cut_short_is_left_for_the_one_before(go, tmp_path,
     assert [folder.name for folder in work.glob("checkpoint-*")] == ["checkpoint-6"]
 
 
+def test_damage_that_leaves_files_as_long_as_they_were_is_seen(go, tmp_path):
+    go(save_every=5)
+    work = tmp_path / "work"
+    for name, of, by in (
+        ("optimizer.pt", b"param_groups", b"param_grouqs"),
+        ("scheduler.pt", b"last_epoch", b"lest_epoch"),
+        ("trainer_state.json", b'"global_step": 10', b'"global_step": "x"'),
+        ("trainer_state.json", b'"step": 3', b'"at": 3'),
+        ("trainer_state.json", b'"epoch"', b'"of another program": 1, "epoch"'),
+    ):
+        file = shutil.copytree(work / "checkpoint-10", work / "checkpoint-11") / name
+        content = file.read_bytes()
+        assert last_checkpoint(work).endswith("checkpoint-11") and of in content
+        file.write_bytes(content.replace(of, by, 1))
+        assert last_checkpoint(work).endswith("checkpoint-10")
+
+
 def test_a_checkpoint_of_other_weights_is_refused(go, tmp_path, folder, listed):
     go(save_every=5)
     model = AutoModelForCausalLM.from_pretrained(folder)

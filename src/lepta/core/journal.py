@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lepta.core.reading import conform, parse_json
+from lepta.core.reading import Model, conform, parse_json, read_bytes
 
 REMEDY = "start over with --force"
 Row = dict[str, Any]
@@ -25,6 +25,11 @@ def read_rows(file: Path, model: type[BaseModel] = IdentifiedRow) -> Iterator[Ro
         for number, line in enumerate(lines, 1):
             if line.endswith(b"\n"):
                 yield parsed_row(line, f"{file}, line {number}", model)
+
+
+def read_record(file: Path, model: type[Model]) -> Model:
+    """A JSON file that a run keeps to go on from; LeptaError if it is damaged."""
+    return conform(model, parse_json(read_bytes(file), file, REMEDY), file, REMEDY)
 
 
 def parsed_row(line: bytes, where: str, model: type[BaseModel] = IdentifiedRow) -> Row:

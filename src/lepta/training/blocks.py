@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import regex
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, explained
+from lepta.core.journal import REMEDY
 from lepta.core.progress import progress
 from lepta.inference.generation import start_tokens
 from lepta.models.loss import IGNORED
@@ -53,8 +54,11 @@ class TokenStore:
     @staticmethod
     def open(folder: Path) -> "TokenStore":
         """Map a store that `write_tokens` wrote."""
-        starts = np.load(folder / SECTIONS)
-        tokens = np.memmap(folder / TOKENS, np.uint32, "r") if starts[-1] else np.zeros(0, np.uint32)
+        with explained(folder, "tokens that an interrupted run has left are damaged", REMEDY):
+            starts = np.load(folder / SECTIONS)
+            tokens = np.memmap(folder / TOKENS, np.uint32, "r") if starts[-1] else np.zeros(0, np.uint32)
+            if starts[0] != 0 or starts[-1] != len(tokens) or (np.diff(starts) < 0).any():
+                raise ValueError(f"{SECTIONS} is not of {TOKENS}")
         return TokenStore(tokens, starts)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import RootModel
 
 from lepta.core.errors import LeptaError
+from lepta.core.journal import read_record
 from lepta.core.output import write_json
 from lepta.core.progress import progress
 from lepta.inference.chat import Message, begun_answer, render_chat
@@ -23,6 +25,10 @@ from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
 
 COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it
 COUNTS = "counts.json"
+
+
+class Counts(RootModel[dict[str, int]]):
+    """A `counts.json`."""
 
 
 def read_conversations(sources: Iterable[str]) -> Iterator[list[Message]]:
@@ -140,7 +146,7 @@ def write_examples(
         raise LeptaError("tune: the model has no chat template; give an instruct model or add chat_template.jinja")
     if not (folder / COUNTS).is_file():
         _write(conversations, tokenizer, max_length, folder, thinking)
-    return TokenStore.open(folder), json.loads((folder / COUNTS).read_bytes())
+    return TokenStore.open(folder), read_record(folder / COUNTS, Counts).root
 
 
 def _write(

@@ -2,20 +2,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
+from pydantic import BaseModel
 
 from lepta.core.errors import LeptaError
+from lepta.core.journal import read_record
 from lepta.core.output import write_json
-from lepta.core.reading import read_json
 from lepta.models.load import device, load_model
 from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
 from lepta.training.distributed import processes
 from lepta.training.settings import PretrainSettings, TuneSettings
 
 PRECISION = "precision.json"  # among a run's checkpoints
+
+
+class Precision(BaseModel):
+    """A `precision.json`."""
+
+    dtype: Literal["float32", "bfloat16", "float16"]
 
 
 def compute_dtype(body_dtype: str, config: Any) -> torch.dtype:
@@ -33,13 +40,13 @@ def recorded_dtype(work: Path, choose: Callable[[], torch.dtype]) -> torch.dtype
     file = work / PRECISION
     if not file.is_file():
         write_json(file, {"dtype": name_of(choose())})
-    return DTYPES[read_json(file)["dtype"]]
+    return DTYPES[recorded(work)["dtype"]]
 
 
 def recorded(work: Path) -> dict[str, str]:
     """What `recorded_dtype` wrote, for a manifest: `dtype`; nothing if no model was loaded in this run."""
     file = work / PRECISION
-    return read_json(file) if file.is_file() else {}
+    return read_record(file, Precision).model_dump() if file.is_file() else {}
 
 
 def agreed_dtype(work: Path, choose: Callable[[], torch.dtype]) -> torch.dtype:

@@ -1,6 +1,5 @@
 """Continued pre-training (paper 2.1.3): the embeddings of the new vocabulary learn; the body is frozen, or follows."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +8,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
+from pydantic import RootModel
 
 from lepta.core.errors import LeptaError
+from lepta.core.journal import read_record
 from lepta.core.output import write_json
 from lepta.core.progress import console
 from lepta.inference.bits import score_text
@@ -31,6 +32,12 @@ from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, chec
 from lepta.vocabulary.loading import load_exact
 
 SWEEP = "sweep.json"
+
+
+class Scores(RootModel[dict[str, float | None]]):
+    """A `sweep.json`: bits per byte by learning rate."""
+
+
 PROMPTS, PROMPT, CONTINUATION = 4, 60, 16  # to count new tokens in: number, characters, tokens that are generated
 
 
@@ -264,7 +271,7 @@ def _sweep(
     file = run.work / SWEEP
     settings = run.settings.model_copy(update={"darumeru": None, "keep": "last"})  # only bits per byte are looked at
     run = replace(run, settings=settings, blocks=blocks.first(settings.sweep_share))
-    scores: dict[str, float | None] = json.loads(file.read_text()) if file.is_file() else {}
+    scores = read_record(file, Scores).root if file.is_file() else {}
     for rate in rates:
         name = f"{rate:g}"
         if name in scores:

@@ -1,6 +1,5 @@
 """One resumable `transformers.Trainer` run over prepared examples: pre-training, tuning, distillation."""
 
-import json
 import math
 import operator
 import shutil
@@ -9,18 +8,20 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, Field
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, explained
+from lepta.core.journal import REMEDY, read_record
 from lepta.core.progress import console, progress
 from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.precision import autocast_of, low_dtype
@@ -33,6 +34,24 @@ AVERAGED = 20  # last steps whose mean loss is shown: batches of several languag
 PROBE_SECTION = 8  # tokens of a segment in the probe for leaks between packed documents
 LEAK, LOW_LEAK = 1e-3, 2e-2  # change of logits, relative to the largest, beyond rounding in float32 and in 16 bits
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what CUDA and the CPU allocator say
+
+
+class Step(BaseModel):
+    """An entry of a log."""
+
+    step: Annotated[int, Field(ge=0)]
+
+
+class State(BaseModel):
+    """The fields of a `trainer_state.json` that decide how a run goes on."""
+
+    epoch: float
+    global_step: Annotated[int, Field(strict=True, ge=0)]
+    save_steps: Annotated[int, Field(strict=True, ge=1)]
+    logging_steps: Annotated[int, Field(strict=True, ge=1)]
+    num_input_tokens_seen: int
+    total_flos: float
+    log_history: list[Step]
 
 
 class Examples(Protocol):
@@ -284,11 +303,12 @@ def train(run: Run) -> Trained:
     history = trainer.state.log_history
     weights, kept_step = trained_weights(model), None
     if run.watch and run.watch.keep_best and (run.work / BEST).is_file():
-        weights = load_file(run.work / BEST)
-        measured = [entry for entry in history if run.watch.keep_best in entry]
-        if callback.stopped:
-            measured.pop()  # it passed the limit
-        kept_step = int(min(measured, key=operator.itemgetter(run.watch.keep_best))["step"])
+        with explained(run.work, "the best weights, or the log, of an interrupted run are damaged", REMEDY):
+            weights = load_file(run.work / BEST)
+            measured = [entry for entry in history if run.watch.keep_best in entry]
+            if callback.stopped:
+                measured.pop()  # it passed the limit
+            kept_step = int(min(measured, key=operator.itemgetter(run.watch.keep_best))["step"])
     return Trained(_curve(history, tokens_after), weights, callback.stopped, kept_step)
 
 
@@ -375,12 +395,20 @@ def last_checkpoint(work: Path) -> str | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether all files of a checkpoint can be opened: safetensors know their length, the archives of torch end."""
+    """Whether all files of a checkpoint can be read: safetensors know their length, archives of torch have sums."""
+    state = folder / "trainer_state.json"
     try:
-        json.loads((folder / "trainer_state.json").read_bytes())
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
+        with explained(folder, "no checkpoint", REMEDY):
+            TrainerState.load_from_json(str(state))
+            read_record(state, State)
+            for file in folder.glob("*.safetensors"):
+                with safe_open(file, "pt"):
+                    pass
+            return all(map(_sums_agree, folder.glob("*.pt*")))
+    except LeptaError:
         return False
-    return all(zipfile.is_zipfile(file) for file in folder.glob("*.pt*"))
+
+
+def _sums_agree(file: Path) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip() is None
