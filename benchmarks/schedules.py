@@ -1,10 +1,14 @@
-r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher.
+r"""Settings of pre-training against its defaults, at equal tokens: WSD, substitution, a teacher, shares of source text.
 
     python benchmarks/schedules.py --original MODEL --model INITIALISED --text train.jsonl.gz --valid valid.jsonl \
         --tokens 30000 --seeds 3 --output runs/schedules
 
 Arms take turns, one seed after the other; a run that is done is not made again. Prints a table in Markdown: bits per
-byte of held-out text along the run, its end relative to the default of the same seed, seconds.
+byte of held-out text along the run, its end relative to the default of the same seed, seconds. What a share of source
+text keeps of the source language (its forgetting curve):
+
+    python benchmarks/schedules.py ... --source-text english.jsonl.gz --source-valid english-valid.jsonl \
+        --trains new-rows+lora --arms default --also source_share=0.05 source_share=0.1 source_share=0.2
 """
 
 import argparse
@@ -19,7 +23,7 @@ from lepta.learning import pretrain
 from lepta.text.settings import Language, Text
 from lepta.training.settings import PretrainSettings
 
-BITS = "target_bits_per_byte"
+BITS, SOURCE = "target_bits_per_byte", "source_bits_per_byte"
 
 
 def arguments() -> argparse.Namespace:
@@ -27,6 +31,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("original", "model", "text", "valid", "output"):
         parser.add_argument(f"--{name}", required=True)
+    for name in ("source-text", "source-valid"):
+        parser.add_argument(f"--{name}", action="append", default=[])
     parser.add_argument("--tokens", type=int, default=30_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trains", default="new-rows")
@@ -65,7 +71,7 @@ def trained(options: argparse.Namespace, values: dict[str, Any], seed: int, file
     settings = PretrainSettings.model_validate(common | measuring | values)
     text = Text.model_construct(
         target=Language.model_construct(language="target", train=[options.text], valid=[options.valid]),
-        source=Language.model_construct(language="source", train=[], valid=[]),
+        source=Language.model_construct(language="source", train=options.source_text, valid=options.source_valid),
     )
     folder = file.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,8 @@ def trained(options: argparse.Namespace, values: dict[str, Any], seed: int, file
     curve = json.loads((folder / "training_curve.json").read_text())["curve"]
     shutil.rmtree(folder)
     measured = [(entry["tokens"], entry[BITS]) for entry in curve if BITS in entry]
-    found = {"curve": measured, "seconds": time.monotonic() - started}
+    forgotten = [entry[SOURCE] for entry in curve if SOURCE in entry]
+    found = {"curve": measured, "source": forgotten, "seconds": time.monotonic() - started}
     file.write_text(json.dumps(found))
     return found
 
@@ -91,14 +98,16 @@ def main() -> None:
         for name, values in chosen.items():
             runs[name].append(trained(options, values, seed, output / f"{name.replace(' ', '-')}-{seed}.json"))
     places = [tokens for tokens, _ in runs[next(iter(runs))][0]["curve"]]
-    print("| arm | " + " | ".join(f"{tokens:,}" for tokens in places) + " | against the default | seconds |")
-    print("|---|" + "---|" * (len(places) + 2))
+    head = ["arm", *(f"{tokens:,}" for tokens in places), "against the default", "source language", "seconds"]
+    print(f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
     for name, of_arm in runs.items():
         along = zip(*([bits for _, bits in run["curve"]] for run in of_arm), strict=True)
         means = " | ".join(f"{statistics.mean(values):.4f}" for values in along)
         pairs = zip(of_arm, runs.get("default", of_arm), strict=True)
         changes = ", ".join(f"{one['curve'][-1][1] - other['curve'][-1][1]:+.4f}" for one, other in pairs)
-        print(f"| {name} | {means} | {changes} | {statistics.mean(run['seconds'] for run in of_arm):.0f} |")
+        source = [run["source"][-1] - run["source"][0] for run in of_arm if run["source"]]
+        seconds = statistics.mean(run["seconds"] for run in of_arm)
+        print(f"| {name} | {means} | {changes} | {statistics.mean(source or [0.0]):+.4f} | {seconds:.0f} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.evaluation.measure import measure_model
 from lepta.inference.bits import WINDOW, score_text
+from lepta.inference.chat import render_chat
 from lepta.models.load import load_model, load_tokenizer
 
 FIELDS = {
@@ -24,6 +25,7 @@ FIELDS = {
     "window",
     "dtype",
     "seconds",
+    "answers_bits_per_byte",
 }
 
 
@@ -89,6 +91,29 @@ def test_the_precision_is_the_one_asked_for(folder, monkeypatch):
     assert exact.bits_per_byte != rounded.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.01)
     monkeypatch.setattr("lepta.models.load.fastest_on_cpu", lambda config: torch.bfloat16)
     assert measure_model(folder, **given).bits_per_byte == rounded.bits_per_byte
+
+
+def test_answers_cost_what_the_model_gives_them(folder, other, write_lines):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    given = [
+        "--text",
+        "starter:ru/valid",
+        "--characters",
+        "500",
+        "--answers",
+        write_lines("a.jsonl", [json.dumps({"messages": turns})]),
+    ]
+    found = json.loads(ran(folder, *given, "--dtype", "float32", "--json"))
+    model, tokenizer = load_model(folder, torch.float32), load_tokenizer(folder)
+    whole = render_chat(tokenizer, turns).rstrip("\n")
+    asked = render_chat(tokenizer, turns[:1], add_generation_prompt=True)
+    ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    first = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    logits = model(ids).logits.log_softmax(-1)[0, first - 1 : -1].detach()
+    expected = -logits.gather(1, ids[0, first:, None]).sum() / math.log(2) / len(b"Hello there")
+    assert found["answers_bits_per_byte"] == pytest.approx(float(expected), rel=1e-4)
+    table = ran(folder, other, *given)
+    assert f"{found['answers_bits_per_byte']:.2f}" in table and max(map(len, table.splitlines())) <= 80
 
 
 def test_python_has_the_same_verb(folder):

@@ -28,6 +28,12 @@ def measure(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in."),
     ] = "auto",
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Conversations whose answers are measured too: rows of `messages`, or `prompt` and `answer`."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how well models predict a text: bits per byte, comparable between vocabularies.
@@ -37,10 +43,12 @@ def measure(
     check_places(models, [], force=False)
     from lepta.evaluation.measure import score_windows, text_windows
     from lepta.inference.bits import WINDOW
+    from lepta.training.conversations import read_conversations
 
     window = window or WINDOW
     texts = text_windows(text, window, characters)
-    found = [score_windows(model, texts, window, dtype) for model in models]
+    conversations = list(read_conversations(answers or []))
+    found = [score_windows(model, texts, window, dtype, conversations) for model in models]
     if as_json:
         rows = [asdict(one) for one in found]
         print_json(rows[0] if len(rows) == 1 else rows)
@@ -49,11 +57,14 @@ def measure(
 
 
 def _print(found: "list[ModelMeasure]") -> None:
-    table = number_table("model", "bits\nper byte", "characters\nper token", "tokens", "characters/s", "precision")
+    heads = ["bits\nper byte", "characters\nper token", "tokens", "characters/s", "precision"]
+    with_answers = found[0].answers_bits_per_byte is not None
+    table = number_table("model", *heads, *(["answers,\nbits per byte"] if with_answers else []))
     for one in found:
+        answers = [] if one.answers_bits_per_byte is None else [f"{one.answers_bits_per_byte:.4f}"]
         speed = f"{one.characters / one.seconds:,.0f}" if one.seconds else ""
         numbers = f"{one.bits_per_byte:.4f}", f"{one.characters_per_token:.3f}", f"{one.tokens:,}"
-        table.add_row(escape(one.model), *numbers, speed, one.dtype)
+        table.add_row(escape(one.model), *numbers, speed, one.dtype, *answers)
     console.print(table)
     first = found[0]
     say(f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters")

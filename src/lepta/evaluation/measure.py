@@ -1,17 +1,24 @@
-"""Bits per byte of any model on any text: what `lepta measure` prints."""
+"""Bits per byte of any model, of text and of answers: what `lepta measure` prints."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import track
 from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.chat import Message
 from lepta.models.load import load_model, load_tokenizer, opened
+from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.precision import DTYPES, name_of
 from lepta.text.sources import read_documents
+from lepta.training.conversations import conversation_example, read_conversations
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -32,6 +39,7 @@ class ModelMeasure:
     window: int
     dtype: str
     seconds: float
+    answers_bits_per_byte: float | None = None  # if conversations are given
 
 
 def measure_model(
@@ -40,8 +48,9 @@ def measure_model(
     window: int = WINDOW,
     characters: int | None = None,
     dtype: Dtype = "auto",
+    answers: Sequence[str] = (),
 ) -> ModelMeasure:
-    """Measure a model on text.
+    """Measure a model on text, and on reference answers of conversations.
 
     Parameters
     ----------
@@ -55,13 +64,16 @@ def measure_model(
         How much of the text; default: all of it.
     dtype : {"auto", "float32", "bfloat16"}
         Precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in.
+    answers : sequence of str
+        Files of conversations (`messages`, or `prompt` and `answer`, a row each).
 
     Raises
     ------
     LeptaError
-        If the model or a text cannot be read, or there is no text in it.
+        If the model, a text or a conversation cannot be read, or there is no text in it.
     """
-    return score_windows(model, text_windows(text, window, characters), window, dtype)
+    conversations = list(read_conversations(answers))
+    return score_windows(model, text_windows(text, window, characters), window, dtype, conversations)
 
 
 def text_windows(text: Sequence[str], window: int = WINDOW, characters: int | None = None) -> list[str]:
@@ -72,12 +84,16 @@ def text_windows(text: Sequence[str], window: int = WINDOW, characters: int | No
     return found
 
 
-def score_windows(model: str | Path, texts: Sequence[str], window: int, dtype: Dtype) -> ModelMeasure:
-    """Measure a model on windows of text; parameters are those of `measure_model`."""
+def score_windows(
+    model: str | Path, texts: Sequence[str], window: int, dtype: Dtype, conversations: Sequence[list[Message]] = ()
+) -> ModelMeasure:
+    """Measure a model on windows of text and on conversations; parameters are those of `measure_model`."""
     with opened(model) as checkpoint:
         loaded, tokenizer = load_model(checkpoint.folder, DTYPES.get(dtype)), load_tokenizer(checkpoint.folder)
         started = time.perf_counter()
         score = score_text(loaded, tokenizer, texts, str(model))
+        seconds = time.perf_counter() - started
+        answers = answer_bits(loaded, tokenizer, conversations) if conversations else None
         return ModelMeasure(
             model=str(model),
             bits_per_byte=score.bits_per_byte,
@@ -87,5 +103,24 @@ def score_windows(model: str | Path, texts: Sequence[str], window: int, dtype: D
             tokens=score.tokens,
             window=window,
             dtype=name_of(loaded.dtype),
-            seconds=round(time.perf_counter() - started, 3),
+            seconds=round(seconds, 3),
+            answers_bits_per_byte=answers,
         )
+
+
+@torch.no_grad()
+def answer_bits(
+    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], description: str = "answers"
+) -> float:
+    """Bits per byte of the assistant's turns, each after all that stands before it, with the ends of turns."""
+    patch_chunked_loss(model)
+    nats, size = 0.0, 0
+    for messages in track(conversations, description, len(conversations)):
+        example = conversation_example(tokenizer, messages)
+        ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
+        if counted := int((labels[:, 1:] != IGNORED).sum()):
+            nats += float(model(input_ids=ids, labels=labels).loss) * counted
+            size += sum(len(turn["content"].encode()) for turn in messages if turn["role"] == "assistant")
+    if not size:
+        raise LeptaError("answers: the conversations have no turn of an assistant; expected some to judge by")
+    return nats / math.log(2) / size

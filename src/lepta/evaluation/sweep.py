@@ -12,18 +12,17 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.core.progress import track
 from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
 from lepta.embeddings.settings import AnyMethod, PropagateSettings
+from lepta.evaluation.measure import answer_bits
 from lepta.inference.bits import WINDOW, score_text, windows
 from lepta.inference.chat import Message
 from lepta.models.folder import Checkpoint
 from lepta.models.load import device, exact_dtype, load_model, load_tokenizer
-from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.weights import count_weights
 from lepta.text.sources import read_documents
-from lepta.training.conversations import conversation_example, read_conversations
+from lepta.training.conversations import read_conversations
 
 CHARACTERS = 20_000  # of held-out text, and answers: to choose by
 EQUAL = 0.0005  # bits per byte: a map that is better by no more than this does not replace the default
@@ -83,24 +82,6 @@ class Judge:
         if self.conversations:
             found[ANSWERS] = answer_bits(model, tokenizer, self.conversations, f"{label}: answers")
         return found
-
-
-@torch.no_grad()
-def answer_bits(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], description: str = "answers"
-) -> float:
-    """Bits per byte of the assistant's turns, each after all that stands before it, with the ends of turns."""
-    patch_chunked_loss(model)
-    nats, size = 0.0, 0
-    for messages in track(conversations, description, len(conversations)):
-        example = conversation_example(tokenizer, messages)
-        ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
-        if counted := int((labels[:, 1:] != IGNORED).sum()):
-            nats += float(model(input_ids=ids, labels=labels).loss) * counted
-            size += sum(len(turn["content"].encode()) for turn in messages if turn["role"] == "assistant")
-    if not size:
-        raise LeptaError("answers: the conversations have no turn of an assistant; expected some to judge by")
-    return nats / math.log(2) / size
 
 
 def propagate_best(
