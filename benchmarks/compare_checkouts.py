@@ -3,7 +3,7 @@ r"""Whether two checkouts of LEPTA make the same bytes: the test of a change tha
     python benchmarks/compare_checkouts.py OLD NEW
 
 Makes a tiny random LLaMA with SmolLM2's tokenizer and, in each checkout in turn, runs OLD's `recipes/demo.yaml` on it
-with less of everything, a stage of pre-training and tasks of Darumeru; then a patch of the propagated model, a corpus
+with less of everything, a stage of pre-training and tasks of Darumeru; then a patch of the initialised model, a corpus
 and a plan. Prints which files and which numbers differ, and exits with 1 if any does. The model is so small that
 `auto` never chooses a precision by timing it. About a minute for each checkout on two cores; `--work` keeps results.
 
@@ -110,10 +110,10 @@ def run_all(checkout: Path, recipe: dict[str, Any], place: Path) -> None:
     place.mkdir(parents=True)
     for name, content in (("small.yaml", recipe), ("corpus.yaml", CORPUS)):
         (place / name).write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    variant, propagated = f"runs/variants/{VARIANT}", f"runs/propagated/{VARIANT}"
+    base, initialised = recipe["base"], "runs/initialised"  # training changes the body, which no patch carries
     lepta(checkout, place, "adapt", "small.yaml")
-    lepta(checkout, place, "patch", "export", "--original", variant, "--adapted", propagated, "--output", "patch")
-    lepta(checkout, place, "patch", "apply", "--patch", "patch", "--model", variant, "--output", "patched")
+    lepta(checkout, place, "patch", "export", "--original", base, "--adapted", initialised, "--output", "patch")
+    lepta(checkout, place, "patch", "apply", "--patch", "patch", "--model", base, "--output", "patched")
     lepta(checkout, place, "corpus", "prepare", "corpus.yaml")
     (place / "plan.json").write_text(python(checkout, place, "-c", PLAN), encoding="utf-8")
 

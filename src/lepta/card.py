@@ -18,12 +18,11 @@ from lepta.core.output import CARD, MANIFEST, read_manifest
 from lepta.core.reading import is_there, read_json
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
-from lepta.text.locate import locate, short_name
+from lepta.text.locate import HUB_ID, locate, short_name
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 OURS = "<!-- Written by LEPTA from manifest.json. Delete this line to keep a text of your own here. -->"
-HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(@[\w./-]+)?")
 HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
@@ -153,7 +152,7 @@ def hub_id_of(source: str) -> str | None:
     if cached := HUB_CACHE.search(source):
         return f"{cached[1]}/{cached[2]}"
     match = HUB_ID.fullmatch(source)
-    return match[1] if match and not is_there(source) else None
+    return match["repo"] if match and not is_there(source) else None
 
 
 def front_matter(folder: Path) -> dict[str, Any]:

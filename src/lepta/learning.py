@@ -10,7 +10,7 @@ from lepta.core.errors import LeptaError
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.evaluation.benchmark import scores_of
-from lepta.inference.bits import WINDOW, windows
+from lepta.inference.bits import WINDOW, read_windows
 from lepta.models.folder import Checkpoint
 from lepta.models.split import NewRows
 from lepta.text.locate import locate
@@ -72,8 +72,8 @@ def pretrain(
         for side, share in shares
     ]
     held_out = HeldOut(
-        _held_out(target.valid, settings),
-        _held_out(source.valid, settings),
+        read_windows(target.valid, WINDOW, settings.measure_characters),
+        read_windows(source.valid, WINDOW, settings.measure_characters),
         target.language,
         source.language,
         frozenset(ids.tolist()),
@@ -97,9 +97,3 @@ def _new_rows(ids: np.ndarray, vocabulary: Vocabulary) -> NewRows:
     """Rows of the new tokens, or the first one where no old token comes after it: padding after them trains too."""
     after = vocabulary.kinds[ids[0] :] != Kind.HOLE
     return int(ids[0]) if after.sum() == len(ids) else ids.tolist()
-
-
-def _held_out(sources: list[str], settings: PretrainSettings) -> list[str]:
-    if not sources:
-        return []
-    return windows(list(read_documents(sources)), WINDOW, settings.measure_characters)

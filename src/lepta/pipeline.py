@@ -49,20 +49,8 @@ def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report:
     Of several processes (`accelerate launch`, `torchrun`) the first one runs all stages; the others take part where a
     model is trained.
 
-    Parameters
-    ----------
-    recipe : Recipe
-    start : str, optional
-        Run this stage and all after it in any case.
-    force : bool
-        Run all stages in any case.
-    report : callable
-        Told one line about each stage.
-
-    Returns
-    -------
-    Path
-        The output folder.
+    The stage `start` and all after it run in any case, or all with `force`. `report` is told one line about each stage.
+    Gives the output folder.
     """
     run_together(pipeline_of(recipe), start, force, report)
     return recipe.output

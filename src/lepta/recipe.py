@@ -75,11 +75,5 @@ class Recipe(Section):
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Read and validate a recipe.
-
-    Raises
-    ------
-    LeptaError
-        Naming the file and field, what was expected, and for an unknown key the nearest one that exists.
-    """
+    """Read and validate a recipe; LeptaError names the file and field, and for an unknown key the nearest known one."""
     return read_settings(path, Recipe, "recipe", "demo")

@@ -138,12 +138,12 @@ def test_all_linear_can_be_given_as_the_help_shows_it(given, read):
 
 def test_tuning_and_preferences_change_the_same_layers(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("lepta.training.tune.tune_stage", lambda model, command, *_: given.append(command) or {})
+    monkeypatch.setattr("lepta.cli.training._run", lambda stage, *_: given.append(stage.settings) or {})
     line = f"tune --model {tmp_path} --data x --preference y --targets q_proj --layers 1 --rank 4 --output {tmp_path}/o"
     assert CliRunner().invoke(app, line.split()).exit_code == 0
-    (command,) = given
-    assert command.settings.lora == Lora(rank=4, alpha=16, targets=["q_proj"], layers=[1])
-    assert command.preference.lora == command.settings.lora
+    (settings,) = given
+    assert settings["lora"] == Lora(rank=4, alpha=16, targets=["q_proj"], layers=[1]).model_dump()
+    assert settings["preference"]["lora"] == settings["lora"]
 
 
 def test_an_error_of_the_run_names_options_too(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ import lepta
 
 
 def test_names_for_type_checkers_are_those_that_are_loaded():
-    tree = ast.parse(Path(lepta.__file__).read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
-    assert {node.names[0].name: node.module for node in block.body} == lepta._HOME
-    assert all(node.names[0].asname == node.names[0].name for node in block.body)  # what makes it a re-export
-    assert set(dir(lepta)) == {"LeptaError", "__version__", *lepta._HOME}
+    tree = ast.parse(Path(lepta.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    assert all(node.names[0].asname == node.names[0].name for node in tree.body)  # what makes it a re-export
+    names = {node.names[0].name: node.module for node in tree.body}
+    assert set(dir(lepta)) == names.keys() >= {"LeptaError", "__version__", "adapt", "build_vocabulary"}
+    for name, module in names.items():
+        assert getattr(lepta, name) is getattr(import_module(module), name)
 
 
 def test_no_module_has_the_name_of_a_function():

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.data import SHOTS, TEST, builtin_folder, load_dataset, read_rows, write_dataset
+from lepta.darumeru.data import SHOTS, TEST, load_dataset, read_rows, write_dataset
 from lepta.darumeru.examples import set_aside
 from lepta.darumeru.rows import DATASETS, make_row
+from lepta.text.sources import BUILTIN_ITEMS
 
 PARUS = {"id": "a", "premise": "Шёл дождь.", "question": "effect", "choices": ["Лужи.", "Снег."], "answer": "1"}
 RWSD = {"id": "a", "text": "Кошка спит, она сыта.", "span1": "Кошка", "span2": "она", "answer": "Да"}
@@ -74,7 +75,7 @@ def test_rows_do_not_change():
 
 
 def _folder(tmp_path: Path, lines: list[str], name: str = "parus") -> Path:
-    shutil.copytree(builtin_folder() / name, tmp_path / name)
+    shutil.copytree(BUILTIN_ITEMS / name, tmp_path / name)
     (tmp_path / name / TEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tmp_path
 
@@ -123,7 +124,7 @@ def test_damaged_gzip(tmp_path):
 def test_hash_is_of_content(tmp_path):
     """The same rows, packed and with keys in another order, have the same hash; one letter makes another."""
     original = load_dataset("parus")
-    rows = [json.loads(line) for line in (builtin_folder() / "parus" / TEST).read_text().splitlines()]
+    rows = [json.loads(line) for line in (BUILTIN_ITEMS / "parus" / TEST).read_text().splitlines()]
     folder = _folder(tmp_path, [json.dumps(dict(reversed(row.items()))) for row in rows])
     assert load_dataset("parus", str(folder)).sha256 == original.sha256
     plain = folder / "parus" / TEST

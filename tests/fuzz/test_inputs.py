@@ -18,13 +18,13 @@ from lepta.calibration.judge import FORM
 from lepta.calibration.prompts import read_prompts
 from lepta.calibration.writers import Sampling, ServerWriter
 from lepta.darumeru.backend import Asking, GenerationRequest, Question
-from lepta.darumeru.data import builtin_folder, read_rows
+from lepta.darumeru.data import read_rows
 from lepta.darumeru.importers import import_dataset
 from lepta.darumeru.server_backend import ChatBackend, ServerBackend
 from lepta.inference.chat import chat_prompt
 from lepta.inference.client import Client
 from lepta.models.load import load_tokenizer
-from lepta.text.sources import read_documents
+from lepta.text.sources import BUILTIN_ITEMS, read_documents
 from lepta.training.conversations import conversation_example, read_conversations
 from lepta.training.preference import read_preferences
 
@@ -51,7 +51,7 @@ def test_rows(tmp_path_factory: pytest.TempPathFactory, name: str, packed: bool,
 
 @given(name=st.sampled_from(["rummlu", "mmlu_ru", "multiq", "rcb", "rwsd", "use", "gazeta", "copy_ru"]), data=st.data())
 def test_rows_of_the_benchmark(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
-    lines = (builtin_folder() / name / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (BUILTIN_ITEMS / name / "test.jsonl").read_text(encoding="utf-8").splitlines()
     file = tmp_path_factory.mktemp("t") / "test.jsonl"
     file.write_text(lines[0] + "\n" + json.dumps(data.draw(changed(json.loads(lines[1])))) + "\n", encoding="utf-8")
     accepted(lambda: read_rows(name, file), "test.jsonl")

@@ -12,7 +12,7 @@ from lepta.core.output import publishing
 from lepta.models.folder import INDEX, SINGLE, Checkpoint
 from lepta.models.rows import ComputedRows
 from lepta.models.versions import for_all_versions
-from lepta.models.write import config_with_rows, config_with_token_ids, write_model
+from lepta.models.write import TokenIds, config_with_rows, write_model
 
 ROWS, NEW_ROWS = 4000, 4100
 KINDS = ["single", "sharded"]
@@ -160,7 +160,7 @@ def test_token_ids_of_a_config_follow_and_nothing_else():
         "text_config": {"eos_token_id": 5, "hidden_size": 1},
     }
     before = json.dumps(config)
-    changed = config_with_token_ids(config, {1: 0, 2: 7, 5: 1}, "config.json")
+    changed = TokenIds({1: 0, 2: 7, 5: 1}, "config.json").fields(config)
     assert changed == {
         "bos_token_id": 0,
         "eos_token_id": [7, 1],
@@ -175,13 +175,13 @@ def test_token_ids_of_a_config_follow_and_nothing_else():
 
 def test_words_that_must_not_be_written_follow_and_lost_ones_are_left_out():
     config = {"suppress_tokens": [1, 9, 2], "begin_suppress_tokens": [9], "bad_words_ids": [[1, 2], [2, 9], [2]]}
-    assert config_with_token_ids(config, {1: 0, 2: 7}, "generation_config.json") == {
+    assert TokenIds({1: 0, 2: 7}, "generation_config.json").fields(config) == {
         "suppress_tokens": [0, 7],
         "begin_suppress_tokens": None,
         "bad_words_ids": [[0, 7], [7]],
     }
     nothing = {"suppress_tokens": None, "bad_words_ids": None}
-    assert config_with_token_ids(nothing, {}, "generation_config.json") == nothing
+    assert TokenIds({}, "generation_config.json").fields(nothing) == nothing
 
 
 def test_words_that_are_biased_or_must_be_written_follow():
@@ -190,20 +190,20 @@ def test_words_that_are_biased_or_must_be_written_follow():
         "force_words_ids": [[1, 2], [[2], [1, 1]]],
         "forced_decoder_ids": [[1, 2], [2, None]],
     }
-    assert config_with_token_ids(config, {1: 0, 2: 7}, "config") == {
+    assert TokenIds({1: 0, 2: 7}, "config").fields(config) == {
         "sequence_bias": [[[0, 7], -2.0], [[7], 1.0]],
         "force_words_ids": [[0, 7], [[7], [0, 0]]],
         "forced_decoder_ids": [[1, 7], [2, None]],
     }
     with pytest.raises(LeptaError, match=r"^config: force_words_ids is 9, a token that the new vocabulary"):
-        config_with_token_ids({"force_words_ids": [[1, 9]]}, {1: 0}, "config")
+        TokenIds({1: 0}, "config").fields({"force_words_ids": [[1, 9]]})
     with pytest.raises(LeptaError, match=r"^config: sequence_bias: expected ids of tokens"):
-        config_with_token_ids({"sequence_bias": {"(1, 2)": 1.0}}, {1: 0, 2: 7}, "config")
+        TokenIds({1: 0, 2: 7}, "config").fields({"sequence_bias": {"(1, 2)": 1.0}})
 
 
 def test_negative_ids_are_no_tokens():
     config = {"pad_token_id": -1, "image_token_index": -200, "eos_token_id": [1, -1]}
-    changed = config_with_token_ids(config, {1: 5}, "config.json")
+    changed = TokenIds({1: 5}, "config.json").fields(config)
     assert changed == {"pad_token_id": -1, "image_token_index": -200, "eos_token_id": [5, -1]}
 
 
@@ -212,7 +212,7 @@ def test_negative_ids_are_no_tokens():
 )
 def test_config_that_names_a_lost_token_raises(config):
     with pytest.raises(LeptaError, match=r"config\.json: eos_token_id is 9, a token that the new vocabulary does not"):
-        config_with_token_ids(config, {1: 1}, "config.json")
+        TokenIds({1: 1}, "config.json").fields(config)
 
 
 def test_written_configs_name_tokens_by_their_new_ids(sources, tiny_tokenizer, tmp_path):

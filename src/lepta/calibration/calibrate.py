@@ -21,14 +21,14 @@ from lepta.calibration.settings import AnswerSettings, CalibrateSettings, Effect
 from lepta.calibration.writers import LocalWriter, Sampling, ServerWriter, Writer
 from lepta.core.errors import LeptaError
 from lepta.core.journal import Journal, read_rows, write_rows
-from lepta.core.output import MANIFEST
+from lepta.core.output import MANIFEST, read_manifest
 from lepta.inference.client import check_address
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import facts_of, processes, run_stages, with_curve
+from lepta.training.distributed import processes, run_stages, with_curve
 from lepta.training.precision import recorded, recorded_dtype
 from lepta.training.tune import tune_folder
 
@@ -224,7 +224,7 @@ def make_model(
 def counts_of(out: Path, name_of: Callable[[str], str]) -> dict[str, Any]:
     """What all stages counted, by stage."""
     folders = {part: out / name_of(part) for part in ("answers", "grades", "examples", "model")}
-    return {part: facts_of(folder) for part, folder in folders.items() if (folder / MANIFEST).is_file()}
+    return {part: read_manifest(folder)["facts"] for part, folder in folders.items() if (folder / MANIFEST).is_file()}
 
 
 def calibrate_folder(
@@ -262,7 +262,7 @@ def calibrate_folder(
     run_stages(output, stages, force)
     if not processes().is_main_process:
         return {}
-    return counts_of(output, str) | facts_of(output / "report")
+    return counts_of(output, str) | read_manifest(output / "report")["facts"]
 
 
 def _report(

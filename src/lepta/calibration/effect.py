@@ -12,13 +12,11 @@ from lepta.darumeru.backend import Asking
 from lepta.darumeru.runner import run
 from lepta.darumeru.transformers_backend import TransformersBackend
 from lepta.inference.answers import answers
-from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.bits import WINDOW, read_windows, score_text
 from lepta.inference.chat import Message
 from lepta.models.load import exact_dtype, load_model, load_tokenizer
 from lepta.report.page import render
-from lepta.text.sources import read_documents
-from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.change import new_ids
 
 TEMPLATE, EFFECT = "calibration.html.j2", "effect.json"
 
@@ -38,7 +36,7 @@ def measure_effect(
     each language, `tasks` (score with its interval), `new_token_share` and `answers`.
     """
     texts = {
-        language: windows(list(read_documents(sources)), WINDOW, settings.characters)
+        language: read_windows(sources, WINDOW, settings.characters)
         for language, sources in (("target", settings.target), ("source", settings.source))
         if sources
     }
@@ -50,18 +48,17 @@ def measure_effect(
             scores[language] = score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
         tasks = {}
         if settings.tasks:
-            backend, samples = (
-                TransformersBackend(model, tokenizer, name, Asking(thinking=settings.budget)),
-                folder / "samples" / name,
-            )
+            backend = TransformersBackend(model, tokenizer, name, Asking(thinking=settings.budget))
+            samples = folder / "samples" / name
             summary = run(backend, settings.benchmark, samples, settings.tasks, limit=settings.limit)
             for task, part in summary.tasks.items():
                 tasks[task] = asdict(part.score) | {"samples": part.samples, "parts": part.parts}
+        fresh = (new_ids(original, place) if original else None) or None  # nothing is known of no new tokens
         written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers", settings.budget)
         found[name] = {
             "bits_per_byte": scores,
             "tasks": tasks,
-            "new_token_share": written.share_of(_new_ids(original, place)) if prompts else None,
+            "new_token_share": written.share_of(fresh) if prompts else None,
             "answers": written.texts,
         }
         del model, tokenizer
@@ -70,11 +67,3 @@ def measure_effect(
     write_json(folder / EFFECT, effect)
     (folder / "report.html").write_text(render(TEMPLATE, effect), encoding="utf-8", errors="replace")
     return found
-
-
-def _new_ids(original: Path | None, place: Path) -> frozenset[int] | None:
-    """Ids of tokens that the original vocabulary does not have; None if there are none, or it is not known."""
-    if original is None:
-        return None
-    old, changed = open_tokenizer(original).vocabulary(), open_tokenizer(place).vocabulary()
-    return frozenset(VocabularyChange.between(old, changed).new_ids.tolist()) or None

@@ -6,10 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from lepta.calibration.answers import usable
@@ -17,6 +15,7 @@ from lepta.calibration.settings import JudgeSettings
 from lepta.calibration.writers import Answer, Form, Refusal, Sampling, Stopped, Writer
 from lepta.core.journal import IdentifiedRow, Journal
 from lepta.core.progress import progress
+from lepta.core.shipped import shipped_data
 from lepta.inference.chat import Message
 from lepta.inference.thinking import split_thinking
 
@@ -66,8 +65,7 @@ class Rubric:
 
 def load_rubric() -> Rubric:
     """The rubric of this version of LEPTA."""
-    file = resources.files("lepta") / "data" / "calibration" / "rubric.yaml"
-    return Rubric(**yaml.safe_load(file.read_text(encoding="utf-8")))
+    return Rubric(**shipped_data("calibration/rubric.yaml"))
 
 
 def read_grades(reply: str) -> dict[str, int] | None:

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 import lepta
 from lepta.cli.common import AsJson, console, print_json, say
 from lepta.core.errors import LeptaError
+from lepta.core.output import free_bytes
 from lepta.core.tables import narrow_table
 from lepta.recipe import read_recipe
 from lepta.text.locate import locate
@@ -159,12 +160,4 @@ def _disk() -> dict[str, float]:
     """Place -> free GB: of this folder, and of the cache where models from the hub go."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    places = [Path.cwd(), Path(HF_HUB_CACHE)]
-    return {str(place): shutil.disk_usage(_existing(place)).free / 1e9 for place in places}
-
-
-def _existing(place: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
-    while not place.exists():
-        place = place.parent
-    return place
+    return {str(place): free_bytes(place) / 1e9 for place in (Path.cwd(), Path(HF_HUB_CACHE))}

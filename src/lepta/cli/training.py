@@ -12,6 +12,7 @@ from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, pr
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
 from lepta.core.errors import LeptaError
+from lepta.core.output import read_manifest
 from lepta.core.settings import LARGEST_SEED, Section, Sources
 from lepta.distillation.settings import DistillSettings
 from lepta.stages import Pipeline, Stage
@@ -236,13 +237,13 @@ def _check_original(settings: PretrainSettings) -> None:
 
 def _run(stage: Stage, output: Path, options: RunOptions) -> dict[str, Any]:
     """Run one stage as a pipeline of its own; with `dry_run` print what would run, and end the command."""
-    from lepta.training.distributed import facts_of, run_stages
+    from lepta.training.distributed import run_stages
 
     if options.dry_run:
         print_status(Pipeline(output.parent, [stage], remember=False).status(), options.as_json)
         raise typer.Exit
     run_stages(output.parent, [stage], options.force)
-    return facts_of(output)
+    return read_manifest(output)["facts"]
 
 
 @takes_settings
@@ -272,7 +273,7 @@ def tune(
     from functools import partial
 
     from lepta.calibration.copies import copy_examples
-    from lepta.training.tune import Copies, TuneCommand, tune_stage
+    from lepta.training.tune import Copies, TuneCommand
 
     copies = copies.model_copy(update={"apart_from": [*(apart_from or []), BENCHMARK]})
     step = step.model_copy(update={"lora": settings.lora, "max_length": settings.max_length})
@@ -282,7 +283,7 @@ def tune(
         made = partial(copy_examples, copies, texts["apart from"], options.seed)
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
     command = TuneCommand(settings, options.seed, data, added, preference or [], step)
-    facts = tune_stage(model, command, output, options.force)
+    facts = _run(command.stage(model, output.name), output, options)
     result({"output": str(output), **facts}, options.as_json)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lepta.core.output import replacing
 from lepta.core.reading import Model, conform, parse_json, read_bytes
 
 REMEDY = "start over with --force"
@@ -47,11 +48,8 @@ def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a journal anew, atomically."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as out:
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as out:
         out.writelines(map(_line, rows))
-    partial.replace(file)
 
 
 def _line(row: Mapping[str, Any]) -> str:

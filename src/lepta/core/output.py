@@ -49,12 +49,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside its place and rename it in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError:
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a place beside a file to write to, and rename it in if the block succeeds; else nothing is left there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(file)
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
@@ -63,10 +70,7 @@ def write_json(path: Path, value: Any) -> None:
 def publishing(folder: str | Path, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder to write to, and rename it to its name only if the block succeeds.
 
-    Raises
-    ------
-    LeptaError
-        If the folder exists and `replace` is not set, or the disk cannot be written.
+    LeptaError if the folder exists and `replace` is not set, or the disk cannot be written.
     """
     folder = Path(folder)
     refuse_existing(folder, replace)
@@ -143,14 +147,19 @@ def write_new_file(file: Path, text: str, replace: bool = False) -> None:
     """Write a text file atomically; LeptaError if it exists and is not to be replaced, or cannot be written."""
     if file.exists() and not (replace and file.is_file()):
         raise LeptaError(f"{file}: exists already; give another name, or --force to replace a file")
-    partial = partial_of(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        with replacing(file) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise LeptaError(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
+def free_bytes(place: Path) -> int:
+    """Bytes that are free on the disk of a place, which need not exist yet."""
+    place = place.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def partial_of(folder: Path) -> Path:

@@ -19,11 +19,11 @@ from typing import Any
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import expanded
-from lepta.core.shipped import PACKAGE
 from lepta.darumeru import hub
 from lepta.darumeru.rows import Row, make_row, row_type
 from lepta.darumeru.subjects import CATEGORY_OF
 from lepta.text.formats import read_rows as rows_of
+from lepta.text.sources import BUILTIN_ITEMS
 
 BUILTIN = "builtin"
 HUB = "hub"
@@ -70,7 +70,7 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     row_type(name)
     if source == HUB:
         return checked(name, HUB, *hub.fetch(name))
-    folder = builtin_folder() if source == BUILTIN else expanded(source)
+    folder = BUILTIN_ITEMS if source == BUILTIN else expanded(source)
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
     test, shots = (read_rows(name, _file(folder / name / file)) for file in (TEST, SHOTS))
@@ -90,11 +90,6 @@ def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -
             )
         seen.add(row.id)
     return dataset
-
-
-def builtin_folder() -> Path:
-    """Folder of the items that come with the package."""
-    return PACKAGE / "data" / "darumeru"
 
 
 def _file(plain: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lepta.core.errors import LeptaError, reason_of
 from lepta.core.output import DEPLOYMENT, MANIFEST, write_json
-from lepta.deployment.consumers import CONSUMERS, Verdict, opened_model, versions
+from lepta.deployment.consumers import CONSUMERS, Deployed, Verdict, versions
 from lepta.models.folder import Checkpoint
 from lepta.version import __version__
 from lepta.vocabulary.source import open_tokenizer
@@ -46,8 +46,7 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
     """
     if unknown := [name for name in consumers if name not in CONSUMERS]:
         raise LeptaError(f"--consumer {unknown[0]}: unknown; known are {', '.join(CONSUMERS)}")
-    tokenizer = open_tokenizer(checkpoint.folder)
-    model = opened_model(checkpoint, tokenizer, open_tokenizer(draft) if draft else None)
+    model = Deployed(checkpoint, open_tokenizer(checkpoint.folder), open_tokenizer(draft) if draft else None)
     facts = {
         "type": checkpoint.config.get("model_type"),
         "family": model.vocabulary.family,

@@ -6,7 +6,7 @@ they did when they were tried stands in docs/deployment.md.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -57,9 +57,17 @@ class Deployed:
 
     checkpoint: Checkpoint
     tokenizer: TokenizerSource
-    vocabulary: Vocabulary
-    texts: list[str] = field(default_factory=list)
     draft: TokenizerSource | None = None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """That of the tokenizer."""
+        return self.tokenizer.vocabulary()
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Texts in many scripts, and in those of the vocabulary's own tokens."""
+        return [*OTHER_TEXT, *sample_text(self.vocabulary)]
 
     @property
     def folder(self) -> Path:
@@ -93,12 +101,6 @@ class Deployed:
     def head_is_dropped(self) -> bool:
         """Whether the config ties a head that is stored and differs: some programs follow the config and drop it."""
         return bool(says_tied(self.checkpoint.config)) and not self.checkpoint.tied
-
-
-def opened_model(checkpoint: Checkpoint, tokenizer: TokenizerSource, draft: TokenizerSource | None) -> Deployed:
-    """All that verdicts need; the texts are in many scripts, and in those of the vocabulary's own tokens."""
-    vocabulary = tokenizer.vocabulary()
-    return Deployed(checkpoint, tokenizer, vocabulary, [*OTHER_TEXT, *sample_text(vocabulary)], draft)
 
 
 def transformers_5(model: Deployed) -> Verdict:

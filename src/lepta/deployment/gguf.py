@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.core.output import claimed, partial_of, write_json
+from lepta.core.output import claimed, free_bytes, partial_of, write_json
 from lepta.core.progress import track
 from lepta.deployment.consumers import Deployed
 from lepta.deployment.launcher import NO_SUCH_PLACE
@@ -99,7 +99,7 @@ def export_gguf(
         raise LeptaError(f"{model}: no tokenizer in it; expected one of {', '.join(TOKEN_FILES)} beside the weights")
     source = open_tokenizer(model)
     vocabulary = source.vocabulary()
-    _check_weights(Deployed(checkpoint, source, vocabulary))
+    _check_weights(Deployed(checkpoint, source))
     settings = _settings(vocabulary, source, found)
     _check_space(checkpoint, kind, output)
     with claimed(output), _with_scores(model, source, vocabulary) as folder:
@@ -172,10 +172,7 @@ def _check_weights(model: Deployed) -> None:
 def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
     """LeptaError if the disk has no room for the file."""
     weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    parent = output.absolute().parent
-    while not parent.is_dir():
-        parent = parent.parent
-    needed, free = int(weights * BYTES[kind]), shutil.disk_usage(parent).free
+    needed, free = int(weights * BYTES[kind]), free_bytes(output)
     if needed > free:
         raise LeptaError(f"{output}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; free space")
 

@@ -10,7 +10,6 @@ together with the hidden states. Try it:
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from lepta.inference.bits import start_of_text
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import config_of
-from lepta.models.rows import ComputedRows, Rows
+from lepta.models.rows import ComputedRows, with_parts
 from lepta.models.write import write_model
 from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
@@ -59,30 +58,10 @@ def distill_folder(
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Learn the rows of new tokens from the original model and write the result.
 
-    Parameters
-    ----------
-    original : str or Path
-        Model folder before its vocabulary changed: the teacher.
-    initialised : str or Path
-        The same model with the new vocabulary.
-    documents : callable
-        Streams text.
-    settings : DistillSettings
-    seed : int
-    folder : Path
-        Existing folder for the result; checkpoints found in it are resumed from.
-    source_documents : callable or None
-        Streams text of the language that the model knows; needed where `settings.lora_rank` is above 0.
-
-    Returns
-    -------
-    facts : dict
-    curve : list of dict
-
-    Raises
-    ------
-    LeptaError
-        If the models do not belong together, or the text has none of the tokens.
+    `original` is the model folder before its vocabulary changed (the teacher), `initialised` the same model with the
+    new vocabulary. `documents` streams text; `source_documents` text of the language that the model knows, which is
+    needed where `settings.lora_rank` is above 0. `folder` exists; checkpoints found in it are resumed from. Gives facts
+    and the curve. LeptaError if the models do not belong together, or the text has none of the tokens.
     """
     pair = open_pair(Path(original), Path(initialised), settings)
     folder = Path(folder)
@@ -351,15 +330,6 @@ def _changed(distiller: Distiller, pair: Pair) -> dict[str, ComputedRows]:
     matrices = changed_tensors(distiller.model, distiller.low_rank, source)
     for name, (ids, rows) in changed.items():
         stored = source.rows_of(name if name in source.entries else source.input_name)
-        moves = np.isin(ids, learned.moving)
-        values = rows.detach().cpu()[torch.from_numpy(moves)]
-        matrices[name] = ComputedRows(tuple(stored.shape), partial(_replaced, stored, ids[moves], values))
+        moves = torch.from_numpy(np.isin(ids, learned.moving))
+        matrices[name] = with_parts(stored, [(torch.from_numpy(ids)[moves], rows.detach().cpu()[moves])])
     return matrices
-
-
-def _replaced(stored: Rows, learned: np.ndarray, rows: torch.Tensor, block: slice) -> torch.Tensor:
-    """Rows of a file with those that learned in their places."""
-    result = stored[block].float()
-    first, last = np.searchsorted(learned, [block.start, block.stop])
-    result[torch.from_numpy(learned[first:last] - block.start)] = rows[first:last]
-    return result

@@ -61,28 +61,10 @@ def initialise(
 ) -> dict[str, Any]:
     """Write a model with the vocabulary of another tokenizer, initialised by T.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint, str or Path
-        The model to start from, with its own tokenizer in its folder.
-    tokenizer : TokenizerSource, str or Path
-        The new tokenizer.
-    folder : str or Path
-        Existing empty folder for the new model.
-    pad_to : int, optional
-        See `padded_rows`.
-
-    Returns
-    -------
-    dict
-        Facts about T.
-
-    Raises
-    ------
-    LeptaError
-        If the model has its vocabulary in more than its embeddings (see `Checkpoint.check_replaceable`), its tensors
-        are not those that its config asks for, or not finite, its tokenizer is another model's, or transformers reads
-        the old or the new tokenizer otherwise than its file says.
+    The model to start from has its own tokenizer in its folder; `folder` is an existing empty one for the new model;
+    for `pad_to` see `padded_rows`. Gives facts about T. LeptaError if the model has its vocabulary in more than its
+    embeddings (see `Checkpoint.check_replaceable`), its tensors are not those that its config asks for, or not finite,
+    its tokenizer is another model's, or transformers reads the old or the new tokenizer otherwise than its file says.
     """
     checkpoint, tokenizer, folder = Checkpoint.of(checkpoint), open_tokenizer(tokenizer), Path(folder)
     checkpoint.check_replaceable()

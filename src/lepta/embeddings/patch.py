@@ -55,22 +55,9 @@ class Patch(BaseModel):
 def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> dict[str, Any]:
     """Write what turns one model into another that differs in vocabulary and embeddings only.
 
-    Parameters
-    ----------
-    original, adapted : Checkpoint, str or Path
-        A base or instruct model, and the same after adaptation.
-    folder : Path
-        Existing empty folder.
-
-    Returns
-    -------
-    dict
-        `rows`: rows of the new matrices; `rows_carried`: for each matrix, those that the original does not have.
-
-    Raises
-    ------
-    LeptaError
-        If the models differ in anything but vocabulary and embeddings.
+    `original` and `adapted` are a base or instruct model, and the same after adaptation; `folder` exists and is empty.
+    Gives `rows`, those of the new matrices, and `rows_carried`: for each matrix, those that the original does not have.
+    LeptaError if the models differ in anything but vocabulary and embeddings.
     """
     original, adapted, folder = Checkpoint.of(original), Checkpoint.of(adapted), Path(folder)
     names = _matrices(original, adapted)
@@ -118,23 +105,10 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
 
 
 def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_link: bool = False) -> dict[str, Any]:
-    """Write the adapted model that a patch was made from.
+    """Write the adapted model that a patch was made from, into an existing empty folder.
 
-    Parameters
-    ----------
-    place : str or Path
-        Folder or hub id of the patch.
-    original : Checkpoint, str or Path
-        The model that the patch is for.
-    folder : Path
-        Existing empty folder.
-    hard_link : bool
-        See `write_model`.
-
-    Raises
-    ------
-    LeptaError
-        If it is no patch, is damaged, or is for another model.
+    `place` is the folder or hub id of the patch, `original` the model that it is for; for `hard_link` see
+    `write_model`. LeptaError if it is no patch, is damaged, or is for another model.
     """
     original, folder = Checkpoint.of(original), Path(folder)
     patch = locate(place, hub_files=PATCH_FILES)

@@ -48,31 +48,23 @@ def propagate(
 
     Parameters
     ----------
-    base, adapted : Checkpoint, str or Path
+    base, adapted
         The foundation model before and after vocabulary change and continued pre-training.
-    variants : sequence of (Checkpoint, str or Path; str or Path)
+    variants
         Instruct variants of `base`, with the original vocabulary, and for each an existing empty folder for the result.
-    method : str
+    method
         See `lepta.embeddings.maps`; `auto` takes, for each matrix, the one with the least held-out error.
-    body_deltas : sequence of float, optional
-        For each variant, how many times what training changed in the base model's body is added to its body.
-    delta_scales : sequence of float, optional
-        For each variant, how many times what training changed in the base model's embeddings is carried over.
-    token_counts : array, shape (new vocabulary,), optional
-        Occurrences of the new tokens in text; frequent tokens then weigh more in the fit (by the square root).
-    hard_link : bool
+    body_deltas, delta_scales
+        For each variant, how many times what training changed in the base model is added to its body, or carried over
+        in its embeddings.
+    token_counts
+        Occurrences of the new tokens in text, shape (new vocabulary,); frequent ones then weigh more (by square roots).
+    hard_link
         See `write_model`.
 
-    Returns
-    -------
-    list of dict
-        Facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`.
-
-    Raises
-    ------
-    LeptaError
-        If the models do not belong together, values are not finite, or the body was trained too and `body_deltas` does
-        not say what to do.
+    Gives facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`. LeptaError if the
+    models do not belong together, values are not finite, or the body was trained too and `body_deltas` does not say
+    what to do.
     """
     base, adapted = Checkpoint.of(base), Checkpoint.of(adapted)
     family = _Family(base, adapted)

@@ -53,19 +53,10 @@ def rows_needed(vocabulary: Vocabulary) -> int:
 
 
 def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_rows: int) -> Transfer:
-    """Compute T.
+    """Compute T between two vocabularies of any families.
 
-    Parameters
-    ----------
-    old, new : Vocabulary, TokenizerSource, str or Path
-        The two vocabularies, of any families.
-    old_rows, new_rows : int
-        Rows of the embedding matrices, padding included. Special tokens of the old vocabulary may be without.
-
-    Raises
-    ------
-    LeptaError
-        If a matrix has fewer rows than its vocabulary needs.
+    Rows of the embedding matrices include padding; special tokens of the old vocabulary may be without. LeptaError if a
+    matrix has fewer rows than its vocabulary needs.
     """
     old, new = vocabulary_of(old), vocabulary_of(new)
     for needed, rows, which in ((rows_needed(old), old_rows, "old"), (new.size, new_rows, "new")):

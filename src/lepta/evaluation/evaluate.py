@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,17 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.answers import answers
-from lepta.inference.bits import score_text, windows
+from lepta.inference.bits import read_windows, score_text
 from lepta.inference.chat import Message
 from lepta.inference.generation import behaviour_kept, generate, start_tokens
 from lepta.inference.speed import characters_per_second, read, write
 from lepta.models.load import load_model, load_tokenizer
 from lepta.models.precision import name_of
 from lepta.text.settings import Text
-from lepta.text.sources import read_documents
 from lepta.training.conversations import read_conversations
-from lepta.vocabulary.change import VocabularyChange
+from lepta.vocabulary.change import new_ids
 from lepta.vocabulary.measure import pieces
 from lepta.vocabulary.source import open_tokenizer
-from lepta.vocabulary.tokens import Vocabulary
 
 PASSAGE = 400  # characters that are shown as tokens
 MOST_BITS = 2.0  # times the bits per byte of the original's own answers, up to which what follows an opening is text
@@ -56,17 +54,14 @@ def evaluate(
     `adapted` their `speed` and `pieces` (a passage of each language as tokens).
     """
     held_out = {
-        side.language: windows(list(read_documents(side.valid)), settings.window, settings.characters)
+        side.language: read_windows(side.valid, settings.window, settings.characters)
         for side in (text.target, text.source)
     }
     result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}, "dtype": {}}
     kept_for_speed: dict[str, tuple[Any, Any]] = {}
-    old = open_tokenizer(base).vocabulary()
     for one in models:
         name = one.name
-        new_ids = None
-        if one.adapted:
-            new_ids = _new_ids(old, open_tokenizer(one.folder).vocabulary())
+        fresh = new_ids(base, one.folder) if one.adapted else None
         model, tokenizer = load_model(one.folder), load_tokenizer(one.folder)
         result["dtype"][name] = name_of(model.dtype)
         result["text"][name] = {
@@ -74,9 +69,9 @@ def evaluate(
             for language, texts in held_out.items()
         }
         if settings.prompts and not one.chat:
-            result["continuations"][name] = _continuations(model, tokenizer, name, new_ids, settings)
+            result["continuations"][name] = _continuations(model, tokenizer, name, fresh, settings)
         if settings.behaviour and (one.chat or not one.adapted):
-            result["behaviour"][name] = _behaviour(model, tokenizer, name, new_ids, settings.behaviour)
+            result["behaviour"][name] = _behaviour(model, tokenizer, name, fresh, settings.behaviour)
         if name in (original, adapted):
             kept_for_speed[name] = (model, tokenizer)
         del model, tokenizer
@@ -111,7 +106,7 @@ def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str)
 
 
 def _continuations(
-    model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: EvaluateSettings
+    model: Any, tokenizer: Any, name: str, fresh: Set[int] | None, settings: EvaluateSettings
 ) -> dict[str, Any]:
     start = start_tokens(tokenizer)
     texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations", start=start)
@@ -119,7 +114,7 @@ def _continuations(
         "prompts": settings.prompts,
         "texts": texts.texts,
         "characters_per_second": texts.characters_per_second,
-        "new_token_share": texts.share_of(new_ids),
+        "new_token_share": texts.share_of(fresh),
         "over_canonical": texts.over_canonical(tokenizer),
     }
 
@@ -144,7 +139,7 @@ def behaviour_dialogues(settings: Behaviour) -> list[list[Message]]:
     return dialogues
 
 
-def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, settings: Behaviour) -> dict[str, Any]:
+def _behaviour(model: Any, tokenizer: Any, name: str, fresh: Set[int] | None, settings: Behaviour) -> dict[str, Any]:
     dialogues = behaviour_dialogues(settings)
     prompts = [dialogue[:-1] for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
@@ -154,7 +149,7 @@ def _behaviour(model: Any, tokenizer: Any, name: str, new_ids: set[int] | None, 
         "kept": sum(kept),
         "prompts": len(kept),
         "share": sum(kept) / len(kept),
-        "new_token_share": written.share_of(new_ids),
+        "new_token_share": written.share_of(fresh),
         "questions": [dialogue[-2]["content"] for dialogue in dialogues],
         "answers": written.texts,
         "kept_each": kept,
@@ -184,8 +179,3 @@ def _after(answer: str, mark: str) -> str:
     """What follows the opening of an answer; all of one that has none."""
     opening, found, rest = answer.partition(mark)
     return (rest if found else opening).strip()
-
-
-def _new_ids(old: Vocabulary, new: Vocabulary) -> set[int]:
-    """Ids of tokens that the original vocabulary does not have."""
-    return set(VocabularyChange.between(old, new).new_ids.tolist())

@@ -168,26 +168,7 @@ def read_instructions(source: str | Path) -> list[Instruction]:
 def instruction_following(
     model: Place, instructions: Sequence[Instruction], settings: AnswerSettings | None = None
 ) -> Followed:
-    """Ask a model, greedily, and check its answers.
-
-    Parameters
-    ----------
-    model : Place
-        An instruct model: here, or on a server.
-    instructions : sequence of Instruction
-        As `read_instructions` gives them.
-    settings : AnswerSettings, optional
-        Longest answer, context, thinking.
-
-    Returns
-    -------
-    Followed
-
-    Raises
-    ------
-    LeptaError
-        If the model cannot be read or does not take a prompt.
-    """
+    """Ask an instruct model, greedily, and check its answers; LeptaError if it cannot be read or refuses a prompt."""
     settings = settings or AnswerSettings()
     rows: list[dict[str, Any]] = []
     sampling = Sampling(settings.max_tokens, thinking=settings.budget)

@@ -12,12 +12,11 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
-from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.bits import WINDOW, read_windows, score_text
 from lepta.inference.chat import Message
 from lepta.models.load import load_model, load_tokenizer, opened
 from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.precision import DTYPES, name_of
-from lepta.text.sources import read_documents
 from lepta.training.conversations import conversation_example, read_conversations
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -50,27 +49,12 @@ def measure_model(
     dtype: Dtype = "auto",
     answers: Sequence[str] = (),
 ) -> ModelMeasure:
-    """Measure a model on text, and on reference answers of conversations.
+    """Measure a model (a folder, a GGUF file, `package:NAME/FILE` or a hub id) on text sources.
 
-    Parameters
-    ----------
-    model : str or Path
-        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
-    text : sequence of str
-        Text sources (see `lepta.text.sources`).
-    window : int
-        Characters that the model sees at once.
-    characters : int, optional
-        How much of the text; default: all of it.
-    dtype : {"auto", "float32", "bfloat16"}
-        Precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in.
-    answers : sequence of str
-        Files of conversations (`messages`, or `prompt` and `answer`, a row each).
-
-    Raises
-    ------
-    LeptaError
-        If the model, a text or a conversation cannot be read, or there is no text in it.
+    `window` are the characters that the model sees at once, `characters` how much of the text is read (default: all),
+    `dtype` is the precision of products; auto: bfloat16 on a GPU, on a CPU what it is faster in. `answers` are files of
+    conversations (`messages`, or `prompt` and `answer`, a row each) whose answers are measured too. LeptaError if the
+    model, a text or a conversation cannot be read, or there is no text in it.
     """
     conversations = list(read_conversations(answers))
     return score_windows(model, text_windows(text, window, characters), window, dtype, conversations)
@@ -78,7 +62,7 @@ def measure_model(
 
 def text_windows(text: Sequence[str], window: int = WINDOW, characters: int | None = None) -> list[str]:
     """Read text in windows; LeptaError if there is none."""
-    found = windows(list(read_documents(text)), window, characters or sys.maxsize)
+    found = read_windows(text, window, characters or sys.maxsize)
     if not found:
         raise LeptaError(f"{', '.join(text)}: no text to measure on; expected at least one character")
     return found

@@ -46,24 +46,10 @@ def read_pairs(source: str | Path) -> list[Pair]:
 
 
 def minimal_pairs(model: str | Path, pairs: Sequence[Pair]) -> dict[str, Share]:
-    """Ask a model which sentence of each pair is likelier.
+    """Ask a model (a folder, a GGUF file, `package:NAME/FILE` or a hub id) which sentence of each pair is likelier.
 
-    Parameters
-    ----------
-    model : str or Path
-        A folder, a GGUF file, `package:NAME/FILE` or a hub id.
-    pairs : sequence of Pair
-        As `read_pairs` gives them.
-
-    Returns
-    -------
-    dict of str to Share
-        Phenomenon -> pairs whose right sentence is likelier; `all` comes last. Equal likelihoods count as wrong.
-
-    Raises
-    ------
-    LeptaError
-        If the model cannot be read, or its tokenizer has no token that starts a text.
+    Gives phenomenon -> pairs whose right sentence is likelier; `all` comes last. Equal likelihoods count as wrong.
+    LeptaError if the model cannot be read, or its tokenizer has no token that starts a text.
     """
     right = _likelier(model, pairs)
     found: dict[str, list[bool]] = {}

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from lepta.calibration.calibrate import Place, opened_writer
@@ -14,8 +13,7 @@ from lepta.calibration.writers import Form, Refusal, Sampling, Written
 from lepta.core.errors import LeptaError
 from lepta.core.intervals import Share
 from lepta.core.progress import progress
-from lepta.core.reading import read_yaml
-from lepta.evaluation.shipped import FOLDER
+from lepta.core.shipped import shipped_data
 from lepta.inference.chat import Message
 from lepta.inference.thinking import split_thinking
 
@@ -58,25 +56,9 @@ def compare_models(
 ) -> Comparison:
     """Have two models answer the same prompts, greedily, and a judge say which answer is better.
 
-    Parameters
-    ----------
-    first, second, judge : Place
-        Instruct models: here, or on a server.
-    prompts : sequence of str
-        Files of conversations; the last answer of each is left out.
-    settings : AnswerSettings, optional
-        Longest answer, context, thinking of the two models.
-    limit : int, optional
-        Only the first so many different prompts.
-
-    Returns
-    -------
-    Comparison
-
-    Raises
-    ------
-    LeptaError
-        If a model cannot be read or does not take a prompt, or there is no prompt.
+    `prompts` are files of conversations; the last answer of each is left out. `limit` takes the first so many
+    different ones. `settings` are those of the two models. LeptaError if a model cannot be read or refuses a prompt, or
+    there is no prompt.
     """
     settings = settings or AnswerSettings()
     asked = list(read_prompts(prompts, limit, Counter[str]()))
@@ -128,14 +110,9 @@ def _texts(
     return texts
 
 
-@cache
-def _question() -> dict[str, str]:
-    return dict(read_yaml(FOLDER / "pairwise.yaml"))
-
-
 def _case(prompt: Prompt, first: str, second: str) -> list[Message]:
     """What the judge is asked; what is filled in may hold braces of its own."""
     conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages)
     filled = {"{conversation}": conversation, "{first}": first, "{second}": second}
-    parts = re.split(r"(\{(?:conversation|first|second)\})", _question()["case"])
+    parts = re.split(r"(\{(?:conversation|first|second)\})", shipped_data("evaluation/pairwise.yaml")["case"])
     return [{"role": "user", "content": "".join(filled.get(part, part) for part in parts).strip()}]

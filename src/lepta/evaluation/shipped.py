@@ -1,12 +1,12 @@
 """Data of evaluations: a file of the user's, or by the name of a language what comes with LEPTA."""
 
-from importlib import resources
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
 from lepta.core.reading import expanded, is_there
+from lepta.core.shipped import PACKAGE
 
-FOLDER = Path(str(resources.files("lepta"))) / "data" / "evaluation"
+FOLDER = PACKAGE / "data" / "evaluation"
 
 
 def evaluation_file(source: str | Path, kind: str, suffix: str) -> Path:

@@ -16,12 +16,11 @@ from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
 from lepta.embeddings.settings import AnyMethod, PropagateSettings
 from lepta.evaluation.measure import answer_bits
-from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.bits import WINDOW, read_windows, score_text
 from lepta.inference.chat import Message
 from lepta.models.folder import Checkpoint
 from lepta.models.load import device, exact_dtype, load_model, load_tokenizer
 from lepta.models.weights import count_weights
-from lepta.text.sources import read_documents
 from lepta.training.conversations import read_conversations
 
 CHARACTERS = 20_000  # of held-out text, and answers: to choose by
@@ -61,7 +60,7 @@ class Judge:
         """Read text sources and files of conversations; None if neither is given."""
         if not valid and not answers:
             return None
-        texts = windows(list(read_documents(valid)), WINDOW, CHARACTERS) if valid else []
+        texts = read_windows(valid, WINDOW, CHARACTERS)
         conversations, characters = [], 0
         for messages in read_conversations(answers):
             conversations.append(messages)

@@ -11,8 +11,9 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
-from lepta.inference.scoring import in_batches
+from lepta.inference.scoring import in_batches, padded
 from lepta.models.loss import IGNORED, patch_chunked_loss
+from lepta.text.sources import read_documents
 
 WINDOW = 1500  # characters that a model sees at once, where no recipe says otherwise
 CPU_TOKENS, GPU_TOKENS = 1024, 8192  # of one pass, padding included
@@ -55,6 +56,11 @@ def windows(documents: Sequence[str], length: int, total: int) -> list[str]:
     return kept
 
 
+def read_windows(sources: Sequence[str], length: int, total: int) -> list[str]:
+    """`windows` of text sources; none of no sources."""
+    return windows(list(read_documents(sources)), length, total) if sources else []
+
+
 def start_of_text(tokenizer: Any, where: object = "tokenizer") -> int:
     """Id of the token that the first one of a text is predicted from; LeptaError, of `where`, if there is none."""
     for start in (tokenizer.bos_token_id, tokenizer.eos_token_id):
@@ -73,7 +79,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     nats, done = 0.0, 0
     with progress(description, len(rows)) as bar:
         for batch in in_batches(rows, _tokens_at_once(model)):
-            ids, labels = (_padded(batch, fill, model.device) for fill in (start, IGNORED))
+            ids, labels = (padded(batch, fill, model.device) for fill in (start, IGNORED))
             nats += _loss(model, ids, labels) * _predicted(batch)
             done += len(batch)
             bar.set(done)
@@ -106,9 +112,3 @@ def _loss(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> float:
 def _predicted(rows: Sequence[Sequence[int]]) -> int:
     """Tokens that a model predicts: all but the one that starts a text."""
     return sum(map(len, rows)) - len(rows)
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> torch.Tensor:
-    """Rows of one width; nothing before the padding on the right can see it."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)

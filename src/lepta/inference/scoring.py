@@ -150,8 +150,7 @@ class Scorer:
 
     def _outputs(self, layers: Layers, batch: Sequence[Ids]) -> torch.Tensor:
         """Last hidden states of rows, or logits if the head is not plain; nothing sees padding on the right."""
-        width = max(map(len, batch))
-        ids = self._tensor([[*row, *[0] * (width - len(row))] for row in batch])
+        ids = padded(batch, 0, self._model.device)
         options: dict[str, Any] = {"use_cache": False}
         if layers:
             options = {"use_cache": True, "past_key_values": _cache(layers, len(batch))}
@@ -200,6 +199,12 @@ def _cache(layers: Layers, rows: int) -> Any:
     if not layers:
         return DynamicCache()
     return DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers])
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> torch.Tensor:
+    """Rows of one width; nothing before the padding on the right can see it."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
 
 
 def in_batches(rows: Sequence[Ids], tokens: int) -> list[list[Ids]]:

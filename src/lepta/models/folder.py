@@ -75,27 +75,12 @@ class TensorEntry:
 
 
 class Checkpoint:
-    """A model folder, opened without loading it.
+    """A model folder, or a hub id `OWNER/NAME[@REVISION]`, opened without loading it; `opened` takes GGUF files too.
 
-    Parameters
-    ----------
-    folder : str or Path
-        A folder, or a hub id `OWNER/NAME[@REVISION]`; `opened` takes GGUF files too.
-    input_name, output_name : str, optional
-        Names of the two matrices, for architectures whose names are not known here.
-
-    Attributes
-    ----------
-    config : dict
-        Contents of `config.json`.
-    entries : dict
-        Tensor name -> `TensorEntry`, in the order of the files.
-    input_name : str
-        Name of the input embedding matrix.
-    output_name : str or None
-        Name of the output matrix (LM head); None if it is tied to the input.
-    stored_output : str or None
-        The same whether tied or not: some folders store a tied head too.
+    Names of the two matrices are given for architectures whose names are not known here. `config` holds `config.json`,
+    `entries` a `TensorEntry` for each tensor, in the order of the files. `input_name` is the input embedding matrix,
+    `output_name` the LM head, None if it is tied to the input; `stored_output` is the same whether tied or not: some
+    folders store a tied head too.
     """
 
     def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:

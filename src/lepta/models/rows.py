@@ -5,7 +5,7 @@ none is ever held whole.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -97,6 +97,19 @@ class ComputedRows:
     def whole(self) -> torch.Tensor:
         """All rows at once."""
         return torch.cat(list(self.blocks()))
+
+
+def with_parts(stored: Rows, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> ComputedRows:
+    """A matrix, in float32, with other rows in some places: of each part its ids, ascending, and its rows."""
+
+    def block(rows: slice) -> torch.Tensor:
+        result = stored[rows].float()
+        for ids, part in parts:
+            first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop])).tolist()
+            result[ids[first:last] - rows.start] = part[first:last].float()
+        return result
+
+    return ComputedRows(tuple(stored.shape), block)
 
 
 def blocks(shape: tuple[int, ...] | torch.Size) -> Iterator[slice]:

@@ -135,7 +135,7 @@ def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | N
         configs[GENERATION] = read_json(source.folder / GENERATION)
     for name, config in configs.items():
         if new_ids is not None:
-            config = config_with_token_ids(config, new_ids, str(source.folder / name))
+            config = TokenIds(new_ids, str(source.folder / name)).fields(config)
         write_config(folder / name, config)
 
 
@@ -197,24 +197,20 @@ def config_in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
     return changed | ({"dtype": "float32"} if "model_type" in config and "torch_dtype" not in config else {})
 
 
-def config_with_token_ids(config: Mapping[str, Any], new_ids: Mapping[int, int], where: str) -> dict[str, Any]:
-    """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
-
-    Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
-    not be written (`suppress_tokens`, `bad_words_ids`) or is biased (`sequence_bias`) is left out where the new
-    vocabulary cannot write it. LeptaError if another field names a token that the new vocabulary does not have.
-    """
-    return _TokenIds(new_ids, where).fields(config)
-
-
 @dataclass(frozen=True)
-class _TokenIds:
+class TokenIds:
     """The new ids of tokens that configs name by their old ones; `where` is for messages."""
 
     new_ids: Mapping[int, int]
     where: str
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
+
+        Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
+        not be written (`suppress_tokens`, `bad_words_ids`) or is biased (`sequence_bias`) is left out where the new
+        vocabulary cannot write it. LeptaError if another field names a token that the new vocabulary does not have.
+        """
         changed = {}
         for name, value in config.items():
             try:

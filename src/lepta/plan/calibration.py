@@ -8,7 +8,7 @@ from typing import Any
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.models.folder import Checkpoint
-from lepta.plan.devices import MFU, this_machine
+from lepta.plan.devices import this_machine
 
 CHARACTERS_PER_TOKEN = 3  # of text in the original vocabulary, for an estimate
 
@@ -58,7 +58,6 @@ def calibration_cost_here(propagated: Path, settings: CalibrateSettings) -> dict
     weights = sum(math.prod(entry.shape) for entry in Checkpoint(propagated).entries.values())
     counted: dict[str, Any] = dict(calibration_cost(settings, weights))
     machine = this_machine()
-    per_hour = machine.tflops * 1e12 * (machine.share or MFU) * 3600
     for part, name in (("answer", "answers"), ("training", "training")):
-        counted[f"hours_of_{name}_at_full_speed"] = round(counted.pop(f"{part}_flops") / per_hour, 2)
+        counted[f"hours_of_{name}_at_full_speed"] = round(machine.hours(counted.pop(f"{part}_flops")), 2)
     return counted

@@ -30,6 +30,10 @@ class Device:
         """GiB that an estimate may take."""
         return (1 - SPARE) * self.memory
 
+    def hours(self, operations: float, number: int = 1, mfu: float = MFU) -> float:
+        """Hours that so many of them take; `mfu` is the share of the peak where that is for the user to say."""
+        return operations / (self.tflops * 1e12 * (self.share or mfu) * number) / 3600
+
 
 @cache
 def known_devices() -> dict[str, Device]:

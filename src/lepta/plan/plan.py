@@ -82,7 +82,7 @@ def _amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict
     amounts = {
         "tokens": tokens,
         "gigaflop": round(operations / 1e9),
-        "minutes": round(60 * _hours(operations, machine, 1, MFU), 1),
+        "minutes": round(60 * machine.hours(operations), 1),
     }
     return {prefix + name: value for name, value in amounts.items()}
 
@@ -165,10 +165,6 @@ def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
     }
 
 
-def _hours(operations: float, device: Device, number: int, mfu: float) -> float:
-    return operations / (device.tflops * 1e12 * (device.share or mfu) * number) / 3600
-
-
 def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
     first_new = outline.wanted.first_new
     fits = {
@@ -201,9 +197,9 @@ def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[st
         "peak_tflops": device.tflops,
         "share_of_peak": device.share or mfu,
         "memory_gib": device.memory,
-        "hours": _hours(outline.operations, device, number, mfu),
-        "distillation_hours": _hours(distilled, device, number, mfu),
-        "stage_hours": {stage.name: _hours(stage.operations, device, number, mfu) for stage in outline.stages},
+        "hours": device.hours(outline.operations, number, mfu),
+        "distillation_hours": device.hours(distilled, number, mfu),
+        "stage_hours": {stage.name: device.hours(stage.operations, number, mfu) for stage in outline.stages},
     }
 
 

@@ -19,12 +19,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from lepta.core.errors import LeptaError, optional
 from lepta.core.reading import expanded, is_there
+from lepta.core.shipped import PACKAGE
 from lepta.text.formats import ROW_SUFFIXES, Row, decode, no_field, read_rows, stop
 
 TEXT_SUFFIXES = (".txt", *ROW_SUFFIXES)
@@ -33,7 +33,7 @@ WORDFREQ = "wordfreq:"
 STARTER = "starter:"
 DATASET = "dataset:"
 BENCHMARK = "darumeru:builtin"
-BUILTIN_ITEMS = Path(str(resources.files("lepta"))) / "data" / "darumeru"
+BUILTIN_ITEMS = PACKAGE / "data" / "darumeru"
 # Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
 FREQUENT_WORDS = 100_000
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -96,7 +96,7 @@ def text_files(source: str) -> list[Path]:
 
 def starter_path(relative: str) -> Path:
     """Locate a file or folder of the starter corpus that comes with the package."""
-    root = Path(str(resources.files("lepta"))) / "data" / "starter"
+    root = PACKAGE / "data" / "starter"
     path = root / relative
     # An absolute name replaces the root, and ".." leaves it.
     if not path.resolve().is_relative_to(root.resolve()) or not path.exists():

@@ -21,7 +21,7 @@ from lepta.inference.thinking import filled, needed_block, split_thinking
 from lepta.models.loss import IGNORED
 from lepta.text.formats import ROW_SUFFIXES, read_rows
 from lepta.text.sources import text_files
-from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, fit
+from lepta.training.blocks import SECTIONS, TOKENS, WINDOW, TokenStore, example_of, fit
 
 COUNTED = np.uint32(1 << 31)  # of a stored token: the loss counts it
 COUNTS = "counts.json"
@@ -212,15 +212,10 @@ class ConversationRows:
         return len(self.members)
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        store = self._store
-        parts = [np.asarray(store.tokens[store.starts[n] : store.starts[n + 1]]) for n in self.members[number]]
+        parts = [self._store.section(n) for n in self.members[number]]
         stored = np.concatenate(parts)
         ids = (stored & ~COUNTED).astype(np.int64)
-        labels = np.where(stored & COUNTED, ids, IGNORED)
-        if len(parts) == 1:
-            return {"input_ids": ids, "labels": labels, "position_ids": np.arange(len(ids))}
-        labels[np.cumsum([len(part) for part in parts])[:-1]] = IGNORED  # seen by nothing that could tell it
-        return {"input_ids": ids, "labels": labels, "position_ids": np.concatenate([np.arange(len(p)) for p in parts])}
+        return example_of(ids, np.where(stored & COUNTED, ids, IGNORED), list(map(len, parts)))
 
 
 def lay_out_rows(

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
-from lepta.core.output import partial_of, read_manifest, write_json
+from lepta.core.output import partial_of, write_json
 from lepta.stages import Pipeline, Stage
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
@@ -51,11 +51,6 @@ def run_together(
 def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
     """Run the stages of a single command to folders below `output`; `force` starts over what was interrupted."""
     run_together(Pipeline(output, stages, announce, remember=False), force=force)
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    """The facts in the manifest of a stage."""
-    return read_manifest(folder)["facts"]
 
 
 def with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lepta.models.folder import Checkpoint
 from lepta.models.language_model import as_stored, stored_name
 from lepta.models.load import complete_model
 from lepta.models.precision import low_dtype
-from lepta.models.rows import ComputedRows, Rows, blocks
+from lepta.models.rows import ComputedRows, Rows, blocks, with_parts
 from lepta.models.split import parts_of, rows_of_parts
 from lepta.models.write import write_model
 from lepta.training.trainable import ADAPTER, inject
@@ -62,8 +62,7 @@ def _changed_rows(model: Any, left: dict[str, torch.Tensor], source: Checkpoint)
             if trained is not None:
                 parts.append((ids, trained))
         if parts:
-            rows = source.rows_of(stored)
-            result[stored] = ComputedRows(rows.shape, partial(_replaced, rows, parts))
+            result[stored] = with_parts(source.rows_of(stored), parts)
     return result
 
 
@@ -187,15 +186,6 @@ def _on_exact_weights(model: Any, weights: dict[str, torch.Tensor], source: Path
 def _rounded(folder: Path) -> bool:
     """Whether a folder's files have weights in a dtype other than float32."""
     return any(entry.dtype != "F32" for entry in Checkpoint(folder).entries.values())
-
-
-def _replaced(stored: Rows, parts: list[tuple[torch.Tensor, torch.Tensor]], rows: slice) -> torch.Tensor:
-    """Rows of a file with those of some parts in their places; of each part its ids, ascending, and its rows."""
-    result = stored[rows].float()
-    for ids, part in parts:
-        first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop])).tolist()
-        result[ids[first:last] - rows.start] = part[first:last].float()
-    return result
 
 
 def _added(rows: Rows, up: torch.Tensor, down: torch.Tensor, part: slice) -> torch.Tensor:

@@ -137,26 +137,9 @@ def pretrain_folder(
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Pre-train a model folder on text and write the result; what does not train is copied byte for byte.
 
-    Parameters
-    ----------
-    initialised : str or Path
-        Model with the new vocabulary.
-    new_rows : int or sequence of int
-        Rows of tokens that the model lacked before its vocabulary changed: all from one on, or these.
-    texts : sequence of TrainingText
-    held_out : HeldOut
-        To measure on.
-    settings : PretrainSettings
-    seed : int
-    folder : Path
-        Existing folder for the result; checkpoints found in it are resumed from.
-    teacher : Path, optional
-        Model folder whose likelihoods of the text are a second loss.
-
-    Returns
-    -------
-    facts : dict
-    curve : list of dict
+    `initialised` has the new vocabulary; `new_rows` are those of tokens that it lacked before: all from one on, or
+    these. `folder` exists; checkpoints found in it are resumed from. Likelihoods of the text by `teacher`, a model
+    folder, are a second loss. Gives facts and the curve.
     """
     initialised, folder = Checkpoint(initialised).folder, Path(folder)
     settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})

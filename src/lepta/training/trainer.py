@@ -22,6 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lepta.core.errors import LeptaError, explained
 from lepta.core.journal import REMEDY, read_record
+from lepta.core.output import replacing
 from lepta.core.progress import console, progress
 from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.models.precision import autocast_of, low_dtype
@@ -260,10 +261,8 @@ def check_apart(model: Any, setting: str) -> None:
 def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
     """Write tensors atomically; only the first process does."""
     if processes().is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
-        partial.replace(file)
+        with replacing(file) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
 
 
 def train(run: Run) -> Trained:

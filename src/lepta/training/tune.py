@@ -16,7 +16,7 @@ from lepta.models.load import load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
 from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
-from lepta.training.distributed import CURVE, facts_of, processes, run_stages, with_curve
+from lepta.training.distributed import CURVE, processes, with_curve
 from lepta.training.merge import prepare_merge, write_merged
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.preference import prefer_folder, read_preferences
@@ -94,22 +94,9 @@ def tune_folder(
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Tune a model folder and write the result as a plain one; what does not train is copied byte for byte.
 
-    Parameters
-    ----------
-    source : str or Path
-        Model folder or hub id.
-    conversations : iterable
-        See `tune`.
-    settings : TuneSettings
-    seed : int
-    folder : Path
-        Existing folder for the result; checkpoints found in it are resumed from.
-
-    Returns
-    -------
-    facts : dict
-        Counts, `body_dtype`, and how far the written model's logits are from those of the one that was trained.
-    curve : list of dict
+    `source` is a model folder or hub id; for the conversations see `tune`. `folder` exists; checkpoints found in it are
+    resumed from. Gives facts (counts, `body_dtype`, and how far the written model's logits are from those of the one
+    that was trained) and the curve.
     """
     source, folder = Checkpoint(source).folder, Path(folder)
     work = folder / CHECKPOINTS
@@ -180,12 +167,3 @@ class TuneCommand:
             texts["preferences"] = self.preferences
         place = locate(model, hub_files=MODEL_FILES)
         return Stage(name, {"model": place}, key, lambda folder: self.run(model, folder), texts, together=True)
-
-
-def tune_stage(model: str, command: TuneCommand, output: Path, force: bool) -> dict[str, Any]:
-    """Tune any model source into a folder, as a stage that resumes; `force` starts over what was interrupted.
-
-    Returns its facts in the first process, nothing in the others.
-    """
-    run_stages(output.parent, [command.stage(model, output.name)], force)
-    return facts_of(output) if processes().is_main_process else {}

@@ -19,7 +19,7 @@ from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
 from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
-from lepta.vocabulary.scenarios import KeepBy, Scenario
+from lepta.vocabulary.scenarios import Scenario
 from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
 from lepta.vocabulary.start import alphabet, kept_tokens, number_to_keep
@@ -52,74 +52,19 @@ def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
 
 
 def build_vocabulary(
-    source: AnyTokenizer,
-    corpus: Sequence[str],
-    scenario: Scenario = "extended",
-    *,
-    add: int | None = None,
-    size: int | None = None,
-    keep: int | None = None,
-    keep_by: KeepBy = "frequency",
-    script: str = "auto",
-    keep_text: Sequence[str] = (),
-    most_changed: float = 0.01,
-    donor: Sequence[str] = (),
-    trim: int | None = None,
+    source: AnyTokenizer, corpus: Sequence[str], scenario: Scenario = "extended", **settings: Any
 ) -> TokenizerSource:
-    """Build the tokenizer of a scenario.
+    """Build the tokenizer of a scenario, with the original's special tokens and chat template.
 
-    Parameters
-    ----------
-    source : TokenizerSource, str or Path
-        The original tokenizer, or what `open_tokenizer` takes.
-    corpus : sequence of str
-        Text sources of the target language; for `optimized` and full replacement, of all languages to serve.
-    scenario : {"extended", "replaced", "optimized", "bpe", "unigram"}
-        `extended` keeps the original vocabulary and adds to it; `replaced` gives the ids of its least useful tokens to
-        new ones; `optimized` keeps its most useful part and adds to that; `bpe` and `unigram` replace it whole.
-    add, size : int
-        Number of new tokens, or size of the whole new vocabulary; one of them. `replaced` takes a number, `unigram` a
-        size.
-    keep : int, optional
-        Tokens that `optimized` keeps; by default half.
-    keep_by : {"frequency", "rank"}
-        Which ones; see `kept_tokens`.
-    script : str
-        Unicode script of tokens added to old ones, or `auto`; see `dominant_script`.
-    keep_text : sequence of str
-        `replaced`: text sources of all languages that shall stay. Without them only tokens of scripts other than Latin
-        and the target one give up their ids.
-    most_changed : float
-        `replaced`: share of the documents of `keep_text` whose ids may change outside the words of the target script.
-    donor : sequence of str
-        Tokenizers whose tokens in the target script are candidates beside those that are learned.
-    trim : int, optional
-        Leave out new tokens that the text of the corpus, word lists not counted, uses fewer times.
+    `extended` keeps the original vocabulary and adds to it; `replaced` gives the ids of its least useful tokens to new
+    ones; `optimized` keeps its most useful part and adds to that; `bpe` and `unigram` replace it whole. `corpus` are
+    text sources of the target language; for `optimized` and full replacement, of all languages to serve.
 
-    Returns
-    -------
-    TokenizerSource
-        The new tokenizer with the original's special tokens and chat template.
-
-    Raises
-    ------
-    LeptaError
-        If scenario and numbers do not fit together, the corpus does not hold that many tokens, or too many documents of
-        `keep_text` change.
+    `settings` are the other fields of `VocabularySettings`, as a recipe and `lepta vocab build` name them: `add` new
+    tokens, or `size` of the whole new vocabulary, and what some scenarios take besides. LeptaError if they do not fit
+    the scenario, the corpus does not hold that many tokens, or too many documents of `keep_text` change.
     """
-    given = {
-        "corpus": list(corpus),
-        "scenario": scenario,
-        "add": add,
-        "size": size,
-        "keep": keep,
-        "keep_by": keep_by,
-        "script": script,
-        "keep_text": list(keep_text),
-        "most_changed": most_changed,
-        "donor": list(donor),
-        "trim": trim,
-    }
+    given = {"corpus": list(corpus), "scenario": scenario, **settings}
     return build(open_tokenizer(source), validated(VocabularySettings, given, "vocabulary"))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lepta.vocabulary.source import AnyTokenizer, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Kinds that may stand in for each other, the best first: a single byte can be text in one family and a byte token in
@@ -54,6 +55,12 @@ class VocabularyChange:
         """Old id -> new id of everything in both."""
         new_ids = np.flatnonzero(self.old_id_of >= 0)
         return dict(zip(self.old_id_of[new_ids].tolist(), new_ids.tolist(), strict=True))
+
+
+def new_ids(original: AnyTokenizer, changed: AnyTokenizer) -> frozenset[int]:
+    """Ids of the tokens that an original vocabulary lacks."""
+    old, new = open_tokenizer(original).vocabulary(), open_tokenizer(changed).vocabulary()
+    return frozenset(VocabularyChange.between(old, new).new_ids.tolist())
 
 
 def first_other_token(base: Vocabulary, own: Vocabulary) -> int | None:

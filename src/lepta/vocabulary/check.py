@@ -1,8 +1,6 @@
 """Is a new tokenizer safe to put in the old one's place? Each check passes or fails with the evidence."""
 
 import json
-import shutil
-import tempfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from lepta.core.reading import read_json
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
-from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_tokenizer, sample_text
+from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_beside, sample_text
 from lepta.vocabulary.scenarios import KEEP_IDS
 from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -39,14 +37,9 @@ def check_vocabulary(
 ) -> list[Check]:
     """Check a tokenizer, alone or against the one that it was made from.
 
-    Parameters
-    ----------
-    new, old : TokenizerSource, str or Path
-        Open already, or what `open_tokenizer` takes. Without the original, `old`, only what needs no comparison is
-        checked.
-    target, other : sequence of str
-        Texts of the target language, and of other languages, whose ids must not change unless the scenario took tokens
-        away (`optimized`, `bpe`, `unigram`).
+    Without the original, `old`, only what needs no comparison is checked. `target` are texts of the target language,
+    `other` of other languages, whose ids must not change unless the scenario took tokens away (`optimized`, `bpe`,
+    `unigram`).
     """
     new = open_tokenizer(new)
     old = open_tokenizer(old) if old else None
@@ -154,16 +147,11 @@ def _difference(expected: str, actual: str) -> str:
 
 def _transformers(source: TokenizerSource, vocabulary: Vocabulary, documents: Sequence[str]) -> Check:
     """In the model folder that it is from, with the `config.json` there, which tells transformers the class to take."""
-    name, config = "same ids in tokenizers and transformers", Path(source.origin) / MODEL_CONFIG
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        source.save(folder)
-        if config.is_file():
-            shutil.copyfile(config, folder / MODEL_CONFIG)
-        try:
-            loaded = load_tokenizer(folder)
-        except LeptaError as error:
-            return Check(name, False, str(error).replace(f"{folder}: ", ""))
+    name = "same ids in tokenizers and transformers"
+    try:
+        loaded = load_beside(source, Path(source.origin))
+    except LeptaError as error:
+        return Check(name, False, str(error).replace(f"{source.origin}: ", ""))
     texts = [*documents, *sample_text(vocabulary)]
     same, other = first_difference(loaded, vocabulary, texts)
     evidence = f"{same:,} of {len(texts):,} texts as {type(loaded).__name__}"

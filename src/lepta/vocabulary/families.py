@@ -51,9 +51,6 @@ class ByteLevelBPE(Vocabulary):
 
     family = "byte-level BPE"
 
-    def _token_strings(self) -> dict[int, str]:
-        return {token_id: token for token, token_id in self.spec["model"]["vocab"].items()}
-
     def _read(self, token: str) -> tuple[bytes, Kind]:
         try:
             return from_byte_alphabet(token), Kind.TEXT
@@ -149,9 +146,6 @@ class SentencePieceBPE(SentencePiece):
     """BPE with byte fallback: Mistral-7B-v0.1, LLaMA-2, Gemma."""
 
     family = "SentencePiece BPE"
-
-    def _token_strings(self) -> dict[int, str]:
-        return {token_id: token for token, token_id in self.spec["model"]["vocab"].items()}
 
     def _unknown_id(self) -> int | None:
         return self.spec["model"]["vocab"].get(self.spec["model"].get("unk_token"))

@@ -6,8 +6,7 @@ Bulgarian, so new Cyrillic tokens may change the hash although the rule is the s
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -30,8 +29,7 @@ KNOWN_HASHES = {
 }
 
 
-@dataclass(frozen=True)
-class Recognition:
+class Recognition(NamedTuple):
     """What llama.cpp's converter makes of a tokenizer."""
 
     hash: str  # SHA-256 of the ids of the test text

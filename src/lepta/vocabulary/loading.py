@@ -96,16 +96,22 @@ def load_exact(folder: Path) -> Any:
     return loaded
 
 
-def check_loading(tokenizer: TokenizerSource, model: Path) -> None:
-    """LeptaError if transformers would read a tokenizer otherwise than its file says in a folder like that of a model.
-
-    It is loaded from a place of its own, with that model's `config.json` beside it.
-    """
+def load_beside(tokenizer: TokenizerSource, model: Path) -> Any:
+    """Load a tokenizer as in the folder of a model: from a place of its own, with that model's `config.json` if any."""
     with tempfile.TemporaryDirectory(prefix="lepta-") as name:
         folder = Path(name)
         tokenizer.save(folder)
-        shutil.copyfile(model / MODEL_CONFIG, folder / MODEL_CONFIG)
-        _refuse_difference(load_tokenizer(folder), tokenizer)
+        if (model / MODEL_CONFIG).is_file():
+            shutil.copyfile(model / MODEL_CONFIG, folder / MODEL_CONFIG)
+        try:
+            return load_tokenizer(folder)
+        except LeptaError as error:
+            raise LeptaError(str(error).replace(str(folder), tokenizer.origin)) from error
+
+
+def check_loading(tokenizer: TokenizerSource, model: Path) -> None:
+    """LeptaError if transformers would read a tokenizer otherwise than its file says in the folder of a model."""
+    _refuse_difference(load_beside(tokenizer, model), tokenizer)
 
 
 def _refuse_difference(loaded: Any, tokenizer: TokenizerSource) -> None:

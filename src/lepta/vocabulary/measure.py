@@ -49,12 +49,7 @@ class Measure:
 def measure(tokenizer: AnyVocabulary, documents: Iterable[str]) -> Measure:
     """Measure how a tokenizer cuts texts, all of them together.
 
-    Parameters
-    ----------
-    tokenizer : TokenizerSource, Vocabulary, str or Path
-        One that is open already, or what `open_tokenizer` takes.
-    documents : iterable of str
-        The texts themselves, as `read_documents` gives those of a file, a folder or `starter:ru/valid`.
+    `documents` are the texts themselves, as `read_documents` gives those of a file, a folder or `starter:ru/valid`.
     """
     return measure_sources(vocabulary_of(tokenizer), (Document(text, "", "") for text in documents))[0]
 

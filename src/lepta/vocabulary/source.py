@@ -43,32 +43,16 @@ SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclass(frozen=True, repr=False)
 class TokenizerSource:
-    """All that a model folder says about its tokenizer.
+    """All that a model folder says about its tokenizer."""
 
-    Attributes
-    ----------
-    spec : dict
-        Contents of `tokenizer.json`.
-    config : dict
-        Contents of `tokenizer_config.json`, without the chat template.
-    chat_template : str, dict or None
-        The Jinja template that writes conversations, or several by name, `default` among them.
-    origin : str
-        Where it was read from.
-    facts : dict
-        What building it found, if it was just built: `script`, the Unicode script of the tokens that were added;
-        `donors`, how many candidates each donor gave and how many were taken;
-        `kept_text`, what changed in text that is to stay (scenario `replaced`).
-    id_map : dict or None
-        Contents of `id_map.json`: the scenario that it was built by, and where each old id went.
-    """
-
-    spec: Spec
-    config: Config = field(default_factory=dict)
-    chat_template: str | dict[str, str] | None = None
-    origin: str = "tokenizer.json"
+    spec: Spec  # contents of `tokenizer.json`
+    config: Config = field(default_factory=dict)  # contents of `tokenizer_config.json`, without the chat template
+    chat_template: str | dict[str, str] | None = None  # Jinja; or several by name, `default` among them
+    origin: str = "tokenizer.json"  # where it was read from
+    # What building it found, if it was just built: `script`, the Unicode script of the added tokens; `donors`, how many
+    # candidates each gave and how many were taken; `kept_text`, what changed in text that is to stay.
     facts: dict[str, Any] = field(default_factory=dict)
-    id_map: dict[str, Any] | None = None
+    id_map: dict[str, Any] | None = None  # contents of `id_map.json`: the scenario, and where each old id went
 
     def __repr__(self) -> str:
         model = self.spec["model"]
@@ -128,11 +112,8 @@ def vocabulary_of(source: AnyVocabulary) -> Vocabulary:
 def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     """Read a tokenizer; LeptaError if there is no such place, or it holds no tokenizer that can be read.
 
-    Parameters
-    ----------
-    source : str or Path
-        A Hugging Face folder, a `tokenizer.json`, a SentencePiece `.model`, a tiktoken file, a `tekken.json`, a GGUF
-        file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`. A tokenizer that is open already is returned.
+    `source` is a Hugging Face folder, a `tokenizer.json`, a SentencePiece `.model`, a tiktoken file, a `tekken.json`, a
+    GGUF file, `package:NAME/FILE` or a hub id `OWNER/NAME[@REVISION]`. A tokenizer that is open already is returned.
     """
     if isinstance(source, TokenizerSource):
         return source

@@ -91,7 +91,7 @@ def read_tiktoken(path: Path) -> tuple[Spec, Config]:
             "give the model's tokenizer.json"
         )
     specials = dict(enumerate(known.specials, len(tokens)))
-    return _spec(dict(enumerate(tokens)), specials, known), parts.tokenizer_config(known.roles)
+    return _spec_and_config(dict(enumerate(tokens)), specials, known)
 
 
 def read_tekken(path: Path) -> tuple[Spec, Config]:
@@ -109,14 +109,14 @@ def read_tekken(path: Path) -> tuple[Spec, Config]:
         ignore_merges=True,
         starts_with="<s>",
     )
-    return _spec(tokens, dict(enumerate(known.specials)), known), parts.tokenizer_config(known.roles)
+    return _spec_and_config(tokens, dict(enumerate(known.specials)), known)
 
 
-def _spec(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) -> Spec:
+def _spec_and_config(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) -> tuple[Spec, Config]:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
     first = {known.starts_with: vocab[known.starts_with]} if known.starts_with else {}
-    return parts.tokenizer_json(
+    spec = parts.tokenizer_json(
         parts.bpe_model(vocab, parts.pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
         [parts.added_token(i, token) for i, token in specials.items()],
         normalizer=known.normalizer,
@@ -124,3 +124,4 @@ def _spec(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) 
         post_processor=parts.around(first, {}),
         decoder=parts.byte_level(use_regex=True),
     )
+    return spec, parts.tokenizer_config(known.roles)

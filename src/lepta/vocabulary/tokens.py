@@ -30,16 +30,9 @@ class Kind(IntEnum):
 class Vocabulary(ABC):
     """Ids and bytes of one tokenizer; the families are in `lepta.vocabulary.families`.
 
-    Attributes
-    ----------
-    spec : dict
-        The contents of `tokenizer.json`.
-    size : int
-        Largest id + 1. Not the number of tokens: ids may have holes.
-    bytes_of : list of (bytes or None)
-        Bytes of each id; `None` for holes. Special tokens have the bytes of their literal.
-    kinds : uint8 array, shape (size,)
-        `Kind` of each id.
+    `spec` is the contents of `tokenizer.json`. `size` is the largest id + 1, not the number of tokens: ids may have
+    holes. `bytes_of` has the bytes of each id, None for holes; special tokens have those of their literal. `kinds` is a
+    uint8 array, shape (size,): the `Kind` of each id.
     """
 
     family: str
@@ -59,9 +52,9 @@ class Vocabulary(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size:,} ids)"
 
-    @abstractmethod
     def _token_strings(self) -> dict[int, str]:
         """Id -> token as `tokenizer.json` writes it."""
+        return {token_id: token for token, token_id in self.spec["model"]["vocab"].items()}
 
     @abstractmethod
     def _read(self, token: str) -> tuple[bytes, Kind]:
