@@ -182,19 +182,11 @@ def origin_of(folder: Path) -> Origin:
     """Follow a model back to where it comes from."""
     origin, line = Origin(), line_of(folder)
     first = line[0].parent if line else None
-    known = front_matter(Path(first)) if first and is_there(first) and Path(first).is_dir() else {}
-    for step in line[:-1]:
-        known = front_matter(step.folder) or known
     if first:
         origin.name = hub_id_of(first) or short_name(first)
         origin.source = first if first.startswith("package:") else hub_id_of(first) or Path(first).name
-    nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
-    named = known.get("base_model")
-    named = named[0] if isinstance(named, list) and named else named
-    header = _gguf_header(first or "")
-    nearest += [named] if isinstance(named, str) else []
-    nearest += [hub_id_of(_gguf_text(header, name).removeprefix(HUB)) for name in GGUF_ORIGINS]
-    origin.base = next((name for name in nearest if name), None)
+    known, header = _known_of(line, first), _gguf_header(first or "")
+    origin.base = _nearest_on_hub(line, known, header)
     licence = LICENCE.fullmatch(_gguf_text(header, "general.license"))
     origin.licence = str(known.get("license") or (licence and licence[0]) or "unknown")
     spoken = known.get("language") or []
@@ -204,6 +196,24 @@ def origin_of(folder: Path) -> Origin:
     texts = _unique([text for _, text in labelled])
     origin.datasets = [re.split("[@?]", text.removeprefix(DATASET))[0] for text in texts if text.startswith(DATASET)]
     return origin
+
+
+def _known_of(line: Sequence[Step], first: str | None) -> dict[str, Any]:
+    """What the nearest card before a folder's own says to machines."""
+    cards = [step.folder for step in line[:-1]]
+    if first and is_there(first) and Path(first).is_dir():
+        cards.insert(0, Path(first))
+    return next(filter(None, map(front_matter, reversed(cards))), {})
+
+
+def _nearest_on_hub(line: Sequence[Step], known: dict[str, Any], header: bytes) -> str | None:
+    """Hub id of the nearest model that a folder, a card or the header of a GGUF file names."""
+    nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
+    named = known.get("base_model")
+    named = named[0] if isinstance(named, list) and named else named
+    nearest += [named] if isinstance(named, str) else []
+    nearest += [hub_id_of(_gguf_text(header, name).removeprefix(HUB)) for name in GGUF_ORIGINS]
+    return next(filter(None, nearest), None)
 
 
 def _gguf_header(source: str) -> bytes:

@@ -102,19 +102,11 @@ def _check_templates(recipe: Recipe) -> None:
 
     The stages that would find out come after the training.
     """
-    calibrate, benchmark, behaviour = recipe.calibrate, recipe.evaluate.darumeru, recipe.evaluate.behaviour
-    asked = [("evaluate.behaviour", behaviour), ("calibrate", calibrate)]
-    by = [name for name, setting in asked if setting]
-    thinkers = [calibrate.answers if calibrate else None, benchmark, behaviour]
+    benchmark, behaviour = recipe.evaluate.darumeru, recipe.evaluate.behaviour
+    thinkers = [recipe.calibrate and recipe.calibrate.answers, benchmark, behaviour]
     thinking = any(setting.thinking for setting in thinkers if setting)
     variants = {variant.model or recipe.base for variant in recipe.variants.values()}
-    needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
-    if recipe.evaluate.behaviour:
-        needed[recipe.base].append("evaluate.behaviour")
-    for variant in recipe.variants.values():
-        if variant.model:
-            needed.setdefault(variant.model, []).extend(by)
-    for source, settings in needed.items():
+    for source, settings in _templates_needed(recipe).items():
         thinks = thinking and source in variants
         template = chat_template_of(locate(source, hub_files=MODEL_FILES)) if settings or thinks else None
         if thinks and not block_of(template):
@@ -124,6 +116,18 @@ def _check_templates(recipe: Recipe) -> None:
                 f"{source}: no chat template, which {settings[0]} needs; add chat_template.jinja to its folder, take "
                 f"an instruct model, or leave {settings[0]} out"
             )
+
+
+def _templates_needed(recipe: Recipe) -> dict[str, list[str]]:
+    """Model -> the settings for which it needs a chat template."""
+    needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
+    asked = ["evaluate.behaviour"] if recipe.evaluate.behaviour else []
+    needed[recipe.base] += asked
+    asked += ["calibrate"] if recipe.calibrate else []
+    for variant in recipe.variants.values():
+        if variant.model:
+            needed.setdefault(variant.model, []).extend(asked)
+    return needed
 
 
 class _Layout:

@@ -230,10 +230,10 @@ def test_passages_have_each_token_often_enough_first(tiny_tokenizer, tiny_extend
     common_id, rare_id = whole[0], whole[100]
     common, rare = (new.data(i).decode() for i in (common_id, rare_id))
     documents = [f"{common} " * 20] * 50 + [f"{rare} " * 20]
-    chosen = choose_passages(documents, Aligner(old, new, 1, 1), new.size, fresh, 120, 400, 8, 0, 3)
+    chosen = choose_passages(documents, Aligner(old, new, 1, 1), fresh, 120, 400, 8, 0, 3)
     assert chosen.counts[rare_id] > 0, "the only passage with it is taken, whatever the order"
     with pytest.raises(LeptaError, match="none occurs in the text"):
-        choose_passages(["plain English text"] * 9, Aligner(old, new, 1, 1), new.size, fresh, 50, 400, 8, 0, 3)
+        choose_passages(["plain English text"] * 9, Aligner(old, new, 1, 1), fresh, 50, 400, 8, 0, 3)
 
 
 def test_cut_loses_nothing_but_white_space():

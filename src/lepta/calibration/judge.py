@@ -166,15 +166,15 @@ def _grade(
             stopped, replies = error, error.done
         unread = []
         for (question, _), reply in zip(left, replies, strict=True):
-            if reply is None:
-                continue
-            said = reply.reason if isinstance(reply, Refusal) else reply[0].text
-            found = None if isinstance(reply, Refusal) else read_grades(said)
-            grades[question.key, question.number] = dict(found) if found else {"unreadable": said[:200]}
-            if not found and not isinstance(reply, Refusal):
-                said_turn = {"role": "assistant", "content": said or "..."}
-                again_turn = {"role": "user", "content": rubric.again}
-                unread.append((question, [*question.messages, said_turn, again_turn]))
+            place = question.key, question.number
+            if isinstance(reply, Refusal):
+                grades[place] = {"unreadable": reply.reason[:200]}
+            elif reply and (found := read_grades(reply[0].text)):
+                grades[place] = dict(found)
+            elif reply:
+                grades[place] = {"unreadable": reply[0].text[:200]}
+                said = {"role": "assistant", "content": reply[0].text or "..."}
+                unread.append((question, [*question.messages, said, {"role": "user", "content": rubric.again}]))
         if stopped:
             raise stopped
         left = unread

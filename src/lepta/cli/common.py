@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
 from lepta.core.progress import Terminal
+from lepta.core.settings import Section
 from lepta.text.locate import locate
 
 if TYPE_CHECKING:
@@ -42,17 +44,26 @@ TokenizerPath = Annotated[
         "package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
     ),
 ]
-HardLink = Annotated[
-    bool,
-    typer.Option(
-        "--hard-link", help="Share unchanged files with the source: who edits one edits both.", rich_help_panel=OUTPUT
-    ),
-]
-InputName = Annotated[
-    str | None, typer.Option(help="Name of the input embedding tensor, for an architecture not known here.")
-]
-OutputName = Annotated[str | None, typer.Option(help="Name of the head's tensor, likewise.")]
 ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
+
+
+class Writing(Section):
+    """How a command writes a folder."""
+
+    hard_link: bool = Field(
+        default=False, description="Share unchanged files with the source: who edits one edits both"
+    )
+    force: bool = Field(default=False, description="Replace the output if it exists")
+    as_json: bool = Field(default=False, description="Print the result as JSON")
+
+
+class TensorNames(Section):
+    """What the matrices with a row for each token are called."""
+
+    input_embeddings: str | None = Field(
+        default=None, description="Name of the input embedding tensor, for an architecture not known here"
+    )
+    output_embeddings: str | None = Field(default=None, description="Name of the head's tensor, likewise")
 
 
 def opened(

@@ -135,8 +135,7 @@ def darumeru_export(
     settings: Annotated[TaskChoice, Flags(headings=CHOICE)],
     shots: Annotated[int, typer.Option(min=0, help="Examples before a question.")] = 0,
     tokenizer: Annotated[
-        str,
-        typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it."),
+        str, typer.Option(metavar="MODEL", help="Whose tokens are counted: copies and extractive summaries need it.")
     ] = "",
     force: Force = False,
     as_json: AsJson = False,

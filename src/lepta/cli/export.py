@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lepta.cli.common import AsJson, Force, check_places, opened, print_json, print_warnings, result
+from lepta.cli.common import Writing, check_places, opened, print_json, print_warnings, result
+from lepta.cli.options import WRITING_ANEW, takes_settings
 
 export = typer.Typer(no_args_is_help=True, help="Write a finished model for another program.")
 
@@ -16,9 +17,11 @@ def _export() -> None:
 
 
 @export.command("gguf")
+@takes_settings
 def export_gguf(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="HF folder or hub id.")],
     output: Annotated[Path, typer.Option(help="File to write; what was compared is beside it, in OUTPUT.json.")],
+    writing: Annotated[Writing, WRITING_ANEW],
     kind: Annotated[
         str, typer.Option("--type", metavar="f32|f16|bf16|q8_0|tq1_0|tq2_0", help="Type of the weights.")
     ] = "f16",
@@ -33,19 +36,17 @@ def export_gguf(
     answers: Annotated[
         int, typer.Option(min=0, max=22, help="Greedy answers to compare; loads the model in float32.")
     ] = 8,
-    force: Force = False,
-    as_json: AsJson = False,
 ) -> None:
     """Write a GGUF file for llama.cpp, and compare what llama.cpp reads and writes with the folder.
 
     Try: lepta export gguf my/result --type q8_0 --output my/result.gguf
     """
-    check_places([model], [output], force)
+    check_places([model], [output], writing.force)
     from lepta.deployment import gguf
 
     with opened(model) as checkpoint:
         facts = gguf.export_gguf(checkpoint.folder, output, kind, converter, llama_server, lines, answers)
-    if as_json:
+    if writing.as_json:
         print_json({"output": str(output), **facts})
     else:
         _print(output, facts)

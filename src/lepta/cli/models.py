@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 from rich.markup import escape
 
 from lepta.cli.common import (
     AsJson,
     Force,
-    HardLink,
-    InputName,
     ModelPath,
     Output,
-    OutputName,
+    TensorNames,
     TokenizerPath,
+    Writing,
     check_places,
     console,
     opened,
@@ -24,9 +24,10 @@ from lepta.cli.common import (
     result,
     say,
 )
-from lepta.cli.options import Flags, takes_settings
+from lepta.cli.options import WRITING, WRITING_ANEW, Flags, takes_settings
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
+from lepta.core.settings import Section
 from lepta.core.tables import number_table
 from lepta.embeddings.settings import PropagateSettings
 from lepta.stages import write_manifest
@@ -34,13 +35,18 @@ from lepta.text.locate import locate
 from lepta.text.sources import read_documents
 from lepta.vocabulary.scenarios import LARGEST_PADDING
 
+NAMES = Flags(headings={"": "Options"})
+
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
 
 
+@takes_settings
 def init(
     model: ModelPath,
     tokenizer: TokenizerPath,
     output: Output,
+    names: Annotated[TensorNames, NAMES],
+    writing: Annotated[Writing, WRITING_ANEW],
     pad_to: Annotated[
         int | None, typer.Option(min=1, max=LARGEST_PADDING, help="Pad the rows to this multiple.")
     ] = None,
@@ -48,25 +54,33 @@ def init(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="What a GGUF file becomes; default: float32. A folder keeps its own."),
     ] = None,
-    input_embeddings: InputName = None,
-    output_embeddings: OutputName = None,
-    force: Force = False,
-    as_json: AsJson = False,
 ) -> None:
     """Give a model another vocabulary: each new token starts as the mean of its old pieces.
 
     Try: lepta init --model Qwen/Qwen3-0.6B-Base --tokenizer my/vocabulary --output my/initialised
     """
-    check_places([model, tokenizer], [output], force)
+    check_places([model, tokenizer], [output], writing.force)
     from lepta.embeddings.initialise import initialise
     from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
 
-    with opened(model, input_embeddings, output_embeddings, dtype) as checkpoint, publishing(output, force) as folder:
+    tensors = names.input_embeddings, names.output_embeddings
+    with opened(model, *tensors, dtype) as checkpoint, publishing(output, writing.force) as folder:
         facts = initialise(checkpoint, open_tokenizer(tokenizer), folder, pad_to)
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
         sources = {"model": model, "tokenizer": tokenizer}
         write_manifest("init", folder, inputs, {"pad_to": pad_to, "dtype": dtype}, facts, sources)
-    result({"output": str(output), **facts}, as_json)
+    result({"output": str(output), **facts}, writing.as_json)
+
+
+class PropagateTexts(Section):
+    """Text that propagation reads."""
+
+    valid: list[str] = Field(
+        default_factory=list, description="Held-out text to choose by, in all languages that count"
+    )
+    weigh_by: list[str] = Field(
+        default_factory=list, description="Text in which tokens that are frequent weigh more in the fit"
+    )
 
 
 @takes_settings
@@ -80,18 +94,9 @@ def propagate(
         Path, typer.Option(help="Folder to write; it must not exist yet. Several variants go to folders below it.")
     ],
     settings: Annotated[PropagateSettings, Flags()],
-    valid: Annotated[
-        list[str] | None, typer.Option(help="Held-out text to choose by, in all languages that count; may be repeated.")
-    ] = None,
-    weigh_by: Annotated[
-        list[str] | None,
-        typer.Option(help="Text in which tokens that are frequent weigh more in the fit; repeat for several."),
-    ] = None,
-    hard_link: HardLink = False,
-    force: Force = False,
-    input_embeddings: InputName = None,
-    output_embeddings: OutputName = None,
-    as_json: AsJson = False,
+    texts: Annotated[PropagateTexts, NAMES],
+    names: Annotated[TensorNames, NAMES],
+    writing: Annotated[Writing, WRITING],
 ) -> None:
     """Carry trained embeddings from an adapted base model into instruct variants (LEP).
 
@@ -100,30 +105,32 @@ def propagate(
     targets = [output] if len(instruct) == 1 else [output / _name_of(source) for source in instruct]
     if len(set(targets)) < len(targets):
         raise LeptaError(f"--instruct: two variants with the name {targets[0].name}; give their folders other names")
-    check_places([base, adapted, *instruct], targets, force)
+    check_places([base, adapted, *instruct], targets, writing.force)
     from lepta.embeddings.propagate import count_tokens
     from lepta.evaluation.sweep import Judge, propagate_best
     from lepta.vocabulary.source import open_tokenizer
 
     with ExitStack() as stack:
         sources = (base, adapted, *instruct)
-        models = [stack.enter_context(opened(one, input_embeddings, output_embeddings)) for one in sources]
-        folders = [stack.enter_context(publishing(target, force)) for target in targets]
-        counts = None
-        if weigh_by:
-            counts = count_tokens(open_tokenizer(models[1].folder).vocabulary(), list(read_documents(weigh_by)))
-        judge = Judge.of(valid or [], settings.answers) if settings.several else None
+        tensors = names.input_embeddings, names.output_embeddings
+        models = [stack.enter_context(opened(one, *tensors)) for one in sources]
+        folders = [stack.enter_context(publishing(target, writing.force)) for target in targets]
+        options: dict[str, Any] = {"hard_link": writing.hard_link}
+        if texts.weigh_by:
+            vocabulary = open_tokenizer(models[1].folder).vocabulary()
+            options["token_counts"] = count_tokens(vocabulary, list(read_documents(texts.weigh_by)))
+        judge = Judge.of(texts.valid, settings.answers) if settings.several else None
         pairs = list(zip(models[2:], folders, strict=True))
-        facts = propagate_best(models[0], models[1], pairs, settings, judge, token_counts=counts, hard_link=hard_link)
-        named_texts = (("weigh_by", weigh_by), ("valid", valid), ("answers", settings.answers))
-        texts = {label: names for label, names in named_texts if names}
+        facts = propagate_best(models[0], models[1], pairs, settings, judge, **options)
+        read = {"weigh_by": texts.weigh_by, "valid": texts.valid, "answers": settings.answers}
+        read = {label: sources for label, sources in read.items() if sources}
         key = settings.model_dump(exclude={"answers"})
         for name, variant, folder, fact in zip(instruct, models[2:], folders, facts, strict=True):
             inputs = {"base": models[0].folder, "adapted": models[1].folder, "instruct": variant.folder}
-            named = {"base": base, "adapted": adapted, "instruct": name, **texts}
-            write_manifest("propagate", folder, inputs, key, fact, named, texts)
+            named = {"base": base, "adapted": adapted, "instruct": name, **read}
+            write_manifest("propagate", folder, inputs, key, fact, named, read)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
-    if as_json:
+    if writing.as_json:
         print_json(results[0] if len(results) == 1 else results)
     else:
         _print_maps(results)
@@ -175,11 +182,7 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
 
 @patch.command("export")
 def patch_export(
-    original: ModelPath,
-    adapted: ModelPath,
-    output: Output,
-    force: Force = False,
-    as_json: AsJson = False,
+    original: ModelPath, adapted: ModelPath, output: Output, force: Force = False, as_json: AsJson = False
 ) -> None:
     """Write what turns the original model into the adapted one: new rows and tokenizer, without the body.
 
@@ -196,24 +199,23 @@ def patch_export(
 
 
 @patch.command("apply")
+@takes_settings
 def patch_apply(
     patch: Annotated[str, typer.Option(help="Folder or hub id of the patch.")],
     model: Annotated[str, typer.Option(help="The original model: folder, GGUF or hub id.")],
     output: Output,
-    hard_link: HardLink = False,
-    force: Force = False,
-    as_json: AsJson = False,
+    writing: Annotated[Writing, WRITING],
 ) -> None:
     """Turn the original model into the adapted one. The patch knows its model by hashes and refuses any other.
 
     Try: lepta patch apply --patch my/patch --model BASE --output my/again
     """
-    check_places([model, patch], [output], force)
+    check_places([model, patch], [output], writing.force)
     from lepta.embeddings.patch import PATCH_FILES, apply_patch
 
     place = locate(patch, hub_files=PATCH_FILES)
-    with opened(model) as checkpoint, publishing(output, force) as folder:
-        facts = apply_patch(place, checkpoint, folder, hard_link)
+    with opened(model) as checkpoint, publishing(output, writing.force) as folder:
+        facts = apply_patch(place, checkpoint, folder, writing.hard_link)
         inputs = {"patch": place, "model": checkpoint.folder}
         write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
-    result({"output": str(output), **facts}, as_json)
+    result({"output": str(output), **facts}, writing.as_json)

@@ -6,22 +6,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
 from lepta.cli.common import MOST_GPUS, say
+from lepta.cli.options import Flags, takes_settings
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_new_file
 from lepta.core.reading import is_there, parse_yaml
-from lepta.core.settings import is_name, validated
+from lepta.core.settings import Section, is_name, validated
 from lepta.recipe import Recipe
 
 
+class Subject(Section):
+    """Which model learns which language."""
+
+    base: str = Field(default="", description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
+    language: str = Field(default="", description="The language to learn, for example kk")
+
+
+@takes_settings
 def new(
     recipe: Annotated[Path, typer.Argument(help="File to write; its name is the recipe's.")],
-    base: Annotated[str, typer.Option(help="Foundation model: folder, GGUF file, package:NAME/FILE or hub id.")] = "",
+    subject: Annotated[Subject, Flags(headings={"": "Options"})],
     variant: Annotated[
         list[str] | None, typer.Option(help="Instruct variant of the base, MODEL or NAME=MODEL; repeat for several.")
     ] = None,
-    language: Annotated[str, typer.Option(help="The language to learn, for example kk.")] = "",
     text: Annotated[list[str] | None, typer.Option(help="Training text in it: file or folder; repeat.")] = None,
     valid: Annotated[
         list[str] | None, typer.Option(help="Held-out text in it (default: known for starter:LANGUAGE/train); repeat.")
@@ -38,8 +47,8 @@ def new(
     """
     if not is_name(recipe.stem):
         raise LeptaError(f"{recipe}: its name is the recipe's; expected a file name of letters, digits, `.`, `_`, `-`")
-    base = base or _asked("--base", "Base model")
-    language = language or _asked("--language", "Language, for example kk")
+    base = subject.base or _asked("--base", "Base model")
+    language = subject.language or _asked("--language", "Language, for example kk")
     text = text or [_asked("--text", "Training text, a file or folder")]
     from lepta.plan.devices import devices_named
     from lepta.plan.propose import Wish, propose, valid_of

@@ -38,6 +38,10 @@ class Flags:
     headings: dict[str, str] = field(default_factory=dict)  # that options of a field or section stand under in the help
 
 
+WRITING = Flags({"as_json": "--json"}, headings={"": "Output"})
+WRITING_ANEW = Flags({"as_json": "--json"}, without=frozenset({"hard_link"}), headings={"": "Output"})
+
+
 @dataclass(frozen=True)
 class _Option:
     path: tuple[str, ...]

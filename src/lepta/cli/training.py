@@ -22,17 +22,6 @@ from lepta.text.sources import BENCHMARK
 from lepta.training.settings import PreferenceSettings, PretrainSettings, TuneSettings
 
 ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
-Data = Annotated[
-    list[str],
-    typer.Option(help="File of conversations: `messages`, or `prompt` and `answer`, a row each; repeat for several."),
-]
-Preferences = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="File of `prompt`, `chosen`, `rejected`, or `prompt`, `answer`, `label`, for a step after tuning; "
-        "repeat for several."
-    ),
-]
 ApartFrom = Annotated[
     list[str] | None, typer.Option(help="Training text that copies share no 13 words with; repeat for several.")
 ]
@@ -54,6 +43,16 @@ class Texts(Section):
             target=Language.model_construct(language="target", train=self.text, valid=self.valid),
             source=Language.model_construct(language="source", train=self.source_text, valid=self.source_valid),
         )
+
+
+class TuneData(Section):
+    """What a model is tuned on."""
+
+    data: Sources = Field(description="File of conversations: `messages`, or `prompt` and `answer`, a row each")
+    preference: list[str] = Field(
+        default_factory=list,
+        description="File of `prompt`, `chosen`, `rejected`, or `prompt`, `answer`, `label`, for a step after tuning",
+    )
 
 
 class RunOptions(Section):
@@ -249,14 +248,13 @@ def _run(stage: Stage, output: Path, options: RunOptions) -> dict[str, Any]:
 @takes_settings
 def tune(
     model: ModelPath,
-    data: Data,
+    files: Annotated[TuneData, Flags(headings={"": "Options"})],
     output: Output,
     settings: Annotated[TuneSettings, Flags({"lora": ""}, headings=HEADINGS)],
     copies: Annotated[CopySettings, COPIES],
     step: Annotated[PreferenceSettings, PREFERENCE],
     options: Annotated[RunOptions, RUN_AT_ONCE],
     apart_from: ApartFrom = None,
-    preference: Preferences = None,
 ) -> None:
     """Tune an instruct model on conversations; the loss counts what the assistant says.
 
@@ -282,7 +280,7 @@ def tune(
         texts = {"copies": copies.text, "apart from": copies.apart_from or []}
         made = partial(copy_examples, copies, texts["apart from"], options.seed)
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
-    command = TuneCommand(settings, options.seed, data, added, preference or [], step)
+    command = TuneCommand(settings, options.seed, files.data, added, files.preference, step)
     facts = _run(command.stage(model, output.name), output, options)
     result({"output": str(output), **facts}, options.as_json)
 

@@ -93,10 +93,7 @@ def _of_field(field: str, message: str) -> str:
 
 
 def validated(
-    model: type[Settings],
-    content: dict[str, Any],
-    where: str,
-    worded: Callable[[str, str], str] = _of_field,
+    model: type[Settings], content: dict[str, Any], where: str, worded: Callable[[str, str], str] = _of_field
 ) -> Settings:
     """Check values as `read_settings` does; messages begin with `where`.
 

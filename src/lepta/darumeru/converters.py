@@ -319,12 +319,7 @@ MERA: dict[str, Converter] = {
     "rcb": {"premise": "inputs.premise", "hypothesis": "inputs.hypothesis", "answer": "outputs"},
     "ruopenbookqa": MERA_CHOICE,
     "ruworldtree": MERA_CHOICE,
-    "rwsd": {
-        "text": "inputs.text",
-        "span1": "inputs.span1_text",
-        "span2": "inputs.span2_text",
-        "answer": "outputs",
-    },
+    "rwsd": {"text": "inputs.text", "span1": "inputs.span1_text", "span2": "inputs.span2_text", "answer": "outputs"},
     "use": _mera_exam,
 }
 RUCOLA: Converter = {"sentence": _stripped("sentence"), "answer": _acceptable}

@@ -70,10 +70,8 @@ class TransformersBackend(Backend):
         prompts = self.ids([request.prompt for request in requests])
         stop = _Ends(self._tokenizer, requests, max(map(len, prompts)))
         with self._evaluating():
-            shared, cache = self._scorer.start(prompts) if self._inner_padding else (0, None)
-            written = generate_batch(
-                self._model, self._tokenizer, prompts, max_tokens, shared=shared, cache=cache, stop=stop
-            )
+            begun = self._scorer.start(prompts) if self._inner_padding else (0, None)
+            written = generate_batch(self._model, self._tokenizer, prompts, max_tokens, begun=begun, stop=stop)
         return [self._completion(one.ids, request) for one, request in zip(written, requests, strict=True)]
 
     def _completion(self, ids: Sequence[int], request: GenerationRequest) -> Completion:

@@ -107,7 +107,6 @@ def _choose_passages(
     passages = choose_passages(
         documents(),
         aligner,
-        pair.new.size,
         pair.fresh,
         settings.tokens - of_source,
         settings.passage,
@@ -205,13 +204,7 @@ def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrence
 
 
 def _learn_inputs(
-    distiller: Distiller,
-    pair: Pair,
-    passages: Passages,
-    settings: DistillSettings,
-    seed: int,
-    unit: float,
-    work: Path,
+    distiller: Distiller, pair: Pair, passages: Passages, settings: DistillSettings, seed: int, unit: float, work: Path
 ) -> list[dict[str, float]]:
     """Bring hidden states near the teacher's, as a resumable run on all processes; returns its curve."""
     examples = Examples(

@@ -47,7 +47,6 @@ def _shuffled_pieces(documents: Iterable[str], length: int, draw: random.Random)
 def choose_passages(
     documents: Iterable[str],
     aligner: Aligner,
-    size: int,
     learned: np.ndarray,
     tokens: int,
     length: int,
@@ -57,15 +56,14 @@ def choose_passages(
 ) -> Passages:
     """Choose passages with `tokens` tokens of the new vocabulary in all.
 
-    First those in which some learned token (by its id, of `size` ids) has occurred less than `occurrences` times so
-    far, then any. The text is read to its end: of much more than what is wanted, passages of `length` characters are
-    drawn from all of it. `held_out` passages are put aside, if those are at most a tenth of all. LeptaError if no
-    learned token occurs.
+    First those in which some learned token (by its id) has occurred less than `occurrences` times so far, then any. The
+    text is read to its end: of much more than what is wanted, passages of `length` characters are drawn from all of it.
+    `held_out` passages are put aside, if those are at most a tenth of all. LeptaError if no learned token occurs.
     """
     draw = random.Random(seed)
     pieces = _shuffled_pieces(documents, length, draw)
     held_out = min(held_out, len(pieces) // 10)
-    counts, learns = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+    counts, learns = np.zeros(aligner.new.size, dtype=np.int64), np.zeros(aligner.new.size, dtype=bool)
     learns[learned] = True
     chosen: list[Alignment] = []
     others: list[Alignment] = []
@@ -144,13 +142,7 @@ class Examples:
     """
 
     def __init__(
-        self,
-        kinds: Sequence[list[Alignment]],
-        learned: np.ndarray,
-        size: int,
-        batch: int,
-        everywhere: bool,
-        seed: int,
+        self, kinds: Sequence[list[Alignment]], learned: np.ndarray, size: int, batch: int, everywhere: bool, seed: int
     ) -> None:
         self._everywhere = everywhere
         self._learns = np.zeros(size, dtype=bool)

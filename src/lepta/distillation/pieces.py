@@ -164,12 +164,7 @@ class Targets:
 
 
 def branch_targets(
-    tree: PieceTree,
-    nodes: np.ndarray,
-    states: torch.Tensor,
-    total: torch.Tensor,
-    head: torch.Tensor,
-    rule: LogitRule,
+    tree: PieceTree, nodes: np.ndarray, states: torch.Tensor, total: torch.Tensor, head: torch.Tensor, rule: LogitRule
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the original model expects below n nodes: place in `nodes`, branch and probability of each branch.
 

@@ -271,12 +271,7 @@ class HeldOut:
     """Tokens (old ids) that a fit has not seen, to judge it by; `weights` says how much each counts."""
 
     def __init__(
-        self,
-        tokens: np.ndarray,
-        base: Rows,
-        instruct: Rows,
-        stand_ins: sparse.csr_array | None,
-        weights: np.ndarray,
+        self, tokens: np.ndarray, base: Rows, instruct: Rows, stand_ins: sparse.csr_array | None, weights: np.ndarray
     ) -> None:
         index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
         self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))

@@ -112,29 +112,9 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     """
     original, folder = Checkpoint.of(original), Path(folder)
     patch = locate(place, hub_files=PATCH_FILES)
-    if not (patch / PATCH).is_file():
-        raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")
-    content = conform(
-        Patch, read_json(patch / PATCH), patch / PATCH, "export the patch again, with this version of LEPTA"
-    )
-    if other := sorted(_unlike(_files(patch), content.files)):
-        raise LeptaError(f"{patch / other[0]}: not as {PATCH} says it was exported; copy or download the patch again")
-    stored = {entry.name: entry for entry in read_header(patch / ROWS)}
-    if other := sorted(_unlike(tensor_hashes(original), content.before)):
-        raise LeptaError(
-            f"{original.folder}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
-            "give that model, in the same revision and dtype"
-        )
-    rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in stored.items()}
-    needed = [SAME, *content.matrices, *(name + CHANGED for name in content.matrices)]
-    if missing := [name for name in needed if name not in rows] + sorted(
-        {*content.matrices.values()} - {*content.before}
-    ):
-        raise LeptaError(f"{patch / PATCH}: names {missing[0]}, which is not there; export the patch again")
-    if left := [name for name in original.vocabulary_names if name not in content.matrices.values()]:
-        raise LeptaError(f"{patch / PATCH}: has nothing for {left[0]}, which has a row for each token; export it again")
-    if rows[SAME].shape != (content.rows,):
-        raise LeptaError(f"{patch / PATCH}: rows is {content.rows:,}, expected {rows[SAME].shape[0]:,} by {ROWS}")
+    content = _read_content(patch)
+    rows = {e.name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for e in read_header(patch / ROWS)}
+    _check_fit(patch, content, rows, original)
     same = rows[SAME][:].numpy()
     matrices = {
         name: ComputedRows(
@@ -154,6 +134,36 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
         if written[name] != expected:
             raise LeptaError(f"{patch}: {name} does not become the tensor that the patch was made from")
     return {"rows": content.rows}
+
+
+def _read_content(patch: Path) -> Patch:
+    """What `patch.json` says; LeptaError if it is not there or damaged, or a file is not as it says."""
+    if not (patch / PATCH).is_file():
+        raise LeptaError(f"{patch}: no {PATCH} in it; expected a folder that `lepta patch export` wrote")
+    content = conform(
+        Patch, read_json(patch / PATCH), patch / PATCH, "export the patch again, with this version of LEPTA"
+    )
+    if other := sorted(_unlike(_files(patch), content.files)):
+        raise LeptaError(f"{patch / other[0]}: not as {PATCH} says it was exported; copy or download the patch again")
+    return content
+
+
+def _check_fit(patch: Path, content: Patch, rows: dict[str, StoredRows], original: Checkpoint) -> None:
+    """LeptaError if a patch is for another model, or its rows are not what `patch.json` says."""
+    if other := sorted(_unlike(tensor_hashes(original), content.before)):
+        raise LeptaError(
+            f"{original.folder}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
+            "give that model, in the same revision and dtype"
+        )
+    needed = [SAME, *content.matrices, *(name + CHANGED for name in content.matrices)]
+    missing = [name for name in needed if name not in rows]
+    missing += sorted({*content.matrices.values()} - {*content.before})
+    if missing:
+        raise LeptaError(f"{patch / PATCH}: names {missing[0]}, which is not there; export the patch again")
+    if left := [name for name in original.vocabulary_names if name not in content.matrices.values()]:
+        raise LeptaError(f"{patch / PATCH}: has nothing for {left[0]}, which has a row for each token; export it again")
+    if rows[SAME].shape != (content.rows,):
+        raise LeptaError(f"{patch / PATCH}: rows is {content.rows:,}, expected {rows[SAME].shape[0]:,} by {ROWS}")
 
 
 def _files(patch: Path) -> dict[str, str]:

@@ -40,12 +40,7 @@ class Model:
 
 
 def evaluate(
-    models: Sequence[Model],
-    base: Path,
-    original: str,
-    adapted: str,
-    text: Text,
-    settings: EvaluateSettings,
+    models: Sequence[Model], base: Path, original: str, adapted: str, text: Text, settings: EvaluateSettings
 ) -> dict[str, Any]:
     """Measure all models; `base` has the original vocabulary, which tells what tokens are new.
 
@@ -86,13 +81,19 @@ def evaluate(
     }
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {one.name: one.folder for one in models}
-    cutters = [open_tokenizer(folders[name]).vocabulary() for name in (original, adapted)]
-    result["pieces"] = {}
-    for language, texts in held_out.items():
-        shown = texts[0][:PASSAGE]
-        cuts = [pieces(vocabulary, shown) for vocabulary in cutters]
-        result["pieces"][language] = {"characters": len(shown), "cuts": cuts}
+    passages = {language: texts[0][:PASSAGE] for language, texts in held_out.items()}
+    result["pieces"] = _pieces([folders[name] for name in (original, adapted)], passages)
     return result
+
+
+def _pieces(folders: Sequence[Path], passages: dict[str, str]) -> dict[str, Any]:
+    """A passage of each language, cut by the tokenizers of some models."""
+    cutters = [open_tokenizer(folder).vocabulary() for folder in folders]
+    found = {}
+    for language, passage in passages.items():
+        cuts = [pieces(vocabulary, passage) for vocabulary in cutters]
+        found[language] = {"characters": len(passage), "cuts": cuts}
+    return found
 
 
 def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:

@@ -37,15 +37,15 @@ def generate_batch(
     max_tokens: int,
     samples: int = 1,
     temperature: float = 0.0,
-    shared: int = 0,
-    cache: Any = None,
+    begun: tuple[int, Any] = (0, None),
     stop: Callable[..., torch.Tensor] | None = None,
 ) -> list[Continuation]:
     """Continue prompts, given as ids, in one batch: greedily, or with so many samples of each at a temperature.
 
-    The samples of a prompt follow each other. All prompts start with the same `shared` ids, whose keys and values are
-    in `cache`; padding stands behind these. `stop` is a stopping criterion of transformers.
+    The samples of a prompt follow each other. `begun`: how many ids all prompts start with, and a cache of their keys
+    and values; padding stands behind these. `stop` is a stopping criterion of transformers.
     """
+    shared, cache = begun
     width = max(map(len, prompts))
     padding = tokenizer.pad_token_id or 0  # attention never sees it, so any id will do
     rows, mask = [], []

@@ -32,10 +32,7 @@ def write(model: Any, ids: torch.Tensor) -> None:
 
 
 def characters_per_second(
-    models: Mapping[str, tuple[Any, Any]],
-    text: str,
-    work: Callable[[Any, torch.Tensor], None],
-    repeats: int,
+    models: Mapping[str, tuple[Any, Any]], text: str, work: Callable[[Any, torch.Tensor], None], repeats: int
 ) -> dict[str, float]:
     """Time the same text under several models (name -> model, tokenizer); `work` is `read` or `write`.
 

@@ -92,11 +92,7 @@ def _stored(model: Any) -> set[str]:
 
 def _tensors(path: Path, model: Any, architecture: str, parsed: dict[str, Any]) -> dict[str, ComputedRows]:
     """The tensors of a GGUF file by their names in the model, in the order of the file; read when they are used."""
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parsed["config"])
     name_of = get_gguf_hf_weights_map(model, processor)

@@ -150,12 +150,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        labels: torch.Tensor,
-        bias: torch.Tensor | None,
-        how: _Sum,
-        *parts: torch.Tensor,
+        ctx: Any, hidden: torch.Tensor, labels: torch.Tensor, bias: torch.Tensor | None, how: _Sum, *parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
         products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -78,12 +78,7 @@ def write_model(
 
 
 def _write_weights(
-    source: Checkpoint,
-    matrices: Mapping[str, ComputedRows],
-    new: list[str],
-    folder: Path,
-    hard_link: bool,
-    exact: bool,
+    source: Checkpoint, matrices: Mapping[str, ComputedRows], new: list[str], folder: Path, hard_link: bool, exact: bool
 ) -> None:
     """Write the weight files of `write_model`, and their index where the source has one."""
     dropped = {source.stored_output} - {source.output_name, *matrices}  # a tied head that is stored all the same
@@ -94,10 +89,10 @@ def _write_weights(
         entries = [entry for entry in stored if entry.name not in dropped]
         if source.input_name in {entry.name for entry in entries}:
             entries += [replace(source.entries[source.input_name], name=name) for name in new]
-        if exact:
-            entries = [replace(entry, dtype="F32") if entry.name in matrices else entry for entry in entries]
-        weight_map |= {entry.name: shard.name for entry in entries}
+        weight_map |= dict.fromkeys((entry.name for entry in entries), shard.name)
         replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
+        if exact:
+            entries = [replace(entry, dtype="F32") if entry.name in replaced else entry for entry in entries]
         if replaced or len(entries) < len(stored):
             total += write_shard(folder / shard.name, entries, replaced)
         else:
@@ -207,9 +202,9 @@ class TokenIds:
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of a config in which the fields that name tokens (`eos_token_id`, ...) name them by their new ids.
 
-        Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What must
-        not be written (`suppress_tokens`, `bad_words_ids`) or is biased (`sequence_bias`) is left out where the new
-        vocabulary cannot write it. LeptaError if another field names a token that the new vocabulary does not have.
+        Only those fields: a number elsewhere that equals an old id is no token, and neither is a negative one. What
+        must not be written (`suppress_tokens`, `bad_words_ids`) or is biased (`sequence_bias`) is left out where the
+        new vocabulary cannot write it. LeptaError if another field names a token that the new vocabulary does not have.
         """
         changed = {}
         for name, value in config.items():

@@ -22,11 +22,7 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
     original = outline.before.weights * outline.before.file_bytes
     adapted = outline.after.weights * outline.after.file_bytes
     learned = adapted + _head_of_its_own(outline)  # from distillation on
-    parts: dict[str, int] = {}
-    if recipe.base.endswith(".gguf"):
-        parts["base"] = original
-    elif here(recipe.base) is None:
-        parts["download of base"] = original
+    parts = _source_bytes("base", recipe.base, original)
     parts["vocabulary"] = outline.after.tokens * TOKEN_BYTES
     parts["initialised"] = adapted
     if recipe.distill:
@@ -38,17 +34,21 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
     best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0
     parts["checkpoints"] = (CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES + best) * largest
     for name, variant in recipe.variants.items():
-        model = variant.model or ""
-        if variant.tune or model.endswith(".gguf"):
-            parts[f"variants/{name}"] = original
-        elif here(model) is None:
-            parts[f"download of {name}"] = original
+        made = {f"variants/{name}": original}
+        parts |= made if variant.tune else _source_bytes(name, variant.model or "", original, "variants/")
     for name in recipe.variants:
         parts[f"propagated/{name}"] = learned
         if recipe.calibrate:
             parts[f"calibrated/{name}"] = learned
     total = sum(parts.values())
     return {"parts": parts, "total": total, "after": total - parts["checkpoints"] - parts["blocks of tokens"]}
+
+
+def _source_bytes(name: str, model: str, size: int, folder: str = "") -> dict[str, int]:
+    """What a model of the recipe takes: a GGUF file as a folder, one that is not here in the hub's cache."""
+    if model.endswith(".gguf"):
+        return {f"{folder}{name}": size}
+    return {f"download of {name}": size} if here(model) is None else {}
 
 
 def _head_of_its_own(outline: Outline) -> int:

@@ -68,10 +68,7 @@ def write_comparison_page(
 
 
 def side_by_side(
-    sides: Sequence[Results],
-    names: Sequence[str],
-    seed: int = 1,
-    differences: Mapping[str, Difference] | None = None,
+    sides: Sequence[Results], names: Sequence[str], seed: int = 1, differences: Mapping[str, Difference] | None = None
 ) -> dict[str, Any]:
     """Scores of two runs and their paired differences, as JSON.
 

@@ -53,9 +53,7 @@ class Lora(Section):
         "and of a model with experts those of attention",
     )
     layers: list[int] | None = Field(
-        default=None,
-        min_length=1,
-        description="Layers that have them, from 0, or from the end: -1; default: all",
+        default=None, min_length=1, description="Layers that have them, from 0, or from the end: -1; default: all"
     )
 
 

@@ -32,7 +32,7 @@ class Aligner:
     """Aligns passages between two vocabularies, whose texts start with tokens of these ids."""
 
     def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
-        self._sides = ((old, old_start), (new, new_start))
+        self._sides, self.new = ((old, old_start), (new, new_start)), new
         self._specials = old.ids_by_bytes(Kind.SPECIAL)
         self._lengths = [_byte_lengths(vocabulary) for vocabulary, _ in self._sides]
 

@@ -123,11 +123,9 @@ def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | Non
         return None  # SentencePiece needs one
     byte_fallback, lowest = bool(model.get("byte_fallback")), min(scores.values(), default=0.0) - 1
     for i in range(1 + max(tokens)):
-        token = tokens.get(i)
-        if token is None:
-            proto.pieces.add(piece=f"<hole {i}>", score=0.0, type=UNUSED)
-            continue
+        token = tokens.get(i, f"<hole {i}>")
         kind = UNKNOWN if token == unknown else _kind(token, added.get(token), byte_fallback)
+        kind = kind if i in tokens else UNUSED
         score = scores.get(token, lowest) if kind in (NORMAL, USER_DEFINED) else 0.0
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer = proto.trainer_spec

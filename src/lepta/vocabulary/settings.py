@@ -33,10 +33,7 @@ class VocabularySettings(Section):
         "scripts other than Latin and the target one go, so text in Latin letters, code and signs stays as it is",
     )
     most_changed: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="replaced: share of the documents of `keep_text` whose ids may change",
+        default=0.01, ge=0, le=1, description="replaced: share of the documents of `keep_text` whose ids may change"
     )
     corpus: Sources = Field(description="Text sources and wordfreq:LANGUAGE")
     donor: list[str] = Field(
