@@ -82,13 +82,6 @@ def opened_writer(place: Place, settings: AnswerSettings, work: Path | None = No
         yield LocalWriter(model, tokenizer, settings.context, settings.batch)
 
 
-def judge_place(settings: CalibrateSettings, original: Place) -> Place | None:
-    """Where the judge is; None if there is none."""
-    if settings.judge is None:
-        return None
-    return original if settings.judge.model == SELF else Place.of(settings.judge)
-
-
 def calibration_stages(
     out: Path,
     name_of: Callable[[str], str],
@@ -104,7 +97,6 @@ def calibration_stages(
     the texts `apart_from`, unless the settings say otherwise.
     """
     answers, grades, examples = (out / name_of(part) for part in ("answers", "grades", "examples"))
-    judge = judge_place(settings, original)
     apart = settings.copies.apart_from if settings.copies.apart_from is not None else list(apart_from)
     asked = {**settings.answers.model_dump(), **settings.model_dump(include={"limit", "shown"}), **original.key}
     stages = [
@@ -116,7 +108,8 @@ def calibration_stages(
             {"prompts": settings.prompts} if settings.prompts else {},
         )
     ]
-    if settings.judge is not None and judge is not None and settings.prompts:
+    if settings.judge and settings.prompts:
+        judge = original if settings.judge.model == SELF else Place.of(settings.judge)
         key = {**settings.judge.model_dump(exclude={"keep"}), **judge.key, "rubric": load_rubric().version}
         run = partial(make_grades, answers, judge, settings, seed)
         stages.append(Stage(name_of("grades"), {"answers": answers, **judge.inputs}, {"seed": seed, **key}, run))

@@ -4,7 +4,6 @@ They take and give text, so of what a model emitted only the text is known here.
 """
 
 import itertools
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +14,8 @@ from typing import Any
 from lepta.core.errors import LeptaError, optional
 from lepta.darumeru.backend import USUAL, Asking, Backend, Completion, GenerationRequest, Question
 from lepta.inference.scoring import Branch
-from lepta.models.folder import MODEL_FILES, Checkpoint
-from lepta.models.load import complete_model, model_folder
+from lepta.models.folder import MODEL_FILES
+from lepta.models.load import complete_model, opened
 from lepta.stages import Hashes
 from lepta.text.locate import locate
 
@@ -102,13 +101,11 @@ def opened_lm_eval(source: str | Path, kind: str, arguments: str = "", how: Aski
         from lm_eval.api.registry import get_model
         from lm_eval.utils import simple_parse_args_string
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
-    with tempfile.TemporaryDirectory(prefix="lepta-") as place:
-        folder = model_folder(source, Path(place))
-        Checkpoint(folder)  # refuses pickle
+    with opened(source) as checkpoint:
         try:
             # The classes draw missing tensors at random; on the meta device nothing of the model is in memory twice.
-            complete_model(folder, device_map="meta")
-            model = get_model(kind)(pretrained=str(folder), **simple_parse_args_string(arguments))
+            complete_model(checkpoint.folder, device_map="meta")
+            model = get_model(kind)(pretrained=str(checkpoint.folder), **simple_parse_args_string(arguments))
             backend = LmEvalBackend(model, kind, content, how, arguments)
         except LeptaError:
             raise

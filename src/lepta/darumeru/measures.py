@@ -98,22 +98,6 @@ class Means(Measure):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllRight(Measure):
-    """Share of units with no wrong answer (PARus: both orders of the options)."""
-
-    headline: tuple[str, ...] = ("pairs",)
-    side: tuple[str, ...] = ("correct",)
-
-    def vector(self, scores: Sequence[SampleScore]) -> list[float]:
-        """Whether all are right, and 1."""
-        return [min(score.values["correct"] for score in scores), 1]
-
-    def parts_of(self, totals: Counts) -> dict[str, Counts]:
-        """Share of units."""
-        return {"pairs": totals[..., 0] / totals[..., 1]}
-
-
-@dataclass(frozen=True, kw_only=True)
 class UnitShares(Measure):
     """Mean over units of the points reached in a unit by the points to be had there (USE)."""
 
@@ -125,7 +109,19 @@ class UnitShares(Measure):
 
     def parts_of(self, totals: Counts) -> dict[str, Counts]:
         """Mean over units."""
-        return {"grade": totals[..., 0] / totals[..., 1]}
+        return {self.headline[0]: totals[..., 0] / totals[..., 1]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllRight(UnitShares):
+    """Share of units with no wrong answer (PARus: both orders of the options)."""
+
+    headline: tuple[str, ...] = ("pairs",)
+    side: tuple[str, ...] = ("correct",)
+
+    def vector(self, scores: Sequence[SampleScore]) -> list[float]:
+        """Whether all are right, and 1."""
+        return [min(score.values["correct"] for score in scores), 1]
 
 
 @dataclass(frozen=True, kw_only=True)

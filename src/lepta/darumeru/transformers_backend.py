@@ -1,7 +1,6 @@
 """A model of transformers takes the benchmark: from any source, or as it is in the middle of its training."""
 
 import inspect
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer
 from lepta.inference.thinking import split_thinking, think_here
 from lepta.models.folder import MODEL_FILES
-from lepta.models.load import load_model, load_tokenizer, model_folder
+from lepta.models.load import load_model, load_tokenizer, opened
 from lepta.models.precision import DTYPES
 from lepta.stages import Hashes
 from lepta.text.locate import locate
@@ -131,8 +130,7 @@ def opened_backend(
     `dtype` auto: a run that was begun in `output` is resumed in its precision, another is in that of `load_model`.
     """
     content = Hashes().content(locate(source, hub_files=MODEL_FILES))
-    with tempfile.TemporaryDirectory(prefix="lepta-") as place:
-        folder = model_folder(source, Path(place))
+    with opened(source) as checkpoint:
         begun = logged_dtype(output) if output and dtype == "auto" else dtype
-        model = load_model(folder, DTYPES.get(begun or ""))
-        yield TransformersBackend(model, load_tokenizer(folder), content, how)
+        model = load_model(checkpoint.folder, DTYPES.get(begun or ""))
+        yield TransformersBackend(model, load_tokenizer(checkpoint.folder), content, how)
