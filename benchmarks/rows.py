@@ -1,12 +1,13 @@
-r"""Rows of new tokens: means, distilled, trained by cross-entropy, or both, at equal operations. A table and a figure.
+r"""Rows of new tokens: means, distilled, trained by cross-entropy, or both, by operations. A table and a figure.
 
     python -m benchmarks.rows --original MODEL --tokenizer VOCABULARY --untie --tokens 60000 --output runs/rows \
         --text train.jsonl.gz --valid valid.jsonl --source-text english.jsonl.gz --source-valid english-valid.jsonl \
         --variant TUNED --answers conversations.jsonl --figure docs/figures/rows.svg
 
-`--tokens` is what distillation reads. Its operations are counted by torch: matrix products of teacher and student,
-forward and backward. Cross-entropy then gets as many tokens as cost the same, or twice as much. A model that is there
-is not made again. With `--variant` and `--answers` each model is propagated into the variant, which is measured too.
+`--tokens` is what distillation reads, `--training-tokens` what cross-entropy reads (and twice as many in one arm).
+Operations are counted by torch: matrix products of teacher and student, forward and backward. Those of distillation
+include its own measurements of held-out passages. A model that is there is not made again. With `--variant` and
+`--answers` each model is propagated into the variant, which is measured too.
 """
 
 import argparse
@@ -27,16 +28,15 @@ from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.propagate import propagate
 from lepta.evaluation.measure import answer_bits
-from lepta.inference.bits import WINDOW, score_text, windows
+from lepta.inference.bits import WINDOW, read_windows, score_text
 from lepta.inference.generation import generate, start_tokens
 from lepta.learning import distill, pretrain
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
 from lepta.text.settings import Language, Text
-from lepta.text.sources import read_documents
 from lepta.training.conversations import read_conversations
 from lepta.training.settings import PretrainSettings
-from lepta.vocabulary.change import VocabularyChange
+from lepta.vocabulary.change import new_ids
 from lepta.vocabulary.source import open_tokenizer
 
 OPENINGS, OPENING, CONTINUATION = 16, 60, 40  # prompts of held-out text, their characters, tokens that follow
@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     for name in ("original", "tokenizer", "text", "valid", "source-text", "source-valid", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--tokens", type=int, default=60_000)
+    parser.add_argument("--training-tokens", type=int, default=60_000)
     parser.add_argument("--characters", type=int, default=100_000, help="of held-out text, each language")
     parser.add_argument("--untie", action="store_true")
     parser.add_argument("--variant", help="tuned from the original, with its vocabulary")
@@ -130,18 +131,18 @@ class Bench:
             distill(self.original, self.folder("mean"), self.text, settings, 1, folder)
         return {"operations": counted.get_total_flops()}
 
-    def trained(self, folder: Path, start: str, trains: str, operations: float) -> dict[str, Any]:
-        """Cross-entropy training of a model that is there, for about so many operations; its curve comes along."""
+    def trained(self, folder: Path, start: str, trains: str, tokens: int) -> dict[str, Any]:
+        """Cross-entropy training of a model that is there; its curve comes along."""
         rates = RATES if trains.endswith("+lora") else {}
         common = {"trains": trains, "block": BLOCK, "batch": BATCH, "keep": "last", **rates}
         per_token = self.made(f"probe of {trains}", partial(self.probe, common=common))["operations"] / PROBE
-        steps = max(1, round(operations / per_token / (BLOCK * BATCH)))
+        steps = math.ceil(tokens / (BLOCK * BATCH))
         measuring = {"measure_every": math.ceil(steps / MEASUREMENTS), "measure_characters": CURVE}
-        settings = PretrainSettings.model_validate({"tokens": steps * BLOCK * BATCH, **common, **measuring})
+        settings = PretrainSettings.model_validate({"tokens": tokens, **common, **measuring})
         pretrain(self.original, self.folder(start), self.text, settings, 1, folder)
         curve = json.loads((folder / "training_curve.json").read_text())["curve"]
         points = [(entry["tokens"] * per_token, entry[BITS]) for entry in curve if BITS in entry]
-        return {"operations": settings.tokens * per_token, "tokens": settings.tokens, "curve": points}
+        return {"operations": tokens * per_token, "curve": points}
 
     def probe(self, folder: Path, common: dict[str, Any]) -> dict[str, Any]:
         """Two steps of training, to count what a token costs."""
@@ -166,17 +167,17 @@ def make_all(bench: Bench) -> dict[str, dict[str, Any]]:
     facts["head calibrated"] = bench.made("head calibrated", partial(bench.distilled, hidden_rate=1e-12, head_epochs=0))
     facts[ROWS] = bench.made(ROWS, bench.distilled)
     facts[LORA] = bench.made(LORA, partial(bench.distilled, lora_rank=16))
-    unit = facts[LORA]["operations"]
-    for name, start, trains, share in (
+    tokens = bench.options.training_tokens
+    for name, start, trains, times in (
         ("cross-entropy, rows", MEAN, "new-rows", 1),
         ("cross-entropy, rows and low-rank changes", MEAN, "new-rows+lora", 1),
-        ("the same, twice the operations", MEAN, "new-rows+lora", 2),
+        ("the same, twice the tokens", MEAN, "new-rows+lora", 2),
         ("distilled, then cross-entropy", LORA, "new-rows+lora", 1),
     ):
-        make = partial(bench.trained, start=start, trains=trains, operations=share * unit)
+        make = partial(bench.trained, start=start, trains=trains, tokens=times * tokens)
         facts[name] = bench.made(name, make)
         if start == LORA:
-            facts[name] |= shifted(facts[name], unit)
+            facts[name] |= shifted(facts[name], facts[LORA]["operations"])
     return facts
 
 
@@ -189,19 +190,19 @@ class Scores:
     """Measures models on held-out text, in what they write, and as variants."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        texts = [list(read_documents([source])) for source in (options.valid, options.source_valid)]
-        self.texts = [windows(documents, WINDOW, options.characters) for documents in texts]
-        self.curve_text = windows(texts[0], WINDOW, CURVE)
+        sources = (options.valid, options.source_valid)
+        self.texts = [read_windows([source], WINDOW, options.characters) for source in sources]
+        self.curve_text = read_windows([options.valid], WINDOW, CURVE)
         self.openings = [text[:OPENING] for text in self.texts[0][:OPENINGS]]
         self.conversations = list(read_conversations([options.answers])) if options.answers else []
 
-    def of(self, folder: Path, new_ids: frozenset[int]) -> list[str]:
+    def of(self, folder: Path, new: frozenset[int]) -> list[str]:
         """Bits per byte of both languages, and the share of new tokens in greedy text."""
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         bits = [score_text(model, tokenizer, text, folder.name).bits_per_byte for text in self.texts]
         start = start_tokens(tokenizer)
         written = generate(model, tokenizer, self.openings, CONTINUATION, folder.name, start=start)
-        return [f"{bits[0]:.4f}", f"{bits[1]:.4f}", f"{written.share_of(new_ids) or 0.0:.0%}"]
+        return [f"{bits[0]:.4f}", f"{bits[1]:.4f}", f"{written.share_of(new) or 0.0:.0%}"]
 
     def on_curve(self, folder: Path) -> float:
         """Bits per byte of the text that curves are measured on."""
@@ -218,7 +219,7 @@ def figure(bench: Bench, scores: Scores, facts: dict[str, dict[str, Any]]) -> st
     """Bits per byte against operations, as SVG; the runs that rows alone learn in are left out."""
     start, distilled = scores.on_curve(bench.folder(MEAN)), scores.on_curve(bench.folder(LORA))
     curves = {
-        "cross-entropy": [(0.0, start), *facts["the same, twice the operations"]["curve"]],
+        "cross-entropy": [(0.0, start), *facts["the same, twice the tokens"]["curve"]],
         "distilled": [(0.0, start), (facts[LORA]["operations"], distilled)],
         "then cross-entropy": [
             (facts[LORA]["operations"], distilled),
@@ -235,10 +236,7 @@ def main() -> None:
     options = arguments()
     bench, scores = Bench(options), Scores(options)
     facts = make_all(bench)
-    change = VocabularyChange.between(
-        open_tokenizer(bench.original).vocabulary(), open_tokenizer(bench.folder(MEAN)).vocabulary()
-    )
-    new_ids = frozenset(change.new_ids.tolist())
+    new = new_ids(bench.original, bench.folder(MEAN))
     head = ["rows", "10^12 operations", "minutes", "target", "source", "new tokens in greedy text"]
     if options.variant:
         head += ["variant", "its answers"]
@@ -246,7 +244,7 @@ def main() -> None:
     own = scores.of(bench.original, frozenset()) + (scores.as_variant(Path(options.variant)) if options.variant else [])
     print(f"| {LEVEL} | | | {' | '.join(own)} |", flush=True)
     for name, cost in facts.items():
-        cells = [f"{cost['operations'] / TERA:.1f}", f"{cost['minutes']:.1f}", *scores.of(bench.folder(name), new_ids)]
+        cells = [f"{cost['operations'] / TERA:.1f}", f"{cost['minutes']:.1f}", *scores.of(bench.folder(name), new)]
         if options.variant:
             cells += scores.as_variant(bench.propagated(name))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
