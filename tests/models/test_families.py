@@ -62,7 +62,39 @@ ROUTED = EXPERTS | {
     "first_k_dense_replace": 1,
     "num_nextn_predict_layers": 1,
 }
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+WITHOUT_HEAD_DIM = {key: value for key, value in TEXT.items() if key != "head_dim"}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
+KIMI = {
+    "num_hidden_layers": 4,  # the fourth is the first with full attention
+    "num_experts": 4,
+    "num_experts_per_token": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "num_shared_experts": 1,
+    "linear_attn_config": {
+        "kda_layers": [1, 2, 3],
+        "full_attn_layers": [4],
+        "head_dim": 8,
+        "num_heads": 4,
+        "short_conv_kernel_size": 4,
+    },
+}
+LONGCAT = {
+    "num_layers": 2,  # each with two attentions, so its config has four hidden layers
+    "head_dim": 4,
+    "n_routed_experts": 4,
+    "zero_expert_num": 2,
+    "moe_topk": 2,
+    "expert_ffn_hidden_size": 16,
+    "ffn_hidden_size": 64,
+}
 LINEAR = {
     "num_hidden_layers": 4,  # the fourth is the first with full attention
     "linear_key_head_dim": 8,
@@ -127,11 +159,12 @@ TEXT_ONLY = {
     "Gemma3Text": TEXT,
     "Qwen3Moe": TEXT | EXPERTS | {"num_experts": 4, "decoder_sparse_step": 1},
     "GptOss": TEXT | {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "DeepseekV3": {key: value for key, value in TEXT.items() if key != "head_dim"}
-    | ROUTED
-    | LATENT
-    | {"num_key_value_heads": 4},
+    "DeepseekV3": WITHOUT_HEAD_DIM | ROUTED | LATENT,
     "Glm4Moe": TEXT | ROUTED,
+    "Mixtral": TEXT | {"num_local_experts": 4},
+    "KimiLinear": WITHOUT_HEAD_DIM | LATENT | KIMI,
+    "LongcatFlash": WITHOUT_HEAD_DIM | LATENT | LONGCAT,
+    "Phi3": WITHOUT_HEAD_DIM,
     "Gemma3nText": TEXT | TABLES | {"altup_num_inputs": 2, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 2},
     "Gemma4Text": TEXT | TABLES | {"global_head_dim": 8},
     "Qwen3Next": TEXT | LINEAR | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 16},
@@ -147,7 +180,7 @@ PREDICTION = {
     "Qwen3_5": ("mtp.embed_tokens.weight", "mtp.fc.weight"),
     "Qwen3Next": ("mtp.embed_tokens.weight", "mtp.fc.weight"),
 }
-WITH_EXPERTS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Glm4Moe", "Qwen3Next")
+WITH_EXPERTS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Glm4Moe", "Qwen3Next", "Mixtral", "KimiLinear")
 PROCESSOR = {
     "preprocessor_config.json": '{"image_mean": [0.5, 0.5, 0.5],  "patch_size": 14}',
     "processor_config.json": '{"image_token": "<image>"}',
@@ -164,7 +197,7 @@ def as_qwen(tokenizer):
 
 
 def save(name, folder, tokenizer, seed):
-    config = getattr(transformers, f"{name}Config")(**(WRAPPERS | TEXT_ONLY)[name])
+    config = getattr(transformers, f"{name}Config")(**(WRAPPERS | TEXT_ONLY | {"HrmText": TEXT})[name])
     torch.manual_seed(seed)
     class_for(type(config)).from_config(config).save_pretrained(folder)
     tokenizer.save(folder)
@@ -228,6 +261,7 @@ def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_pa
     base, variant = (save(name, tmp_path / part, tiny_tokenizer, seed) for seed, part in enumerate(("base", "variant")))
     folders = {part: tmp_path / part for part in ("initialised", "rows", "lora", "of_rows", "of_lora")}
     first_new, size = tiny_tokenizer.vocabulary().size, tiny_extended.vocabulary().size
+    assert shape_of(str(base)).width == WIDTH
     old, new = [1, 504, 2338, 260, 3999], [1, size - 1, first_new, 504]
 
     folders["initialised"].mkdir()
@@ -304,6 +338,21 @@ def test_what_cannot_get_another_vocabulary_is_refused_by_every_first_command(
     }
     with pytest.raises(LeptaError, match=match):
         pipeline_of(Recipe.model_validate(recipe))
+
+
+def test_what_stores_several_matrices_as_one_trains_rows_alone(tiny_tokenizer, tiny_extended, tmp_path):
+    """HRM keeps its layers in two lists, and their projections in one matrix of the files."""
+    base, start = save("HrmText", tmp_path / "base", tiny_tokenizer, 0), tmp_path / "start"
+    first_new = tiny_tokenizer.vocabulary().size
+    start.mkdir()
+    initialise(Checkpoint(base), tiny_extended, start)
+    with pytest.raises(LeptaError, match=r"gqkv_proj.weight is not .*q_proj alone, .*leave it out of lora.targets"):
+        train(start, tmp_path / "lora", first_new, trains="embeddings+lora")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(LeptaError, match=r"HrmTextForCausalLM: its \d+ layers are not in one list, .*train the rows"):
+        distill_folder(base, start, lambda: iter(DOCUMENTS), DistillSettings(tokens=100, batch=1), 1, tmp_path / "out")
+    train(start, tmp_path / "rows", first_new, trains="new-rows")
+    assert changed(tmp_path / "rows", start) <= set(Checkpoint(base).vocabulary_names)
 
 
 def test_distillation_of_per_layer_embeddings_is_refused(tiny_tokenizer, tiny_extended, tmp_path):

@@ -140,6 +140,18 @@ def test_lost_letters_are_found(spoilt, tiny_tokenizer):
     assert ROUND_TRIP in failed(check_vocabulary(spoilt, tiny_tokenizer, ["Привет, мир"], []))
 
 
+def test_spaces_that_an_added_token_takes_in_the_original_too_are_forgiven(spoilt):
+    """`lstrip` makes a token take the space before it, so text with it never comes back."""
+    tool = spoilt.spec["added_tokens"][0] | {"id": 4_300, "content": "[TOOL]", "lstrip": True}
+    spoilt.spec["added_tokens"].append(tool)
+    assert ROUND_TRIP in failed(check_vocabulary(spoilt, None, ["Привет, [TOOL] мир"], []))
+    assert ROUND_TRIP not in failed(check_vocabulary(spoilt, spoilt, ["Привет, [TOOL] мир"], []))
+    plain = replace(
+        spoilt, spec=spoilt.spec | {"added_tokens": [*spoilt.spec["added_tokens"][:-1], tool | {"lstrip": False}]}
+    )
+    assert ROUND_TRIP in failed(check_vocabulary(spoilt, plain, ["Привет, [TOOL] мир"], []))
+
+
 def test_lost_byte_is_found(spoilt, tiny_tokenizer):
     """A byte that the original has a token for; SmolLM2 itself lacks some."""
     assert BYTES not in failed(check_vocabulary(spoilt, tiny_tokenizer, [], []))

@@ -167,7 +167,7 @@ def _as_lines(keys: dict[str, Any]) -> str:
 
 def tokenizers_python(model: Deployed) -> Verdict:
     """The library `tokenizers`, which runs the file itself."""
-    for check in (check_round_trip(model.vocabulary, model.texts), check_bytes(model.vocabulary, None)):
+    for check in (check_round_trip(model.vocabulary, None, model.texts), check_bytes(model.vocabulary, None)):
         if not check.passed:
             return Verdict("limits", f"{check.name}: {check.evidence}", tried=True)
     return Verdict("works", f"{len(model.texts)} texts come back as they were", tried=True)

@@ -68,11 +68,15 @@ def language_model(model: Any) -> Any:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The decoder layers of a model's language model."""
-    number = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    number = getattr(config, "num_layers", config.num_hidden_layers)  # LongCat counts two in each of its layers
     for module in language_model(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return module
-    raise LeptaError(f"{type(model).__name__}: no list of its {number} layers; expected a decoder-only language model")
+    raise LeptaError(
+        f"{type(model).__name__}: its {number} layers are not in one list, which distillation and `lora.layers` go by; "
+        "leave both out and train the rows (lepta pretrain)"
+    )
 
 
 def text_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -128,6 +132,8 @@ def without_kernels(model: Any, linear: list[str]) -> list[str]:
 
 def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
     """Of linear layers those outside the parts of layers that have experts: few tokens reach each expert."""
+    if not any(_has_experts(module) for _, module in text_modules(model)):
+        return linear
     forward: set[str] = set()
     for layer in decoder_layers(model):
         for name, part in layer.named_children():

@@ -277,7 +277,8 @@ def _own_names(config: dict[str, Any]) -> dict[str, str]:
     from transformers import CONFIG_MAPPING
 
     kind = str(config.get("model_type"))
-    return CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    known = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {"num_hidden_layers": "num_layers"} | known  # LongCat's, which has two in each
 
 
 @cache

@@ -45,6 +45,11 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
         else:
             continue
         rows = source.rows_of(name)
+        if rows.shape != (len(up), down.shape[1]):
+            raise LeptaError(
+                f"{source.folder}: {name} is not {path} alone, so a low-rank change of it cannot be written; leave it "
+                "out of lora.targets, or train the rows alone (`trains` new-rows)"
+            )
         result[name] = ComputedRows(rows.shape, partial(_added, rows, up * module.scaling[ADAPTER], down))
     for name, tensor in as_stored(model, left).items():
         result[_known(model, name, source)] = ComputedRows.of(tensor)
