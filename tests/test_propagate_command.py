@@ -95,10 +95,15 @@ def test_table_names_matrices_and_methods(models, tmp_path):
     for word in ("model.embed_tokens.weight", "lm_head.weight", "residual", "procrustes", "delta"):
         assert word in run.stdout
     maps = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["maps"]
-    for fit in maps.values():  # the error that decides is shown, the least first
-        method, least = min(fit["held_out"]["whole"].items(), key=lambda item: item[1])
-        assert fit["method"] == method
-        assert f"the least is taken (on held-out tokens alone): {method} {least:.3g} (" in " ".join(run.stdout.split())
+    rows = [line.split() for line in run.stdout.splitlines()]
+    for fit in maps.values():  # the error that decides is shown beside that of held-out tokens
+        errors, whole = fit["held_out"]["errors"], fit["held_out"]["whole"]
+        assert fit["method"] == min(whole, key=whole.get)
+        for method, error in whole.items():
+            taken = ["taken"] if method == fit["method"] else []
+            assert [method, f"{errors[method]:.3g}", f"{error:.3g}", *taken] in rows
+    assert "lm_head.weight: " in run.stdout and " is taken, which has the least error" in " ".join(run.stdout.split())
+    assert all(len(line.rstrip()) <= 80 for line in run.stdout.splitlines() if line.strip().startswith(METHODS))
 
 
 def test_weights_by_text_are_in_the_manifest(models, tmp_path):
@@ -152,6 +157,11 @@ def test_auto_is_judged_through_the_variant(models, tmp_path):
     assert [way["method"] for way in chosen["tried"]] == list(METHODS)
     totals = {way["method"]: way["bits_per_byte"] + way["answers_bits_per_byte"] for way in chosen["tried"]}
     assert totals[chosen["method"]] <= min(totals.values()) + EQUAL
+    shown = {line.split()[0]: line.split()[1:] for line in run.stdout.splitlines() if line.strip()}
+    for way in chosen["tried"]:
+        scores = way["bits_per_byte"], way["answers_bits_per_byte"], totals[way["method"]]
+        taken = ["taken"] if way["method"] == chosen["method"] else []
+        assert shown[way["method"]] == [*(f"{score:.4f}" for score in scores), *taken]
     maps = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]["maps"]
     assert {fit["method"] for fit in maps.values()} == {chosen["method"]}
 

@@ -35,7 +35,7 @@ from lepta.training.conversations import read_conversations
 from lepta.training.distributed import CURVE, announce, run_together, with_curve
 from lepta.training.settings import PretrainSettings
 from lepta.training.tune import tune_folder
-from lepta.vocabulary.build import build, choose_size, save_vocabulary
+from lepta.vocabulary.build import build, choose_size, write_vocabulary
 from lepta.vocabulary.donors import donor_places
 from lepta.vocabulary.source import chat_template_of, open_tokenizer
 
@@ -171,7 +171,7 @@ class _Layout:
                 write_json(folder / "size_curve.json", [vars(point) for point in points])
             else:
                 built = build(original, settings)
-            return save_vocabulary(built, original, settings.scenario, folder)
+            return write_vocabulary(built, original, settings.scenario, folder)
 
         inputs = {"base": base, **donor_places(settings.donor)}
         return self.add("vocabulary", inputs, settings.key, run, texts=settings.texts)

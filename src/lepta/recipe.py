@@ -15,15 +15,14 @@ from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.settings import PropagateSettings
 from lepta.evaluation.settings import EvaluateSettings
 from lepta.text.settings import Text
-from lepta.training.settings import PretrainSettings, TuneSettings
+from lepta.training.settings import Conversations, PretrainSettings, TuneSettings
 from lepta.vocabulary.settings import VocabularySettings
 
 
-class Tune(TuneSettings):
+class Tune(Conversations, TuneSettings):
     """Make the variant here, by tuning the base model on conversations."""
 
     dialogues: str = Field(description="File of conversations, a row each: `messages`, or `prompt` and `answer`")
-    limit: int | None = Field(default=None, ge=1, description="Use only the first so many conversations")
 
 
 class Variant(Section):

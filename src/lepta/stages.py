@@ -34,6 +34,7 @@ from lepta.core.output import (
     read_manifest,
     write_json,
 )
+from lepta.core.progress import step
 from lepta.core.reading import conform, read_json
 from lepta.text.sources import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
 from lepta.version import __version__
@@ -86,6 +87,7 @@ class Hashes:
                 self._known[key] = [*stamp, hashlib.file_digest(data, "sha256").hexdigest()]
         return self._known[key][2]
 
+    @step("hashing files")
     def content(self, path: Path) -> str:
         """One hash for a file, or for all files in a folder with their names."""
         if path.is_file():
@@ -301,8 +303,9 @@ class Pipeline:
         seconds = time.monotonic() - started
         shutil.rmtree(partial / CHECKPOINTS)
         sources = {label: str(path) for label, path in stage.inputs.items()} | stage.texts
-        _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
-        move_into_place(partial, folder)
+        with step(f"hashing {stage.name}, and writing all of it to the disk"):
+            _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
+            move_into_place(partial, folder)
         self.hashes.moved(partial, folder)
         return seconds
 

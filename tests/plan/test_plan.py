@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.cli.plan import _hours
 from lepta.core.errors import LeptaError
+from lepta.core.tables import significant
 from lepta.models.weights import count_weights
 from lepta.plan import disk
 from lepta.plan.devices import Device, devices_named, known_devices, this_machine
@@ -668,6 +669,14 @@ def test_command_prints_tables_and_json(tmp_path):
         "GB",
     ):
         assert words in printed.output
-    facts = json.loads(CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--json"]).stdout)
+    assert "cost" not in printed.output
+    priced = ["plan", str(path), "--gpu", "L4", "--gpus", "2", "--price", "0.5"]
+    facts = json.loads(CliRunner().invoke(app, [*priced, "--json"]).stdout)
+    row = facts["devices"][0]
+    assert row["cost"] == pytest.approx(0.5 * 2 * (row["hours"] + row["calibration_hours"])) and row["cost"] > 0
+    shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
+    (line,) = [line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4")]
+    assert significant(row["cost"]) in line
+    assert CliRunner().invoke(app, [*priced[:-1], "nan"]).exception.args[0].startswith("--price nan: expected")
     assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]
     assert facts["devices"][0]["name"] == "L4" and facts["base"]["shape_from"] == "table of known models"

@@ -269,10 +269,15 @@ def test_a_tiny_model_learns_its_conversations_by_heart(folders, tokenizer, dial
 def test_the_command(folders, tmp_path):
     command = ["tune", "--model", folders[False], "--output", "out", "--json"]
     command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "8", "--rank", "4", "--alpha", "1"]
+    command += ["--limit", "24"]
+    planned = json.loads(lepta(*command, "--dry-run", cwd=tmp_path, check=0).stdout)
+    assert planned == {"stages": [{"stage": "out", "current": False, "reason": "not made yet"}]}
+    assert not list(tmp_path.iterdir())
     facts = json.loads(lepta(*command, cwd=tmp_path, check=0).stdout)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["facts"] == {name: value for name, value in facts.items() if name != "output"}
-    assert facts["examples"] == 50 and facts["steps"] == 7
+    assert facts["examples"] == 24 and facts["steps"] == 3
+    assert manifest["key"]["settings"]["limit"] == 24
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))
 

@@ -494,7 +494,7 @@ def test_command_line_writes_nothing_on_an_error_and_says_what_to_do(tmp_path, t
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_command_line_writes_tokenizer_and_id_map(tmp_path, tiny_llama3):
+def test_command_line_and_python_write_tokenizer_id_map_and_manifest(tmp_path, tiny_llama3, monkeypatch):
     (tmp_path / "old").mkdir()
     tiny_llama3.save(tmp_path / "old")
     documents = "\n".join(read_documents(CORPUS))
@@ -507,6 +507,10 @@ def test_command_line_writes_tokenizer_and_id_map(tmp_path, tiny_llama3):
     assert (manifest["facts"]["script"], facts["script"]) == ("Cyrillic", "Cyrillic")
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"tokenizer.json", "tokenizer_config.json", ID_MAP}
     assert open_tokenizer(tmp_path / "out").vocabulary().size == 6_266
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "again").mkdir()
+    save_vocabulary(build_vocabulary("old", ["text.txt"], add=10), "old", "extended", "again")
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text()) == manifest
 
 
 def test_corpus_in_another_encoding_raises_from_python(tiny_llama3, tmp_path):

@@ -156,28 +156,43 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
             if errors.get("swap") == 0:
                 say(f"{name}: the variant's rows are the base's own, so no map is needed")
             elif whole:
-                ranked = sorted(whole.items(), key=lambda item: item[1])
-                listed = ", ".join(f"{method} {error:.3g} ({errors[method]:.3g})" for method, error in ranked)
-                what = "error over the whole new vocabulary by method, the least is taken (on held-out tokens alone)"
-                say(f"{name}, {what}: {listed}")
+                _print_errors(name, fit["method"], errors, whole)
         if chosen := written.get("chosen"):
             _print_chosen(chosen)
         print_warnings(written["warnings"])
 
 
+def _print_errors(name: str, taken: str, errors: dict[str, float], whole: dict[str, float]) -> None:
+    """The methods by what decided between them where no text was read."""
+    table = number_table("method", "held-out\nerror", "error over\nall tokens", "")
+    for method, error in sorted(whole.items(), key=lambda item: item[1]):
+        table.add_row(method, f"{errors[method]:.3g}", f"{error:.3g}", "taken" if method == taken else "")
+    console.print(table)
+    say(
+        f"{name}: {taken} is taken, which has the least error over all tokens of the new vocabulary. The held-out "
+        "error is of new tokens; delta and anchored have none in tokens that both vocabularies share."
+    )
+
+
 def _print_chosen(chosen: dict[str, Any]) -> None:
-    """What was tried, and by what it was judged."""
+    """What was tried, by what it was judged, and why one was taken."""
     say(f"judged by {chosen['by']}")
     if "tried" not in chosen:
         return
-    measures = [name for name in chosen["tried"][0] if name.endswith("bits_per_byte")]
-    table = number_table("method", "delta scale", "body delta", *(name.replace("_", " ") for name in measures))
-    for way in chosen["tried"]:
-        body = "" if way["body_delta"] is None else f"{way['body_delta']:g}"
-        table.add_row(way["method"], f"{way['delta_scale']:g}", body, *(f"{way[name]:.4f}" for name in measures))
+    tried = chosen["tried"]
+    measures = [name for name in tried[0] if name.endswith("bits_per_byte")]
+    settings = [name for name in ("delta_scale", "body_delta") if len({way[name] for way in tried}) > 1]
+    both = ["of both,\nsum"] if len(measures) > 1 else []
+    table = number_table("method", *(name.replace("_", " ") for name in [*settings, *measures]), *both, "")
+    for way in sorted(tried, key=lambda way: sum(way[name] for name in measures)):
+        scores = [way[name] for name in measures]
+        cells = [f"{way[name]:g}" for name in settings]
+        cells += [f"{score:.4f}" for score in (*scores, *([sum(scores)] if both else []))]
+        taken = all(way[name] == chosen[name] for name in ("method", "delta_scale", "body_delta"))
+        table.add_row(way["method"], *cells, "taken" if taken else "")
     console.print(table)
-    why = f" ({chosen['why']})" if "why" in chosen else ""
-    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g}{why}")
+    why = chosen.get("why", "the fewest bits per byte" + (", of text and answers together" if both else ""))
+    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({why})")
 
 
 @patch.command("export")

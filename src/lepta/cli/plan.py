@@ -12,7 +12,7 @@ from rich.table import Table
 from lepta.cli.common import MOST_GPUS, AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
-from lepta.core.tables import number_table
+from lepta.core.tables import number_table, significant
 from lepta.plan.devices import SPARE
 from lepta.recipe import read_recipe
 
@@ -39,6 +39,9 @@ def plan(
     mfu: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's peak that training reaches, 0 to 1.")
     ] = 0.4,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one device for an hour, in any currency, to tell the cost.")
+    ] = None,
     models: Annotated[
         Path | None, typer.Option(help="YAML file with shapes of models that are not known here (see docs/plan.md).")
     ] = None,
@@ -59,12 +62,15 @@ def plan(
     """
     if math.isnan(mfu):  # neither below nor above a limit
         raise LeptaError("--mfu nan: expected a share from 0.01 to 1")
+    if not math.isfinite(price or 0):
+        raise LeptaError(f"--price {price}: expected a number, 0 or more")
     settings = read_recipe(recipe)  # before the imports below, which take seconds
     if models is not None and not models.is_file():
         raise LeptaError(f"--models {models}: no such file; expected YAML rows as docs/plan.md shows")
     from lepta.plan.plan import make_plan
 
     facts = make_plan(settings, gpu, gpus, mfu, models)
+    _add_cost(facts["devices"], price)
     if as_json:
         print_json(facts)
         return
@@ -82,6 +88,14 @@ def plan(
         notes.append("pretrain: the recipe has no such section, so no operations, memory or hours of it")
     for note in notes:
         say(f"\nNote: {note}")
+
+
+def _add_cost(devices: list[dict[str, Any]], price: float | None) -> None:
+    """Put the price of all hours of all devices beside them, if there is one."""
+    if price is not None:
+        for row in devices:
+            hours = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
+            row["cost"] = price * row["number"] * hours
 
 
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
@@ -214,12 +228,18 @@ def _devices(facts: dict[str, Any]) -> View:
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
-    table = number_table("device", *times, "needs, GiB", "has", "fits", title="Time")
+    priced = "cost" in devices[0]
+    if priced:
+        caption += " Cost: --price x devices x hours of all columns."
+    costs = ["cost"] if priced else []
+    table = number_table("device", *times, *costs, "needs, GiB", "has", "fits", title="Time")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for row in devices:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
-        hours = [_hours(row[field]) for field in times.values()]
-        table.add_row(escape(name), *hours, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
+        cells = [_hours(row[field]) for field in times.values()]
+        if priced:
+            cells.append(significant(row["cost"]))
+        table.add_row(escape(name), *cells, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
     return table, [caption]
 
 

@@ -19,7 +19,7 @@ from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
 from lepta.text.settings import Language, Text
 from lepta.text.sources import BENCHMARK
-from lepta.training.settings import PreferenceSettings, PretrainSettings, TuneSettings
+from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings
 
 ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
 ApartFrom = Annotated[
@@ -45,7 +45,7 @@ class Texts(Section):
         )
 
 
-class TuneData(Section):
+class TuneData(Conversations):
     """What a model is tuned on."""
 
     data: Sources = Field(description="File of conversations: `messages`, or `prompt` and `answer`, a row each")
@@ -69,7 +69,6 @@ class RunOptions(Section):
 TEXT = Flags(headings={"": "Text"})
 TRAINING_TEXT = Flags(without=frozenset({"valid", "source_valid"}), headings={"": "Text"})
 RUN = Flags({"as_json": "--json"}, headings={"": OUTPUT})
-RUN_AT_ONCE = Flags({"as_json": "--json"}, without=frozenset({"dry_run"}), headings={"": OUTPUT})
 SERVED = Flags({"model": "--original"}, headings={"": "The original, with its own vocabulary"})
 COPIES = Flags(
     {
@@ -253,7 +252,7 @@ def tune(
     settings: Annotated[TuneSettings, Flags({"lora": ""}, headings=HEADINGS)],
     copies: Annotated[CopySettings, COPIES],
     step: Annotated[PreferenceSettings, PREFERENCE],
-    options: Annotated[RunOptions, RUN_AT_ONCE],
+    options: Annotated[RunOptions, RUN],
     apart_from: ApartFrom = None,
 ) -> None:
     """Tune an instruct model on conversations; the loss counts what the assistant says.
@@ -280,7 +279,7 @@ def tune(
         texts = {"copies": copies.text, "apart from": copies.apart_from or []}
         made = partial(copy_examples, copies, texts["apart from"], options.seed)
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
-    command = TuneCommand(settings, options.seed, files.data, added, files.preference, step)
+    command = TuneCommand(settings, options.seed, files.data, added, files.preference, step, files.limit)
     facts = _run(command.stage(model, output.name), output, options)
     result({"output": str(output), **facts}, options.as_json)
 

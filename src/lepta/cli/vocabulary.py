@@ -35,23 +35,18 @@ def vocab_build(
     Try: lepta vocab build --tokenizer Qwen/Qwen3-0.6B-Base --corpus my.txt --add 8000 --output my/vocabulary
     """
     from lepta.core.output import publishing
-    from lepta.stages import write_manifest
-    from lepta.text.locate import locate
     from lepta.vocabulary.build import build, save_vocabulary
-    from lepta.vocabulary.donors import donor_places
-    from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+    from lepta.vocabulary.source import open_tokenizer
 
     original = open_tokenizer(tokenizer)
+    curve: dict[str, Any] = {}
     with publishing(output, force) as folder:
         if settings.size == "auto":
-            built, facts = _cheapest_size(original, settings, model or tokenizer, as_json)
+            built, curve = _cheapest_size(original, settings, model or tokenizer, as_json)
         else:
-            built, facts = build(original, settings), {}
-        facts |= save_vocabulary(built, original, settings.scenario, folder)
-        inputs = {"tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES), **donor_places(settings.donor)}
-        sources = {"tokenizer": tokenizer, "model": model, "donor": settings.donor, **settings.texts}
-        write_manifest("vocab build", folder, inputs, settings.key, facts, sources, settings.texts)
-    result({"output": str(output), **facts}, as_json)
+            built = build(original, settings)
+        facts = save_vocabulary(built, tokenizer, settings.scenario, folder, model)
+    result({"output": str(output), **facts, **curve}, as_json)
 
 
 def _cheapest_size(
@@ -72,8 +67,7 @@ def _cheapest_size(
             row = (f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}")
             table.add_row(*(mark + cell for cell in row), f"{mark}{point.embedding_weights / 1e6:,.1f} M")
         console.print(table)
-    facts = {"added": chosen.added, "cost_of_text": chosen.compute}
-    return built, facts | ({"curve": [vars(point) for point in points]} if as_json else {})
+    return built, {"curve": [vars(point) for point in points]} if as_json else {}
 
 
 @vocab.command("check")

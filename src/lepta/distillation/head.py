@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lepta.core.progress import progress, track
+from lepta.core.progress import progress, step, track
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
 from lepta.distillation.student import Distiller
 from lepta.models.loss import LogitRule
@@ -123,11 +123,14 @@ def collect_targets(
     among_firsts[tree.first_pieces] = True
     firsts = FrozenRows(distiller.old_head[among_firsts], None, rule)
     sample = passages[:: max(1, len(passages) * SHORT // SAMPLE)]
-    last = [distiller.last_states(_padded([passage.new_ids], device))[0] for passage in sample]
+    last = []
+    for passage in track(sample, "rows that are likely in such text", len(sample)):
+        last.append(distiller.last_states(_padded([passage.new_ids], device))[0])
     states = torch.cat(last)[:SAMPLE]
     own = rule.apply((states @ head.rows.to(states.dtype).T).float()).logsumexp(1)
-    frozen = FrozenRows(head.frozen, None, rule).likely(states, own)
-    others = FrozenRows(distiller.old_head[~among_firsts], None, rule).likely(states, firsts.total(states))
+    with step("leaving out rows that are never likely"):
+        frozen = FrozenRows(head.frozen, None, rule).likely(states, own)
+        others = FrozenRows(distiller.old_head[~among_firsts], None, rule).likely(states, firsts.total(states))
     parts: list[HeadStates] = []
     found: list[Targets] = []
     for chosen in _batches(passages, batch):

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.models.folder import Checkpoint
 from lepta.models.rows import ComputedRows, Rows, same_values
 
@@ -18,6 +19,7 @@ SAMPLE_ROWS = 64  # of each tensor; training of a tensor changes all its rows
 SAMPLE_BYTES = 1 << 16  # of each quantised one; few of its numbers change
 
 
+@step("comparing the bodies")
 def body_changes(
     base: Checkpoint, adapted: Checkpoint, instruct: Checkpoint, scale: float | None
 ) -> dict[str, ComputedRows]:

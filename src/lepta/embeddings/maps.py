@@ -23,6 +23,7 @@ import torch
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.embeddings.normal_equations import LeftSide, NormalEquations, RightSide
 from lepta.embeddings.settings import AnyMethod, Method
 from lepta.embeddings.transfer import Transfer
@@ -163,6 +164,7 @@ class MapFitter:
             "conversion": NormalEquations(self.base, shared_held, mixed_held, smaller=conversion),
         }
 
+    @step("fitting the map")
     def fit(self, method: AnyMethod, instruct: Rows) -> Propagation:
         """Fit the step from the base model's embedding space to a variant's, given its matrix.
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -52,6 +53,7 @@ def rows_needed(vocabulary: Vocabulary) -> int:
     return 1 + int(np.flatnonzero(text).max(initial=-1))
 
 
+@step("relating the two vocabularies")
 def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_rows: int) -> Transfer:
     """Compute T between two vocabularies of any families.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import console
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.answers import answers
 from lepta.inference.bits import read_windows, score_text
@@ -74,6 +75,7 @@ def evaluate(
     if settings.behaviour:
         _judge_answers(result["behaviour"], original, *kept_for_speed[original], settings.behaviour.mark)
     passage = held_out[text.target.language][0][: settings.speed_characters]
+    console.print("  measuring the speed", highlight=False)  # a bar would take a part of it
     result["speed"] = {
         "characters": len(passage),
         "read": characters_per_second(kept_for_speed, passage, read, settings.speed_repeats),

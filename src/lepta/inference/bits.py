@@ -76,12 +76,12 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     patch_chunked_loss(model)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     rows = sorted(((start, *ids) for ids in encoded), key=len)
-    nats, done = 0.0, 0
-    with progress(description, len(rows)) as bar:
+    nats, done, total = 0.0, 0, sum(map(len, rows))
+    with progress(f"{description}, tokens", total) as bar:
         for batch in in_batches(rows, _tokens_at_once(model)):
             ids, labels = (padded(batch, fill, model.device) for fill in (start, IGNORED))
             nats += _loss(model, ids, labels) * _predicted(batch)
-            done += len(batch)
+            done += sum(map(len, batch))
             bar.set(done)
     return TextScore(
         bits=nats / math.log(2),

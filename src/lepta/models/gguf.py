@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, SINGLE, TensorEntry
 from lepta.models.rows import ComputedRows
@@ -46,6 +47,7 @@ DEQUANTISED = 2 << 20  # stored bytes at once: gguf holds some fifteen times as 
 TABLES = ("token_embd.weight", "output.weight")  # too large to be held whole; transformers takes them as they are
 
 
+@step("reading the GGUF file")
 def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
     """Write the model in a GGUF file into an existing folder, its weights in a floating dtype.
 

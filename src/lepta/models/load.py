@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.models.folder import MODEL_FILES, OUTPUT_NAMES, Checkpoint
 from lepta.models.language_model import class_for
 from lepta.models.precision import config_of, fastest_on_cpu, name_of, unloadable
@@ -48,7 +49,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool =
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if four_bits:
         options |= {"quantization_config": _in_four_bits(dtype), "device_map": {"": device()}}
-    model = complete_model(folder, **options)
+    with step(f"loading {folder.name}"):
+        model = complete_model(folder, **options)
     if four_bits:
         model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
         return model.eval()
@@ -89,6 +91,7 @@ def complete_model(folder: Path, **options: Any) -> Any:
     return model
 
 
+@step("checking the weights")
 def check_whole(checkpoint: Checkpoint) -> None:
     """Refuse a folder whose tensors are not those that its config asks for, or are not finite; nothing is loaded.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import console
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALL = 1 << 18  # weights of a matrix; with less, a call costs about as much as its product, whatever the precision
@@ -84,6 +85,8 @@ def _faster(width: int, inner: int) -> torch.dtype:
     """The same for one shape, once in a process: what is compared is then in one precision."""
     if width * inner < SMALL:
         return torch.float32
+    # A line, no spinner: what is timed shares the processor with nothing.
+    console.print("  timing a matrix product in float32 and bfloat16", highlight=False)
     shape = min(width, SIDE), min(inner, SIDE)
     exact, fast = _seconds(FEW, *shape)
     if fast > HOPELESS * exact:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.core.progress import track
+from lepta.core.progress import step, track
 from lepta.core.reading import read_json
 from lepta.models.folder import DTYPES, INDEX, SINGLE, Checkpoint, TensorEntry, says_tied
 from lepta.models.rows import ComputedRows, blocks, finite
@@ -33,6 +33,7 @@ TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index", "force_words_ids")
 PER_LAYER_SIZE = "vocab_size_per_layer_input"  # rows of the per-layer embeddings (Gemma 3n and 4)
 
 
+@step("writing the model")
 def write_model(
     source: Checkpoint,
     matrices: Mapping[str, ComputedRows],

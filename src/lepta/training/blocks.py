@@ -20,7 +20,7 @@ import regex
 
 from lepta.core.errors import LeptaError, explained
 from lepta.core.journal import REMEDY
-from lepta.core.progress import progress
+from lepta.core.progress import progress, step
 from lepta.inference.generation import start_tokens
 from lepta.models.loss import IGNORED
 from lepta.training.settings import PretrainSettings
@@ -70,12 +70,13 @@ def write_tokens(
     share: float = 1.0,
     seed: int = 0,
     substitution: Substitution | None = None,
+    characters: int | None = None,
 ) -> TokenStore:
     """Tokenise documents to disk, cut into sections of at most `length` tokens that are whole paragraphs.
 
     The tokenizer's start token, if it has one of its own, opens each section, and its end-of-text token closes each
     document. `share` of the text is kept, drawn at random in parts of
-    about a block.
+    about a block. `characters` is the length of the text, if it is known, for the bar.
     """
     spell = substitution.begin(seed) if substitution else None
     if tokenizer.eos_token_id is None:
@@ -86,12 +87,14 @@ def write_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     starts = array("q", [0])
     parts = _drawn_parts(documents, length, share, seed)
-    with (folder / TOKENS).open("wb") as out, progress("tokens", None) as bar:
+    total, done = None if characters is None else characters * min(share, 1.0) / 1e6, 0
+    with (folder / TOKENS).open("wb") as out, progress("tokenising, million characters", total) as bar:
         while batch := list(itertools.islice(parts, AT_ONCE)):
             for section in _sections(tokenizer, batch, length, spell):
                 out.write(np.asarray(section, dtype=np.uint32).tobytes())
                 starts.append(starts[-1] + len(section))
-            bar.set(starts[-1])
+            done += sum(len(paragraph) for part in batch for paragraph in part.paragraphs)
+            bar.set(done / 1e6, f"{starts[-1]:,} tokens")
     partial = folder / f".{SECTIONS}"
     np.save(partial, np.asarray(starts, dtype=np.int64))
     partial.replace(folder / SECTIONS)  # the index comes last: where it is, the tokens are whole
@@ -311,18 +314,20 @@ def training_blocks(
         if store is None or not len(store.lengths):
             store = _drawn(text, tokenizer, budget, settings.block, seed, place)
         others = sum(len(other.ends) for other in packed)
-        packed.append(lay_out(store, budget, settings.block, seed, 1 if number else settings.batch, others))
+        with step("laying out blocks"):
+            packed.append(lay_out(store, budget, settings.block, seed, 1 if number else settings.batch, others))
     return Blocks(packed[::-1], settings.documents_apart, start_tokens(tokenizer))
 
 
 def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: int, place: Path) -> TokenStore:
     """Tokenise as much of a text as a budget of tokens needs."""
-    characters = sum(map(len, text.documents()))
+    with step(f"counting the characters of {text.name}"):
+        characters = sum(map(len, text.documents()))
     share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
-    store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution)
+    store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution, characters)
     while not len(store.lengths) and share < 1:  # a draw of few parts out of many may be of none
         share *= REDRAW
-        store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution)
+        store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution, characters)
     if not len(store.lengths):
         raise LeptaError(f"{text.name}: it holds no token; expected text for {budget:,} (tokens x share of this text)")
     return store

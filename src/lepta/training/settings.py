@@ -57,6 +57,12 @@ class Lora(Section):
     )
 
 
+class Conversations(Section):
+    """How many conversations are read."""
+
+    limit: int | None = Field(default=None, ge=1, description="Use only the first so many conversations")
+
+
 class TuneSettings(Section):
     """Tuning on conversations (paper 2.4.3): the loss counts what the assistant says."""
 

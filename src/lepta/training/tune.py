@@ -130,6 +130,7 @@ class TuneCommand:
     copies: Copies | None = None
     preferences: list[str] = field(default_factory=list)  # files of preferences (see `read_preferences`)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    limit: int | None = None  # of the conversations of the files
 
     def run(self, model: str, folder: Path) -> dict[str, Any]:
         """Tune a model source into a folder; returns the facts of `tune_folder`, `copies` and `preference`."""
@@ -148,7 +149,7 @@ class TuneCommand:
         return {**read_json(done), "preference": facts}
 
     def _tune(self, source: Path, folder: Path) -> dict[str, Any]:
-        conversations: Iterable[Sequence[Message]] = read_conversations(self.data)
+        conversations: Iterable[Sequence[Message]] = itertools.islice(read_conversations(self.data), self.limit)
         counts = {}
         if self.copies:
             added, counts["copies"] = self.copies.make()
@@ -158,6 +159,8 @@ class TuneCommand:
     def stage(self, model: str, name: str) -> Stage:
         """The stage that `run` is, of this name."""
         key = {**self.settings.model_dump(), "seed": self.seed}
+        if self.limit:
+            key["limit"] = self.limit
         texts = {"data": self.data}
         if self.copies:
             key["copies"] = self.copies.settings

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lepta.core.progress import step
 from lepta.vocabulary.tokenizer_json import merge_pairs
 from lepta.vocabulary.tokens import Vocabulary
 
@@ -34,6 +35,7 @@ class Point:
     embedding_weights: int  # that the new rows add
 
 
+@step("measuring what new tokens bring")
 def curve(
     old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray, model: Weights
 ) -> list[Point]:

@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 
 from lepta.core.errors import LeptaError
-from lepta.core.progress import progress
+from lepta.core.progress import progress, step
 from lepta.core.settings import validated
+from lepta.stages import write_manifest
+from lepta.text.locate import locate
 from lepta.text.sources import is_word_list, read_labelled, word_frequencies
 from lepta.vocabulary import unigram
 from lepta.vocabulary.budget import Point, Weights, cheapest, curve
 from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.donors import Candidates, with_donors
+from lepta.vocabulary.donors import Candidates, donor_places, with_donors
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
 from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
 from lepta.vocabulary.scenarios import Scenario
 from lepta.vocabulary.settings import VocabularySettings
-from lepta.vocabulary.source import AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
+from lepta.vocabulary.source import TOKENIZER_FILES, AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
 from lepta.vocabulary.start import alphabet, kept_tokens, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -47,7 +49,8 @@ def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
     lists = [source for source in corpus if is_word_list(source)]
     total = float(counter.table().counts.sum()) * WORD_LIST_WEIGHT or WORD_LIST_ALONE if lists else 0.0
     for source in lists:
-        counter.add_counts(source, words_of_frequencies(word_frequencies(source), total))
+        with step(f"counting the words of {source}"):
+            counter.add_counts(source, words_of_frequencies(word_frequencies(source), total))
     return counter.table()
 
 
@@ -70,6 +73,10 @@ def build_vocabulary(
 
 def build(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSource:
     """As `build_vocabulary`, of settings whose size is a number."""
+    return replace(_built(source, settings), settings=settings)
+
+
+def _built(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSource:
     vocabulary, scenario, corpus = source.vocabulary(), settings.scenario, settings.corpus
     size = settings.size if isinstance(settings.size, int) else None
     if scenario == "unigram":
@@ -176,7 +183,9 @@ def choose_size(
     chosen = cheapest(points)
     if not chosen.added:
         raise LeptaError("size: auto, but no new token pays for its row in this model; name a size, or give other text")
-    return _extended(source, vocabulary, table, settings, chosen.added), points, chosen
+    built = _extended(source, vocabulary, table, settings, chosen.added)
+    facts = {"added": chosen.added, "cost_of_text": chosen.compute, **built.facts}
+    return replace(built, facts=facts, settings=settings), points, chosen
 
 
 def _extended(
@@ -221,6 +230,24 @@ def _with_spec(
 
 
 def save_vocabulary(
+    built: TokenizerSource, original: AnyTokenizer, scenario: Scenario, folder: str | Path, model: str | None = None
+) -> dict[str, Any]:
+    """Write a new tokenizer as `lepta vocab build` does: see `write_vocabulary`, with a manifest of what it is made of.
+
+    `original` is what it was built from; `model` is the one that `size: auto` was judged by, if it is another.
+    """
+    facts = write_vocabulary(built, original, scenario, folder)
+    if settings := built.settings:
+        named = original.origin if isinstance(original, TokenizerSource) else str(original)
+        inputs = donor_places(settings.donor)
+        if named != TokenizerSource.origin:  # one that was read from no place
+            inputs["tokenizer"] = locate(named, hub_files=TOKENIZER_FILES)
+        sources = {"tokenizer": named, "model": model, "donor": settings.donor, **settings.texts}
+        write_manifest("vocab build", Path(folder), inputs, settings.key, facts, sources, settings.texts)
+    return facts
+
+
+def write_vocabulary(
     built: TokenizerSource, original: AnyTokenizer, scenario: Scenario, folder: str | Path
 ) -> dict[str, Any]:
     """Write a new tokenizer with the map from old ids to new ones (`id_map.json`); facts for the manifest.

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.core.reading import read_json
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
@@ -32,6 +33,7 @@ class Check:
     evidence: str
 
 
+@step("checking the vocabulary")
 def check_vocabulary(
     new: AnyTokenizer, old: AnyTokenizer | None = None, target: Sequence[str] = (), other: Sequence[str] = ()
 ) -> list[Check]:

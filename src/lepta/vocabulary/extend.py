@@ -14,6 +14,7 @@ import numpy as np
 import regex
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.merges import Merge, Unit, learn_merges, occurrences
 from lepta.vocabulary.tokenizer_json import Spec, merge_lines
@@ -56,6 +57,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
     return max(others)[1] if others else "Latin"
 
 
+@step("choosing words of the script")
 def words_of_script(table: WordTable, script: str) -> WordTable:
     """Keep the words whose letters are of one script, with at most one sign and one space before them."""
     kept = table.keep(rf"[^\r\n\p{{L}}\p{{N}}]? ?[\p{{Script={script}}}\p{{Mn}}]*\p{{Script={script}}}[\p{{Mn}}]*")
@@ -64,6 +66,7 @@ def words_of_script(table: WordTable, script: str) -> WordTable:
     return kept
 
 
+@step("learning new tokens")
 def extend(
     vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, add: int, script: str | None = None
 ) -> Spec:

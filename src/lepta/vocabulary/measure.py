@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import regex
 
+from lepta.core.progress import step
 from lepta.text.sources import Document
 from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
@@ -54,6 +55,7 @@ def measure(tokenizer: AnyVocabulary, documents: Iterable[str]) -> Measure:
     return measure_sources(vocabulary_of(tokenizer), (Document(text, "", "") for text in documents))[0]
 
 
+@step("measuring how text is cut")
 def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tuple[Measure, dict[str, Measure]]:
     """Measure a vocabulary on texts, in total and for each source, in order of appearance.
 

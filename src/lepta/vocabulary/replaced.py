@@ -14,6 +14,7 @@ import numpy as np
 import regex
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.vocabulary.extend import count_characters, is_certain, only_characters
 from lepta.vocabulary.families import ByteLevelBPE
 from lepta.vocabulary.start import closure, most_useful
@@ -36,6 +37,7 @@ class Use:
     own_script: str | None
 
 
+@step("choosing the tokens to replace")
 def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
     """The tokenizer without its `number` least useful tokens; all others keep their ids.
 

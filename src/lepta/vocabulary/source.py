@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError, explained
+from lepta.core.progress import step
 from lepta.core.reading import conform, read_json, read_utf8
 from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
@@ -14,6 +15,7 @@ from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
 from lepta.vocabulary.scenarios import ID_MAP
 from lepta.vocabulary.schema import REMEDY, AddedTokens, IdMap, TokenizerConfig, check_runs, check_spec
 from lepta.vocabulary.sentencepiece_file import as_sentencepiece, read_sentencepiece
+from lepta.vocabulary.settings import VocabularySettings
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokenizer_json import (
     Config,
@@ -53,11 +55,13 @@ class TokenizerSource:
     # candidates each gave and how many were taken; `kept_text`, what changed in text that is to stay.
     facts: dict[str, Any] = field(default_factory=dict)
     id_map: dict[str, Any] | None = None  # contents of `id_map.json`: the scenario, and where each old id went
+    settings: VocabularySettings | None = None  # what it was built by, if it was just built
 
     def __repr__(self) -> str:
         model = self.spec["model"]
         return f"TokenizerSource({model.get('type')}, {len(model['vocab']):,} tokens, from {self.origin})"
 
+    @step("reading the tokenizer")
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
         check_spec(self.spec, self.origin)
@@ -109,6 +113,7 @@ def vocabulary_of(source: AnyVocabulary) -> Vocabulary:
     return source if isinstance(source, Vocabulary) else open_tokenizer(source).vocabulary()
 
 
+@step("reading the tokenizer")
 def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     """Read a tokenizer; LeptaError if there is no such place, or it holds no tokenizer that can be read.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.vocabulary.extend import count_characters
 from lepta.vocabulary.families import ByteLevelBPE, byte_token
 from lepta.vocabulary.scenarios import KeepBy
@@ -34,6 +35,7 @@ def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
     return characters[: int(np.searchsorted(shares, CHARACTER_COVERAGE)) + 1]
 
 
+@step("choosing the tokens to keep")
 def kept_tokens(
     vocabulary: Vocabulary,
     words: Sequence[str],

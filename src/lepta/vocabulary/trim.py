@@ -7,6 +7,7 @@ rare is left. What a frequent token is merged from stays, however rare it is by 
 import numpy as np
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.text.sources import is_word_list
 from lepta.vocabulary.families import read_vocabulary
 from lepta.vocabulary.start import closure
@@ -14,6 +15,7 @@ from lepta.vocabulary.tokenizer_json import Spec, model_with
 from lepta.vocabulary.words import WordTable
 
 
+@step("counting rare new tokens")
 def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Spec:
     """The tokenizer without new tokens, those from id `first_new` on, that text uses fewer than `least` times.
 

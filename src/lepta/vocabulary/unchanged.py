@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import regex
 
+from lepta.core.progress import step
 from lepta.text.sources import read_documents
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.extend import SCRIPTS
@@ -55,6 +56,7 @@ def changed_texts(old: Vocabulary, new: Vocabulary, documents: Sequence[str]) ->
         yield found
 
 
+@step("counting documents whose ids change")
 def changes(old: Vocabulary, new: Vocabulary, sources: Sequence[str]) -> dict[str, Any]:
     """What changes in text that is to stay: of how many documents, their share, and where in the first ones.
 

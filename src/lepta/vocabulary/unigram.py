@@ -17,6 +17,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import step
 from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import WORDS, byte_token
 from lepta.vocabulary.merges import whole_numbers
@@ -39,6 +40,7 @@ LONGEST_PIECE = 24
 SIGNS = "".join(map(chr, range(0x21, 0x7F))) + "\t\n\r«»„“”‘’‚–—…‐‑−№§©°·•×€₽"
 
 
+@step("learning new tokens")
 def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, size: int) -> Spec:
     """Train a Unigram vocabulary of `size` tokens, with the special tokens of an old vocabulary of any family.
 
