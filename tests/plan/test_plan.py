@@ -677,6 +677,6 @@ def test_command_prints_tables_and_json(tmp_path):
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
     (line,) = [line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4")]
     assert significant(row["cost"]) in line
-    assert CliRunner().invoke(app, [*priced[:-1], "nan"]).exception.args[0].startswith("--price nan: expected")
+    assert CliRunner().invoke(app, [*priced[:-1], "inf"]).exception.args[0].startswith("--price inf: expected")
     assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]
     assert facts["devices"][0]["name"] == "L4" and facts["base"]["shape_from"] == "table of known models"
