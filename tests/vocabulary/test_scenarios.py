@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -354,6 +355,16 @@ def test_new_bpe_falls_back_to_bytes_even_if_the_old_one_did_not(build, train):
     new = build(open_tokenizer(path), "bpe", size=1_000).vocabulary()
     text = "Привет 🦙 漢"
     assert new.tokenizer.decode(new.encode([text])[0], skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_new_bpe_takes_away_the_space_that_metaspace_puts_before_text(train, build, scheme):
+    source = open_tokenizer(train(model_type="bpe", remove_extra_whitespaces=False))
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, spaces]}
+    changed = source.spec | {"normalizer": None, "pre_tokenizer": spaces, "decoder": decoder}
+    built = build(replace(source, spec=changed), "bpe", size=900).vocabulary()
+    assert built.tokenizer.decode(built.encode(["Привет, мир!"])[0]) == "Привет, мир!"
 
 
 def test_words_of_a_list_are_cut_as_the_tokenizer_cuts_text(build, tiny_llama3):

@@ -9,7 +9,7 @@ from lepta.core.progress import step
 from lepta.vocabulary.extend import count_characters
 from lepta.vocabulary.families import ByteLevelBPE, byte_token
 from lepta.vocabulary.scenarios import KeepBy
-from lepta.vocabulary.tokenizer_json import Spec, components, model_with, rebuild, sentencepiece_decoder
+from lepta.vocabulary.tokenizer_json import Part, Spec, components, model_with, rebuild, sentencepiece_decoder
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 # Characters that a new SentencePiece vocabulary has tokens for make up this share of the text; the others become bytes.
@@ -23,8 +23,14 @@ def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) 
         return _restart(vocabulary, [vocabulary.written(bytes([byte])) for byte in range(256)])
     characters = (vocabulary.written(character.encode()) for character in _characters(words, weights))
     spec = _restart(vocabulary, [*map(byte_token, range(256)), *characters])
-    strips = any(step["type"] == "Strip" for step in components(spec.get("decoder")))
+    strips = any(map(_strips, components(spec.get("decoder"))))
     return spec | {"model": spec["model"] | {"byte_fallback": True}, "decoder": sentencepiece_decoder(strips)}
+
+
+def _strips(step: Part) -> bool:
+    """Whether a step of a decoder takes away the space that was put before the text."""
+    puts = step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+    return puts or step["type"] == "Strip"
 
 
 def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
