@@ -89,6 +89,15 @@ def test_config_gives_the_weights_that_transformers_builds(family, tied, tmp_pat
     assert shape.linear_weights == sum(linear)
 
 
+@pytest.mark.parametrize("family", ["nemotron_h", "falcon_h1"])  # kinds of layers for their number; infinite limits
+def test_configs_with_infinite_numbers_or_lists_of_layers_are_read(family, tmp_path):
+    config = AutoConfig.for_model(family)
+    config.save_pretrained(tmp_path)
+    assert "Infinity" in (tmp_path / "config.json").read_text()
+    shape = shape_of(str(tmp_path))
+    assert (shape.layers, shape.width) == (config.num_hidden_layers, config.hidden_size)
+
+
 def test_gemma_is_tied_though_its_config_does_not_say_so(tmp_path):
     AutoConfig.for_model("gemma2", num_hidden_layers=1).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -46,6 +46,10 @@ def propagate(
     were added to it); its chat template and generation settings come along. T and what the fit needs of the base are
     computed once for all variants with as many rows.
 
+    Gives facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`. LeptaError if the
+    models do not belong together, values are not finite, or the body was trained too and `body_deltas` does not say
+    what to do.
+
     Parameters
     ----------
     base, adapted
@@ -61,10 +65,6 @@ def propagate(
         Occurrences of the new tokens in text, shape (new vocabulary,); frequent ones then weigh more (by square roots).
     hard_link
         See `write_model`.
-
-    Gives facts for each variant: T, the fit of each matrix with mean lengths of rows, and `warnings`. LeptaError if the
-    models do not belong together, values are not finite, or the body was trained too and `body_deltas` does not say
-    what to do.
     """
     base, adapted = Checkpoint.of(base), Checkpoint.of(adapted)
     family = _Family(base, adapted)

@@ -105,6 +105,7 @@ CONFIG_FIELDS = {
     "max_position_embeddings": "context",
 }
 NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+LAYERS = ("num_layers", "layers_block_type")  # LongCat has two in each layer, Nemotron-H lists the kinds of its layers
 GGUF_FIELDS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
@@ -254,7 +255,10 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     inner = config.get("text_config")
     text = copy.deepcopy(inner if isinstance(inner, dict) else config)
     own = _own_names(text)
-    if missing := [name for name in NEEDED if text.get(own.get(name, name), text.get(name)) is None]:
+    given = {name for name, value in text.items() if value is not None}
+    if given.intersection(LAYERS):
+        given.add("num_hidden_layers")
+    if missing := [name for name in NEEDED if not given & {name, own.get(name)}]:
         raise LeptaError(f"{where}: no {', '.join(missing)}; expected the config.json of a language model")
     if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
@@ -277,8 +281,12 @@ def _own_names(config: dict[str, Any]) -> dict[str, str]:
     from transformers import CONFIG_MAPPING
 
     kind = str(config.get("model_type"))
-    known = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
-    return {"num_hidden_layers": "num_layers"} | known  # LongCat's, which has two in each
+    return dict(CONFIG_MAPPING[kind].attribute_map) if kind in CONFIG_MAPPING else {}
+
+
+def _special_float(found: dict[str, Any]) -> Any:
+    """Infinity and NaN as transformers writes them into config.json, which has no number for them."""
+    return float(found["__float__"]) if found.keys() == {"__float__"} else found
 
 
 @cache
@@ -289,7 +297,7 @@ def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
 
     from lepta.models.language_model import linear_layers
 
-    whole = AutoConfig.for_model(**json.loads(config))
+    whole = AutoConfig.for_model(**json.loads(config, object_hook=_special_float))
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(whole)
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
