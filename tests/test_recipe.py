@@ -121,9 +121,14 @@ def test_missing_key_is_named(write, place):
 @pytest.mark.parametrize(
     ("place", "value", "expected"),
     [
-        ("vocabulary.add", "many", "Input should be a valid integer, unable to parse string as an integer"),
+        (
+            "vocabulary.add",
+            "many",
+            "Input should be a valid integer, unable to parse string as an integer, but it is 'many'",
+        ),
+        ("vocabulary.add", True, "expected a number, but it is true"),
         ("vocabulary.add", 0, "Input should be greater than or equal to 1"),
-        ("vocabulary.corpus", "starter:ru/train", "Input should be a valid list"),
+        ("vocabulary.corpus", "starter:ru/train", "Input should be a valid list, but it is 'starter:ru/train'"),
         ("vocabulary.corpus", [], "List should have at least 1 item after validation, not 0"),
         ("vocabulary.scenario", "swapped", "Input should be 'extended', 'replaced', 'optimized', 'bpe' or 'unigram'"),
         ("pretrain.source_share", 1.0, "Input should be less than 1"),
@@ -133,7 +138,9 @@ def test_missing_key_is_named(write, place):
             "Input should be 'swap', 'overlap', 'conversion', 'ridge', 'procrustes', 'delta', 'anchored' or 'auto'",
         ),
         ("name", "a/b", r"String should match pattern '^[\w-][\w.-]*$'"),
-        ("base", 5, "Input should be a valid string"),
+        ("base", 5, "Input should be a valid string, but it is 5"),
+        ("output", 5, "expected the path of a file or folder, but it is 5"),
+        ("vocabulary", "small", "expected keys and values, but it is 'small'"),
     ],
 )
 def test_wrong_value_names_file_and_field_and_what_was_expected(write, place, value, expected):

@@ -68,7 +68,10 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path, number:
         assert any(temporary.glob("lepta-*"))
         run.send_signal(number)
         assert run.wait(120) == 128 + number
-        assert run.stderr is not None and f"lepta: {number.name}, ending".encode() in run.stderr.read()
+        assert (
+            run.stderr is not None
+            and f"lepta: interrupted ({number.name}); nothing half-written".encode() in run.stderr.read()
+        )
     finally:
         run.kill()
     assert list(temporary.glob("lepta-*")) == []

@@ -452,6 +452,8 @@ def test_characters_per_token_come_from_the_measured_row():
     found = new_estimate("mistral", extended, 55328, "Russian")
     assert found.characters_per_token == 4.404 and "nearest" not in found.how and "estimate" in found.how
     assert "nearest" in new_estimate("mistral", extended, 40000, "ru").how
+    small = VocabularySettings(scenario="extended", add=3000, corpus=["starter:ru/train"])
+    assert "rough, as here 3,000 tokens are learned from 0.1 M" in new_estimate("mistral", small, 35000, "ru").how
     replaced = VocabularySettings(scenario="bpe", size=32000, corpus=["wordfreq:ru"])
     assert new_estimate("smollm2", replaced, 32000, "ru").characters_per_token == 4.347  # byte-level, as it is
     unknown = new_estimate("mistral", extended, 55328, "uk")
@@ -683,6 +685,7 @@ def test_command_prints_tables_and_json(tmp_path):
     facts = json.loads(CliRunner().invoke(app, [*priced, "--json"]).stdout)
     row = facts["devices"][0]
     assert row["cost"] == pytest.approx(0.5 * 2 * (row["hours"] + row["calibration_hours"])) and row["cost"] > 0
+    assert "here" in facts["devices"][-1] and "cost" not in facts["devices"][-1]  # this machine costs nothing
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
     (line,) = [line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4")]
     assert significant(row["cost"]) in line

@@ -13,7 +13,7 @@ def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     assert locate("my/adapted", []).is_dir()
     with pytest.raises(LeptaError, match=r"my/adaptd: no such file or folder; did you mean my/adapted\?"):
         locate("my/adaptd", [])
-    with pytest.raises(LeptaError, match="my/other: no such file or folder; a hub id must not start"):
+    with pytest.raises(LeptaError, match="my/other: no such file or folder; it is no hub id either"):
         locate("my/other", [])
     with pytest.raises(LeptaError, match="no such file or folder"):
         locate("/my/other", [])
@@ -22,7 +22,7 @@ def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
 def test_a_folder_that_is_half_written_is_not_proposed(tmp_path, monkeypatch):
     (tmp_path / "my" / ".distilled.partial").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LeptaError, match=r"my/distilled: no such file or folder; a hub id must not start with"):
+    with pytest.raises(LeptaError, match=r"my/distilled: no such file or folder; it is no hub id either, since my is"):
         locate("my/distilled", [])
 
 

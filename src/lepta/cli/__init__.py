@@ -19,6 +19,7 @@ from lepta.core.errors import LeptaError, disk_is_full, printable, reason_of
 from lepta.version import __version__
 
 # Command -> module that has it under that name, and the first line of its help (a test compares them).
+AGAIN = "nothing half-written is left; given again, training, recipes and benchmarks go on where they were"
 COMMANDS = {
     "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, distillation, training, propagation, report."),
     "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),
@@ -215,7 +216,7 @@ def _kept_traceback() -> str:
 
 def _end(signal_number: int, _: object) -> None:
     """Leave as after an error, so that what was imported or half written is removed; 128 + the signal is the custom."""
-    sys.stderr.write(f"\nlepta: {signal.Signals(signal_number).name}, ending; the same command goes on where it can\n")
+    sys.stderr.write(f"\nlepta: interrupted ({signal.Signals(signal_number).name}); {AGAIN}\n")
     sys.exit(128 + signal_number)
 
 

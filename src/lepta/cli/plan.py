@@ -91,9 +91,9 @@ def plan(
 
 
 def _add_cost(devices: list[dict[str, Any]], price: float | None) -> None:
-    """Put the price of all hours of all devices beside them, if there is one."""
-    if price is not None:
-        for row in devices:
+    """Put the price of all hours of all devices beside them, if there is one; the machine at hand costs nothing."""
+    for row in devices:
+        if price is not None and "here" not in row:
             hours = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
             row["cost"] = price * row["number"] * hours
 
@@ -228,6 +228,9 @@ def _devices(facts: dict[str, Any]) -> View:
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
+    caption += (
+        " Vocabulary, initialisation, propagation and evaluation are not counted: minutes, hours with a benchmark."
+    )
     priced = "cost" in devices[0]
     if priced:
         caption += " Cost: --price x devices x hours of all columns."
@@ -238,7 +241,7 @@ def _devices(facts: dict[str, Any]) -> View:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
         cells = [_hours(row[field]) for field in times.values()]
         if priced:
-            cells.append(significant(row["cost"]))
+            cells.append(significant(row["cost"]) if "cost" in row else "")
         table.add_row(escape(name), *cells, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
     return table, [caption]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lepta.core.errors import LeptaError, suggestion
 from lepta.core.reading import expanded, read_yaml
@@ -17,6 +17,9 @@ READERS = {"base": "recipe", "sources": "corpus file"}
 COMMANDS = {"recipe": "lepta adapt", "corpus file": "lepta corpus prepare"}  # kind of file -> what takes it
 # A name becomes a folder: it may not be "." or "..".
 NAME = r"^[\w-][\w.-]*$"
+# What pydantic says in terms of Python's types
+EXPECTED = {"model_type": "expected keys and values", "path_type": "expected the path of a file or folder"}
+NUMBERS = (int, float, int | None, float | None)
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 Sources = Annotated[list[str], Field(min_length=1)]
 
@@ -47,6 +50,14 @@ class Section(BaseModel):
     """A part of a settings file; unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and no as true and false, which pydantic would take for 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in NUMBERS:
+            raise ValueError(f"expected a number, but it is {str(value).lower()}")
+        return value
 
 
 Settings = TypeVar("Settings", bound=Section)
@@ -116,7 +127,10 @@ def _explain(error: Any, content: Any, model: type[Section]) -> tuple[str, str]:
         return field, f"unknown key; {hint}"
     if error["type"] == "missing":
         return field, "missing"
-    return field, error["msg"].removeprefix("Value error, ")
+    said = EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
+    given = error["input"]
+    shown = isinstance(given, str | int | float) and error["type"].endswith(("_type", "_parsing"))
+    return field, f"{said}, but it is {given!r}" if shown else said
 
 
 def _as_written(location: tuple[int | str, ...], content: Any) -> Iterator[str]:

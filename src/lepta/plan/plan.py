@@ -183,7 +183,7 @@ def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
     needs = max([outline.distillation.memory if outline.distillation else 0, *sizes]) / GIB
     fits = {"needs_gib": needs, "fits": needs <= machine.usable, "changes": {}, "needs_then_gib": {}}
-    return _times(machine, outline, 1, mfu) | fits
+    return _times(machine, outline, 1, mfu) | fits | {"here": True}
 
 
 def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:

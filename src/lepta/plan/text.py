@@ -29,6 +29,7 @@ MEASURED_CHARACTERS = 200_000
 TRY = "`lepta vocab build` and `lepta vocab measure` tell"
 SAME_SIZE = 1.02  # ratio of sizes within which a measured vocabulary stands for another
 SAME_CORPUS = 2  # ratio of the sizes of corpora within which it does
+FAR_SIZE, FAR_CORPUS = 2, 10  # ratios beyond which an estimate is called rough
 # Characters of text that a word list is worth. SmolLM2 with 4,800 tokens: 2.86 characters per token from 0.13 M
 # characters of text, 3.08 from these and wordfreq:ru, 3.21 from 1.0 M.
 WORD_LIST = 400_000
@@ -201,7 +202,10 @@ def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int,
     which = "" if same else "nearest to it "
     learned_from = nearest.get("corpus", table["corpus"]) / 1e6
     what = f"{nearest['scenario']}, {nearest['tokenizer']}, {nearest['size']:,} ids, {learned_from:.1f} M characters"
-    return Density(nearest[code], f"estimate: measured row {which}({what}) of docs/vocabulary.md")
+    how = f"estimate: measured row {which}({what}) of docs/vocabulary.md"
+    if tokens > FAR_SIZE or text > FAR_CORPUS:
+        how += f"; rough, as here {wanted:,} tokens are learned from {corpus / 1e6:.1f} M characters"
+    return Density(nearest[code], how)
 
 
 def _ratio(one: float, other: float) -> float:

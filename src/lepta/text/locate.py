@@ -37,7 +37,7 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
         hint = (
             f"did you mean {path.parent / near[0]}?"
             if near
-            else f"a hub id must not start with a folder here, {path.parent}"
+            else f"it is no hub id either, since {path.parent} is a folder here"
         )
         raise LeptaError(f"{text}: no such file or folder; {hint}")
     return _from_hub(text, match["repo"], match["revision"], hub_files)

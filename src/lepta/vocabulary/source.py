@@ -61,11 +61,11 @@ class TokenizerSource:
         model = self.spec["model"]
         return f"TokenizerSource({model.get('type')}, {len(model['vocab']):,} tokens, from {self.origin})"
 
-    @step("reading the tokenizer")
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
         check_spec(self.spec, self.origin)
-        with explained(self.origin, "not a tokenizer", REMEDY):
+        reading = step(f"checking the tokens of {self.origin}")
+        with reading, explained(self.origin, "not a tokenizer", REMEDY):
             vocabulary = read_vocabulary(self.spec, self.origin)
             check_runs(vocabulary.tokenizer, self.spec, self.origin)
         return vocabulary
@@ -113,7 +113,6 @@ def vocabulary_of(source: AnyVocabulary) -> Vocabulary:
     return source if isinstance(source, Vocabulary) else open_tokenizer(source).vocabulary()
 
 
-@step("reading the tokenizer")
 def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     """Read a tokenizer; LeptaError if there is no such place, or it holds no tokenizer that can be read.
 
@@ -123,10 +122,11 @@ def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     if isinstance(source, TokenizerSource):
         return source
     path = locate(source, hub_files=TOKENIZER_FILES)
-    if not path.is_dir():
-        return _read_file(path)
-    with explained(path, "its files do not make a tokenizer", REMEDY):
-        return _read_folder(path)
+    with step(f"reading the tokenizer of {path}"):
+        if not path.is_dir():
+            return _read_file(path)
+        with explained(path, "its files do not make a tokenizer", REMEDY):
+            return _read_folder(path)
 
 
 def _read_file(path: Path) -> TokenizerSource:
