@@ -261,7 +261,11 @@ def test_a_family_goes_the_whole_way(name, tiny_tokenizer, tiny_extended, tmp_pa
     base, variant = (save(name, tmp_path / part, tiny_tokenizer, seed) for seed, part in enumerate(("base", "variant")))
     folders = {part: tmp_path / part for part in ("initialised", "rows", "lora", "of_rows", "of_lora")}
     first_new, size = tiny_tokenizer.vocabulary().size, tiny_extended.vocabulary().size
-    assert shape_of(str(base)).width == WIDTH
+    if name == "Mllama":  # transformers registers no class for its text part alone
+        with pytest.raises(LeptaError, match="no such language model"):
+            shape_of(str(base))
+    else:
+        assert shape_of(str(base)).width == WIDTH
     old, new = [1, 504, 2338, 260, 3999], [1, size - 1, first_new, 504]
 
     folders["initialised"].mkdir()

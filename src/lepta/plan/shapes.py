@@ -293,17 +293,21 @@ def _special_float(found: dict[str, Any]) -> Any:
 def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
     """The whole config of a model, weights outside the embedding matrices, linear layers, and whether it is tied."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     from lepta.models.language_model import linear_layers
 
     whole = AutoConfig.for_model(**json.loads(config, object_hook=_special_float))
+    # The text parts of some multimodal models (Qwen2-VL, Qwen3-VL) have no class with a head of their own.
+    kind = AutoModelForCausalLM if type(whole) in AutoModelForCausalLM._model_mapping else AutoModel
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(whole)
-    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+        model: Any = kind.from_config(whole)
+    rows, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = bool(getattr(whole, "tie_word_embeddings", False)) if head is None else head.weight is rows
+    ends = {id(rows)} if head is None else {id(rows), id(head.weight)}
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
     found: Counter[tuple[str, int, int]] = Counter()
     for path in linear_layers(model):
         outputs, inputs = model.get_submodule(path).weight.shape  # GPT-2 has them turned round
         found[path.rpartition(".")[2], inputs, outputs] += 1
-    return whole, body, tuple(Linear(*key, number) for key, number in found.items()), len(ends) == 1
+    return whole, body, tuple(Linear(*key, number) for key, number in found.items()), tied
