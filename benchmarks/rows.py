@@ -219,12 +219,9 @@ def figure(bench: Bench, scores: Scores, facts: dict[str, dict[str, Any]]) -> st
     """Bits per byte against operations, as SVG; the runs that rows alone learn in are left out."""
     start, distilled = scores.on_curve(bench.folder(MEAN)), scores.on_curve(bench.folder(LORA))
     curves = {
-        "cross-entropy": [(0.0, start), *facts["the same, twice the tokens"]["curve"]],
+        "cross-entropy": facts["the same, twice the tokens"]["curve"],
         "distilled": [(0.0, start), (facts[LORA]["operations"], distilled)],
-        "then cross-entropy": [
-            (facts[LORA]["operations"], distilled),
-            *facts["distilled, then cross-entropy"]["curve"],
-        ],
+        "then cross-entropy": facts["distilled, then cross-entropy"]["curve"],
     }
     scaled = {name: [(x / TERA, bits) for x, bits in points] for name, points in curves.items()}
     level = (LEVEL, scores.on_curve(bench.original))
