@@ -181,7 +181,11 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         return
     tried = chosen["tried"]
     measures = [name for name in tried[0] if name.endswith("bits_per_byte")]
-    settings = [name for name in ("delta_scale", "body_delta") if len({way[name] for way in tried}) > 1]
+    settings = []
+    for name in ("delta_scale", "body_delta"):
+        values = {way[name] for way in tried}
+        if len(values) > 1:
+            settings.append(name)
     both = ["of both,\nsum"] if len(measures) > 1 else []
     table = number_table("method", *(name.replace("_", " ") for name in [*settings, *measures]), *both, "")
     for way in sorted(tried, key=lambda way: sum(way[name] for name in measures)):

@@ -122,7 +122,9 @@ class Scorer:
         found: dict[tuple[Ids, Target], float] = {}
         for batch in in_batches(sorted(asked, key=lambda row: (len(row), row)), TOKENS):
             outputs = self._outputs(layers, batch)
-            wanted = [(n, *target) for n, row in enumerate(batch) for target in sorted(asked[row])]
+            wanted: list[tuple[int, int, int]] = []
+            for n, row in enumerate(batch):
+                wanted += [(n, *target) for target in sorted(asked[row])]
             for (n, place, target), value in zip(wanted, self._values(outputs, wanted), strict=True):
                 found[batch[n], (place, target)] = value
         return found

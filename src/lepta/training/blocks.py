@@ -93,7 +93,7 @@ def write_tokens(
             for section in _sections(tokenizer, batch, length, spell):
                 out.write(np.asarray(section, dtype=np.uint32).tobytes())
                 starts.append(starts[-1] + len(section))
-            done += sum(len(paragraph) for part in batch for paragraph in part.paragraphs)
+            done += sum(map(len, _paragraphs(batch)))
             bar.set(done / 1e6, f"{starts[-1]:,} tokens")
     partial = folder / f".{SECTIONS}"
     np.save(partial, np.asarray(starts, dtype=np.int64))
@@ -127,12 +127,16 @@ def _drawn_parts(documents: Iterable[str], length: int, share: float, seed: int)
                 start, size = end, 0
 
 
+def _paragraphs(parts: Sequence[Part]) -> list[str]:
+    """All paragraphs of the parts, in order."""
+    return list(itertools.chain.from_iterable(part.paragraphs for part in parts))
+
+
 def _sections(
     tokenizer: Any, parts: Sequence[Part], length: int, spell: Callable[..., list[list[int]]] | None
 ) -> Iterator[list[int]]:
     """Sections: paragraphs of a part in order, as many as fit; one that fits no section is cut."""
-    flat = [paragraph for part in parts for paragraph in part.paragraphs]
-    encoded = tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    encoded = tokenizer(_paragraphs(parts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
     ids = iter(spell(encoded) if spell else encoded)
     start = start_tokens(tokenizer)
     for part in parts:

@@ -66,7 +66,7 @@ def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tu
     counts: dict[str | None, np.ndarray] = defaultdict(lambda: np.zeros(5, np.int64))  # None: in total
     used: dict[str | None, np.ndarray] = defaultdict(lambda: np.zeros(vocabulary.size, np.bool_))
     for source, texts in _batches(documents):
-        words = [word for text in texts for word in WORD.findall(text)]
+        words = list(chain.from_iterable(map(WORD.findall, texts)))
         whole |= _single_tokens(vocabulary, sorted(set(words) - whole.keys()))
         ids = np.fromiter(chain.from_iterable(vocabulary.encode(texts)), np.int64)
         utf8_bytes = sum(len(text.encode()) for text in texts)
