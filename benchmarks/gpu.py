@@ -4,7 +4,7 @@
 
 pretrain-1b, pretrain-8b    embeddings trained with the body frozen in bfloat16, by LEPTA and by `transformers.Trainer`
 distill-1b, distill-8b      rows learned by hidden states of a third of the layers, from a teacher with the same body
-four-bits                   a model of the 1B shape loaded in bfloat16 and in 4 bits: seconds, memory, what it predicts
+quantised                   a model of the 1B shape loaded in bfloat16, 8 and 4 bits: seconds, memory, what it predicts
 fsdp2                       `lepta pretrain` under FSDP2 in one process against the same without: losses
 miniature                   the table `gpu` of benchmarks/miniature, as far as time goes; the same command goes on. Its
                             text is streamed from the hub, or LEPTA_DATA names a folder with corpus_ru and corpus_en
@@ -36,7 +36,7 @@ LIMITS = {  # seconds; together nine minutes
     "distill-1b": 35,
     "pretrain-8b": 110,
     "distill-8b": 55,
-    "four-bits": 55,
+    "quantised": 55,
     "fsdp2": 65,
     "miniature": 150,
 }
@@ -259,24 +259,24 @@ def part_distill(size: Size) -> dict[str, Any]:
     return {"tokens_per_second": (size.steps - SKIPPED) * batch * (length - 1) / used, "gib": peak_gib()}
 
 
-def part_four_bits(size: Size, work: Path) -> dict[str, Any]:
-    """A folder loaded in bfloat16 and in 4 bits."""
+def part_quantised(size: Size, work: Path) -> dict[str, Any]:
+    """A folder loaded in bfloat16, in 8 and in 4 bits."""
     import torch
 
     from lepta.models.load import load_model
 
     make_model(size).save_pretrained(work / "model")
     ids, result, logits = torch.tensor([zipf(size, 1, 64)[0].tolist()]), dict[str, Any](), []
-    for name, four_bits in (("bfloat16", False), ("4bit", True)):
-        if four_bits and device() == "cpu":
-            return result | {"4bit": "needs a GPU"}
+    for name, bits in (("bfloat16", None), ("8bit", 8), ("4bit", 4)):
+        if bits and device() == "cpu":
+            return result | {"8bit": "needs a GPU", "4bit": "needs a GPU"}
         before, started = _used(), now()
-        model = load_model(work / "model", torch.bfloat16, four_bits=four_bits)
+        model = load_model(work / "model", torch.bfloat16, bits)
         result[name] = {"seconds": now() - started, "gib": (_used() - before) / 2**30}
         with torch.no_grad():
             logits.append(model(ids.to(model.device)).logits.float())
         del model
-    result["same_first_choice"] = float((logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean())
+        result[name]["same_first_choice"] = float((logits[0].argmax(-1) == logits[-1].argmax(-1)).float().mean())
     return result
 
 
@@ -349,7 +349,7 @@ def run_part(name: str, kind: str, smoke: bool) -> dict[str, Any]:
         return part_distill(size)
     with tempfile.TemporaryDirectory(prefix="lepta-") as work:
         by_name: dict[str, Callable[[], dict[str, Any]]] = {
-            "four-bits": lambda: part_four_bits(size, Path(work)),
+            "quantised": lambda: part_quantised(size, Path(work)),
             "fsdp2": lambda: part_fsdp2(Path(work)),
             "miniature": lambda: part_miniature(smoke, LIMITS["miniature"], Path(work)),
         }

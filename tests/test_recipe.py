@@ -198,7 +198,8 @@ def test_files_that_are_no_recipe(tmp_path, content, words):
 
 def test_absent_recipe(tmp_path):
     path = tmp_path / "absent.yaml"
-    assert message(path).startswith(f"{path}: no such recipe")
+    assert message(path).startswith(f"{path}: no such recipe; `lepta recipes list` shows")
+    assert message(Path("Qwen/Qwen3-8B")).startswith("Qwen/Qwen3-8B: no such recipe; did you mean 'qwen3/8b'? `lepta")
 
 
 def test_vocabulary_needs_one_number(write):

@@ -16,9 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConf
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.cli.plan import _hours
 from lepta.core.errors import LeptaError
-from lepta.core.tables import significant
+from lepta.core.tables import duration, significant
 from lepta.models.weights import count_weights
 from lepta.plan import disk
 from lepta.plan.devices import Device, devices_named, known_devices, this_machine
@@ -297,8 +296,9 @@ def test_memory_by_part_and_sharding():
     assert alone.optimizer == 8 * weights.trained and ddp.gradients == 2 * alone.gradients
     assert fsdp.frozen == alone.frozen / 8 and fsdp.optimizer == alone.optimizer / 8
     assert fsdp.total < alone.total < ddp.total
-    packed = memory(shape, settings.model_copy(update={"body_dtype": "4bit"}), weights)
-    assert packed.frozen == pytest.approx(0.5625 / 2 * alone.frozen, rel=0.001)
+    for body_dtype, size in (("4bit", 0.5625), ("8bit", 1)):
+        packed = memory(shape, settings.model_copy(update={"body_dtype": body_dtype}), weights)
+        assert packed.frozen == pytest.approx(size / 2 * alone.frozen, rel=0.001)
     spared = memory(shape, settings.model_copy(update={"gradient_checkpointing": True}), weights)
     assert spared.activations < alone.activations / 4
     assert memory(shape, settings.model_copy(update={"micro_batch": 8}), weights).activations == 2 * alone.activations
@@ -653,7 +653,7 @@ def test_what_fits_leaves_a_tenth_of_the_memory_free(memory, fits, monkeypatch):
 
 @pytest.mark.parametrize(("hours", "shown"), [(71, "71.0 h"), (24 * 60, "60.0 days"), (24 * 61, "over 60 days")])
 def test_times_that_nobody_waits_for_are_not_counted(hours, shown):
-    assert _hours(hours) == shown
+    assert duration(hours) == shown
 
 
 # The command
@@ -670,7 +670,7 @@ def test_command_prints_tables_and_json(tmp_path):
     for words in (
         "7.24 G weights",
         "Self-calibration",
-        "calibration  needs,",
+        "in all  needs,",
         "\nNote: calibrate: memory",
         "stage 2,",
         "FSDP2",
@@ -684,11 +684,13 @@ def test_command_prints_tables_and_json(tmp_path):
     priced = ["plan", str(path), "--gpu", "L4", "--gpus", "2", "--price", "0.5"]
     facts = json.loads(CliRunner().invoke(app, [*priced, "--json"]).stdout)
     row = facts["devices"][0]
-    assert row["cost"] == pytest.approx(0.5 * 2 * (row["hours"] + row["calibration_hours"])) and row["cost"] > 0
+    assert row["hours_in_all"] == row["hours"] + row["calibration_hours"]
+    assert row["cost"] == pytest.approx(0.5 * 2 * row["hours_in_all"]) and row["cost"] > 0
     assert "here" in facts["devices"][-1] and "cost" not in facts["devices"][-1]  # this machine costs nothing
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
     (line,) = [line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4")]
     assert significant(row["cost"]) in line
+    assert " ".join(line).count(duration(row["hours_in_all"])) >= 1
     assert CliRunner().invoke(app, [*priced[:-1], "inf"]).exception.args[0].startswith("--price inf: expected")
     assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]
     assert facts["devices"][0]["name"] == "L4" and facts["base"]["shape_from"] == "table of known models"

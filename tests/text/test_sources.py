@@ -150,6 +150,12 @@ def test_invalid_utf8_names_the_byte(tmp_path, name):
         read(tmp_path / name)
 
 
+def test_binary_data_and_utf16_are_called_so(tmp_path):
+    (tmp_path / "a.txt").write_bytes("текст\n".encode("utf-16"))
+    with pytest.raises(LeptaError, match=r"a\.txt: byte 0 is not UTF-8, and some bytes are 0: binary data, or UTF-16"):
+        read(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -223,15 +223,17 @@ def test_scaled_embeddings_are_split_with_their_scale():
     assert isinstance(model.get_input_embeddings(), SplitEmbedding)
 
 
-def test_four_bit_weights_cannot_train():
-    with pytest.raises(ValidationError, match="4bit weights cannot train"):
-        settings(trains="full", body_dtype="4bit")
+@pytest.mark.parametrize("body_dtype", ["8bit", "4bit"])
+def test_quantised_weights_cannot_train(body_dtype):
+    with pytest.raises(ValidationError, match=f"{body_dtype} weights cannot train"):
+        settings(trains="full", body_dtype=body_dtype)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_four_bits_need_a_gpu(folder):
-    with pytest.raises(LeptaError, match="4bit needs a GPU"):
-        load_for_training(folder, settings(body_dtype="4bit"))
+@pytest.mark.parametrize("body_dtype", ["8bit", "4bit"])
+def test_a_quantised_body_needs_a_gpu(folder, body_dtype):
+    with pytest.raises(LeptaError, match=f"{body_dtype} needs a GPU"):
+        load_for_training(folder, settings(body_dtype=body_dtype))
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,11 @@ def new(
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)
-    validated(Recipe, content, f"new {recipe}")  # what is written can be read
+    models = validated(Recipe, content, f"new {recipe}").variants.values()  # what is written can be read
     write_new_file(recipe, written, force)
     say(f"recipe: {recipe}", soft_wrap=True)
+    if base in [variant.model for variant in models]:
+        say("note:   a variant is the base itself; expected a model that was tuned from it", soft_wrap=True)
     missing = [source for source in (*text, *valid) if ":" not in source and not is_there(source)]
     if missing:
         say(f"note:   {', '.join(missing)}: not here yet, so the amount of text is a guess", soft_wrap=True)

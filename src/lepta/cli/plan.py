@@ -12,12 +12,11 @@ from rich.table import Table
 from lepta.cli.common import MOST_GPUS, AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
-from lepta.core.tables import number_table, significant
+from lepta.core.tables import duration, number_table, significant
 from lepta.plan.devices import SPARE
 from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
-MOST_DAYS = 60  # beyond, nobody waits
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 
 # Rows of the tables: fields of the plan. One that is zero or unknown in all columns is left out.
@@ -70,7 +69,7 @@ def plan(
     from lepta.plan.plan import make_plan
 
     facts = make_plan(settings, gpu, gpus, mfu, models)
-    _add_cost(facts["devices"], price)
+    _add_totals(facts["devices"], price)
     if as_json:
         print_json(facts)
         return
@@ -90,12 +89,12 @@ def plan(
         say(f"\nNote: {note}")
 
 
-def _add_cost(devices: list[dict[str, Any]], price: float | None) -> None:
-    """Put the price of all hours of all devices beside them, if there is one; the machine at hand costs nothing."""
+def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
+    """Put all hours beside each device, and their price if there is one; the machine at hand costs nothing."""
     for row in devices:
+        row["hours_in_all"] = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
         if price is not None and "here" not in row:
-            hours = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
-            row["cost"] = price * row["number"] * hours
+            row["cost"] = price * row["number"] * row["hours_in_all"]
 
 
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
@@ -119,17 +118,6 @@ def _count(number: float | None) -> str:
 
 def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
     return UNKNOWN if number is None else f"{number:,.{digits}f}{unit}"
-
-
-def _hours(hours: float) -> str:
-    if hours < 1 / 3600:
-        return "< 1 s" if hours else "0 s"
-    if hours < 1:
-        return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.0f} s"
-    if hours < 72:
-        return f"{hours:,.1f} h"
-    days = hours / 24
-    return f"{days:,.1f} days" if days <= MOST_DAYS else f"over {MOST_DAYS} days"
 
 
 def _add_counts(table: Table, fields: Iterable[str], columns: Sequence[dict[str, Any]]) -> None:
@@ -233,13 +221,15 @@ def _devices(facts: dict[str, Any]) -> View:
     )
     priced = "cost" in devices[0]
     if priced:
-        caption += " Cost: --price x devices x hours of all columns."
+        caption += " Cost: --price x devices x hours in all."
     costs = ["cost"] if priced else []
+    if len(times) > 1:
+        times["in all"] = "hours_in_all"
     table = number_table("device", *times, *costs, "needs, GiB", "has", "fits", title="Time")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for row in devices:
         name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
-        cells = [_hours(row[field]) for field in times.values()]
+        cells = [duration(row[field]) for field in times.values()]
         if priced:
             cells.append(significant(row["cost"]) if "cost" in row else "")
         table.add_row(escape(name), *cells, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))

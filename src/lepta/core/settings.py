@@ -80,8 +80,9 @@ def settings_file(path: str | Path, kind: str, example: str) -> Path:
             f"{path}: no such file here; the {kind} of that name comes with LEPTA and is called {name}, "
             f"as in `{COMMANDS[kind]} {name}`; `lepta recipes list` shows all"
         )
+    near = suggestion(str(path).lower(), shipped, "")
     raise LeptaError(
-        f"{path}: no such {kind}; `lepta recipes list` shows those that come with LEPTA, "
+        f"{path}: no such {kind}; {near and near + ' '}`lepta recipes list` shows those that come with LEPTA, "
         f"`lepta recipes copy {example}` writes one here to start from"
     )
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
+MOST_DAYS = 60  # beyond, nobody waits
 HEADING = 12  # characters of a line of a heading: long ones would leave no room for the first column
 
 
@@ -31,6 +32,18 @@ def significant(value: float) -> str:
     """A number with three significant digits at least, all those before the point, and never 0.0 for a small one."""
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{max(digits, 0)}f}"
+
+
+def duration(hours: float) -> str:
+    """Hours in the unit that a reader expects: seconds, minutes, hours or days."""
+    if hours < 1 / 3600:
+        return "< 1 s" if hours else "0 s"
+    if hours < 1:
+        return f"{hours * 60:.0f} min" if hours > 1 / 60 else f"{hours * 3600:.0f} s"
+    if hours < 72:
+        return f"{hours:,.1f} h"
+    days = hours / 24
+    return f"{days:,.1f} days" if days <= MOST_DAYS else f"over {MOST_DAYS} days"
 
 
 def _lines(heading: str) -> str:

@@ -38,21 +38,21 @@ def exact_dtype() -> torch.dtype:
     return torch.bfloat16 if device().type == "cuda" else torch.float32
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None, four_bits: bool = False) -> Any:
+def load_model(folder: Path, dtype: torch.dtype | None = None, bits: int | None = None) -> Any:
     """Load a causal LM, in evaluation mode and in `dtype`, whatever the file holds; default: `fast_dtype`.
 
-    `four_bits` keeps the linear layers of the body in 4 bits (NF4, by bitsandbytes). LeptaError if transformers cannot
-    load it, tensors are missing, or bitsandbytes is.
+    `bits` keeps the linear layers of the body in 8 (LLM.int8) or 4 (NF4), by bitsandbytes. LeptaError if transformers
+    cannot load it, tensors are missing, or bitsandbytes is.
     """
     Checkpoint(folder)  # names what is missing, and refuses pickle
     dtype = dtype or fast_dtype(folder)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
-    if four_bits:
-        options |= {"quantization_config": _in_four_bits(dtype), "device_map": {"": device()}}
+    if bits:
+        options |= {"quantization_config": _quantised(bits, dtype), "device_map": {"": device()}}
     with step(f"loading {folder.name}"):
         model = complete_model(folder, **options)
-    if four_bits:
-        model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not in 4 bits
+    if bits:
+        model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not quantised
         return model.eval()
     try:
         model.to(device())
@@ -107,13 +107,15 @@ def check_whole(checkpoint: Checkpoint) -> None:
             )
 
 
-def _in_four_bits(dtype: torch.dtype) -> Any:
+def _quantised(bits: int, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     try:
+        if bits == 8:
+            return BitsAndBytesConfig(load_in_8bit=True)
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     except ImportError as error:
-        raise LeptaError("4 bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
+        raise LeptaError(f"{bits} bits: the package bitsandbytes is missing; pip install bitsandbytes") from error
 
 
 def model_folder(source: str | Path, import_to: Path, dtype: str | None = None) -> Path:

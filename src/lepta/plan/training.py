@@ -11,7 +11,7 @@ Sharding = Literal["one process", "DDP", "FSDP2"]
 Change = dict[str, int | bool | str]  # settings that are to be others
 GIB = 2**30
 LOGITS = 1 << 26  # bytes of logits that exist at the same time: lepta.models.loss
-FOUR_BITS = 0.5 + 4 / 64  # bytes of a weight: 4 bits, and a float32 scale for every 64
+PACKED = {"4bit": 0.5 + 4 / 64, "8bit": 1}  # bytes of a weight; of 4 bits, with a float32 scale for every 64
 MASTER, GRADIENT, ADAM = 4, 4, 8  # bytes of a trained weight, all float32
 GATHERED_LAYERS = 2  # FSDP2: the layer at work and the next one
 CONTEXT = 1.5 * GIB  # of CUDA, cuBLAS and NCCL
@@ -185,7 +185,7 @@ def memory(
 
 def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSettings, compute: int) -> float:
     linear = min(shape.linear_weights, weights.frozen_body)
-    packed = FOUR_BITS if settings.body_dtype == "4bit" else compute
+    packed = PACKED.get(settings.body_dtype, compute)
     return linear * packed + (weights.frozen - linear) * compute
 
 

@@ -62,10 +62,10 @@ def decode(data: bytes, where: str, start: int = 0) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise LeptaError(
-            f"{where}: byte {start + error.start} is not UTF-8; convert the text first, for example "
-            "iconv -f WINDOWS-1251 -t UTF-8"
-        ) from error
+        place = f"{where}: byte {start + error.start} is not UTF-8"
+        if 0 in data:
+            raise LeptaError(f"{place}, and some bytes are 0: binary data, or UTF-16; expected UTF-8 text") from error
+        raise LeptaError(f"{place}; convert the text first, for example iconv -f WINDOWS-1251 -t UTF-8") from error
 
 
 def _json_rows(file: Path, field: str | None, bad: Callable[[LeptaError], None]) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from lepta.core.output import write_json
 from lepta.models.load import device, load_model
 from lepta.models.precision import DTYPES, config_of, fastest_on_cpu, name_of
 from lepta.training.distributed import processes
-from lepta.training.settings import PretrainSettings, TuneSettings
+from lepta.training.settings import QUANTISED, PretrainSettings, TuneSettings
 
 PRECISION = "precision.json"  # among a run's checkpoints
 
@@ -71,8 +71,14 @@ def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -
     if settings.trains == "full":
         return load_model(folder, torch.float32)
     dtype = compute_dtype(settings.body_dtype, config_of(folder))
-    if settings.body_dtype != "4bit":
-        return load_model(folder, dtype)
-    if device().type == "cpu":
-        raise LeptaError("body_dtype: 4bit needs a GPU: bitsandbytes has no gradients through such layers on CPUs")
-    return load_model(folder, dtype, four_bits=True)
+    bits = bits_of(settings.body_dtype)
+    if bits and device().type == "cpu":
+        raise LeptaError(
+            f"body_dtype: {settings.body_dtype} needs a GPU: bitsandbytes has no gradients through such layers on CPUs"
+        )
+    return load_model(folder, dtype, bits)
+
+
+def bits_of(body_dtype: str) -> int | None:
+    """Bits of a weight in a quantised body; None where it is in a floating-point type."""
+    return int(body_dtype.removesuffix("bit")) if body_dtype in QUANTISED else None

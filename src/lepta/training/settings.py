@@ -8,7 +8,8 @@ from lepta.core.errors import LeptaError
 from lepta.core.settings import Section, Sources, as_list
 from lepta.darumeru.settings import Benchmark
 
-BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "4bit"]
+BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"]
+QUANTISED = ("8bit", "4bit")  # of a body that is frozen
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
@@ -100,8 +101,8 @@ class TuneSettings(Section):
 
     @model_validator(mode="after")
     def _whole_body(self) -> "TuneSettings":
-        if self.trains == "full" and self.body_dtype == "4bit":
-            raise ValueError("`body_dtype`: 4bit weights cannot train; give another `trains`")
+        if self.trains == "full" and self.body_dtype in QUANTISED:
+            raise ValueError(f"`body_dtype`: {self.body_dtype} weights cannot train; give another `trains`")
         return self
 
 
@@ -242,8 +243,8 @@ class PretrainSettings(Section):
 
     @model_validator(mode="after")
     def _whole_body(self) -> "PretrainSettings":
-        if self.trains == "full" and self.body_dtype == "4bit":
-            raise ValueError("`body_dtype`: 4bit weights cannot train; give `trains` embeddings+lora")
+        if self.trains == "full" and self.body_dtype in QUANTISED:
+            raise ValueError(f"`body_dtype`: {self.body_dtype} weights cannot train; give `trains` embeddings+lora")
         if self.forget_limit is not None and self.keep == "last":
             raise ValueError("`forget_limit`: needs `keep` best, for weights from before the limit was passed")
         if self._changed("decay_share") and self.schedule != "wsd":

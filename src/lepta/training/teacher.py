@@ -18,7 +18,7 @@ from lepta.models.load import load_model
 from lepta.models.loss import IGNORED, linear_cross_entropy, logit_rule, patch_chunked_loss, predictions, token_losses
 from lepta.models.precision import config_of
 from lepta.training.blocks import Blocks
-from lepta.training.precision import compute_dtype
+from lepta.training.precision import bits_of, compute_dtype
 from lepta.training.settings import PretrainSettings
 from lepta.vocabulary.alignment import Aligner
 from lepta.vocabulary.source import open_tokenizer
@@ -39,7 +39,7 @@ class Teacher:
     def load(cls, folder: Path, student: Path, settings: PretrainSettings) -> "Teacher":
         """Load a model folder in the precision that the student's body is trained in."""
         dtype = compute_dtype(settings.body_dtype, config_of(student))
-        model = load_model(folder, dtype, four_bits=settings.body_dtype == "4bit").requires_grad_(False)
+        model = load_model(folder, dtype, bits_of(settings.body_dtype)).requires_grad_(False)
         old, new = (open_tokenizer(one).vocabulary() for one in (folder, student))
         return cls(model, Aligner(old, new), settings.teacher_weight)
 

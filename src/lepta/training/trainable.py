@@ -122,7 +122,8 @@ def inject(config: Any, model: Any) -> None:
     from peft import inject_adapter_in_model
 
     whole: Any = nn.ModuleList([model])
-    whole.is_loaded_in_4bit = getattr(model, "is_loaded_in_4bit", False)
+    for loaded in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+        setattr(whole, loaded, getattr(model, loaded, False))
     inject_adapter_in_model(config, whole)
     model.peft_config = whole.peft_config
 
