@@ -284,6 +284,14 @@ def test_folder_without_weights_raises(single):
         Checkpoint(single)
 
 
+def test_a_checkpoint_of_fsdp_names_the_command_that_makes_a_folder_of_it(single):
+    (single / SINGLE).unlink()
+    (single / "pytorch_model_fsdp_0").mkdir()
+    (single / "pytorch_model_fsdp_0" / "__0_0.distcp").touch()
+    with pytest.raises(LeptaError, match=rf"FSDP .*accelerate merge-weights {single}/pytorch_model_fsdp_0 {single}$"):
+        Checkpoint(single)
+
+
 def test_absent_folder_raises(tmp_path):
     with pytest.raises(LeptaError, match="absent: no such file or folder"):
         Checkpoint(tmp_path / "absent")

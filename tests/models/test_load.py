@@ -113,6 +113,21 @@ def test_models_that_were_quantised_name_the_package_that_they_need(
         load_model(folder, torch.float32)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may keep float8")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_in_float8_is_loaded_in_the_precision_that_is_asked(dtype, tiny_model_folder, tmp_path):
+    folder = shutil.copytree(tiny_model_folder(), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    model = load_model(folder, dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+
+
 TEXTS = ["Hello world, it's 2024!", "Привет, мир.\n  def f(x):\n\treturn 1", " leading", "日本語"]
 
 

@@ -261,6 +261,11 @@ class Checkpoint:
                 f"{self.folder}: weights only as pickle ({pickles[0].name}), which can run any code when read; "
                 "convert them to safetensors with save_pretrained() where you trust them"
             )
+        if sharded := next(self.folder.glob("*/*.distcp"), None):
+            raise LeptaError(
+                f"{self.folder}: weights only as a checkpoint of FSDP ({sharded.parent.name}); expected {SINGLE}; "
+                f"make one with accelerate merge-weights {sharded.parent} {self.folder}"
+            )
         raise LeptaError(f"{self.folder}: no weights; expected {SINGLE} or {INDEX}")
 
     def _named(self, name: str | None) -> str | None:

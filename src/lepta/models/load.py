@@ -44,7 +44,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, bits: int | None 
     `bits` keeps the linear layers of the body in 8 (LLM.int8) or 4 (NF4), by bitsandbytes. LeptaError if transformers
     cannot load it, tensors are missing, or bitsandbytes is.
     """
-    Checkpoint(folder)  # names what is missing, and refuses pickle
+    checkpoint = Checkpoint(folder)  # names what is missing, and refuses pickle
     dtype = dtype or fast_dtype(folder)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if bits:
@@ -54,6 +54,8 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, bits: int | None 
     if bits:
         model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not quantised
         return model.eval()
+    if "quantization_config" in checkpoint.config and not getattr(model, "is_quantized", False):
+        model.to(dtype)  # without a GPU for float8, transformers makes it bfloat16, whatever `dtype` is
     try:
         model.to(device())
     except RuntimeError as error:
