@@ -51,7 +51,9 @@ def test_much_text_is_trained_on_and_a_model_that_is_not_here_is_known_by_its_sh
     assert done.exit_code == 0, error
     assert "uk/train, uk/valid: not here yet" in done.stdout
     recipe = read_recipe(file)
-    assert recipe.pretrain[0].batch % (8 * recipe.pretrain[0].micro_batch) == 0
+    (stage,) = recipe.pretrain
+    assert stage.trains == "new-rows" and stage.source_share == 0  # the starter corpus is too small for so many tokens
+    assert stage.batch % (8 * stage.micro_batch) == 0 and stage.tokens / (stage.batch * stage.block) > 1000
     assert recipe.vocabulary.add == 32_000
     done, error = lepta("plan", file, "--gpu", "H100", "--gpus", 8, "--json")
     assert done.exit_code == 0, error
@@ -73,6 +75,16 @@ def test_training_on_text_that_is_not_here_is_what_a_day_allows(base, gpu, token
     assert done.exit_code == 0, error
     assert read_recipe(file).pretrain[0].tokens == tokens
     assert f"tokens: {tokens}  # {note}" in file.read_text(encoding="utf-8")
+
+
+def test_some_million_characters_adapt_the_body_too_in_small_steps(tiny_model_folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Көктемде ауыл адамдары егін егеді.\n" * 100_000, encoding="utf-8")
+    options = ["--base", tiny_model_folder(), "--language", "kk", "--text", text, "--valid", tmp_path / "valid"]
+    done, error = lepta("new", tmp_path / "a.yaml", *options)
+    assert done.exit_code == 0, error
+    (stage,) = read_recipe(tmp_path / "a.yaml").pretrain
+    assert (stage.trains, stage.source_share, stage.block * stage.batch) == ("new-rows+lora", 0.1, 512)
 
 
 def test_names_that_yaml_would_read_otherwise(tmp_path):

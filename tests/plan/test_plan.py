@@ -428,7 +428,8 @@ def test_files_that_are_not_here_are_noted_with_the_fields_that_name_them():
         "not on this machine: corpora/no.jsonl (text.target.train, vocabulary.corpus); corpora/no.jsonl?field=content "
         "(vocabulary.corpus); d.jsonl (variants.a.tune.dialogues); the plan does without them, `lepta adapt` will not"
     )
-    assert make_plan(recipe_of(MISTRAL), measure=False)["notes"] == []
+    small = {"tokens": 1_000_000, "batch": 2}
+    assert make_plan(recipe_of(MISTRAL, pretrain=small), measure=False)["notes"] == []
 
 
 def test_text_that_is_here_but_cannot_be_read_is_told(tmp_path):
@@ -575,7 +576,7 @@ def test_self_calibration_is_part_of_the_plan():
     assert row["calibration_hours"] == pytest.approx(flops / (989.5e12 * 0.5) / 3600)
     parts = facts["disk"]["parts"]
     assert parts["calibrated/a"] == parts["calibrated/b"] == parts["propagated/a"]
-    assert facts["notes"] == ["calibrate: memory and checkpoints of training are not in this plan"]
+    assert facts["notes"][0] == "calibrate: memory and checkpoints of training are not in this plan"
     assert row | {"calibration_hours": 0} == alone["devices"][0] | {"calibration_hours": 0}
     assert "calibration" not in alone and "calibration_hours" not in alone["devices"][0]
 
@@ -654,6 +655,12 @@ def test_what_fits_leaves_a_tenth_of_the_memory_free(memory, fits, monkeypatch):
 @pytest.mark.parametrize(("hours", "shown"), [(71, "71.0 h"), (24 * 60, "60.0 days"), (24 * 61, "over 60 days")])
 def test_times_that_nobody_waits_for_are_not_counted(hours, shown):
     assert duration(hours) == shown
+
+
+@pytest.mark.parametrize(("batch", "noted"), [(16, ["pretrain: 49 steps of 4,096 tokens: smaller steps"]), (4, [])])
+def test_runs_of_few_steps_are_noted(batch, noted):
+    notes = make_plan(recipe_of(MISTRAL, pretrain={"tokens": 200_000, "batch": batch}), measure=False)["notes"]
+    assert [note.partition(" (")[0] for note in notes if "steps of" in note] == noted
 
 
 # The command

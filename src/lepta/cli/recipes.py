@@ -142,11 +142,11 @@ def adapt(
     check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
     from lepta.pipeline import adapt as run_recipe
     from lepta.pipeline import pipeline_of
-    from lepta.plan.notes import few_passages
+    from lepta.plan.notes import short_runs
     from lepta.plan.plan import cost_here
 
     if dry_run:
-        for note in few_passages(plan):
+        for note in short_runs(plan):
             log(note)
         print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan))
         return

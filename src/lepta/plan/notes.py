@@ -8,13 +8,13 @@ from lepta.plan.outline import Outline
 from lepta.plan.text import is_absent
 from lepta.plan.vocabulary import AUTO_ADDED
 from lepta.recipe import Recipe
-from lepta.training.settings import PretrainSettings, TuneSettings, split_batch
+from lepta.training.settings import PretrainSettings, TuneSettings, few_steps, split_batch
 
 
 def notes_on(outline: Outline, number: int) -> list[str]:
     """One line for each, for `number` processes."""
     recipe, context = outline.recipe, outline.before.context
-    notes = [*few_passages(recipe), *_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
+    notes = [*_refused(recipe, number), *_absent(recipe), *_left_out(recipe)]
     if outline.wanted.how.startswith("size: auto"):
         notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
     if recipe.vocabulary.scenario == "optimized":
@@ -22,10 +22,18 @@ def notes_on(outline: Outline, number: int) -> list[str]:
     for stage in recipe.pretrain:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
-    return notes
+    return [*notes, *short_runs(recipe)]
 
 
-def few_passages(recipe: Recipe) -> Iterator[str]:
+def short_runs(recipe: Recipe) -> Iterator[str]:
+    """What distillation and pre-training may say of too few tokens."""
+    yield from _few_passages(recipe)
+    for stage in recipe.pretrain:
+        if note := few_steps(stage):
+            yield f"pretrain: {note}"
+
+
+def _few_passages(recipe: Recipe) -> Iterator[str]:
     """What distillation may say of too few tokens; passages are shorter where documents are."""
     settings = recipe.distill
     if settings is None:

@@ -26,6 +26,8 @@ OPERATIONS = 6  # for each weight and token, forward and backward
 ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
 # Two cores, as the demo was measured on: a recipe does not depend on the machine that it is written on.
 CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
+STARTER_SUFFICES = 1_500_000  # tokens of training, a tenth of which may be ten times the English starter corpus
+BLOCK, LARGEST_BATCH, STEPS = 1024, 64, 1000  # of training on a GPU; as many steps at least, if the text is enough
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
 LARGE = 3_000_000_000
@@ -53,6 +55,7 @@ def propose(wish: Wish) -> str:
     characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
     budget, assumed = _budget(wish, shape)
     tokens = budget if amount.characters is None else amount.characters // CHARACTERS_PER_TOKEN
+    pretrained = _rounded(max(100, min(tokens, budget)))
     enough = amount.characters is None or amount.characters >= SMALL
     view = vars(wish) | {
         "variants": _variants(wish.variants),
@@ -61,9 +64,10 @@ def propose(wish: Wish) -> str:
         "add": _rounded(min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN))),
         "distilled": _rounded(max(100, min(tokens, budget, DISTILLED))),
         "tied": shape is not None and shape.tied,
-        "pretrained": _rounded(max(100, min(tokens, budget))) if enough else None,
+        "pretrained": pretrained if enough else None,
         "pretrained_note": "all of the text, once" if tokens < budget else assumed,
-        **_batches(wish),
+        "adapts": pretrained <= STARTER_SUFFICES,
+        **_batches(wish, pretrained),
     }
     return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
 
@@ -108,12 +112,16 @@ def _variants(variants: Sequence[str]) -> dict[str, str]:
     return models
 
 
-def _batches(wish: Wish) -> dict[str, int]:
-    """Sizes for a GPU or a CPU; each process has whole micro-batches of a step."""
+def _batches(wish: Wish, tokens: int) -> dict[str, int]:
+    """Sizes for a GPU or a CPU; each process has whole micro-batches of a step.
+
+    Small steps learn more from little text (docs/training.md), large ones are faster on a GPU.
+    """
     if wish.device is None:
-        return {"block": 256, "batch": 16, "micro_batch": 4}
-    share = wish.gpus * 8
-    return {"block": 1024, "batch": max(64 // share, 1) * share, "micro_batch": 8}
+        return {"block": 256, "batch": 2, "micro_batch": 2}
+    share = max(1, min(LARGEST_BATCH, tokens // (STEPS * BLOCK)) // wish.gpus)
+    micro_batch = min(share, 8)
+    return {"block": BLOCK, "batch": share // micro_batch * micro_batch * wish.gpus, "micro_batch": micro_batch}
 
 
 def _quoted(value: str) -> str:

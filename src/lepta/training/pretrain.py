@@ -25,7 +25,7 @@ from lepta.training.distributed import processes
 from lepta.training.merge import prepare_merge, write_trained
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.rate import BODY, resolved_rates
-from lepta.training.settings import PretrainSettings
+from lepta.training.settings import PretrainSettings, few_steps
 from lepta.training.teacher import TaughtBlocks, Teacher, teach
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
@@ -160,6 +160,8 @@ def pretrain_folder(
             highlight=False,
         )
         settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
+    if note := few_steps(settings):
+        console.print(f"  note: {note}", highlight=False)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     teaches = Teacher.load(teacher, initialised, settings) if teacher else None
     run = Pretraining(settings, blocks, new_rows, rates[0], seed, work, pad_id, source, teaches)

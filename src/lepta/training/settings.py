@@ -1,5 +1,6 @@
 """Settings of pre-training, of tuning on conversations and of preferences, in recipes and commands."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
@@ -9,6 +10,7 @@ from lepta.core.settings import Section, Sources, as_list
 from lepta.darumeru.settings import Benchmark
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"]
+FEW_STEPS, SMALL_STEP = 500, 1024  # in a run; tokens of a step that need not be smaller
 QUANTISED = ("8bit", "4bit")  # of a body that is frozen
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
@@ -121,6 +123,18 @@ def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[in
             f"(`batch` {batch}, {processes} processes)"
         )
     return micro_batch, share // micro_batch
+
+
+def few_steps(settings: "PretrainSettings") -> str | None:
+    """What to say of a run that learns little from its text, as it has few steps; None of others.
+
+    The figures are measured: docs/training.md.
+    """
+    size = settings.batch * settings.block
+    steps = math.ceil(settings.tokens / size)
+    if steps >= FEW_STEPS or size <= SMALL_STEP:
+        return None
+    return f"{steps} steps of {size:,} tokens: smaller steps (batch, block) learn more from the same text"
 
 
 class PretrainSettings(Section):
