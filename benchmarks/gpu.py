@@ -236,7 +236,7 @@ def part_distill(size: Size) -> dict[str, Any]:
     new = min(NEW, size.rows // 4)
     learned = torch.arange(size.rows - new, size.rows, device=device())
     layer = -(-size.layers // 3)
-    distiller = Distiller(model, model.get_input_embeddings().weight.detach(), learned, learned, False, layer)
+    distiller = Distiller(model, model.get_input_embeddings().weight.detach(), learned, learned, layer)
     distiller.head.rows.requires_grad_(False)
     ids = zipf(size, size.steps * batch, length)
     fresh = (ids + size.rows - new) % size.rows  # the usual ones are new

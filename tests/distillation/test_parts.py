@@ -10,6 +10,7 @@ from lepta.distillation.passages import choose_passages, cut
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
 from lepta.distillation.student import Distiller, hidden_distance
 from lepta.distillation.targets import learned_rows, target_rows
+from lepta.distillation.tie import shared_rows
 from lepta.models.loss import LogitRule
 from lepta.vocabulary.alignment import Aligner
 from lepta.vocabulary.build import build_vocabulary
@@ -244,6 +245,25 @@ def test_cut_loses_nothing_but_white_space():
     assert np.mean([len(piece) for piece in pieces]) > 30
 
 
+def test_a_row_for_both_ends_is_the_heads_where_states_vary_and_the_embeddings_elsewhere():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(500, 8, generator=generator) * torch.tensor([10.0, 3, 1, 1, 0, 0, 0, 0])
+    inputs, outputs = torch.randn(2, 5, 8, generator=generator)
+    rows = shared_rows(inputs, outputs, states, 1e-5)
+    torch.testing.assert_close(rows[:, :4], outputs[:, :4], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(rows[:, 4:], inputs[:, 4:])
+    torch.testing.assert_close(shared_rows(inputs, outputs, states, 1e6), inputs, atol=1e-4, rtol=1e-4)
+    # the least of what it is to make small: no step away from it is better
+    weight = 0.3 * states.square().mean()
+
+    def cost(rows):
+        return ((states @ (rows - outputs).T) ** 2).mean(0) + weight * (rows - inputs).square().sum(1)
+
+    best = shared_rows(inputs, outputs, states, 0.3)
+    for step in torch.randn(20, 5, 8, generator=generator) * 0.1:
+        assert (cost(best + step) > cost(best)).all()
+
+
 def test_dropout_of_the_body_is_off_while_rows_learn():
     """Or the same model would be at a distance from itself."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -251,9 +271,7 @@ def test_dropout_of_the_body_is_off_while_rows_learn():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, embd_pdrop=0.5, resid_pdrop=0.5))
     new = torch.tensor([62, 63])
-    distiller = Distiller(
-        model.eval(), model.get_input_embeddings().weight.detach().clone(), new, new, False, 1
-    ).train()
+    distiller = Distiller(model.eval(), model.get_input_embeddings().weight.detach().clone(), new, new, 1).train()
     assert distiller.training
     ids, ends = torch.arange(10)[None], torch.arange(10)[None]
     assert distiller(ids, ids, ends, ends, torch.ones(1, 10))["loss"] == 0
@@ -272,7 +290,7 @@ def test_layers_with_several_streams_are_compared_in_all_of_them():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     new = torch.tensor([62, 63])
-    distiller = Distiller(model, model.get_input_embeddings().weight.detach().clone(), new, new, False, 1)
+    distiller = Distiller(model, model.get_input_embeddings().weight.detach().clone(), new, new, 1)
     ids, ends = torch.arange(1, 11)[None], torch.arange(10)[None]
     other = torch.full_like(ids, 62)
     assert distiller(ids, ids, ends, ends, torch.ones(1, 10))["loss"] == 0

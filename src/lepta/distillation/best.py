@@ -15,6 +15,7 @@ class BestRows:
     def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
         self._distiller, self._passages = distiller, passages
         self._rows: list[torch.Tensor] = []
+        self._least, self._first = math.inf, ("", math.inf, self._rows)
         self.bits: dict[str, float] = {}  # by step
         self.kept = ""  # the step whose rows are best; the last one where no passages are put aside
 
@@ -24,9 +25,15 @@ class BestRows:
             self.kept, self._rows = step, self._now()
             return
         bits = bits_per_byte(self._distiller, self._passages)
-        if bits < min(self.bits.values(), default=math.inf):
-            self.kept, self._rows = step, self._now()
+        if bits < self._least:
+            self.kept, self._least, self._rows = step, bits, self._now()
+        if not self.bits:
+            self._first = (step, bits, self._rows)
         self.bits[step] = bits
+
+    def start_over(self) -> None:
+        """Leave all rows but those of the first step out of the choice."""
+        self.kept, self._least, self._rows = self._first
 
     def restore(self) -> None:
         """Put the best rows back."""

@@ -25,6 +25,7 @@ from lepta.distillation.pieces import PieceTree
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.student import Distiller
 from lepta.distillation.targets import LearnedRows
+from lepta.distillation.tie import tie
 from lepta.inference.bits import start_of_text
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
@@ -74,8 +75,11 @@ def distill_folder(
     curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
         best.measure("inputs learned")
-        _learn_head(distiller, passages, settings, seed, facts["rows_rms"], pair.learned, best)
+        states = _learn_head(distiller, passages, settings, seed, facts["rows_rms"], pair.learned, best)
         best.restore()
+        if pair.tied:
+            tie(distiller, states, best)
+            best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         if source_bits:
             facts["source_bits_per_byte"] = [*source_bits, bits_per_byte(distiller, passages.source_held_out)]
@@ -144,13 +148,12 @@ def _load_distiller(
         _matrix(teacher, teacher.input_name).to(model.device),
         torch.from_numpy(learned.inputs).to(model.device),
         torch.from_numpy(learned.outputs).to(model.device),
-        pair.untie,
         layer,
         None if teacher.output_name is None else _matrix(teacher, teacher.output_name).to(model.device),
         settings.lora_rank,
     )
     _changed(distiller, pair)  # refuses now what could not be written later
-    _hold(distiller.embedding.rows, learned.inputs, learned.moving)
+    _hold(distiller.embedding.rows, learned.inputs, pair.fresh)
     _hold(distiller.head.rows, learned.outputs, learned.moving)
     facts = {
         "learned_rows": len(learned.moving),
@@ -233,7 +236,7 @@ def _learn_inputs(
         dtype=distiller.embedding.table.dtype,
         collate=collate_passages,
     )
-    distiller.head.rows.requires_grad_(distiller.tied)
+    distiller.head.rows.requires_grad_(False)
     trained = train(run)
     load_trained(distiller, trained.weights, str(work))
     losses = [entry for entry in trained.curve if "loss" in entry]
@@ -248,8 +251,8 @@ def _learn_head(
     unit: float,
     learned: LearnedRows,
     best: BestRows,
-) -> None:
-    """Calibrate the head and fit it."""
+) -> torch.Tensor:
+    """Calibrate the head and fit it; returns the last hidden states of the text, (n, d)."""
     head, rule = distiller.head, distiller.rule
     device = head.rows.device
     chosen = _first_tokens(passages.chosen, settings.head_tokens)
@@ -278,6 +281,7 @@ def _learn_head(
     if expected is not None:
         fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
         best.measure("fitted to what the original expects")
+    return found.states
 
 
 def _first_tokens(passages: list[Alignment], tokens: int) -> list[Alignment]:
@@ -318,7 +322,7 @@ def _changed(distiller: Distiller, pair: Pair) -> dict[str, ComputedRows]:
     """Tensors of the result: matrices with the rows that learned in their places, and what the body learned."""
     source, learned = pair.student, pair.learned
     changed = {source.input_name: (learned.inputs, distiller.embedding.rows)}
-    if not distiller.tied:
+    if not pair.tied:
         changed[source.output_name or HEAD] = (learned.outputs, distiller.head.rows)
     matrices = changed_tensors(distiller.model, distiller.low_rank, source)
     for name, (ids, rows) in changed.items():

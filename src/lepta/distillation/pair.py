@@ -26,7 +26,8 @@ class Pair:
     new: Vocabulary
     fresh: np.ndarray  # ids of new tokens, int64
     learned: LearnedRows
-    untie: bool
+    tied: bool  # the result has one matrix for both ends
+    untie: bool  # it has two, and the student one
 
 
 def open_pair(original: Path, initialised: Path, settings: DistillSettings) -> Pair:
@@ -51,7 +52,7 @@ def open_pair(original: Path, initialised: Path, settings: DistillSettings) -> P
     untie = settings.untie and student.output_name is None
     tied = student.output_name is None and not untie
     learned = learned_rows(old, new, fresh, transfer.change.old_id_of, settings.rows == "target-rows", tied)
-    return Pair(teacher, student, old, new, fresh, learned, untie)
+    return Pair(teacher, student, old, new, fresh, learned, tied, untie)
 
 
 def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:

@@ -44,15 +44,13 @@ class LearnedEmbedding(nn.Module):
 
 
 class LearnedHead(nn.Module):
-    """A head of which some rows learn: frozen rows first, then `rows`, float32 (n, d), the embedding's own if tied."""
+    """A head of which some rows learn: frozen rows first, then `rows`, float32 (n, d)."""
 
     frozen: torch.Tensor  # (V - n, d)
     place: torch.Tensor  # (V,), int64: where the logit of each token stands
     bias: torch.Tensor | None  # (V,), in the order of the logits
 
-    def __init__(
-        self, weight: torch.Tensor, learned: torch.Tensor, rows: nn.Parameter, bias: torch.Tensor | None
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, learned: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         keeps = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         keeps[learned] = False
@@ -62,7 +60,7 @@ class LearnedHead(nn.Module):
         self.register_buffer("frozen", weight.detach()[keeps].contiguous(), persistent=False)
         self.register_buffer("place", place, persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach()[order], persistent=False)
-        self.rows = rows
+        self.rows = nn.Parameter(weight.detach()[learned].float())
 
 
 OUTLIER = 10.0  # times the median of squared lengths
@@ -78,8 +76,8 @@ class Distiller(nn.Module):
 
     `model` has the new vocabulary; `old_rows` and `old_head`, (old rows, d), are the original's embeddings and head
     (None: the same). `inputs` and `outputs` are ids of the tokens whose rows learn in the embeddings and in the head,
-    the same where both are one matrix; `untie` learns a head of its own for such a model. `lora_rank` is that of
-    low-rank changes of the student's layers up to `layer`; 0 for none.
+    each by themselves, also where the model has one matrix for both. `lora_rank` is that of low-rank changes of the
+    student's layers up to `layer`; 0 for none.
     """
 
     has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
@@ -93,7 +91,6 @@ class Distiller(nn.Module):
         old_rows: torch.Tensor,
         inputs: torch.Tensor,
         outputs: torch.Tensor,
-        untie: bool,
         layer: int,
         old_head: torch.Tensor | None = None,
         lora_rank: int = 0,
@@ -108,12 +105,10 @@ class Distiller(nn.Module):
                 "expected weights that are numbers, and no further layer"
             )
         self.rule = rule
-        self.tied = head.weight is embedding.weight and not untie
         weight, scale = embedding.weight.detach(), float(getattr(embedding, "embed_scale", 1.0))
         self._check_embedding(embedding, weight, scale)
         self.embedding = LearnedEmbedding(weight, inputs, scale)
-        rows = self.embedding.rows if self.tied else nn.Parameter(head.weight.detach()[outputs].float())
-        self.head = LearnedHead(head.weight, outputs, rows, head.bias)
+        self.head = LearnedHead(head.weight, outputs, head.bias)
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
         old_head = self.old_rows if old_head is None else old_head.to(weight.dtype)
         self.register_buffer("old_head", old_head, persistent=False)

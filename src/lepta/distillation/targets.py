@@ -19,7 +19,7 @@ class LearnedRows:
     """Ids in the new vocabulary of the rows that a run has in float32, int64, all in order."""
 
     moving: np.ndarray  # tokens whose rows change
-    inputs: np.ndarray  # rows of the embeddings
+    inputs: np.ndarray  # rows of the embeddings; those of the head if both are one matrix
     outputs: np.ndarray  # rows of the head, which has first pieces of new tokens besides those that move
     paths: list[list[int]]  # old ids that each token of `outputs` splits into
     # Place in `outputs` of a new token's first piece; -1 for old tokens, and where text of another script uses the
