@@ -19,9 +19,9 @@ CONFIG = LlamaConfig(hidden_size=512, intermediate_size=1024)
 @pytest.fixture(autouse=True)
 def fresh():
     """Nothing known of an earlier product."""
-    precision._faster.cache_clear()
+    precision.faster_on_cpu.cache_clear()
     yield
-    precision._faster.cache_clear()
+    precision.faster_on_cpu.cache_clear()
 
 
 @pytest.fixture

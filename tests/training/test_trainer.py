@@ -97,6 +97,7 @@ def test_damage_that_leaves_files_as_long_as_they_were_is_seen(go, tmp_path):
         ("scheduler.pt", b"last_epoch", b"lest_epoch"),
         ("trainer_state.json", b'"global_step": 10', b'"global_step": "x"'),
         ("trainer_state.json", b'"step": 3', b'"at": 3'),
+        ("trainer_state.json", b'"train_batch_size": 2', b'"train_batch_size": "x"'),
         ("trainer_state.json", b'"epoch"', b'"of another program": 1, "epoch"'),
     ):
         file = shutil.copytree(work / "checkpoint-10", work / "checkpoint-11") / name

@@ -101,8 +101,8 @@ def test_alone_a_tokenizer_is_not_compared(tiny_tokenizer, russian):
     checks = check_vocabulary(tiny_tokenizer, None, russian[:2], [])
     assert not {OLD_IDS, SPECIALS, UNCHANGED} & {check.name for check in checks}
     assert not {DENSE, ROUND_TRIP, TRANSFORMERS} & failed(checks)
-    assert "none for 0x04" in evidence(checks, BYTES)
-    assert BYTES in failed(checks)
+    assert "none for 0x04" in evidence(checks, BYTES) and "hardly" in evidence(checks, BYTES)
+    assert BYTES not in failed(checks)
 
 
 def test_hole_is_found(spoilt, tiny_tokenizer):

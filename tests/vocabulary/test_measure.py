@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.core.errors import LeptaError
 from lepta.text.sources import Document
 from lepta.vocabulary import measure as module
 from lepta.vocabulary.measure import measure, measure_sources
@@ -133,3 +134,9 @@ def test_several_texts_have_numbers_of_their_own(arguments, tiny_extended, tmp_p
     assert row == measure(vocabulary, ["Добрый день", "The world", "Ещё один"]).summary()
     shown = CliRunner().invoke(app, more).stdout
     assert f"{other}: new" in shown and "all text: new" in shown
+
+
+@pytest.mark.parametrize("documents", ["starter:ru/valid", ["starter:ru/valid"], ["текст", __file__]])
+def test_names_of_sources_are_not_texts(documents, tiny_tokenizer):
+    with pytest.raises(LeptaError, match=r"^measure: .*expected (several|its) texts"):
+        measure(tiny_tokenizer, documents)

@@ -36,6 +36,7 @@ from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors
 from lepta.training.precision import compute_dtype, resolved_body_dtype
+from lepta.training.settings import checkpoint_steps
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
 from lepta.vocabulary.alignment import Aligner, Alignment
@@ -232,7 +233,7 @@ def _learn_inputs(
         description="hidden states",
         micro_batch=settings.micro_batch,
         warmup_steps=min(10, steps // 10),
-        save_every=min(settings.save_every, max(1, steps // 10)),
+        save_every=checkpoint_steps(settings, steps),
         dtype=distiller.embedding.table.dtype,
         collate=collate_passages,
     )

@@ -67,7 +67,9 @@ class DistillSettings(Section):
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Precision of the frozen body"
     )
-    save_every: int = Field(default=200, ge=1, description="Most steps between checkpoints; a tenth of a shorter run")
+    save_every: int = Field(
+        default=200, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+    )
 
     @property
     def source_tokens(self) -> int:

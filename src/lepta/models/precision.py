@@ -45,7 +45,7 @@ def fastest_on_cpu(config: Any) -> torch.dtype:
     text = config.get_text_config()
     width = getattr(text, "hidden_size", None) or SIDE
     inner = getattr(text, "intermediate_size", None)
-    return _faster(width, inner if isinstance(inner, int) else 4 * width)
+    return faster_on_cpu(width, inner if isinstance(inner, int) else 4 * width)
 
 
 def config_of(folder: Path) -> Any:
@@ -81,7 +81,7 @@ def cpu_speeds() -> dict[str, float]:
 
 
 @cache
-def _faster(width: int, inner: int) -> torch.dtype:
+def faster_on_cpu(width: int, inner: int) -> torch.dtype:
     """The same for one shape, once in a process: what is compared is then in one precision."""
     if width * inner < SMALL:
         return torch.float32

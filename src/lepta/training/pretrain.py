@@ -25,7 +25,7 @@ from lepta.training.distributed import processes
 from lepta.training.merge import prepare_merge, write_trained
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.rate import BODY, resolved_rates
-from lepta.training.settings import PretrainSettings, few_steps
+from lepta.training.settings import PretrainSettings, checkpoint_steps, few_steps
 from lepta.training.teacher import TaughtBlocks, Teacher, teach
 from lepta.training.trainable import make_trainable, unreached
 from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
@@ -116,7 +116,7 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
             warmup_steps=warmup_steps,
             decay_share=settings.decay_share if settings.schedule == "wsd" else None,
             adam_epsilon=settings.adam_epsilon,
-            save_every=settings.save_every,
+            save_every=checkpoint_steps(settings, math.ceil(len(blocks) / settings.batch)),
             dtype=compute_dtype(settings.body_dtype, model.config),
             gradient_checkpointing=settings.gradient_checkpointing,
             report_to=settings.report_to,

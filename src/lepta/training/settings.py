@@ -10,7 +10,7 @@ from lepta.core.settings import Section, Sources, as_list
 from lepta.darumeru.settings import Benchmark
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"]
-FEW_STEPS, SMALL_STEP = 500, 1024  # in a run; tokens of a step that need not be smaller
+FEW_STEPS, SMALL_STEP = 100, 512  # in a run; tokens of a step that need not be smaller
 QUANTISED = ("8bit", "4bit")  # of a body that is frozen
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
@@ -98,7 +98,9 @@ class TuneSettings(Section):
     )
     body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
-    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
+    save_every: int = Field(
+        default=100, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+    )
     report_to: list[str] = Field(default_factory=list, description="Trackers, such as tensorboard or wandb")
 
     @model_validator(mode="after")
@@ -123,6 +125,15 @@ def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[in
             f"(`batch` {batch}, {processes} processes)"
         )
     return micro_batch, share // micro_batch
+
+
+def checkpoint_steps(settings: Any, steps: int) -> int:
+    """Steps between the checkpoints of a run of `steps`, by settings with `save_every`.
+
+    In a short run the default gives way, and a number that was given does not.
+    """
+    every = int(settings.save_every)
+    return every if "save_every" in settings.model_fields_set else max(1, min(every, steps // 10))
 
 
 def few_steps(settings: "PretrainSettings") -> str | None:
@@ -224,7 +235,9 @@ class PretrainSettings(Section):
     teacher_weight: float = Field(
         default=1.0, gt=0, le=1000, description="How much that loss counts beside the usual one"
     )
-    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints")
+    save_every: int = Field(
+        default=100, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+    )
     measure_every: int = Field(default=100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(default=4000, ge=100, description="Characters of held-out text for those")
     darumeru: Benchmark | None = Field(

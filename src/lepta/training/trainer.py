@@ -50,6 +50,8 @@ class State(BaseModel):
     global_step: Annotated[int, Field(strict=True, ge=0)]
     save_steps: Annotated[int, Field(strict=True, ge=1)]
     logging_steps: Annotated[int, Field(strict=True, ge=1)]
+    train_batch_size: Annotated[int, Field(strict=True, ge=1)]
+    max_steps: Annotated[int, Field(strict=True, ge=1)]
     num_input_tokens_seen: int
     total_flos: float
     log_history: list[Step]
@@ -292,7 +294,10 @@ def train(run: Run) -> Trained:
         callback.log = trainer.log
         trainer.remove_callback(transformers.PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=last_checkpoint(run.work))
+            checkpoint = last_checkpoint(run.work)
+            if checkpoint:
+                console.print(f"  goes on from {Path(checkpoint).name}", highlight=False)
+            trainer.train(resume_from_checkpoint=checkpoint)
         except RuntimeError as error:
             if not any(words in str(error) for words in OUT_OF_MEMORY):
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lepta.core.output import write_json
+from lepta.core.progress import console
 from lepta.core.reading import read_json
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import load_tokenizer, opened
@@ -20,10 +21,11 @@ from lepta.training.distributed import CURVE, processes, with_curve
 from lepta.training.merge import prepare_merge, write_merged
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
 from lepta.training.preference import prefer_folder, read_preferences
-from lepta.training.settings import PreferenceSettings, TuneSettings
+from lepta.training.settings import PreferenceSettings, TuneSettings, checkpoint_steps
 from lepta.training.trainable import make_tunable, unreached
 from lepta.training.trainer import Run, Trained, check_apart, train
 
+FEW_STEPS = 10  # with fewer, hardly anything is learned
 MICRO_BATCH = 4
 
 
@@ -52,6 +54,8 @@ def tune(
     length = settings.max_length if settings.packing else None
     rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)
     steps = math.ceil(len(rows) / settings.batch)
+    if steps < FEW_STEPS and settings.batch > 1:
+        console.print(f"  note: {steps} steps of {settings.batch} rows; a smaller batch makes more of them")
     if settings.packing:
         check_apart(model, "packing")
     torch.manual_seed(seed)  # LoRA starts from random numbers
@@ -69,7 +73,7 @@ def tune(
         pad_id=(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
-        save_every=settings.save_every,
+        save_every=checkpoint_steps(settings, steps),
         dtype=compute_dtype(settings.body_dtype, model.config),
         gradient_checkpointing=settings.gradient_checkpointing,
         report_to=settings.report_to,

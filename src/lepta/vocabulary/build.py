@@ -67,7 +67,7 @@ def build_vocabulary(
     tokens, or `size` of the whole new vocabulary, and what some scenarios take besides. LeptaError if they do not fit
     the scenario, the corpus does not hold that many tokens, or too many documents of `keep_text` change.
     """
-    given = {"corpus": list(corpus), "scenario": scenario, **settings}
+    given = {"corpus": [corpus] if isinstance(corpus, str) else list(corpus), "scenario": scenario, **settings}
     return build(open_tokenizer(source), validated(VocabularySettings, given, "vocabulary"))
 
 

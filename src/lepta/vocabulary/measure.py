@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import regex
 
+from lepta.core.errors import LeptaError
 from lepta.core.progress import step
-from lepta.text.sources import Document
+from lepta.core.reading import is_there
+from lepta.text.sources import STARTER, Document
 from lepta.vocabulary.source import AnyVocabulary, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 
@@ -50,9 +52,22 @@ class Measure:
 def measure(tokenizer: AnyVocabulary, documents: Iterable[str]) -> Measure:
     """Measure how a tokenizer cuts texts, all of them together.
 
-    `documents` are the texts themselves, as `read_documents` gives those of a file, a folder or `starter:ru/valid`.
+    `documents` are the texts themselves, as `read_documents` gives those of a file, a folder or `starter:ru/valid`;
+    LeptaError if one of them is such a name.
     """
-    return measure_sources(vocabulary_of(tokenizer), (Document(text, "", "") for text in documents))[0]
+    return measure_sources(vocabulary_of(tokenizer), (Document(text, "", "") for text in _texts(documents)))[0]
+
+
+def _texts(documents: Iterable[str]) -> Iterator[str]:
+    """The texts; LeptaError for one string instead of several, and for names of sources."""
+    if isinstance(documents, str):
+        raise LeptaError("measure: documents are one string; expected several texts, as a list or another iterable")
+    for text in documents:
+        if text.startswith(STARTER) or ("\n" not in text and is_there(text)):
+            raise LeptaError(
+                f"measure: {text} is the name of a source; expected its texts: lepta.read_documents([{text!r}])"
+            )
+        yield text
 
 
 @step("measuring how text is cut")
