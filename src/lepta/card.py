@@ -269,20 +269,24 @@ def write_card(folder: Path, measured: Sequence[Measure] = ()) -> None:
 def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
     """The card of a folder, as text; the same manifests and measurements give the same text."""
     origin, facts = origin_of(step.folder), step.manifest.get("facts") or {}
-    texts = []
+    texts, warnings = list[tuple[str, str, str]](), list[str]()
     for one in all_steps(step.folder):
         texts += [(label, _public(text), text_licence(text)) for label, text in one.texts()]
+        warnings += (one.manifest.get("facts") or {}).get("warnings") or []
+    line = line_of(step.folder)
+    adapted = [str(one.manifest["sources"]["adapted"]) for one in line if "adapted" in one.manifest["sources"]]
     view = {
         "metadata": metadata(origin, read_json(step.folder / "config.json")),
         "mark": OURS,
         "origin": origin,
         "kind": kind,
         "version": __version__,
-        "steps": [_history(one) for one in line_of(step.folder)],
+        "steps": [_history(one) for one in line],
+        "of_rows": [_history(one) for one in line_of(Path(adapted[0]))] if adapted else [],
         "texts": list(dict.fromkeys(texts)),
         "measures": measured,
         "maps": facts.get("maps") or {},
-        "warnings": facts.get("warnings") or [],
+        "warnings": _unique(warnings),
     }
     return render("data/cards/card.md.j2", view)
 
@@ -326,6 +330,9 @@ def _history(step: Step) -> tuple[str, list[str]]:
     facts = step.manifest.get("facts") or {}
     if "old_rows" in facts:
         shown.insert(0, f"{facts['old_rows']:,} rows before, {facts['new_rows']:,} after")
+    vocabulary = step.manifest["sources"].get("vocabulary") or step.manifest["sources"].get("tokenizer")
+    if isinstance(vocabulary, str) and (built := step_of(Path(vocabulary))):
+        shown.insert(0, f"vocabulary: {built.manifest['key']['settings'].get('scenario')}")
     return step.kind.made if step.kind else "converted from another format", shown
 
 
