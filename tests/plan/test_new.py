@@ -84,7 +84,7 @@ def test_some_million_characters_adapt_the_body_too_in_small_steps(tiny_model_fo
     done, error = lepta("new", tmp_path / "a.yaml", *options)
     assert done.exit_code == 0, error
     (stage,) = read_recipe(tmp_path / "a.yaml").pretrain
-    assert (stage.trains, stage.source_share, stage.block * stage.batch) == ("new-rows+lora", 0.1, 512)
+    assert (stage.trains, stage.source_share, stage.block * stage.batch) == ("new-rows+lora", 0.1, 2048)
 
 
 def test_names_that_yaml_would_read_otherwise(tmp_path):

@@ -657,7 +657,9 @@ def test_times_that_nobody_waits_for_are_not_counted(hours, shown):
     assert duration(hours) == shown
 
 
-@pytest.mark.parametrize(("batch", "noted"), [(16, ["pretrain: 49 steps of 4,096 tokens: smaller steps"]), (4, [])])
+@pytest.mark.parametrize(
+    ("batch", "noted"), [(16, ["pretrain: 49 steps of 4,096 tokens are few; smaller steps"]), (4, [])]
+)
 def test_runs_of_few_steps_are_noted(batch, noted):
     notes = make_plan(recipe_of(MISTRAL, pretrain={"tokens": 200_000, "batch": batch}), measure=False)["notes"]
     assert [note.partition(" (")[0] for note in notes if "steps of" in note] == noted

@@ -137,15 +137,12 @@ def checkpoint_steps(settings: Any, steps: int) -> int:
 
 
 def few_steps(settings: "PretrainSettings") -> str | None:
-    """What to say of a run that learns little from its text, as it has few steps; None of others.
-
-    The figures are measured: docs/training.md.
-    """
+    """What to say of a run that has few steps, as they are large; None of others. Measured: docs/training.md."""
     size = settings.batch * settings.block
     steps = math.ceil(settings.tokens / size)
     if steps >= FEW_STEPS or size <= SMALL_STEP:
         return None
-    return f"{steps} steps of {size:,} tokens: smaller steps (batch, block) learn more from the same text"
+    return f"{steps} steps of {size:,} tokens are few; smaller steps (batch, block) make more of them"
 
 
 class PretrainSettings(Section):
