@@ -54,8 +54,9 @@ def new(
     from lepta.plan.propose import Wish, propose, valid_of
 
     valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
-    if shared := {os.path.realpath(source) for source in text} & {os.path.realpath(source) for source in valid}:
-        raise LeptaError(f"--valid {Path(shared.pop()).name}: is training text too (--text); expected other text")
+    trained = set(map(os.path.realpath, text))
+    if shared := [source for source in valid if os.path.realpath(source) in trained]:
+        raise LeptaError(f"--valid {shared[0]}: is training text too (--text); expected other text")
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)
