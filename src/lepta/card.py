@@ -331,8 +331,9 @@ def _history(step: Step) -> tuple[str, list[str]]:
     if "old_rows" in facts:
         shown.insert(0, f"{facts['old_rows']:,} rows before, {facts['new_rows']:,} after")
     vocabulary = step.manifest["sources"].get("vocabulary") or step.manifest["sources"].get("tokenizer")
-    if isinstance(vocabulary, str) and (built := step_of(Path(vocabulary))):
-        shown.insert(0, f"vocabulary: {built.manifest['key']['settings'].get('scenario')}")
+    built = step_of(Path(vocabulary)) if isinstance(vocabulary, str) else None
+    if built and (scenario := built.manifest["key"]["settings"].get("scenario")):
+        shown.insert(0, f"vocabulary: {scenario}")
     return step.kind.made if step.kind else "converted from another format", shown
 
 

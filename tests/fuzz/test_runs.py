@@ -76,6 +76,8 @@ READ = ["vocabulary/id_map.json", "report/report.json", "darumeru/original-chat/
 def read_again(folder: Path, file: str) -> None:
     """The commands that read a file of a finished run."""
     run(folder, "status", "recipe.yaml")
+    for name in MODELS if file.endswith("manifest.json") else ():  # a card reads the manifests of all steps before
+        write_card(folder / "out" / name)
     if file.startswith("darumeru"):
         run(folder, "darumeru", "show", "out/darumeru/original-chat")
         sides = [(Path("out") / log).parents[1] for log in LOGS]
@@ -86,7 +88,6 @@ def read_again(folder: Path, file: str) -> None:
         run(folder, "vocab", "check", "--tokenizer", "out/vocabulary", "--original", "out/vocabulary")
     elif (model := str(Path(file).parent)) in MODELS:
         run(folder, "publish", f"out/{model}", "--repo", "some/model", "--dry-run")
-        write_card(folder / "out" / model)
     else:
         run(folder, "adapt", "recipe.yaml", "--dry-run")
 

@@ -113,7 +113,9 @@ def test_models_that_were_quantised_name_the_package_that_they_need(
         load_model(folder, torch.float32)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may keep float8")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="transformers keeps float8 weights in memory on GPUs that have it"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_model_in_float8_is_loaded_in_the_precision_that_is_asked(dtype, tiny_model_folder, tmp_path):
     folder = shutil.copytree(tiny_model_folder(), tmp_path / "model")

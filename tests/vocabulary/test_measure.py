@@ -140,3 +140,10 @@ def test_several_texts_have_numbers_of_their_own(arguments, tiny_extended, tmp_p
 def test_names_of_sources_are_not_texts(documents, tiny_tokenizer):
     with pytest.raises(LeptaError, match=r"^measure: .*expected (several|its) texts"):
         measure(tiny_tokenizer, documents)
+
+
+@pytest.mark.parametrize("text", ["", ".", "tests", "a/b", "end."])
+def test_short_texts_are_no_names(text, tiny_tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert measure(tiny_tokenizer, [text]).characters == len(text)

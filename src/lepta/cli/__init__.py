@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from lepta.core.errors import LeptaError, disk_is_full, printable, reason_of
 from lepta.version import __version__
 
-# Command -> module that has it under that name, and the first line of its help (a test compares them).
 AGAIN = "nothing half-written is left; given again, recipes and benchmarks go on, and training from its last checkpoint"
+# Command -> module that has it under that name, and the first line of its help (a test compares them).
 COMMANDS = {
     "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, distillation, training, propagation, report."),
     "status": ("recipes", "Tell which stages of a recipe are up to date, and why the others are not."),

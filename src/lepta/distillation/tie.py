@@ -24,22 +24,23 @@ def tie(distiller: Distiller, states: torch.Tensor, best: BestRows) -> None:
     `states`, (n, d), are last hidden states that the head has been fitted to.
     """
     inputs, outputs = distiller.embedding.rows.clone(), distiller.head.rows.clone()
+    some = states[:STATES].float()
+    second = some.T @ some / len(some)
     best.start_over()
     for pull in PULLS:
-        rows = shared_rows(inputs, outputs, states[:STATES], pull)
+        rows = shared_rows(inputs, outputs, second, pull)
         distiller.embedding.rows.copy_(rows)
         distiller.head.rows.copy_(rows)
         best.measure(f"one matrix, pull {pull:g}")
 
 
-def shared_rows(inputs: torch.Tensor, outputs: torch.Tensor, states: torch.Tensor, pull: float) -> torch.Tensor:
-    """The rows r, (n, d), that serve as `inputs` and as `outputs`, both float32.
+def shared_rows(inputs: torch.Tensor, outputs: torch.Tensor, second: torch.Tensor, pull: float) -> torch.Tensor:
+    """The rows r, (n, d), that serve as `inputs` and as `outputs`; all float32.
 
-    For each row the mean of (h (r - output))^2 over last hidden states h, plus `pull` times their mean square times
-    |r - input|^2, is least. With C the mean of h h^T and p the pull in its units: r = (C + pI)^-1 (C output + p input).
+    `second`, (d, d), is C, the mean of h h^T over last hidden states h. For each row the mean of (h (r - output))^2,
+    plus `pull` times the mean square of the states times |r - input|^2, is least. With p the pull in those units:
+    r = (C + pI)^-1 (C output + p input).
     """
-    states = states.float()
-    second = states.T @ states / len(states)
     weight = pull * second.diagonal().mean()
     system = second + weight * torch.eye(len(second), device=second.device)
     return torch.linalg.solve(system, second @ outputs.T + weight * inputs.T).T.contiguous()

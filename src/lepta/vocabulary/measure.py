@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 
 WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+")
 LOOKS = {" ": "space", "\n": "newline", "\t": "tab"}
+LONGEST_NAME = 4096  # characters of a path
 BATCH_CHARACTERS = 1_000_000  # encoded at once: about 30 MB
 
 
@@ -63,11 +65,17 @@ def _texts(documents: Iterable[str]) -> Iterator[str]:
     if isinstance(documents, str):
         raise LeptaError("measure: documents are one string; expected several texts, as a list or another iterable")
     for text in documents:
-        if text.startswith(STARTER) or ("\n" not in text and is_there(text)):
+        if _is_name(text):
             raise LeptaError(
                 f"measure: {text} is the name of a source; expected its texts: lepta.read_documents([{text!r}])"
             )
         yield text
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is the name of a source that is here. Of words alone none is; the disk is asked of few texts."""
+    named = len(text) < LONGEST_NAME and "\n" not in text and Path(text).name and ("/" in text or "." in text)
+    return text.startswith(STARTER) or bool(named and is_there(text))
 
 
 @step("measuring how text is cut")
