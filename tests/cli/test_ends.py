@@ -77,6 +77,72 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path, number:
     assert list(temporary.glob("lepta-*")) == []
 
 
+SWALLOWED = {
+    "weakref callback": """
+class Thing: pass
+thing = Thing()
+watch = weakref.ref(thing, lambda _: told())
+del thing
+""",
+    "finaliser": """
+class Thing:
+    def __del__(self): told()
+Thing()
+""",
+    "bare except": """
+try: told()
+except: pass
+""",
+    "another error in its place": """
+try: told()
+except SystemExit: raise ValueError("lost")
+""",
+}
+
+
+@pytest.mark.parametrize("how", SWALLOWED)
+def test_exception_of_a_signal_that_is_swallowed_is_raised_again(tmp_path: Path, how: str) -> None:
+    assert _end_of(tmp_path, SWALLOWED[how] + "time.sleep(60)") == (143, 1, ["cleaned"])
+
+
+def test_exception_of_a_signal_that_is_kept_ends_the_command_as_told(tmp_path: Path) -> None:
+    keep = "try: told()\nexcept BaseException as error: kept.append(error)\n"
+    assert _end_of(tmp_path, keep) == (143, 1, ["cleaned"])
+
+
+def test_second_signal_at_once_does_not_cut_the_clean_up_short(tmp_path: Path) -> None:
+    """`timeout` signals the process, and then its group."""
+    assert _end_of(tmp_path, "told()", clean_up="told()") == (143, 1, ["cleaned"])
+
+
+def _end_of(folder: Path, body: str, clean_up: str = "pass") -> tuple[int, int, list[str]]:
+    """Exit code, messages and lines that a clean-up wrote, of a command that tells itself to stop: `told()`."""
+    lines = [
+        "import os, signal, sys, time, weakref",
+        "import lepta.cli",
+        "kept = []",
+        "def told():",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "    time.sleep(0.01)",
+        "def work():",
+        *(f"    {line}" for line in body.splitlines()),
+        "def command():",
+        "    try:",
+        "        work()",
+        "        sys.exit(0)",  # as typer ends every command
+        "    finally:",
+        f"        {clean_up}",
+        "        with open('cleaned', 'a') as file: file.write('cleaned\\n')",
+        "lepta.cli.app = command",
+        "lepta.cli.main()",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, timeout=50, check=False
+    )
+    said = done.stderr.count("lepta: interrupted (SIGTERM)")
+    return done.returncode, said, (folder / "cleaned").read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("asked", "name"),
     [

@@ -5,7 +5,6 @@ Try: lepta --help
 
 import os
 import re
-import signal
 import sys
 import tempfile
 import traceback
@@ -15,10 +14,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from lepta.cli.signals import Signals
 from lepta.core.errors import LeptaError, disk_is_full, printable, reason_of
 from lepta.version import __version__
 
-AGAIN = "nothing half-written is left; given again, recipes and benchmarks go on, and training from its last checkpoint"
 # Command -> module that has it under that name, and the first line of its help (a test compares them).
 COMMANDS = {
     "adapt": ("recipes", "Run a recipe: vocabulary, initialisation, distillation, training, propagation, report."),
@@ -173,15 +172,14 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _quiet_libraries()
-    signal.signal(signal.SIGTERM, _end)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is for jobs in the background
-        signal.signal(signal.SIGINT, _end)
+    signals = Signals()
     try:
         app()
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # libraries in Rust panic with one that is no Exception
-        if debug:
+        signals.over()
+        if signals.code:  # whatever became of the exception that the signal raised
+            sys.exit(signals.code)
+        if debug or isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         message, code = _ending(error)
         sys.stderr.write(f"lepta: {printable(' '.join(message.split()))}\n")
@@ -212,12 +210,6 @@ def _kept_traceback() -> str:
         sys.stderr.write(text)
         return "please report it, with the traceback above"
     return f"please report it, with the traceback in {file.name}"
-
-
-def _end(signal_number: int, _: object) -> None:
-    """Leave as after an error, so that what was imported or half written is removed; 128 + the signal is the custom."""
-    sys.stderr.write(f"\nlepta: interrupted ({signal.Signals(signal_number).name}); {AGAIN}\n")
-    sys.exit(128 + signal_number)
 
 
 def _quiet_libraries() -> None:
