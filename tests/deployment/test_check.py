@@ -180,6 +180,17 @@ def test_the_verdict_fits_one_screen_and_lines_to_paste_are_whole(folder):
     assert any(line.startswith('if chkhsh == "') and line.endswith('":') for line in pasted.splitlines())
 
 
+def test_what_was_not_run_says_so(folder):
+    printed = run(folder).stdout
+    row = {line.split("  ")[0]: line for line in printed.splitlines()}
+    for name in ("transformers 5", "tokenizers"):
+        assert "run here" in row[name]
+    for name in ("vLLM", "SGLang", "llama.cpp", "CTranslate2"):
+        assert "by rules" in row[name]
+    assert "by rules: not run" in printed
+    assert "not run" not in run(folder, "--consumer", "tokenizers").stdout
+
+
 def test_writing_the_verdict_into_the_folder_breaks_no_hash(folder, tmp_path):
     before = Hashes().content(folder)
     (folder / "manifest.json").write_text("{}")

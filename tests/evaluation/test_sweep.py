@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lepta.core import progress
 from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.settings import PropagateSettings
@@ -20,6 +21,21 @@ def family(tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path_factory):
     adapted = tmp_path_factory.mktemp("adapted")
     initialise(Checkpoint(base), tiny_extended, adapted)
     return Checkpoint(base), Checkpoint(adapted), Checkpoint(instruct)
+
+
+def counted(log, evaluations):
+    """Whether a log says how many evaluations follow, then counts them all."""
+    said = f"  {evaluations} evaluations, the variant is loaded for each"
+    lines = [line.removeprefix(said) for line in log.splitlines() if line.startswith(said)]
+    numbers = [line.split()[:3] for line in lines[1:]]
+    return lines[0] == "" and numbers == [[str(done), "of", str(evaluations)] for done in range(1, evaluations + 1)]
+
+
+@pytest.fixture
+def talkative(monkeypatch):
+    """Logs have a line for all that is done."""
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_LINE", 0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
 
 
 def best(family, folder, judge, **values):
@@ -48,13 +64,13 @@ def test_a_variant_that_does_not_load_is_judged_by_its_rows(family, tmp_path, mo
     assert facts["chosen"] == {"by": "rows alone: the variant cannot be loaded here (a package is missing)"}
 
 
-def test_scores_are_those_of_the_result(family, tmp_path):
+def test_scores_are_those_of_the_result(family, tmp_path, talkative, capsys):
     judge = Judge.of(["starter:ru/valid"], [])
     facts = best(family, tmp_path / "out", judge, method="swap", delta_scale=[2.0, 0.5, 1.0])
     chosen = facts["chosen"]
     model, tokenizer = load_model(tmp_path / "out", exact_dtype()), load_tokenizer(tmp_path / "out")
     found = {way["delta_scale"]: way["bits_per_byte"] for way in chosen["tried"]}
-    assert set(found) == {2.0, 0.5, 1.0}
+    assert set(found) == {2.0, 0.5, 1.0} and counted(capsys.readouterr().err, 3)
     assert score_text(model, tokenizer, judge.texts).bits_per_byte == pytest.approx(found[chosen["delta_scale"]])
 
 
@@ -65,7 +81,7 @@ def test_conversations_without_an_answer_are_named(family, tmp_path):
         best(family, tmp_path / "out", Judge.of([], [str(file)]), method="auto")
 
 
-def test_of_maps_that_are_equal_the_default_is_taken(family, tmp_path, monkeypatch):
+def test_of_maps_that_are_equal_the_default_is_taken(family, tmp_path, monkeypatch, talkative, capsys):
     base, adapted, _ = family
     shown = []
 
@@ -75,6 +91,7 @@ def test_of_maps_that_are_equal_the_default_is_taken(family, tmp_path, monkeypat
 
     monkeypatch.setattr(sweep, "score_text", noted)
     facts = best((base, adapted, base), tmp_path / "out", Judge.of(["starter:ru/valid"], []), method="auto")
+    assert counted(capsys.readouterr().err, 7)
     chosen = facts["chosen"]
     scores = [way["bits_per_byte"] for way in chosen["tried"]]
     assert max(scores) - min(scores) <= sweep.EQUAL  # the variant is the base: no map changes anything

@@ -33,6 +33,7 @@ def check(
 ) -> None:
     """Tell which programs run a model folder as it is, and what is left to do for the others.
 
+    Only the programs marked "run here" are run. The others are judged by rules read from their code.
     Exit code 1 if one of them cannot run it.
 
     Try: lepta check my/adapted --output my/adapted/deployment.json
@@ -113,13 +114,15 @@ def _print(model: str, found: "Deployment") -> None:
     tied = "one matrix for input and head" if facts["tied"] else "a head of its own"
     say(model, soft_wrap=True)
     say(f"{facts['type']}, {facts['family']}, {facts['ids']:,} ids, {facts['rows']:,} rows, {tied}\n")
-    table = Table(
-        Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False, pad_edge=False
-    )
+    names = [Column(no_wrap=True) for _ in ("program", "verdict", "how")]
+    table = Table(*names, Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, verdict in found.verdicts.items():
         words = escape(verdict.reason) + (f"\n-> {escape(verdict.step)}" if verdict.step else "")
-        table.add_row(name, f"[{MARKS[verdict.status]}]{verdict.status}[/]", words)
+        how = "run here" if verdict.tried else "by rules"
+        table.add_row(name, f"[{MARKS[verdict.status]}]{verdict.status}[/]", how, words)
     console.print(table)
+    if not all(verdict.tried for verdict in found.verdicts.values()):
+        say("\nby rules: not run; judged by rules read from the program's code. Try the model there.")
     pasted: set[str] = set()
     for verdict in found.verdicts.values():
         if verdict.lines and verdict.lines not in pasted:

@@ -20,8 +20,8 @@ class PropagateSettings(Section):
         description="anchored: the variant's own initial rows, and a map of what training changed; delta: the same "
         "without a map; overlap, conversion: the paper's maps, of shared tokens, of all; ridge: overlap, drawn towards "
         "no map; procrustes: a rotation for conversion; swap: no map, the adapted rows; auto: the one with which the "
-        "variant reads held-out text, and predicts answers, best; without these, or where it cannot be loaded, the one "
-        "that predicts held-out rows best",
+        "variant reads held-out text, and predicts answers, best, for which the variant is loaded once for each map; "
+        "without these, or where it cannot be loaded, the one that predicts held-out rows best",
     )
     delta_scale: Scales = Field(
         default=[1.0],

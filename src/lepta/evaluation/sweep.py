@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lepta.core.errors import LeptaError
+from lepta.core.progress import progress
 from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
 from lepta.embeddings.settings import AnyMethod, PropagateSettings
@@ -174,6 +175,7 @@ def _best(
         for way in ways:
             if way not in tried:
                 tried[way] = score(way)
+                bar.set(len(tried))
         finite = [way for way in ways if math.isfinite(sum(tried[way].values()))]
         if not finite:
             raise LeptaError(f"{instruct.folder}: held-out text has no finite bits per byte, whatever is carried over")
@@ -181,10 +183,14 @@ def _best(
 
     why: dict[str, str] = {}
     deltas: list[float | None] = [*settings.body_delta] or [None]
-    way = Way(settings.method, settings.delta_scale[0], deltas[0])
-    if way.method == "auto":
-        way, why = _preferred(best_of([replace(way, method=method) for method in METHODS]), tried)
-    way = best_of([Way(way.method, scale, delta) for scale, delta in itertools.product(settings.delta_scale, deltas)])
+    scales = list(itertools.product(settings.delta_scale, deltas))
+    maps = [Way(method, *scales[0]) for method in (METHODS if settings.method == "auto" else [settings.method])]
+    evaluations = len(maps) + len(set(scales)) - 1  # the best map has been tried with the first scales
+    with progress(f"{evaluations} evaluations, the variant is loaded for each", evaluations) as bar:
+        way = best_of(maps)
+        if settings.method == "auto":
+            way, why = _preferred(way, tried)
+        way = best_of([Way(way.method, *pair) for pair in scales])
     listed = [asdict(one) | scores for one, scores in tried.items() if math.isfinite(sum(scores.values()))]
     names = " and ".join({TEXT: "text", ANSWERS: "answers"}[name] for name in tried[way])
     return way, {"by": f"bits per byte of held-out {names} through the variant", **asdict(way), **why, "tried": listed}
