@@ -166,5 +166,5 @@ def test_set_aside_balances_and_separates():
 
 
 def test_hub_without_network():
-    with pytest.raises(LeptaError, match="use builtin data or a folder"):
+    with pytest.raises(LeptaError, match="give a local folder, or use builtin data"):
         load_dataset("parus", "hub")

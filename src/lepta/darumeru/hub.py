@@ -11,6 +11,7 @@ from lepta.darumeru.examples import set_aside
 from lepta.darumeru.records import Record
 from lepta.darumeru.rows import Row, make_row
 from lepta.darumeru.subjects import SUBJECTS
+from lepta.text.locate import hub_fault
 
 MERA_REPOSITORY = "RefalMachine/darumeru"
 RUCOLA_SHOTS = 5  # RuCoLA has no examples of its own: training sentences
@@ -93,7 +94,4 @@ def _published(repository: str, config: str | None, split: str) -> list[dict[str
             # A dataset with a script, which `datasets` runs no more; the hub keeps its rows as Parquet.
             return list(datasets.load_dataset(repository, config, split=split, revision="refs/convert/parquet"))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LeptaError(
-            f"{repository} {config or ''} {split}: the hub does not give it ({reason}); use builtin data or a folder"
-        ) from error
+        raise LeptaError(f"{repository} {config or ''} {split}: {hub_fault(error)}, or use builtin data") from error

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from lepta.core.errors import LeptaError, reason_of
@@ -62,19 +63,33 @@ def _in_package(source: str) -> Path:
     return path.resolve()
 
 
+def hub_fault(error: BaseException) -> str:
+    """Why the hub gave nothing and what to do, by what `huggingface_hub` or `datasets` raised."""
+    # By name: the client below these libraries is requests, httpx or another, by their versions.
+    kinds = {kind.__name__ for one in _causes(error) for kind in type(one).__mro__}
+    offline = "OfflineModeIsEnabled"  # `datasets` says it, but hides the cause
+    if offline in kinds or offline in str(error):
+        return "not in the hub's cache, and HF_HUB_OFFLINE forbids to download it; unset that, or give a local folder"
+    if kinds & {"TransportError", "ConnectionError"}:
+        return "no connection to the hub, and not in its cache here; connect, or give a local folder"
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError", "GatedRepoError"}:
+        return "the hub shows none of that name; check the name, or run `hf auth login` for a private or gated one"
+    return f"the hub does not give it ({reason_of(error)})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
 def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise LeptaError(f"{source}: no such path here, and no name of the hub ({reason_of(error)})") from error
-    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise LeptaError(f"{source}: no such path here, and the hub does not give it ({reason})") from error
+    except Exception as error:  # of the client below, too
+        raise LeptaError(f"{source}: no such path here; {hub_fault(error)}") from error

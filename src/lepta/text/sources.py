@@ -26,6 +26,7 @@ from lepta.core.errors import LeptaError, optional
 from lepta.core.reading import expanded, is_there
 from lepta.core.shipped import PACKAGE
 from lepta.text.formats import ROW_SUFFIXES, Row, decode, no_field, read_rows, stop
+from lepta.text.locate import hub_fault
 
 TEXT_SUFFIXES = (".txt", *ROW_SUFFIXES)
 FIELD = "text"
@@ -159,6 +160,8 @@ def read_dataset(source: str) -> Iterator[Document]:
             if not isinstance(row.get(field), str):
                 raise LeptaError(f"{source}, row {number}: no text in field {field!r}; it has {', '.join(row)}")
             yield Document(row[field], str(row.get("source", path)), str(row.get("doc", number)))
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise LeptaError(f"{source}: {hub_fault(error)}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise LeptaError(f"{source}: cannot be read as a dataset ({error}); check name and split") from error
 
