@@ -27,6 +27,7 @@ from lepta.recipe import Recipe
 from lepta.training.blocks import TrainingText
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
+from lepta.training.trainable import make_trainable, unreached
 
 ROWS, WIDTH = 4000, 32
 TEXT = {
@@ -257,7 +258,8 @@ def check_prediction(name, place, first_new, size):
 def check_plan(name, base):
     """A plan knows the model's sizes, or refuses in one line."""
     if name == "Mllama":  # transformers registers no class for its text part alone
-        with pytest.raises(LeptaError, match="no such language model"):
+        remedy = "mllama_text_model: transformers has no class .*; `lepta adapt` without --dry-run runs its recipe"
+        with pytest.raises(LeptaError, match=remedy):
             shape_of(str(base))
     else:
         assert shape_of(str(base)).width == WIDTH
@@ -347,6 +349,24 @@ def test_what_cannot_get_another_vocabulary_is_refused_by_every_first_command(
     }
     with pytest.raises(LeptaError, match=match):
         pipeline_of(Recipe.model_validate(recipe))
+
+
+UNREACHED = {"Gemma3nText": ["model.layers.*.altup.correction_coefs.weight"], "Gemma4Text": [], "Phi3": []}
+
+
+@pytest.mark.parametrize("name", [*WRAPPERS, *TEXT_ONLY])
+def test_all_low_rank_changes_get_a_gradient(name):
+    """Several processes stop at a parameter without one."""
+    config = getattr(transformers, f"{name}Config")(**(WRAPPERS | TEXT_ONLY)[name])
+    model = class_for(type(config)).from_config(config)
+    settings = PretrainSettings(tokens=1, trains="embeddings+lora")
+    make_trainable(model, settings, 10, 1e-3)
+    ids = torch.arange(10, 42).view(2, 16)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    trained = {path: parameter for path, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [path for path, parameter in trained.items() if parameter.grad is None] == []
+    assert any("lora_B" in path for path in trained)
+    assert name not in UNREACHED or unreached(model, settings) == UNREACHED[name]
 
 
 def test_what_stores_several_matrices_as_one_trains_rows_alone(tiny_tokenizer, tiny_extended, tmp_path):

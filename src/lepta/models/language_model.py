@@ -121,13 +121,15 @@ def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
     return [path for path, module in linear if id(module) in chosen]
 
 
-def without_kernels(model: Any, linear: list[str]) -> list[str]:
-    """Of linear layers those that are called: Mamba's kernels take the weights of all but the first by themselves.
+def called_layers(model: Any, linear: list[str]) -> list[str]:
+    """Of linear layers those that are called; others have weights that something else reads.
 
-    A low-rank change beside these would do nothing on a GPU, and something on a CPU.
+    Mamba's kernels read all but the first, and Gemma 3n, in training, those that correct its predictions. A low-rank
+    change beside these would do nothing on a GPU or in training, and something elsewhere.
     """
     mixers = [path for path, module in text_modules(model) if hasattr(module, "conv1d") and hasattr(module, "D")]
-    return [path for path in linear if path.rpartition(".")[0] not in mixers or path.endswith(".in_proj")]
+    called = [path for path in linear if path.rpartition(".")[0] not in mixers or path.endswith(".in_proj")]
+    return [path for path in called if not path.endswith(".altup.correction_coefs")]
 
 
 def attention_of_experts(model: Any, linear: list[str]) -> list[str]:

@@ -300,6 +300,11 @@ def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
     whole = AutoConfig.for_model(**json.loads(config, object_hook=_special_float))
     # The text parts of some multimodal models (Qwen2-VL, Qwen3-VL) have no class with a head of their own.
     kind = AutoModelForCausalLM if type(whole) in AutoModelForCausalLM._model_mapping else AutoModel
+    if type(whole) not in kind._model_mapping:
+        raise LeptaError(
+            f"{whole.model_type}: transformers has no class for such a language model alone, so it cannot be planned; "
+            "`lepta adapt` without --dry-run runs its recipe"
+        )
     with torch.device("meta"):
         model: Any = kind.from_config(whole)
     rows, head = model.get_input_embeddings().weight, model.get_output_embeddings()

@@ -11,11 +11,11 @@ from torch import nn
 from lepta.core.errors import LeptaError
 from lepta.models.language_model import (
     attention_of_experts,
+    called_layers,
     decoder_layers,
     linear_layers,
     text_modules,
     train_language_model,
-    without_kernels,
 )
 from lepta.models.split import NewRows, parts_of, split_rows
 from lepta.training.settings import Lora, PretrainSettings, TuneSettings
@@ -150,7 +150,7 @@ def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
     of_rows = _last_name(model, embeddings)
     if of_rows in named and (not of_embeddings or embeddings.weight is head.weight):
         raise LeptaError(f"lora.targets: {of_rows} is trained whole or tied to the head; leave it out here")
-    linear = without_kernels(model, linear_layers(model, _chosen_layers(model, lora.layers)))
+    linear = called_layers(model, linear_layers(model, _chosen_layers(model, lora.layers)))
     known = {path.rpartition(".")[2] for path in linear}
     if unknown := sorted(named - known - {of_rows}):
         raise LeptaError(f"lora.targets: no layer {unknown[0]}; linear layers here: {', '.join(sorted(known))}")
