@@ -129,6 +129,6 @@ def test_no_foreign_letter_and_no_control_character_is_left(text):
     "part", ["<script ", "<!-- ", "<a ", "</p ", "[a", "[](/", "https://....", "&", "\u200d", "\n ", "中a", "http://a."]
 )
 def test_no_text_takes_quadratic_time(part):
-    started = time.monotonic()
+    started = time.process_time()
     RUSSIAN.clean(part * (2_000_000 // len(part)))
-    assert time.monotonic() - started < 8
+    assert time.process_time() - started < 8

@@ -158,7 +158,7 @@ def test_workers_that_stop_are_noticed_and_what_is_done_is_kept(tmp_path, step, 
     started = time.monotonic()
     with pytest.raises(Stopped, match=f"try: a worker stopped .*{words}.*the same command goes on"):
         run_stage(Stage("try", [step], 3, work), Executor(workers=2))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert work.folder.is_dir()
 
 

@@ -370,7 +370,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(run, tmp_path, write_rows
     mixed = [" ".join(sentences[n % 97 : n % 97 + 5] + sentences[n // 7 : n // 7 + 7]) for n in range(800)]
     path = write_rows("raw/a.jsonl", mixed)
     process = subprocess.Popen(command(tmp_path, path.parent), start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (tmp_path / ".out.work" / "counts" / "clean").is_dir() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)

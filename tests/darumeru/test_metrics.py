@@ -100,9 +100,9 @@ def test_long_copies_are_scored_fast():
     second = generator.choices("абвгдежзийклмнопрст ", k=6000)
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         metrics.copied_share(first, second)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) < 0.05
 
 

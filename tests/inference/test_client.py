@@ -134,7 +134,7 @@ def test_a_server_that_sends_byte_by_byte_is_not_waited_for(server, monkeypatch)
     monkeypatch.setattr(client, "TOTAL_SECONDS", 1.0)
     server.pause, begun = 0.2, time.monotonic()
     assert "TimeoutError: no whole answer in" in failure(server, seconds=0.5)
-    assert time.monotonic() - begun < 3 and len(server.seen) < 4
+    assert time.monotonic() - begun < 6 and len(server.seen) < 4
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, rb'{"choices": [{"text": "\ud800"}]}'])

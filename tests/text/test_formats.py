@@ -187,9 +187,9 @@ def test_damaged_row_group_can_be_skipped(tmp_path):
 def test_line_of_50_megabytes_takes_no_quadratic_time(tmp_path, name):
     text = "слово " * 4_600_000
     path = write(tmp_path / name, json.dumps({"text": text}, ensure_ascii=False).encode())
-    started = time.monotonic()
+    started = time.process_time()
     assert read(path) == [text]
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
