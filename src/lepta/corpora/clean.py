@@ -94,14 +94,12 @@ class Cleaner:
         return unicodedata.normalize(self._settings.unicode, text)
 
     def _keep_lines(self, text: str, foreign: "regex.Pattern[str]") -> str:
-        lines = text.split("\n")
-        kept = [
-            line
-            for line in lines
-            if not (runs := foreign.findall(line))
-            or sum(map(len, runs)) <= self._settings.foreign_line_share * _count_letters(line)
-        ]
-        return "\n".join(kept) if len(kept) < len(lines) else text
+        kept = []
+        for line in text.split("\n"):
+            letters = sum(map(len, foreign.findall(line)))
+            if not letters or letters <= self._settings.foreign_line_share * _count_letters(line):
+                kept.append(line)
+        return "\n".join(kept)
 
 
 def _note(removed: dict[str, int], name: str, before: str, after: str) -> str:

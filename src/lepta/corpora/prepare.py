@@ -147,6 +147,6 @@ def _link(shard: Path, place: Path) -> None:
 def _named(settings: CorpusSettings, name: str) -> list[str]:
     """The text sources of a source, each with its field, so that the manifest's hash knows it."""
     source = settings.sources[name]
-    return [
-        f"{text}?field={source.field}" if source.field != "text" and "?" not in text else text for text in source.text
-    ]
+    if source.field == "text":
+        return list(source.text)
+    return [text if "?" in text else f"{text}?field={source.field}" for text in source.text]
