@@ -39,9 +39,7 @@ class Publication:
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
-        return {
-            name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()
-        }
+        return {name: _size(file) for name, file in self.files.items()}
 
     @property
     def card(self) -> str:
@@ -91,6 +89,10 @@ def _published(folder: Path) -> Iterator[Path]:
             if not file.resolve().is_relative_to(root):
                 raise LeptaError(f"{file}: a link out of the folder; expected a file (copy what it points to)")
             yield file
+
+
+def _size(file: Path | bytes) -> int:
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
 def _without_places(file: Path) -> bytes:

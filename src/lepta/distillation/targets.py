@@ -67,21 +67,17 @@ def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
     written = {character.encode() for character in letters if character.isalpha()}
     first_bytes = {encoded[:1] for encoded in written}
     fresh = set(new.tolist())
-    chosen = [
-        i
-        for i in range(vocabulary.size)
-        if i not in fresh and vocabulary.kinds[i] == Kind.TEXT and _is_of(vocabulary.data(i), written, first_bytes)
-    ]
+    old_texts = (i for i in range(vocabulary.size) if i not in fresh and vocabulary.kinds[i] == Kind.TEXT)
+    chosen = [i for i in old_texts if _is_of(vocabulary.data(i), written, first_bytes)]
     return np.asarray(chosen, dtype=np.int64)
 
 
 def _is_of(data: bytes, written: set[bytes], first_bytes: set[bytes]) -> bool:
     """Tell whether bytes hold letters, whole or begun, and all of them are among those given."""
     whole = data.decode("utf-8", errors="ignore")
-    letters = [character for character in whole if character.isalpha()]
     rest = data[len(whole.encode()) :]
-    begun = [rest[:1]] if rest and data.startswith(whole.encode()) else []
-    if rest and not begun:
+    if not data.startswith(whole.encode()):
         return False  # bytes of two characters that are both incomplete
-    known = all(letter.encode() in written for letter in letters) and all(byte in first_bytes for byte in begun)
-    return known and bool(letters or begun)
+    letters = [character.encode() for character in whole if character.isalpha()]
+    begun = [rest[:1]] if rest else []
+    return bool(letters or begun) and written.issuperset(letters) and first_bytes.issuperset(begun)

@@ -49,13 +49,11 @@ def body_changes(
         return {}
     changed = [name for name in floating if _differs(base, adapted, name)]
     _same_tensors(base, instruct, changed)
-    return {
-        name: ComputedRows(
-            instruct.entries[name].shape,
-            partial(_moved, base.rows_of(name), adapted.rows_of(name), instruct.rows_of(name), scale),
-        )
-        for name in changed
-    }
+    moved = {}
+    for name in changed:
+        rows = partial(_moved, base.rows_of(name), adapted.rows_of(name), instruct.rows_of(name), scale)
+        moved[name] = ComputedRows(instruct.entries[name].shape, rows)
+    return moved
 
 
 def _same_tensors(base: Checkpoint, other: Checkpoint, names: list[str]) -> None:

@@ -116,13 +116,11 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     rows = {e.name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for e in read_header(patch / ROWS)}
     _check_fit(patch, content, rows, original)
     same = rows[SAME][:].numpy()
-    matrices = {
-        name: ComputedRows(
-            (content.rows, *rows[name].shape[1:]),
-            partial(_patched_rows, rows[name], rows[name + CHANGED][:].numpy(), original.rows_of(source), same),
-        )
-        for name, source in content.matrices.items()
-    }
+    matrices = {}
+    for name, source in content.matrices.items():
+        changed = rows[name + CHANGED][:].numpy()
+        patched = partial(_patched_rows, rows[name], changed, original.rows_of(source), same)
+        matrices[name] = ComputedRows((content.rows, *rows[name].shape[1:]), patched)
     untie = any(name not in original.entries for name in matrices)
     with explained(patch / ROWS, "its rows do not fit the model", "export the patch again"):
         write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)

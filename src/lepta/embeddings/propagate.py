@@ -70,19 +70,15 @@ def propagate(
     family = _Family(base, adapted)
     made = [_Variant(family, Checkpoint.of(checkpoint)) for checkpoint, _ in variants]
     scales = body_deltas or [None] * len(made)
-    bodies = [
-        body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in zip(made, scales, strict=True)
-    ]
+    pairs = zip(made, scales, strict=True)
+    bodies = [body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in pairs]
     _check_finite(adapted)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
     fits = _fit(family, made, method, weights)
-    folders = [Path(folder) for _, folder in variants]
-    return [
-        variant.write(fitted, body, scale, folder, hard_link)
-        for variant, fitted, body, scale, folder in zip(
-            made, fits, bodies, delta_scales or [1.0] * len(made), folders, strict=True
-        )
-    ]
+    done, times = [], delta_scales or [1.0] * len(made)
+    for variant, fitted, body, scale, (_, folder) in zip(made, fits, bodies, times, variants, strict=True):
+        done.append(variant.write(fitted, body, scale, Path(folder), hard_link))
+    return done
 
 
 class _Family:

@@ -315,15 +315,9 @@ def read_header(file: Path) -> list[TensorEntry]:
             (length,) = struct.unpack("<Q", data.read(8))
             header = parse_json(data.read(length), file)
     offset = 8 + length
-    tensors = [(name, value) for name, value in header.items() if name != "__metadata__"]
-    return [
-        TensorEntry(
-            name,
-            value["dtype"],
-            tuple(value["shape"]),
-            file,
-            offset + value["data_offsets"][0],
-            offset + value["data_offsets"][1],
-        )
-        for name, value in sorted(tensors, key=lambda item: item[1]["data_offsets"])
-    ]
+    header.pop("__metadata__", None)
+    entries = []
+    for name, value in header.items():
+        start, end = value["data_offsets"]
+        entries.append(TensorEntry(name, value["dtype"], tuple(value["shape"]), file, offset + start, offset + end))
+    return sorted(entries, key=lambda entry: (entry.start, entry.end))

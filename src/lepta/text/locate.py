@@ -35,11 +35,9 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     if is_there(path.parent):  # a mistyped path, not worth a question to the network
         shown = [there.name for there in path.parent.iterdir() if there.name[0] != "."]  # not half-written
         near = difflib.get_close_matches(path.name, shown, n=1)
-        hint = (
-            f"did you mean {path.parent / near[0]}?"
-            if near
-            else f"it is no hub id either, since {path.parent} is a folder here"
-        )
+        hint = f"it is no hub id either, since {path.parent} is a folder here"
+        if near:
+            hint = f"did you mean {path.parent / near[0]}?"
         raise LeptaError(f"{text}: no such file or folder; {hint}")
     return _from_hub(text, match["repo"], match["revision"], hub_files)
 
