@@ -67,7 +67,8 @@ def _cheapest_size(
             row = (f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}")
             table.add_row(*(mark + cell for cell in row), f"{mark}{point.embedding_weights / 1e6:,.1f} M")
         console.print(table)
-    return built, {"curve": [vars(point) for point in points]} if as_json else {}
+    curve = {"curve": list(map(vars, points))}
+    return built, curve if as_json else {}
 
 
 @vocab.command("check")
@@ -125,9 +126,10 @@ def vocab_measure(
     from lepta.vocabulary.measure import measure_sources
     from lepta.vocabulary.source import open_tokenizer
 
-    documents = list(read_labelled(text)) if by_source else []
-    for name in () if by_source else text:
-        documents += [replace(document, source=name) for document in read_labelled([name])]
+    if by_source:
+        documents = list(read_labelled(text))
+    else:
+        documents = [replace(document, source=name) for name in text for document in read_labelled([name])]
     apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
     if as_json:

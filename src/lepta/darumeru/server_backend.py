@@ -194,7 +194,8 @@ def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
     exact = [f"(?i:{label})" if len(label) > 1 else label for label in map(re.escape, labels)]
     alike = [ALIKE.get(label, way) for label, way in zip(labels, exact, strict=True)]
     for before, ways, after in ((r"^\W*", alike, ENDS), (ANSWER, alike, ENDS), (r"(?<!\w)", exact, r"(?!\w)")):
-        if match := re.search(f"{before}(?:{'|'.join(f'({way})' for way in ways)}){after}", text):
+        groups = "|".join(f"({way})" for way in ways)
+        if match := re.search(f"{before}(?:{groups}){after}", text):
             return tuple(CHOSEN if n == match.lastindex else LEFT for n in range(1, len(labels) + 1))
     return ()
 

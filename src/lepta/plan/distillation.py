@@ -26,6 +26,9 @@ class DistillationCost:
         return self.input_flops + self.head_flops
 
 
+NO_DISTILLATION = DistillationCost(0, 0, 0)
+
+
 def distillation_cost(
     settings: DistillSettings, after: Shape, old_rows: int, new_rows: int, old_per_new: float
 ) -> DistillationCost:

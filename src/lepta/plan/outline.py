@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lepta.plan.distillation import DistillationCost
+from lepta.plan.distillation import NO_DISTILLATION, DistillationCost
 from lepta.plan.shapes import Shape, here, shape_of
 from lepta.plan.text import measured_name, vocabulary_at
 from lepta.plan.training import Flops, StageWeights, flops_per_token, stage_weights
@@ -54,7 +54,7 @@ class Outline:
     wanted: NewVocabulary
     after: Shape  # the base model with the new vocabulary
     stages: list[StagePlan]
-    distillation: DistillationCost | None = None
+    distillation: DistillationCost = NO_DISTILLATION  # until it is counted
 
     @property
     def operations(self) -> int:

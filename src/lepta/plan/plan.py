@@ -54,8 +54,8 @@ def make_plan(
         "disk": disk_of(outline, text, densities),
         "notes": notes_on(outline, number),
     }
-    if outline.distillation:
-        plan["distillation"] = {"tokens": recipe.distill.tokens if recipe.distill else 0} | asdict(outline.distillation)
+    if recipe.distill:
+        plan["distillation"] = {"tokens": recipe.distill.tokens} | asdict(outline.distillation)
     if calibration:
         plan["calibration"] = calibration
     return plan
@@ -68,8 +68,7 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
     if recipe.distill:
         wanted = outline.wanted.size
         distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
-        operations = distillation.operations if distillation else 0
-        cost |= _amounts("distillation_", recipe.distill.tokens, operations, machine)
+        cost |= _amounts("distillation_", recipe.distill.tokens, distillation.operations, machine)
     if outline.stages:
         cost |= _amounts("", sum(stage.settings.tokens for stage in outline.stages), outline.operations, machine)
     return cost
@@ -84,10 +83,10 @@ def _amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict
     return {prefix + name: value for name, value in amounts.items()}
 
 
-def _distillation(outline: Outline, densities: Densities) -> DistillationCost | None:
+def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
     settings = outline.recipe.distill
     if settings is None:
-        return None
+        return outline.distillation
     original, new = (density.characters_per_token for density in densities["target"])
     old_per_new = new / original if original and new else 1.0
     learned = outline.after.tokens - outline.wanted.first_new
@@ -164,11 +163,11 @@ def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
 
 def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
     first_new = outline.wanted.first_new
-    fits = {
-        stage.name: fit(outline.after, stage.settings, first_new, device.usable, number) for stage in outline.stages
-    }
+    fits = {}
+    for stage in outline.stages:
+        fits[stage.name] = fit(outline.after, stage.settings, first_new, device.usable, number)
     tight = {name: part for name, part in fits.items() if not part.fits}
-    distilling = outline.distillation.memory / GIB if outline.distillation else 0.0
+    distilling = outline.distillation.memory / GIB
     return _times(device, outline, number, mfu) | {
         "needs_gib": max([distilling, *(part.needs for part in fits.values())]),
         "fits": not tight and distilling <= device.usable,
@@ -181,13 +180,12 @@ def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
-    needs = max([outline.distillation.memory if outline.distillation else 0, *sizes]) / GIB
+    needs = max([outline.distillation.memory, *sizes]) / GIB
     fits = {"needs_gib": needs, "fits": needs <= machine.usable, "changes": {}, "needs_then_gib": {}}
     return _times(machine, outline, 1, mfu) | fits | {"here": True}
 
 
 def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
-    distilled = outline.distillation.operations if outline.distillation else 0
     return {
         "name": device.name,
         "number": number,
@@ -195,7 +193,7 @@ def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[st
         "share_of_peak": device.share or mfu,
         "memory_gib": device.memory,
         "hours": device.hours(outline.operations, number, mfu),
-        "distillation_hours": device.hours(distilled, number, mfu),
+        "distillation_hours": device.hours(outline.distillation.operations, number, mfu),
         "stage_hours": {stage.name: device.hours(stage.operations, number, mfu) for stage in outline.stages},
     }
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from lepta.core.errors import explained
 from lepta.core.reading import conform
+from lepta.vocabulary.tokenizer_json import ids_of
 
 MOST_TOKENS = 1 << 22  # ids: everything is a list by id, and the largest vocabularies known have 262,144
 REMEDY = "download or convert it again"
@@ -66,7 +67,7 @@ class TokenizerFile(BaseModel):
     @model_validator(mode="after")
     def _special_tokens_exist(self) -> "TokenizerFile":
         processor = self.post_processor.model_dump() if self.post_processor else {}
-        names = {*self.model.vocab} if isinstance(self.model.vocab, dict) else {token for token, _ in self.model.vocab}
+        names = set(ids_of(self.model.vocab))
         names |= {token.content for token in self.added_tokens or []}
         if unknown := sorted(_named_by(processor) - names):
             raise ValueError(f"post_processor: names the token {unknown[0]!r}, which the vocabulary does not have")

@@ -113,10 +113,9 @@ def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | Non
     if model["type"] not in ("BPE", "Unigram") or not _describe_text(spec, proto.normalizer_spec):
         return None
     bpe = model["type"] == "BPE"
-    scores = _merge_scores(model) if bpe else {token: score for token, score in model["vocab"]}
-    ids = dict(model["vocab"]) if bpe else {token: i for i, (token, _) in enumerate(model["vocab"])}
+    scores = _merge_scores(model) if bpe else dict(model["vocab"])
     added = {token["content"]: token for token in spec.get("added_tokens") or []}
-    ids |= {token: entry["id"] for token, entry in added.items()}
+    ids = parts.ids_of(model["vocab"]) | {token: entry["id"] for token, entry in added.items()}
     tokens = {i: token for token, i in ids.items()}
     unknown = model.get("unk_token") if bpe else tokens.get(model.get("unk_id"))
     if unknown not in ids:

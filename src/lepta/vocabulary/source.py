@@ -26,6 +26,7 @@ from lepta.vocabulary.tokenizer_json import (
     around,
     config_for_all_versions,
     config_with_ids,
+    ids_of,
 )
 from lepta.vocabulary.tokens import Vocabulary
 
@@ -234,9 +235,7 @@ def _with_added_tokens(spec: Spec, folder: Path, settings: Config) -> Spec:
     missing = sorted((token for token in tokens if token["content"] not in known), key=lambda token: token["id"])
     if not missing:
         return spec
-    vocab = spec["model"]["vocab"]
-    ids = dict(vocab) if isinstance(vocab, dict) else {token: i for i, (token, _) in enumerate(vocab)}
-    ids |= known
+    ids = ids_of(spec["model"]["vocab"]) | known
     size = 1 + max(ids.values(), default=-1)
     for token in missing:
         free = ids.setdefault(token["content"], size)

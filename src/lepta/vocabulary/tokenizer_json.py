@@ -199,6 +199,11 @@ def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> P
             return processor
 
 
+def ids_of(vocab: Any) -> dict[str, int]:
+    """Token -> id in the vocabulary of a BPE, a mapping, or of a Unigram, a list of pieces with scores by id."""
+    return dict(vocab) if isinstance(vocab, dict) else {piece[0]: number for number, piece in enumerate(vocab)}
+
+
 def add_special_tokens(spec: Spec, tokens: Sequence[Mapping[str, Any]]) -> Spec:
     """Add entries of `added_tokens`, in order of id: ids that follow the largest one or are in the vocabulary already.
 
