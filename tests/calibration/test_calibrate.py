@@ -307,6 +307,9 @@ def test_without_a_judge_and_with_the_original_here(folders, options, tmp_path):
     )
     assert "grades" not in facts and facts["examples"]["copied"] == 6
     assert facts["calibrated"]["new_token_share"] is not None
+    shown = lepta(tmp_path, *options, "--original", folders[0], "--no-judge", "--output", "out").stdout
+    assert "Examples\nkept: " in shown and "texts to repeat: 6\n" in shown
+    assert "\nMeasured after\n" in shown and "new tokens in its answers: " in shown
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """`import lepta` is quick, and its names are what type checkers and editors see."""
 
 import ast
+import inspect
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -20,6 +22,14 @@ def test_names_for_type_checkers_are_those_that_are_loaded():
     assert set(dir(lepta)) == names.keys() >= {"LeptaError", "__version__", "adapt", "build_vocabulary"}
     for name, module in names.items():
         assert getattr(lepta, name) is getattr(import_module(module), name)
+
+
+def test_the_page_on_python_lists_every_function():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    functions = [name for name in lepta.__all__ if inspect.isfunction(getattr(lepta, name))]
+    assert sorted(name for name, _ in rows) == sorted(functions)
+    assert all(meaning.endswith(".") for _, meaning in rows)
 
 
 def test_no_module_has_the_name_of_a_function():

@@ -245,7 +245,7 @@ def test_operations_are_those_that_torch_counts(trains, tmp_path):
 
 def test_weights_that_train_by_part():
     shape = shape_of(MISTRAL)
-    (stage,) = plan_stages(recipe_of(MISTRAL), shape, 32000)
+    (stage,) = plan_stages(recipe_of(MISTRAL).pretrain, shape, 32000)
     assert stage.weights.trained == 2 * 32000 * 4096 and stage.weights.frozen == shape.body
     extended = make_plan(recipe_of(MISTRAL), measure=False)["stages"][0]["weights"]
     assert extended["new_rows"] == extended["new_head"] == 23328 * 4096

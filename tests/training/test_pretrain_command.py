@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lepta.cli import app
+from lepta.cli.words import percent
 from lepta.core.errors import LeptaError
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # tiny matrices: threads wait more than they work
@@ -66,11 +67,23 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(place):
 
 def test_rates_are_swept_on_a_part_of_the_text(place):
     rates = ["--learning-rate", "1e-6", "--learning-rate", "1e-2"]
-    run(place, "swept", *rates, "--valid", "starter:ru/valid", "--tokens", "2000")
+    shown = run(place, "swept", *rates, "--valid", "starter:ru/valid", "--tokens", "2000").stdout
     facts = json.loads((place / "swept" / "manifest.json").read_text())["facts"]
+    assert f"text used: {facts['passes'][0]:.2f} passes of the target text" in shown
+    assert f"blocks filled: {percent(facts['full'])}\n" in shown
+    assert "learning rates tried: 1e-06: " in shown and "held-out text: step 0 (0 tokens), target " in shown
+    assert "passes:" not in shown and "full:" not in shown
     assert facts["learning_rate"] == 1e-2
     assert facts["sweep"]["0.01"] < facts["sweep"]["1e-06"]
     assert facts["full"] > 0.8
+
+
+def test_a_dry_run_tells_steps_tokens_and_time(place):
+    shown = run(place, "planned", "--dry-run").stdout
+    told = json.loads(run(place, "planned", "--dry-run", "--json").stdout)["cost"]
+    assert told["steps"] == 32 and told["tokens"] == 3000 and told["minutes"] >= 0  # 63 blocks of 48, two at a time
+    assert "steps: 32" in shown and "tokens: 3,000" in shown and "time: about " in shown
+    assert not list(place.glob("*planned*"))
 
 
 def test_a_run_that_made_it_worse_says_so_first(place):

@@ -128,7 +128,7 @@ def test_what_cannot_be_learned_from_is_left_out_and_counted(tokenizer, tmp_path
     assert counts["tokens"] == store.starts[-1] and counts["answer_tokens"] == int((store.tokens[:] >= COUNTED).sum())
     again, same = write_examples(iter(()), refusing, 200, tmp_path)  # as a run that goes on does
     assert same == counts and (again.starts == store.starts).all()
-    with pytest.raises(LeptaError, match=r"none of 1 conversations .*refused 1.*no system"):
+    with pytest.raises(LeptaError, match=r"none of 1 conversations .*: 1 refused by the chat template; .*no system"):
         write_examples([DIALOGUE], refusing, 200, tmp_path / "none")
 
 
@@ -271,12 +271,14 @@ def test_the_command(folders, tmp_path):
     command += ["--data", "starter:dialogues/valid.jsonl", "--batch", "8", "--rank", "4", "--alpha", "1"]
     command += ["--limit", "24"]
     planned = json.loads(lepta(*command, "--dry-run", cwd=tmp_path, check=0).stdout)
-    assert planned == {"stages": [{"stage": "out", "current": False, "reason": "not made yet"}]}
+    assert planned["stages"] == [{"stage": "out", "current": False, "reason": "not made yet"}]
+    cost = planned["cost"]
     assert not list(tmp_path.iterdir())
     facts = json.loads(lepta(*command, cwd=tmp_path, check=0).stdout)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["facts"] == {name: value for name, value in facts.items() if name != "output"}
-    assert facts["examples"] == 24 and facts["steps"] == 3
+    assert facts["examples"] == 24 and facts["steps"] == cost["steps"] == 3 and facts["tokens"] == cost["tokens"]
+    assert cost["gigaflops_here"] > 0 and cost["minutes"] >= 0
     assert manifest["key"]["settings"]["limit"] == 24
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 from rich.markup import escape
 
+from lepta.cli.words import Words, short, spelt
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
 from lepta.core.progress import Terminal
@@ -99,37 +101,22 @@ def log(line: str) -> None:
     Terminal(stderr=True, quiet=quiet, soft_wrap=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
 
 
-def result(facts: dict[str, Any], as_json: bool) -> None:
-    """Print facts line by line, or as JSON."""
+def result(facts: dict[str, Any], as_json: bool, words: Words = MappingProxyType({})) -> None:
+    """Print facts line by line, in the words for people if there are any, or as JSON; warnings come first."""
     if as_json:
         print_json(facts)
         return
+    print_warnings(facts.get("warnings", []))
     for name, value in facts.items():
-        say(f"{_words(name)}: {_short(value)}")
+        label, form = words.get(name, (spelt(name), short))
+        if name != "warnings":
+            say(f"{label}: {form(value)}")
 
 
 def print_warnings(warnings: list[str]) -> None:
     """Print what the user should know before trusting a result."""
     for warning in warnings:
         say(f"warning: {warning}", style="yellow")
-
-
-def _words(name: str) -> str:
-    return name if "." in name else name.replace("_", " ")  # names of tensors stay as they are
-
-
-def _short(value: Any) -> str:
-    match value:
-        case dict():
-            return ", ".join(f"{_words(key)} {_short(part)}" for key, part in value.items())
-        case list():
-            return "; ".join(map(_short, value))
-        case float():
-            return f"{value:.4g}"
-        case int():
-            return f"{value:,}"
-        case _:
-            return str(value)
 
 
 def print_json(value: Any) -> None:

@@ -13,6 +13,11 @@ from lepta.corpora.settings import read_corpus_settings
 from lepta.report.page import duration
 
 SAMPLE = 2_000_000  # characters of each source, for --dry-run
+REASONS = {  # that do not say by themselves what they count
+    "duplicate": "nearly the same words as an earlier document, which is kept",
+    "contaminated": "a run of words that a text under `decontaminate` has too",
+    "weight": "left out because the weight of the source is below 1",
+}
 
 corpus = typer.Typer(no_args_is_help=True, help="Make training text out of raw text.")
 
@@ -75,15 +80,16 @@ def _sampled(plan: Any, work: Any) -> dict[str, Any]:
 
 def print_report(facts: dict[str, Any]) -> None:
     """Print two tables: what became of each source, and why documents were dropped."""
-    table = number_table("source", "read", "dropped", "kept", "written", "M characters", "taken out")
+    numbers = ("documents read", "documents dropped", "documents kept", "copies written")
+    table = number_table("source", *numbers, "million\ncharacters written", "characters cleaned away")
     for name, row in (facts["sources"] | {"total": facts["total"]}).items():
         lost = sum(reason["documents"] for reason in row["dropped"].values())
-        numbers = (row["read"]["documents"], lost, row["kept"]["documents"], row["written"]["documents"])
+        amounts = (row["read"]["documents"], lost, row["kept"]["documents"], row["written"]["documents"])
         taken_out = sum(row["removed"].values()) / max(row["kept"]["characters"], 1)
         characters = f"{row['written']['characters'] / 1e6:,.2f}"
-        table.add_row(escape(name), *(f"{number:,}" for number in numbers), characters, f"{taken_out:.1%}")
+        table.add_row(escape(name), *(f"{number:,}" for number in amounts), characters, f"{taken_out:.1%}")
     console.print(table)
-    reasons = number_table("why dropped", "documents", "of read")
+    reasons = number_table("why documents are dropped", "documents", "of those\nread")
     for source in facts["sources"]:
         reasons.add_column(escape(source), justify="right", overflow="fold")
     for reason, lost in facts["total"]["dropped"].items():
@@ -92,22 +98,31 @@ def print_report(facts: dict[str, Any]) -> None:
         reasons.add_row(escape(reason), f"{lost['documents']:,}", f"{share:.1%}", *(f"{number:,}" for number in per))
     if facts["total"]["dropped"]:
         console.print(reasons)
+    for reason, meaning in REASONS.items():
+        if reason in facts["total"]["dropped"]:
+            say(f"{reason}: {meaning}")
 
 
 def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    table = number_table("source", "files, MB", "sampled", "kept of\nread", "M chars", "M tokens")
-    table.add_column("why dropped", overflow="fold")
+    from lepta.corpora.sample import CHARACTERS_PER_TOKEN
+
+    sampled = ("files,\nMB", "of these sampled", "kept of the sample")
+    table = number_table("source", *sampled, "estimate,\nmillion characters", "estimate,\nmillion\ntokens")
+    table.add_column("documents dropped\nfrom the sample", overflow="fold")
     for name, row in facts["estimate"].items():
         reasons = facts["sample"].get(name, {}).get("dropped", {})
-        why = ", ".join(f"{reason} {number:,}" for reason, number in sorted(reasons.items(), key=lambda item: -item[1]))
-        sampled = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
-        amounts = (row[unit] for unit in ("characters", "tokens_about"))
-        sizes = ("?" if amount is None else significant(amount / 1e6) for amount in amounts)
-        shares = sampled, f"{row['kept_of_read']:.1%}"
-        table.add_row(escape(name), significant(row["bytes"] / 1e6), *shares, *sizes, escape(why))
+        most_first = sorted(reasons.items(), key=lambda item: -item[1])
+        why = ", ".join(f"{number:,} {reason}" for reason, number in most_first)
+        share = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
+        estimates = (row[unit] for unit in ("characters", "tokens_about"))
+        sizes = ("?" if amount is None else significant(amount / 1e6) for amount in estimates)
+        kept = f"{row['kept_of_read']:.1%}"
+        table.add_row(escape(name), significant(row["bytes"] / 1e6), share, kept, *sizes, escape(why))
     console.print(table)
-    time = f"About {duration(facts['seconds'])}" if facts["seconds"] else "Less than a second"
-    say(f"{time} here; the sample was not searched for duplicates.")
+    say(f"Sampled: the first {SAMPLE:,} characters of each source. Duplicates were not looked for.")
+    say(f"Estimates: of all that would be written, weights included; {CHARACTERS_PER_TOKEN:g} characters in a token.")
+    time = f"about {duration(facts['seconds'])}" if facts["seconds"] else "less than a second"
+    say(f"Time for the whole corpus on this machine: {time}")

@@ -173,6 +173,9 @@ def compare(
 ) -> None:
     """Compare two models that were asked the same: second less first, with intervals.
 
+    Both columns of scores are from 0 to 1. A difference above 0 means that the second model is better. It counts where
+    its 95 % interval leaves out 0.
+
     Try: lepta darumeru compare runs/darumeru/original runs/darumeru/result --html differences.html
     """
     from dataclasses import asdict
@@ -204,6 +207,9 @@ def compare(
         print_json({name: asdict(difference) for name, difference in differences.items()})
     else:
         console.print(comparison_table(differences, *names))
+        say(f"difference: the score of {their_name} less that of {mine_name}; above 0, {their_name} is better")
+        say("95 % interval: where the difference lies in 95 of 100 draws of as many questions from those asked")
+        say("A difference counts where this leaves out 0 (p below 0.05); of 20 rows, one does so by chance.")
         if html:
             say(f"Page: {html}")
 

@@ -14,9 +14,11 @@ from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
 from lepta.core.tables import duration, number_table, significant
 from lepta.plan.devices import SPARE
+from lepta.plan.training import CONTEXT, CPU_OVERHEAD, GIB
 from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
+FLOOR = f"Python and torch themselves ({CONTEXT / GIB:g} GiB on a GPU, {CPU_OVERHEAD / GIB:g} GiB on a CPU)"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 
 # Rows of the tables: fields of the plan. One that is zero or unknown in all columns is left out.
@@ -183,8 +185,8 @@ def _distillation(facts: dict[str, Any]) -> View:
     table.add_row("tokens", _count(cost["tokens"]))
     table.add_row("FLOP, hidden states", _count(cost["input_flops"]))
     table.add_row("FLOP, head", _count(cost["head_flops"]))
-    table.add_row("memory, GiB", _decimal(cost["memory"] / 2**30, 1))
-    return table, []
+    table.add_row("memory, GiB", _decimal(cost["memory"] / GIB, 1))
+    return table, [f"Memory: without {FLOOR}, which comes on top."]
 
 
 def _calibration(facts: dict[str, Any]) -> View:
@@ -204,7 +206,8 @@ def _memory(facts: dict[str, Any]) -> View:
     table.add_row("blocks at once", *blocks)
     for field in MEMORY:
         table.add_row(field, *(_decimal(parts[field], 1) for parts in columns))
-    return table, [f"An estimate; what fits leaves {SPARE:.0%} of the memory free."]
+    note = f"An estimate; what fits leaves {SPARE:.0%} of the memory free. No stage takes less than {FLOOR}."
+    return table, [note]
 
 
 def _devices(facts: dict[str, Any]) -> View:

@@ -8,13 +8,14 @@ from rich.padding import Padding
 from rich.table import Column
 from rich.text import Text
 
-from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, say
+from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
+from lepta.cli.words import COST
 from lepta.core.errors import LeptaError, explained, suggestion
 from lepta.core.fields import FieldText, field_texts, sections
 from lepta.core.output import write_new_file
 from lepta.core.settings import Section
 from lepta.core.shipped import FOLDER, shipped_file, shipped_files, summary_of
-from lepta.core.tables import duration, narrow_table
+from lepta.core.tables import narrow_table
 from lepta.corpora.settings import CorpusSettings
 from lepta.recipe import Recipe, read_recipe
 from lepta.stages import Verdict
@@ -199,7 +200,5 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         table.add_row(verdict.stage.name, mark, verdict.reason)
     console.print(table)
     if cost:
-        say("\nEstimated cost of distillation and pre-training on this machine, if they run:")
-        for name, value in cost.items():
-            shown = duration(value / 60) if name.endswith("minutes") else f"{value:,}"
-            say(f"{name.replace('minutes', 'time').replace('_', ' ')}: {shown}")
+        say("\nEstimated cost on this machine, if it runs:")
+        result(cost, False, COST)

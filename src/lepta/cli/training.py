@@ -1,5 +1,6 @@
 """Commands that train: rows from the original model, text, conversations, and a model's own answers."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,9 +9,10 @@ import typer
 from pydantic import Field
 
 from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings, ModelOrServer
-from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_warnings, result
+from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
+from lepta.cli.words import CALIBRATED, CALIBRATION_COST, CALIBRATION_PARTS, TRAINED
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
 from lepta.core.settings import LARGEST_SEED, Section, Sources
@@ -62,7 +64,7 @@ class RunOptions(Section):
         default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
     )
     force: bool = Field(default=False, description="Replace the output if it exists")
-    dry_run: bool = Field(default=False, description="Say what would run; run nothing")
+    dry_run: bool = Field(default=False, description="Say what would run, in how many steps and how long; run nothing")
     as_json: bool = Field(default=False, description="Print the result as JSON")
 
 
@@ -146,6 +148,7 @@ def distill(
 
     from lepta.learning import distill as learn
     from lepta.learning import distill_texts
+    from lepta.plan import commands as costs
 
     sides = texts.sides()
     with opened(original) as teacher:
@@ -157,8 +160,9 @@ def distill(
             distill_texts(sides, settings),
             together=True,
         )
-        facts = _run(stage, output, options)
-    result({"output": str(output), **facts}, options.as_json)
+        cost = partial(costs.distilling_cost, model, teacher.folder, settings)
+        facts = _run(stage, output, options, cost)
+    result({"output": str(output), **facts}, options.as_json, TRAINED)
 
 
 @takes_settings
@@ -189,6 +193,7 @@ def pretrain(
     from lepta.core.reading import read_json
     from lepta.learning import check_teacher, sources_of
     from lepta.learning import pretrain as learn
+    from lepta.plan import commands as costs
     from lepta.training.distributed import CURVE
     from lepta.vocabulary.source import TOKENIZER_FILES
 
@@ -210,12 +215,11 @@ def pretrain(
             {label: names for label, names in sources.items() if names},
             together=True,
         )
-        facts = _run(stage, output, options)
+        cost = partial(costs.pretraining_cost, model, old, settings)
+        facts = _run(stage, output, options, cost)
     curve = read_json(output / CURVE)["curve"]
-    if not options.as_json:
-        print_warnings(facts.pop("warnings", []))
     measured = [entry for entry in curve if "loss" not in entry]
-    result({"output": str(output), **facts, "held_out": measured}, options.as_json)
+    result({"output": str(output), **facts, "held_out": measured}, options.as_json, TRAINED)
 
 
 def _check_original(settings: PretrainSettings) -> None:
@@ -233,12 +237,12 @@ def _check_original(settings: PretrainSettings) -> None:
         )
 
 
-def _run(stage: Stage, output: Path, options: RunOptions) -> dict[str, Any]:
-    """Run one stage as a pipeline of its own; with `dry_run` print what would run, and end the command."""
+def _run(stage: Stage, output: Path, options: RunOptions, cost: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run one stage as a pipeline of its own; with `dry_run` print what would run and its cost, and end the command."""
     from lepta.training.distributed import run_stages
 
     if options.dry_run:
-        print_status(Pipeline(output.parent, [stage], remember=False).status(), options.as_json)
+        print_status(Pipeline(output.parent, [stage], remember=False).status(), options.as_json, cost())
         raise typer.Exit
     run_stages(output.parent, [stage], options.force)
     return read_manifest(output)["facts"]
@@ -270,6 +274,7 @@ def tune(
     from functools import partial
 
     from lepta.calibration.copies import copy_examples
+    from lepta.plan.commands import tuning_cost
     from lepta.training.tune import Copies, TuneCommand
 
     copies = copies.model_copy(update={"apart_from": [*(apart_from or []), BENCHMARK]})
@@ -280,8 +285,8 @@ def tune(
         made = partial(copy_examples, copies, texts["apart from"], options.seed)
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
     command = TuneCommand(settings, options.seed, files.data, added, files.preference, step, files.limit)
-    facts = _run(command.stage(model, output.name), output, options)
-    result({"output": str(output), **facts}, options.as_json)
+    facts = _run(command.stage(model, output.name), output, options, partial(tuning_cost, model, command))
+    result({"output": str(output), **facts}, options.as_json, TRAINED)
 
 
 @takes_settings
@@ -309,11 +314,17 @@ def calibrate(
     from lepta.plan.calibration import calibration_cost_here
 
     if options.dry_run:
-        result(calibration_cost_here(model, settings), options.as_json)
+        result(calibration_cost_here(model, settings), options.as_json, CALIBRATION_COST)
         return
     asked_as_here = settings.answers.model_dump(include={"thinking", "thinking_tokens"})
     effect = effect.model_copy(update=asked_as_here)
     apart, place = [*(apart_from or []), BENCHMARK], Place.of(original)
     facts = calibrate_folder(model, place, settings, effect, apart, options.seed, output, options.force)
-    report = str(output / "report" / "report.html")
-    result({"output": str(output / "model"), "report": report, **facts}, options.as_json)
+    places = {"output": str(output / "model"), "report": str(output / "report" / "report.html")}
+    if options.as_json:
+        print_json(places | facts)
+        return
+    result(places, as_json=False)
+    for part, counts in facts.items():
+        say(f"\n{CALIBRATION_PARTS[part]}")
+        result({name: value for name, value in counts.items() if value not in (None, {})}, False, CALIBRATED)

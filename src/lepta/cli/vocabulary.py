@@ -11,6 +11,7 @@ from rich.table import Column
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
+from lepta.cli.words import VOCABULARY
 from lepta.core.tables import narrow_table, number_table
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -46,7 +47,7 @@ def vocab_build(
         else:
             built = build(original, settings)
         facts = save_vocabulary(built, tokenizer, settings.scenario, folder, model)
-    result({"output": str(output), **facts, **curve}, as_json)
+    result({"output": str(output), **facts, **curve}, as_json, VOCABULARY)
 
 
 def _cheapest_size(
@@ -98,7 +99,7 @@ def vocab_check(
     else:
         table = narrow_table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:
-            evidence = "by the lines below" if "\n" in check.evidence else check.evidence
+            evidence = "by lepta export gguf, or see below" if "\n" in check.evidence else check.evidence
             table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(evidence))
         console.print(table)
         for check in checks:

@@ -1,6 +1,7 @@
 """What follows from a recipe and the sizes of its base model alone: new vocabulary and stages of pre-training."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,16 +73,16 @@ def outline_of(recipe: Recipe, models: Path | None = None) -> Outline:
         before = replace(before, tokens=old.size, tokenizer=before.tokenizer or measured_name(old))
     wanted = new_vocabulary(recipe, before)
     after = with_vocabulary(before, recipe, wanted.size)
-    return Outline(recipe, old, before, wanted, after, plan_stages(recipe, after, wanted.first_new))
+    return Outline(recipe, old, before, wanted, after, plan_stages(recipe.pretrain, after, wanted.first_new))
 
 
-def plan_stages(recipe: Recipe, after: Shape, first_new: int) -> list[StagePlan]:
+def plan_stages(pretraining: Sequence[PretrainSettings], after: Shape, first_new: int) -> list[StagePlan]:
     """Work out the stages of pre-training; `after` has the new vocabulary."""
     stages = []
-    for place, settings in enumerate(recipe.pretrain, 1):
+    for place, settings in enumerate(pretraining, 1):
         weights = stage_weights(after, settings, first_new)
         rates = len(settings.learning_rate)
         swept = round(rates * settings.sweep_share * settings.tokens) if rates > 1 else 0
-        name = f"stage {place}" if len(recipe.pretrain) > 1 else "pre-training"
+        name = f"stage {place}" if len(pretraining) > 1 else "pre-training"
         stages.append(StagePlan(name, settings, weights, flops_per_token(after, settings, weights), swept))
     return stages

@@ -68,19 +68,22 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
     if recipe.distill:
         wanted = outline.wanted.size
         distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
-        cost |= _amounts("distillation_", recipe.distill.tokens, distillation.operations, machine)
+        cost |= amounts("distillation_", recipe.distill.tokens, distillation.operations, machine)
     if outline.stages:
-        cost |= _amounts("", sum(stage.settings.tokens for stage in outline.stages), outline.operations, machine)
+        steps = sum(stage.steps for stage in outline.stages)
+        tokens = sum(stage.settings.tokens for stage in outline.stages)
+        cost |= {"steps": steps} | amounts("", tokens, outline.operations, machine)
     return cost
 
 
-def _amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, float | int]:
-    amounts = {
+def amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, float | int]:
+    """Tokens, operations and time on a machine, for `--dry-run`."""
+    found = {
         "tokens": tokens,
         "gigaflop": round(operations / 1e9),
         "minutes": round(60 * machine.hours(operations), 1),
     }
-    return {prefix + name: value for name, value in amounts.items()}
+    return {prefix + name: value for name, value in found.items()}
 
 
 def _distillation(outline: Outline, densities: Densities) -> DistillationCost:

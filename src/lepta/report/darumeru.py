@@ -228,7 +228,7 @@ def summary_table(summary: Summary, name: str) -> Table:
 
 def comparison_table(differences: Mapping[str, Difference], first: str, second: str) -> Table:
     """Both scores, the difference with its 95 % interval, and p."""
-    table = number_table("task", first, second, "difference", "95 %", "p", title=f"{second} less {first}")
+    table = number_table("task", first, second, "difference", "95 % interval", "p", title=f"{second} less {first}")
     for name, found in differences.items():
         value, interval = _numbers(found.difference, sign="+")
         p = "" if found.p is None else f"{found.p:.3f}"

@@ -127,6 +127,15 @@ def _encoded(tokenizer: Any, whole: str, spans: Sequence[tuple[int, int]]) -> di
     return {"input_ids": ids, "labels": labels}
 
 
+LEFT_OUT = {  # why a conversation cannot be learned from
+    "duplicate": "there already",
+    "refused": "refused by the chat template",
+    "unanswered": "without an answer",
+    "too_long": "longer than max_length",
+    "tool_calls": "with tool calls",
+}
+
+
 def calls_tools(messages: Sequence[Message]) -> bool:
     """Tell whether a turn calls tools: not every template writes such calls, and the loss would not count them."""
     return any("tool_calls" in turn for turn in messages)
@@ -180,11 +189,9 @@ def _write(
     names = ("conversations", "duplicate", "refused", "unanswered", "too_long", "tool_calls", "answer_tokens")
     facts = {name: counts[name] for name in names} | {"examples": len(starts) - 1, "tokens": starts[-1]}
     if not facts["examples"]:
-        left_out = ", ".join(f"{name} {facts[name]}" for name in names[1:6])
-        raise LeptaError(
-            f"tune: none of {facts['conversations']} conversations can be learned from ({left_out})"
-            + (f"; {reason}" if reason else "")
-        )
+        left_out = ", ".join(f"{facts[name]} {why}" for name, why in LEFT_OUT.items() if facts[name])
+        why = f"{left_out or 'the files have none'}{'; ' if reason else ''}{reason}"
+        raise LeptaError(f"tune: none of {facts['conversations']} conversations can be learned from: {why}")
     np.save(folder / SECTIONS, np.asarray(starts, np.int64))
     write_json(folder / COUNTS, facts)
 

@@ -16,7 +16,14 @@ from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
-from lepta.training.conversations import Message, lay_out_rows, read_conversations, write_examples
+from lepta.training.blocks import TokenStore
+from lepta.training.conversations import (
+    ConversationRows,
+    Message,
+    lay_out_rows,
+    read_conversations,
+    write_examples,
+)
 from lepta.training.distributed import CURVE, processes, with_curve
 from lepta.training.merge import prepare_merge, write_merged
 from lepta.training.precision import compute_dtype, load_for_training, resolved_body_dtype
@@ -51,9 +58,7 @@ def tune(
             conversations, tokenizer, settings.max_length, work / "examples", settings.thinking
         )
     number = processes().num_processes
-    length = settings.max_length if settings.packing else None
-    rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)
-    steps = math.ceil(len(rows) / settings.batch)
+    rows, steps = _laid_out(store, settings, seed, number)
     if steps < FEW_STEPS and settings.batch > 1:
         console.print(f"  note: {steps} steps of {settings.batch} rows; a smaller batch makes more of them")
     if settings.packing:
@@ -83,6 +88,13 @@ def tune(
     if missed := unreached(model, settings):
         facts["unreached"] = missed
     return trained, facts
+
+
+def _laid_out(store: TokenStore, settings: TuneSettings, seed: int, number: int) -> tuple[ConversationRows, int]:
+    """Rows in training order for so many processes, and the steps that they are."""
+    length = settings.max_length if settings.packing else None
+    rows = lay_out_rows(store, settings.epochs, settings.batch, seed, length, number)
+    return rows, math.ceil(len(rows) / settings.batch)
 
 
 def _micro_batch(share: int) -> int:
@@ -152,12 +164,24 @@ class TuneCommand:
             write_json(folder / CURVE, {"curve": read_json(tuned / CURVE)["curve"], "preference": curve})
         return {**read_json(done), "preference": facts}
 
-    def _tune(self, source: Path, folder: Path) -> dict[str, Any]:
+    def size(self, tokenizer: Any, work: Path) -> tuple[int, int]:
+        """Tokens and steps of training on the conversations, whose tokens are written into the folder `work`."""
+        conversations, _ = self._conversations()
+        settings = self.settings
+        store, _ = write_examples(conversations, tokenizer, settings.max_length, work / "examples", settings.thinking)
+        rows, steps = _laid_out(store, settings, self.seed, 1)
+        return int(rows.sizes.sum()), steps
+
+    def _conversations(self) -> tuple[Iterable[Sequence[Message]], dict[str, Any]]:
+        """Those of the files, then copies, with what was counted of these."""
         conversations: Iterable[Sequence[Message]] = itertools.islice(read_conversations(self.data), self.limit)
-        counts = {}
-        if self.copies:
-            added, counts["copies"] = self.copies.make()
-            conversations = itertools.chain(conversations, added)
+        if not self.copies:
+            return conversations, {}
+        added, counts = self.copies.make()
+        return itertools.chain(conversations, added), {"copies": counts}
+
+    def _tune(self, source: Path, folder: Path) -> dict[str, Any]:
+        conversations, counts = self._conversations()
         return with_curve(folder, tune_folder(source, conversations, self.settings, self.seed, folder)) | counts
 
     def stage(self, model: str, name: str) -> Stage:

@@ -75,7 +75,7 @@ def check_vocabulary(
 def check_dense(vocabulary: Vocabulary) -> Check:
     """All ids up to the largest are of a token."""
     holes = vocabulary.ids_of(Kind.HOLE)
-    found = f"{len(holes)} holes, first {holes[0]}" if holes else "no holes"
+    found = f"{len(holes)} {'hole' if len(holes) == 1 else 'holes'}, first {holes[0]}" if holes else "no holes"
     return Check("ids are dense", not holes, f"{vocabulary.size:,} ids, {found}")
 
 
@@ -238,6 +238,9 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
     return Check("ids of other text unchanged", not wrong and len(lost) <= limit * len(given), evidence)
 
 
+BY_EXPORT = "by lepta export gguf as it is; for its own converter, add to get_vocab_base_pre:"
+
+
 def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     """Whether llama.cpp's converter knows the tokenizer, or what to add to it."""
     name = "llama.cpp can convert it"
@@ -253,7 +256,7 @@ def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Chec
     if not rule and original and before and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]:
         rule = before.name  # a rule that is not known here, by the hash of the original
     if rule:
-        return Check(name, True, f"add to get_vocab_base_pre:\n{patch(found, rule)}")
+        return Check(name, True, f"{BY_EXPORT}\n{patch(found, rule)}")
     return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
 
 

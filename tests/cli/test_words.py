@@ -1,0 +1,39 @@
+"""Facts of results as people read them."""
+
+import pytest
+
+from lepta.cli.words import ROWS, TRAINED, VOCABULARY, counted, percent
+
+
+def line(words, name, value):
+    label, form = words[name]
+    return f"{label}: {form(value)}"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 tokens"), (1, "1 token"), (1200, "1,200 tokens")])
+def test_what_is_counted_is_one_or_several(number, text):
+    assert counted(number, "token") == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (0.004, "0.4%"), (0.5161, "52%"), (0.9964, "99.6%"), (1, "100%")]
+)
+def test_a_share_that_is_not_all_does_not_look_like_all_or_nothing(share, text):
+    assert percent(share) == text
+
+
+def test_names_of_facts_are_words_with_units():
+    assert line(TRAINED, "passes", [0.516, 0.487]) == (
+        "text used: 0.52 passes of the target text, 0.49 passes of the source text"
+    )
+    assert line(TRAINED, "passes", [0.516]) == "text used: 0.52 passes of the target text"
+    assert line(TRAINED, "full", 0.94) == "blocks filled: 94%"
+    assert line(TRAINED, "warmup_steps", 1) == "warm-up: 1 step"
+    assert line(TRAINED, "sweep", {"0.1": None, "0.01": 1.5}) == (
+        "learning rates tried: 0.1: diverged or forgot, 0.01: 1.500 bits per byte"
+    )
+    assert line(VOCABULARY, "kept", 4000) == "kept of the original: 4,000 tokens"
+    found = {"rows": 6, "exact": 4, "mixed": 2, "empty": 0, "mean_fan_in": 3.66, "max_fan_in": 7}
+    assert line(ROWS, "transfer", found) == (
+        "rows of the result: 4 copied, 2 the mean of 3.7 old rows on average (7 at most)"
+    )
