@@ -154,6 +154,7 @@ def _print_maps(results: list[dict[str, Any]]) -> None:
                 cells = [f"{held_out['error']:.3g}", f"{held_out['r2']:.6g}", f"{held_out['errors']['swap']:.3g}"]
             table.add_row(escape(name), fit["method"], f"{fit['residual']:.3g}", *cells)
         console.print(table)
+        say("Errors are relative to the size of the variant's rows; swap is no map. R2 is 1 where all is predicted.")
         for name, fit in written["maps"].items():
             errors, whole = fit["held_out"].get("errors", {}), fit["held_out"].get("whole", {})
             if errors.get("swap") == 0:

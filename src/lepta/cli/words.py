@@ -200,3 +200,8 @@ CALIBRATED: Words = {
     "tasks": ("Darumeru", _tasks),
     "new_token_share": ("new tokens in its answers", percent),
 }
+DATASET: Words = {
+    "test": ("questions", short),
+    "shots": ("solved examples", short),
+    "left_out": ("left out", short),
+}

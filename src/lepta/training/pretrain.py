@@ -297,7 +297,10 @@ def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSe
 
     def measure() -> dict[str, float]:
         model.eval()
-        found = {name: score_text(model, tokenizer, text, name).bits_per_byte for name, text in texts.items()}
+        found = {
+            name: score_text(model, tokenizer, text, name.replace("_", " ")).bits_per_byte
+            for name, text in texts.items()
+        }
         if prompts:
             start = start_tokens(tokenizer)
             generated = generate(model, tokenizer, prompts, CONTINUATION, "continuations", start=start)
