@@ -30,9 +30,9 @@ def spelt(name: str) -> str:
     return name if "." in name else name.replace("_", " ")
 
 
-def counted(number: int, one: str, several: str = "") -> str:
+def counted(number: int, one: str) -> str:
     """A number and what it counts: 1 token, 2 tokens."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:
@@ -40,8 +40,8 @@ def percent(share: float) -> str:
     return f"{share:.0%}" if share in (0, 1) or 0.1 <= share <= 0.99 else f"{share:.1%}"
 
 
-def _of(one: str, several: str = "") -> Callable[[Any], str]:
-    return lambda number: counted(number, one, several)
+def _of(one: str) -> Callable[[Any], str]:
+    return lambda number: counted(number, one)
 
 
 def _transfer(value: dict[str, Any]) -> str:
