@@ -30,7 +30,7 @@ PAPER_LEP = {
     "unigram": {"swap": (0.582, 0.865), "overlap": (0.580, 0.876), "conversion": (0.584, 0.889)},
 }
 PAPER_CALIBRATED = {"extended": (0.606, 0.958), "optimized": (0.601, 0.950)}
-COMPARED = ("no training", "random map", *LEP, "auto, calibrated", "auto, tuned body", "upper bound")
+COMPARED = ("no training", "distilled", "random map", *LEP, "auto, calibrated", "auto, tuned body", "upper bound")
 MEASURES = (
     ("ru", "answers"),
     ("en", "answers"),
@@ -109,6 +109,9 @@ def _vocabularies(table: Table) -> str:
         ]
         symbols, average = PAPER_ADAPTED[scenario] if scenario else PAPER_ORIGINAL
         rows.append([scenario or "original", *ours, f"{symbols:.2f}", f"{average:.3f}"])
+        if scenario:
+            bits = [shown(table.estimate(scenario, "distilled base", language, "text")) for language in ("ru", "en")]
+            rows.append([f"{scenario}, distilled only", *ours[:2], *bits, "", ""])
     return _markdown(head, rows)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from lepta.core.settings import Section, Sources, read_settings
+from lepta.distillation.settings import DistillSettings
 from lepta.training.settings import PretrainSettings, TuneSettings
 
 Scale = Literal["smoke", "cpu", "gpu"]
@@ -80,6 +81,7 @@ class ScaleSettings(Section):
     tuning: Tuning
     vocabulary: int = Field(description="Tokens of each new vocabulary")
     adaptation: PretrainSettings
+    distillation: DistillSettings
     calibration: Calibration
     measures: Measures
 

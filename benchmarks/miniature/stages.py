@@ -16,6 +16,8 @@ from benchmarks.miniature.settings import Calibration, Measures, ScaleSettings, 
 from benchmarks.miniature.tasks import ASK, Item, Pool, held_out, make, pools, to_tune_on
 from benchmarks.miniature.text import draw_text, write_rows
 from lepta.core.output import write_json
+from lepta.distillation.distill import distill_folder
+from lepta.distillation.settings import DistillSettings
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
 from lepta.embeddings.propagate import propagate
@@ -45,8 +47,10 @@ LEP = (*METHODS, "auto")
 SHARED_MODELS = {"foundation": "foundation", "instruct": "instruct", "instruct, calibrated": "instruct-calibrated"}
 MODELS = {
     "adapted base": "adapted",
+    "distilled base": "distilled",
     **{method: method for method in LEP},
     "no training": "no-training",
+    "distilled": "distilled-variant",
     "random map": "random-map",
     "upper bound": "upper",
     "auto, tuned body": "tuned-body",
@@ -129,10 +133,18 @@ def vocabulary_pipeline(scale: ScaleSettings, seed: int, shared: Path, scenario:
         {"base": base, "start": start, "text": text},
         adaptation.model_dump(),
     )
+    distilled = add(
+        "distilled",
+        partial(_distill, base, start, text, scale.distillation, seed),
+        {"base": base, "start": start, "text": text},
+        scale.distillation.model_dump(),
+    )
     models = {"base": base, "instruct": instruct, "adapted": adapted}
     for method in LEP:
         add(method, partial(_propagate, base, adapted, instruct, method), models)
     add("no-training", partial(_propagate, base, start, instruct, "conversion"), models | {"adapted": start})
+    anchored = partial(_propagate, base, distilled, instruct, "anchored")
+    add("distilled-variant", anchored, models | {"adapted": distilled})
     add("random-map", partial(_random_map, base, adapted, instruct, seed), models)
     add(
         "upper",
@@ -245,6 +257,13 @@ def _pretrain(
         seed,
         folder,
     )
+    write_json(folder / CURVE, {"curve": curve})
+    return facts
+
+
+def _distill(base: Path, start: Path, text: Path, settings: DistillSettings, seed: int, folder: Path) -> dict[str, Any]:
+    """Learn new rows from the foundation, on Russian."""
+    facts, curve = distill_folder(base, start, partial(rows, text / "ru" / "train.jsonl"), settings, seed, folder)
     write_json(folder / CURVE, {"curve": curve})
     return facts
 
