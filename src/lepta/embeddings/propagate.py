@@ -75,9 +75,9 @@ def propagate(
     _check_finite(adapted)
     weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
     fits = _fit(family, made, method, weights)
-    done, times = [], delta_scales or [1.0] * len(made)
-    for variant, fitted, body, scale, (_, folder) in zip(made, fits, bodies, times, variants, strict=True):
-        done.append(variant.write(fitted, body, scale, Path(folder), hard_link))
+    done, shares = [], delta_scales or [1.0] * len(made)
+    for variant, fitted, body, share, (_, folder) in zip(made, fits, bodies, shares, variants, strict=True):
+        done.append(variant.write(fitted, body, share, Path(folder), hard_link))
     return done
 
 
