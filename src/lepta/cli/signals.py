@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-AGAIN = "nothing half-written is left; given again, recipes and benchmarks go on, and training from its last checkpoint"
+AGAIN = "nothing half-written is left; run the same command again to go on (training: from its last checkpoint)"
 STDERR = 2
 AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 LATER = 0.05  # seconds until what swallowed the exception has surely returned

@@ -60,7 +60,10 @@ def tune(
     number = processes().num_processes
     rows, steps = _laid_out(store, settings, seed, number)
     if steps < FEW_STEPS and settings.batch > 1:
-        console.print(f"  note: {steps} steps of {settings.batch} rows; a smaller batch makes more of them")
+        console.print(
+            f"  note: steps: {steps}, of {settings.batch} rows each, too few to learn from; a smaller batch "
+            "(--batch) makes more of them"
+        )
     if settings.packing:
         check_apart(model, "packing")
     torch.manual_seed(seed)  # LoRA starts from random numbers
