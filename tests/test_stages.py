@@ -250,6 +250,33 @@ def test_interrupted_stage_finds_its_checkpoints_if_they_still_fit(tmp_path, set
     assert not (tmp_path / "train" / CHECKPOINTS).exists()
 
 
+def test_work_goes_only_after_the_result_has_its_name(tmp_path, monkeypatch):
+    found = []
+
+    def run(folder):
+        found.append((folder / CHECKPOINTS / "1.safetensors").exists())
+        (folder / CHECKPOINTS / "1.safetensors").write_text("work")
+        (folder / "model").write_text("weights")
+        return {}
+
+    def interrupted(hashes, folder):
+        raise KeyboardInterrupt
+
+    pipeline = Pipeline(tmp_path, [Stage("train", {}, {}, run)])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Hashes, "files", interrupted)
+        pipeline.run()
+    pipeline.run()
+    assert found == [False, True]
+    work = tmp_path / "train" / CHECKPOINTS
+    assert not work.exists()
+    work.mkdir()
+    (work / "1.safetensors").write_text("killed before it went")
+    pipeline.run()
+    assert len(found) == 2
+    assert not work.exists()
+
+
 def test_what_an_interrupted_stage_has_left_is_told_before_it_runs(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         checkpointing(tmp_path, {}, fail=True).run()
@@ -352,7 +379,7 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(tmp_path):
     with pytest.raises(ValueError, match="on purpose"):
         pipeline(0.1).run()
     kept = partial_of(tmp_path / "pretrained") / CHECKPOINTS / "checkpoint-7" / "trained.safetensors"
-    with pytest.raises(LeptaError, match=r"other settings \(rate changed\); .* start over with --from pretrained"):
+    with pytest.raises(LeptaError, match=r"other settings \(rate changed\); .* start over with --force"):
         pipeline(0.2).run()
     assert kept.read_bytes() == b"hours of work"
     seen = []

@@ -22,6 +22,7 @@ from lepta.text.locate import HUB_ID, locate, short_name
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+CHAT_TEMPLATE = "chat_template.jinja"  # as transformers calls it
 OURS = "<!-- Written by LEPTA from manifest.json. Delete this line to keep a text of your own here. -->"
 HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
@@ -280,6 +281,7 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         "mark": OURS,
         "origin": origin,
         "kind": kind,
+        "chat": (step.folder / CHAT_TEMPLATE).is_file(),
         "version": __version__,
         "steps": [_history(one) for one in line],
         "of_rows": [_history(one) for one in line_of(Path(adapted[0]))] if adapted else [],

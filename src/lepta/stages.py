@@ -36,7 +36,7 @@ from lepta.core.output import (
 )
 from lepta.core.progress import step
 from lepta.core.reading import conform, read_json
-from lepta.text.sources import DATASET, FIELD, WORDFREQ, is_word_list, text_field, text_files
+from lepta.text.sources import DATASET, FIELD, WORDFREQ, check_source, is_word_list, text_field, text_files
 from lepta.version import __version__
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
@@ -97,10 +97,13 @@ class Hashes:
         return digest(self.files(path))
 
     def files(self, folder: Path) -> dict[str, str]:
-        """Hash of each file in a folder, what only describes it left out (see `DESCRIPTIONS`)."""
-        described = [folder / name for name in DESCRIPTIONS]
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and file not in described)
-        return {file.relative_to(folder).as_posix(): self.file(file) for file in files}
+        """Hash of each file in a folder; left out are checkpoints and what only describes it (see `DESCRIPTIONS`)."""
+        hashes = {}
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder)
+            if file.is_file() and name.parts[0] != CHECKPOINTS and str(name) not in DESCRIPTIONS:
+                hashes[name.as_posix()] = self.file(file)
+        return hashes
 
     def text(self, sources: list[str]) -> str:
         """One hash for a list of text sources: the contents in their order, or the version of a word list."""
@@ -197,11 +200,10 @@ class Pipeline:
             raise LeptaError(f"--from {name}: no such stage; this recipe has {', '.join(self.names())}")
 
     def _check_texts(self) -> None:
-        """Find every text before anything runs; LeptaError names the first that is missing."""
+        """Find every text before anything runs; LeptaError names the first that is missing, or its package."""
         for stage in self.stages:
             for source in itertools.chain.from_iterable(stage.texts.values()):
-                if not is_word_list(source) and not source.startswith(DATASET):
-                    text_files(source)
+                check_source(source)
 
     def status(self, start: str | None = None, force: bool = False) -> list[Verdict]:
         """Tell for every stage whether it would run. A stage after one that runs is judged by its present inputs."""
@@ -239,6 +241,7 @@ class Pipeline:
             forced = forced or force or stage.name == start
             reason = "forced" if forced else self._why_not_current(stage)
             if reason is None:
+                shutil.rmtree(self.output / stage.name / CHECKPOINTS, ignore_errors=True)  # a kill may have left them
                 report(f"{stage.name}: up to date")
                 continue
             report(f"{stage.name}: running ({reason})")
@@ -301,11 +304,10 @@ class Pipeline:
             self.announce(stage.name)
         facts = stage.run(partial)
         seconds = time.monotonic() - started
-        shutil.rmtree(partial / CHECKPOINTS)
         sources = {label: str(path) for label, path in stage.inputs.items()} | stage.texts
         with step(f"hashing {stage.name}, and writing all of it to the disk"):
             _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
-            move_into_place(partial, folder)
+            move_into_place(partial, folder, CHECKPOINTS)
         self.hashes.moved(partial, folder)
         return seconds
 
@@ -342,7 +344,7 @@ def _refuse_other_checkpoints(partial: Path, old: dict[str, Any], new: dict[str,
     if difference and _is_costly(partial):
         raise LeptaError(
             f"{partial / CHECKPOINTS}: holds checkpoints of an interrupted run with other settings ({difference}); "
-            f"restore them to go on, or start over with --from {new['stage']} (lepta pretrain: --force)"
+            f"restore them to go on, or start over with --force (in a recipe: --from {new['stage']})"
         )
 
 

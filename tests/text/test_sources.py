@@ -297,3 +297,20 @@ def test_items_of_the_benchmark_are_a_source():
     files = text_files("darumeru:builtin")
     assert {"test.jsonl", "shots.jsonl"} == {file.name for file in files}
     assert len({file.parent for file in files}) == 14
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("wordfreq:ru", r"wordfreq:ru: the package wordfreq is missing; pip install 'lepta\[wordfreq\]'"),
+        ("dataset:some/name", r"the package datasets is missing; pip install 'lepta\[datasets\]'"),
+        ("text.parquet", r"text.parquet: the package pyarrow is missing; pip install 'lepta\[corpus\]'"),
+    ],
+)
+def test_a_package_that_a_source_needs_is_missed_before_it_is_read(source, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.parquet").write_bytes(b"PAR1")
+    corpus.check_source(source)
+    monkeypatch.setattr(corpus.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LeptaError, match=words):
+        corpus.check_source(source)

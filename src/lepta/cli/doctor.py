@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]  # it has no types
 from packaging.requirements import Requirement
 from rich.table import Column, Table
 
@@ -22,6 +23,7 @@ from lepta.text.locate import locate
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "gguf")
 FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
 DEMO = ("corpus", "wordfreq")  # extras that the demo needs
+DEMO_GIB = 4  # of free memory, that it needs
 # What reads the results: a program on the PATH -> what it is for.
 CONSUMERS = {
     "convert_hf_to_gguf.py": "llama.cpp: a model folder to GGUF",
@@ -46,7 +48,7 @@ def doctor(as_json: AsJson = False) -> None:
         "programs": {program: shutil.which(program) for program in CONSUMERS},
         "disk": _disk(),
     }
-    facts["missing_for_demo"] = _missing_for_demo(facts["extras"])
+    facts["missing_for_demo"] = _missing_for_demo(facts["extras"], facts["devices"]["free_memory_gib"])
     if as_json:
         print_json(facts)
         return
@@ -80,6 +82,7 @@ def _devices() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cores": os.cpu_count(),
         "memory_gib": memory_of_machine(),
+        "free_memory_gib": psutil.virtual_memory().available / 2**30,
         "gflops_of_one_core": cpu_speeds(),
         "gpus": [],
     }
@@ -96,7 +99,7 @@ def _device_lines(facts: dict[str, Any]) -> list[str]:
     exact, fast = facts["gflops_of_one_core"].values()
     chosen = "LEPTA multiplies in bfloat16 here" if fast > exact else "bfloat16 is emulated; LEPTA takes float32 here"
     lines = [
-        f"CPU: {facts['cores']} cores, {facts['memory_gib']:,.1f} GiB of memory",
+        f"CPU: {facts['cores']} cores, {facts['memory_gib']:,.1f} GiB of memory, {facts['free_memory_gib']:,.1f} free",
         f"  one core: float32 {exact:,.0f}, bfloat16 {fast:,.0f} GFLOP/s ({chosen})",
     ]
     for gpu in facts["gpus"]:
@@ -146,13 +149,15 @@ def _programs_table(programs: dict[str, str | None]) -> Table:
     return table
 
 
-def _missing_for_demo(extras: dict[str, dict[str, Any]]) -> list[str]:
-    """What to install before the demo runs; empty if all is there."""
+def _missing_for_demo(extras: dict[str, dict[str, Any]], free_memory: float) -> list[str]:
+    """What the demo needs and is not there."""
     missing = [f"pip install {shlex.join(extras[extra]['missing'])}" for extra in DEMO if extras[extra]["missing"]]
     try:
         locate(read_recipe("demo").base, hub_files=[])
     except LeptaError as error:
         missing.append(str(error))
+    if free_memory < DEMO_GIB:
+        missing.append(f"{DEMO_GIB} GiB of free memory (stop other programs)")
     return missing
 
 

@@ -167,16 +167,21 @@ def partial_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def move_into_place(partial: Path, folder: Path) -> None:
-    """Give a finished folder its name; what had the name before goes."""
+def move_into_place(partial: Path, folder: Path, work: str = "") -> None:
+    """Give a finished folder its name; what had the name before goes.
+
+    `work` names a folder in it that is no part of the result. It goes last, so that an interruption loses nothing.
+    """
     _open_to_readers(partial)
-    _flush(partial)
+    _flush(partial, work)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+    if work:
+        shutil.rmtree(folder / work)
 
 
 def _open_to_readers(folder: Path) -> None:
@@ -191,10 +196,10 @@ def _open_to_readers(folder: Path) -> None:
             file.chmod(file.stat().st_mode | (0o666 & ~umask))
 
 
-def _flush(folder: Path) -> None:
-    """Have the disk take all bytes before the name says that they are there."""
+def _flush(folder: Path, work: str) -> None:
+    """Have the disk take all bytes of the result before the name says that they are there."""
     for file in folder.rglob("*"):
-        if file.is_file():
+        if file.is_file() and file.relative_to(folder).parts[0] != work:
             descriptor = os.open(file, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -39,12 +39,13 @@ class Deployment:
 
 
 def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: str | Path | None = None) -> Deployment:
-    """Judge a model folder for some consumers (names in `CONSUMERS`), or for all of them.
+    """Judge a model folder for some consumers (names in `CONSUMERS`, or their titles), or for all of them.
 
     `draft` is a model or tokenizer that is to draft for it. LeptaError if a consumer is not known, or the folder's
     tokenizer or config cannot be read.
     """
-    if unknown := [name for name in consumers if name not in CONSUMERS]:
+    named = {consumer.title.lower(): name for name, consumer in CONSUMERS.items()} | {name: name for name in CONSUMERS}
+    if unknown := [name for name in consumers if name.lower() not in named]:
         raise LeptaError(f"--consumer {unknown[0]}: unknown; known are {', '.join(CONSUMERS)}")
     model = Deployed(checkpoint, open_tokenizer(checkpoint.folder), open_tokenizer(draft) if draft else None)
     facts = {
@@ -54,7 +55,7 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
         "rows": checkpoint.rows,
         "tied": checkpoint.tied,
     }
-    asked = [CONSUMERS[name] for name in consumers or CONSUMERS]
+    asked = [CONSUMERS[named[name.lower()]] for name in consumers or CONSUMERS]
     return Deployment(facts, {consumer.title: consumer.verdict(model) for consumer in asked})
 
 

@@ -15,6 +15,7 @@ A text source is one of
 Text is in the field "text" of a row, or in the one named behind the file or folder: path/to/file.parquet?field=content
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,13 @@ FIELD = "text"
 WORDFREQ = "wordfreq:"
 STARTER = "starter:"
 DATASET = "dataset:"
+# What reading needs beside LEPTA itself, by prefix or suffix of a source: package, and the extra that installs it.
+PACKAGES = {
+    WORDFREQ: ("wordfreq", "wordfreq"),
+    DATASET: ("datasets", "datasets"),
+    ".parquet": ("pyarrow", "corpus"),
+    ".zst": ("zstandard", "corpus"),
+}
 BENCHMARK = "darumeru:builtin"
 BUILTIN_ITEMS = PACKAGE / "data" / "darumeru"
 # Enough for any vocabulary worth adding (they hold 94 % of running Russian); all 713,000 take five times as long.
@@ -217,6 +225,21 @@ def _document(row: Row, file: Path, field: str) -> Document:
         file.name if source is None else str(source),
         f"{file.name}#{row.number}" if name is None else str(name),
     )
+
+
+def check_source(source: str) -> None:
+    """Find what reading a source needs, without reading it; LeptaError if a file or a package is missing."""
+    if source.startswith((WORDFREQ, DATASET)):
+        _check_package(source, source[: source.index(":") + 1])
+        return
+    for file in text_files(source):
+        _check_package(file, file.suffix)
+
+
+def _check_package(source: object, mark: str) -> None:
+    package, extra = PACKAGES.get(mark, ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise LeptaError(f"{source}: the package {package} is missing; pip install 'lepta[{extra}]'")
 
 
 def word_frequencies(source: str) -> dict[str, float]:

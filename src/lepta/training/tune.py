@@ -58,6 +58,11 @@ def tune(
             conversations, tokenizer, settings.max_length, work / "examples", settings.thinking
         )
     number = processes().num_processes
+    if counts["too_long"]:
+        console.print(
+            f"  note: left out as longer than --max-length: {counts['too_long']:,} of "
+            f"{counts['conversations']:,} conversations"
+        )
     rows, steps = _laid_out(store, settings, seed, number)
     if steps < FEW_STEPS and settings.batch > 1:
         console.print(
