@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.core.shipped import summary_of
 from lepta.pipeline import pipeline_of
 from lepta.plan.plan import make_plan
 from lepta.plan.shapes import shape_of
@@ -151,6 +154,15 @@ def test_recipes_for_models_of_today_are_for_four_languages():
 def test_comments_name_commands_and_no_files_of_a_clone(name):
     comments = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if "#" in line]
     assert not [line for line in comments if re.search(r"\b(?:docs|recipes)/|\.md\b", line)]
+
+
+def test_the_printed_guide_has_no_links_to_pages_of_a_clone():
+    shown = CliRunner().invoke(app, ["recipes", "guide"]).output
+    assert "](" not in shown and "(docs/vocabulary.md)" in shown and "| smollm2/bpe.yaml | 1.36 -> 4.35 |" in shown
+
+
+def test_the_corpus_file_says_what_it_reads():
+    assert "reads the starter corpus" in summary_of(ROOT / "corpus_ru.yaml")
 
 
 def test_two_stages_follow_one_another():

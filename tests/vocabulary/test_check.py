@@ -183,6 +183,7 @@ def test_llama_cpp_is_told_about_a_new_hash_of_a_known_rule(tiny_llama3, llama3)
     checks = check_vocabulary(tiny_llama3, llama3, [], [])
     assert LLAMA_CPP not in failed(checks)
     assert 'res = "llama-bpe"' in evidence(checks, LLAMA_CPP)
+    assert "add to get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py):" in evidence(checks, LLAMA_CPP)
     # The rule is known by itself, so the original need not be: it may be an adapted tokenizer, or not given.
     for original in (tiny_llama3, None):
         assert 'res = "llama-bpe"' in evidence(check_vocabulary(tiny_llama3, original, [], []), LLAMA_CPP)

@@ -45,7 +45,7 @@ def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling,
     """
     started, tokens = time.monotonic(), 0
     left = (prompt for prompt in prompts if prompt.id not in journal.done)
-    with progress("answers", None) as bar:
+    with progress("writing answers to prompts", None) as bar:
         while part := list(itertools.islice(left, writer.at_once)):
             try:
                 written = writer.write([prompt.messages for prompt in part], sampling)

@@ -96,7 +96,7 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
     owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
     index, place = np.unique(np.concatenate([*runs, np.empty(0, np.uint64)]), return_inverse=True)
     found = np.zeros(len(index), bool)
-    with progress("texts apart from others", None) as bar:
+    with progress("reading text that copies must not be in, texts", None) as bar:
         for number, text in enumerate(itertools.chain.from_iterable(map(strings_of, sources)), 1):
             theirs = ngram_hashes(word_hashes(text), ngram)
             if len(theirs) and len(index):

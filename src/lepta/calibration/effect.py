@@ -45,7 +45,7 @@ def measure_effect(
         model, tokenizer = load_model(place, exact_dtype()), load_tokenizer(place)
         scores = {}
         for language, text in texts.items():
-            scores[language] = score_text(model, tokenizer, text, f"{name}, {language}").bits_per_byte
+            scores[language] = score_text(model, tokenizer, text, f"{name}: held-out text ({language})").bits_per_byte
         tasks = {}
         if settings.tasks:
             backend = TransformersBackend(model, tokenizer, name, Asking(thinking=settings.budget))
@@ -54,7 +54,7 @@ def measure_effect(
             for task, part in summary.tasks.items():
                 tasks[task] = asdict(part.score) | {"samples": part.samples, "parts": part.parts}
         fresh = (new_ids(original, place) if original else None) or None  # nothing is known of no new tokens
-        written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers", settings.budget)
+        written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}: writing answers", settings.budget)
         found[name] = {
             "bits_per_byte": scores,
             "tasks": tasks,

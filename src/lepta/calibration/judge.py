@@ -105,7 +105,7 @@ def grade_answers(
     """
     rubric = load_rubric()
     left = (row for row in answers if row["id"] not in journal.done and usable(row))
-    with progress("grades", None) as bar:
+    with progress("grading answers to prompts", None) as bar:
         while part := list(itertools.islice(left, judge.at_once)):
             asked = []
             for row in part:

@@ -12,12 +12,14 @@ from rich.table import Table
 from lepta.cli.common import MOST_GPUS, AsJson, console, print_json, say
 from lepta.cli.recipes import RecipeFile
 from lepta.core.errors import LeptaError
-from lepta.core.tables import duration, number_table, significant
+from lepta.core.tables import MOST_DAYS, duration, number_table, significant
 from lepta.plan.devices import SPARE
 from lepta.plan.training import CONTEXT, CPU_OVERHEAD, GIB
 from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
+NO_COST = "-"
+MINUTE, DAY = 1 / 60, 24  # hours
 FLOOR = f"Python and torch themselves ({CONTEXT / GIB:g} GiB on a GPU, {CPU_OVERHEAD / GIB:g} GiB on a CPU)"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
 
@@ -103,7 +105,8 @@ def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
     """The tables that have something to tell: a recipe may have neither pre-training nor calibration."""
     trains, calibrates, distils = bool(facts["stages"]), "calibration" in facts, "distillation" in facts
     views = [(True, _vocabulary), (distils, _distillation), (trains, _training), (trains, _flops)]
-    views += [(calibrates, _calibration), (trains, _memory), (trains or calibrates or distils, _devices), (True, _disk)]
+    computes = trains or calibrates or distils
+    views += [(calibrates, _calibration), (trains, _memory), (computes, _times), (computes, _fits), (True, _disk)]
     return [view for shown, view in views if shown]
 
 
@@ -210,7 +213,7 @@ def _memory(facts: dict[str, Any]) -> View:
     return table, [note]
 
 
-def _devices(facts: dict[str, Any]) -> View:
+def _times(facts: dict[str, Any]) -> View:
     devices = facts["devices"]
     caption = f"GPUs at {devices[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
     times = {"pre-training": "hours"} if facts["stages"] else {}
@@ -228,15 +231,32 @@ def _devices(facts: dict[str, Any]) -> View:
     costs = ["cost"] if priced else []
     if len(times) > 1:
         times["in all"] = "hours_in_all"
-    table = number_table("device", *times, *costs, "needs, GiB", "has", "fits", title="Time")
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    table = number_table("device", *times, *costs, title="Time")
     for row in devices:
-        name = f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"]
-        cells = [duration(row[field]) for field in times.values()]
+        cells = [_rough_time(row[field]) for field in times.values()]
         if priced:
-            cells.append(significant(row["cost"]) if "cost" in row else "")
-        table.add_row(escape(name), *cells, f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
+            cells.append(significant(row["cost"]) if "cost" in row else NO_COST)
+        table.add_row(_device(row), *cells)
     return table, [caption]
+
+
+def _fits(facts: dict[str, Any]) -> View:
+    table = number_table("device", "needs", "has", "fits", title="Memory of each device, GiB")
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    for row in facts["devices"]:
+        table.add_row(_device(row), f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
+    return table, []
+
+
+def _device(row: dict[str, Any]) -> str:
+    return escape(f"{row['number']} x {row['name']}" if row["number"] > 1 else row["name"])
+
+
+def _rough_time(hours: float) -> str:
+    """A duration no finer than an estimate can be, short enough for a table of four."""
+    if hours < MINUTE:
+        return "< 1 min"
+    return f"> {MOST_DAYS} days" if hours > MOST_DAYS * DAY else duration(hours)
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Commands on a whole recipe: run it, tell what is up to date, print its report."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ RecipeFile = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="Name of a recipe, as lepta recipes list shows it.")]
 
+LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")  # of Markdown
 CORPUS = "corpus_"  # how names of corpus files begin
 
 recipes = typer.Typer(no_args_is_help=True, help="List, show and copy the recipes that come with LEPTA.")
@@ -67,7 +69,8 @@ def guide() -> None:
 
     Try: lepta recipes guide
     """
-    typer.echo((FOLDER / "README.md").read_text(encoding="utf-8"), nl=False)
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    typer.echo(LINK.sub(r"\1", page), nl=False)  # a wheel has no pages to link to
 
 
 @recipes.command("fields")

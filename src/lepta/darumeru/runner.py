@@ -157,7 +157,7 @@ def _ask_samples(
             done |= ids
     log.keep(done)
     log.add(failed)
-    with progress(task.name, len(samples)) as bar:
+    with progress(f"{task.name}, samples", len(samples)) as bar:
         for group in groups:
             backend.share([item.prompt for item in itertools.chain.from_iterable(group)])
             for batch in group:

@@ -18,7 +18,7 @@ from lepta.models.folder import Checkpoint, says_tied
 from lepta.models.versions import for_all_versions
 from lepta.vocabulary.check import check_bytes, check_config, check_dense, check_llama_cpp, check_round_trip
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
-from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
+from lepta.vocabulary.llama_cpp import PLACE, patch, recognise, rule_of
 from lepta.vocabulary.loading import OTHER_TEXT, first_difference, load_tokenizer, sample_text
 from lepta.vocabulary.sentencepiece_file import adds_space
 from lepta.vocabulary.source import CONFIG, SENTENCEPIECE_FILE, TokenizerSource
@@ -218,8 +218,7 @@ def _by_rule(model: Deployed) -> Verdict:
     if check.passed:
         rule = rule_of(model.vocabulary.spec)
         step = "lepta export gguf, or the lines below into its converter"
-        place = "get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py)"
-        return Verdict("step", f"rule {rule} with a new hash", step, patch(found, str(rule)), place)
+        return Verdict("step", f"rule {rule} with a new hash", step, patch(found, str(rule)), PLACE)
     return Verdict("unknown", check.evidence)
 
 

@@ -51,7 +51,7 @@ class BestRows:
 
 def bits_per_byte(distiller: Distiller, passages: list[Alignment]) -> float:
     """Bits per byte of passages."""
-    found = collect_states(distiller, passages, 16, "measuring held-out passages")
+    found = collect_states(distiller, passages, 16, "measuring held-out passages, batches")
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
         nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())

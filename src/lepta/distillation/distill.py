@@ -230,7 +230,7 @@ def _learn_inputs(
         work / "inputs",
         settings.batch,
         seed,
-        description="hidden states",
+        description="learning from hidden states, steps",
         micro_batch=settings.micro_batch,
         warmup_steps=min(10, steps // 10),
         save_every=checkpoint_steps(settings, steps),

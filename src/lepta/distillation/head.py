@@ -95,7 +95,10 @@ class FrozenRows:
 
 @torch.no_grad()
 def collect_states(
-    distiller: Distiller, passages: Sequence[Alignment], batch: int, purpose: str = "last hidden states"
+    distiller: Distiller,
+    passages: Sequence[Alignment],
+    batch: int,
+    purpose: str = "computing last hidden states, batches",
 ) -> HeadStates:
     """Run the student over passages once; the logits of all frozen rows are computed."""
     head = distiller.head
@@ -124,7 +127,7 @@ def collect_targets(
     firsts = FrozenRows(distiller.old_head[among_firsts], None, rule)
     sample = passages[:: max(1, len(passages) * SHORT // SAMPLE)]
     last = []
-    for passage in track(sample, "rows that are likely in such text", len(sample)):
+    for passage in track(sample, "finding rows that are likely in the text, passages", len(sample)):
         last.append(distiller.last_states(_padded([passage.new_ids], device))[0])
     states = torch.cat(last)[:SAMPLE]
     own = rule.apply((states @ head.rows.to(states.dtype).T).float()).logsumexp(1)
@@ -145,7 +148,7 @@ def collect_targets(
 
 
 def _batches(
-    passages: Sequence[Alignment], batch: int, purpose: str = "last hidden states"
+    passages: Sequence[Alignment], batch: int, purpose: str = "computing last hidden states, batches"
 ) -> Iterable[list[Alignment]]:
     """Passages of similar length together, in a bar."""
     order = sorted(passages, key=lambda passage: len(passage.new_ids))
@@ -294,7 +297,7 @@ def fit(
     optimizer = torch.optim.AdamW([rows], lr=rate, betas=(0.9, 0.99), eps=EPSILON, weight_decay=0.0)
     draw = np.random.default_rng(seed)
     order = np.zeros(0, dtype=np.int64)
-    with progress("head", steps) as bar:
+    with progress("learning rows of the head, steps", steps) as bar:
         for step in range(steps):
             if len(order) < size:
                 order = np.concatenate([order, draw.permutation(len(found))])

@@ -64,7 +64,7 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
         )
     ends = {*teacher.vocabulary_names, teacher.stored_output, *student.vocabulary_names, student.stored_output}
     names = [name for name in student.entries if name not in ends]
-    for name in track(names, "comparing bodies", len(names)):
+    for name in track(names, "comparing bodies, tensors", len(names)):
         known = teacher.entries.get(name)
         same_type = known is not None and known.dtype == student.entries[name].dtype
         read = Checkpoint.raw if same_type else Checkpoint.rows_of

@@ -70,7 +70,7 @@ def choose_passages(
     aside: list[Alignment] = []
     seen = taken = 0
     batches = [pieces[start : start + AT_ONCE] for start in range(0, len(pieces), AT_ONCE)]
-    for batch in track(batches, "aligning passages", len(batches)):
+    for batch in track(batches, "aligning passages, batches", len(batches)):
         for passage in aligner.align(batch):
             if passage is None or len(passage.new_ids) < SHORTEST:
                 continue

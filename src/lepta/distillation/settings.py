@@ -62,7 +62,8 @@ class DistillSettings(Section):
         default=None,
         ge=0,
         le=1000,
-        description="Times that the head goes through those tokens; default: 6, and 3 for 200,000 tokens",
+        description="Times that the head goes through those tokens; default: fewer for more tokens (6 up to 100,000, 3 "
+        "at 200,000, at least 2)",
     )
     body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Precision of the frozen body"

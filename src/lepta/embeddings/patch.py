@@ -175,7 +175,7 @@ def tensor_hashes(checkpoint: Checkpoint, names: list[str] | None = None) -> dic
     hashes = {}
     entries = [checkpoint.entries[name] for name in names or checkpoint.entries]
     total = sum(entry.end - entry.start for entry in entries)
-    with progress(f"hashing {checkpoint.folder.name}, GB", total / 1e9) as meter:
+    with progress("hashing weights, GB", total / 1e9) as meter:
         done = 0
         for entry in entries:
             digest = hashlib.sha256(f"{entry.dtype} {list(entry.shape)}".encode())

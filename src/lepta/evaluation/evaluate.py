@@ -61,7 +61,7 @@ def evaluate(
         model, tokenizer = load_model(one.folder), load_tokenizer(one.folder)
         result["dtype"][name] = name_of(model.dtype)
         result["text"][name] = {
-            language: _text_scores(model, tokenizer, texts, f"{name}, {language}")
+            language: _text_scores(model, tokenizer, texts, f"{name}: held-out text ({language})")
             for language, texts in held_out.items()
         }
         if settings.prompts and not one.chat:
@@ -112,7 +112,7 @@ def _continuations(
     model: Any, tokenizer: Any, name: str, fresh: Set[int] | None, settings: EvaluateSettings
 ) -> dict[str, Any]:
     start = start_tokens(tokenizer)
-    texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}, continuations", start=start)
+    texts = generate(model, tokenizer, settings.prompts, settings.max_tokens, f"{name}: writing samples", start=start)
     return {
         "prompts": settings.prompts,
         "texts": texts.texts,
@@ -146,7 +146,7 @@ def _behaviour(model: Any, tokenizer: Any, name: str, fresh: Set[int] | None, se
     dialogues = behaviour_dialogues(settings)
     prompts = [dialogue[:-1] for dialogue in dialogues]
     references = [dialogue[-1]["content"] for dialogue in dialogues]
-    written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}, answers", settings.budget)
+    written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}: writing answers", settings.budget)
     kept = behaviour_kept(written.texts, references, settings.mark)
     return {
         "kept": sum(kept),
@@ -168,12 +168,12 @@ def _judge_answers(behaviour: dict[str, Any], original: str, model: Any, tokeniz
     own = [rest for answer in behaviour[original]["answers"] if (rest := _after(answer, mark))]
     if not own:
         return  # the original writes nothing after its opening, so there is nothing to compare with
-    limit = MOST_BITS * score_text(model, tokenizer, own, "answers of the original").bits_per_byte
+    limit = MOST_BITS * score_text(model, tokenizer, own, "reading answers of the original").bits_per_byte
     for name, entry in behaviour.items():
         entry["text_each"] = []
         for answer in entry["answers"]:
             rest = _after(answer, mark)
-            bits = score_text(model, tokenizer, [rest], f"{name}, answers").bits_per_byte if rest else None
+            bits = score_text(model, tokenizer, [rest], f"{name}: reading its answers").bits_per_byte if rest else None
             entry["text_each"].append(bits is not None and bits <= limit)
         entry["whole"] = sum(map(all, zip(entry["kept_each"], entry["text_each"], strict=True)))
 

@@ -172,7 +172,10 @@ def instruction_following(
     settings = settings or AnswerSettings()
     rows: list[dict[str, Any]] = []
     sampling = Sampling(settings.max_tokens, thinking=settings.budget)
-    with opened_writer(model, settings) as writer, progress("instructions", len(instructions)) as bar:
+    with (
+        opened_writer(model, settings) as writer,
+        progress("writing answers to instructions", len(instructions)) as bar,
+    ):
         for start in range(0, len(instructions), writer.at_once):
             part = instructions[start : start + writer.at_once]
             asked = [[{"role": "user", "content": one.prompt}] for one in part]

@@ -75,7 +75,7 @@ def score_windows(
     with opened(model) as checkpoint:
         loaded, tokenizer = load_model(checkpoint.folder, DTYPES.get(dtype)), load_tokenizer(checkpoint.folder)
         started = time.perf_counter()
-        score = score_text(loaded, tokenizer, texts, str(model))
+        score = score_text(loaded, tokenizer, texts, f"{model}: held-out text")
         seconds = time.perf_counter() - started
         answers = answer_bits(loaded, tokenizer, conversations) if conversations else None
         return ModelMeasure(
@@ -94,7 +94,10 @@ def score_windows(
 
 @torch.no_grad()
 def answer_bits(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], description: str = "answers"
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    description: str = "reading answers, conversations",
 ) -> float:
     """Bits per byte of the assistant's turns, each after all that stands before it, with the ends of turns."""
     patch_chunked_loss(model)

@@ -62,7 +62,7 @@ def minimal_pairs(model: str | Path, pairs: Sequence[Pair]) -> dict[str, Share]:
 def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
     """Whether the right sentence of each pair is the likelier one."""
     right = list[bool]()
-    with opened(model) as checkpoint, progress(str(model), len(pairs)) as bar:
+    with opened(model) as checkpoint, progress(f"{model}: reading pairs", len(pairs)) as bar:
         scorer, tokenizer = Scorer(load_model(checkpoint.folder)), load_tokenizer(checkpoint.folder)
         start = start_of_text(tokenizer, model)
         for begin in range(0, len(pairs), BATCH):

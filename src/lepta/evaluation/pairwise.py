@@ -98,7 +98,10 @@ def _texts(
 ) -> list[str]:
     """What a model writes; a judge (`form`) that refuses leaves its reply empty."""
     written: list[Written] = []
-    with opened_writer(place, settings) as writer, progress(str(place.model), len(conversations)) as bar:
+    with (
+        opened_writer(place, settings) as writer,
+        progress(f"{place.model}: writing answers", len(conversations)) as bar,
+    ):
         for start in range(0, len(conversations), writer.at_once):
             written += writer.write(conversations[start : start + writer.at_once], sampling, form)
             bar.set(len(written))

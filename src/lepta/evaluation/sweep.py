@@ -80,7 +80,9 @@ class Judge:
         if self.texts:
             found[TEXT] = score_text(model, tokenizer, self.texts, f"{label}: held-out text").bits_per_byte
         if self.conversations:
-            found[ANSWERS] = answer_bits(model, tokenizer, self.conversations, f"{label}: answers")
+            found[ANSWERS] = answer_bits(
+                model, tokenizer, self.conversations, f"{label}: reading answers, conversations"
+            )
         return found
 
 

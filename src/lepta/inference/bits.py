@@ -70,7 +70,7 @@ def start_of_text(tokenizer: Any, where: object = "tokenizer") -> int:
 
 
 @torch.no_grad()
-def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: str = "bits per byte") -> TextScore:
+def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: str = "reading text") -> TextScore:
     """Score every byte of texts, each by itself after the token that starts a text."""
     start = start_of_text(tokenizer)
     patch_chunked_loss(model)

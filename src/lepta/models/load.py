@@ -49,7 +49,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, bits: int | None 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     if bits:
         options |= {"quantization_config": _quantised(bits, dtype), "device_map": {"": device()}}
-    with step(f"loading {folder.name}"):
+    with step("loading the model"):
         model = complete_model(folder, **options)
     if bits:
         model.is_quantized = False  # the Trainer would refuse: it does not see that what trains is not quantised

@@ -204,7 +204,8 @@ def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int,
     what = f"{nearest['scenario']}, {nearest['tokenizer']}, {nearest['size']:,} ids, {learned_from:.1f} M characters"
     how = f"estimate: measured row {which}({what}) of docs/vocabulary.md"
     if tokens > FAR_SIZE or text > FAR_CORPUS:
-        how += f"; rough, as here {wanted:,} tokens are learned from {corpus / 1e6:.1f} M characters"
+        new = settings.add or wanted  # `wanted` counts from another tokenizer of the family, which may differ a little
+        how += f"; rough, as here {new:,} tokens are learned from {corpus / 1e6:.1f} M characters"
     return Density(nearest[code], how)
 
 

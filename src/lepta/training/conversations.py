@@ -165,7 +165,7 @@ def _write(
     counts: Counter[str] = Counter()
     seen: set[bytes] = set()
     starts, reason = array("q", [0]), ""
-    with (folder / TOKENS).open("wb") as out, progress("tokenising conversations", None) as bar:
+    with (folder / TOKENS).open("wb") as out, progress("tokenising, conversations", None) as bar:
         for messages in conversations:
             counts["conversations"] += 1
             digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()

@@ -110,7 +110,7 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
             run.work,
             settings.batch,
             run.seed,
-            description="continued pre-training",
+            description="continued pre-training, steps",
             pad_id=run.pad_id,
             micro_batch=settings.micro_batch,
             warmup_steps=warmup_steps,
@@ -289,7 +289,8 @@ def _sweep(
 def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:
     """What is measured along the run: bits per byte, the share of new tokens in what is generated, the benchmark."""
     target, source = f"{held_out.target_language}_bits_per_byte", f"{held_out.source_language}_bits_per_byte"
-    texts = {name: windows for name, windows in ((target, held_out.target), (source, held_out.source)) if windows}
+    both = (held_out.target_language, held_out.target), (held_out.source_language, held_out.source)
+    texts = {language: windows for language, windows in both if windows}
     benchmark = held_out.benchmark if settings.darumeru else None
     if not texts and benchmark is None:
         return None
@@ -297,13 +298,13 @@ def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSe
 
     def measure() -> dict[str, float]:
         model.eval()
-        found = {
-            name: score_text(model, tokenizer, text, name.replace("_", " ")).bits_per_byte
-            for name, text in texts.items()
-        }
+        found = {}
+        for language, text in texts.items():
+            score = score_text(model, tokenizer, text, f"held-out text ({language})")
+            found[f"{language}_bits_per_byte"] = score.bits_per_byte
         if prompts:
             start = start_tokens(tokenizer)
-            generated = generate(model, tokenizer, prompts, CONTINUATION, "continuations", start=start)
+            generated = generate(model, tokenizer, prompts, CONTINUATION, "writing samples", start=start)
             found["new_token_share"] = generated.share_of(held_out.new_ids) or 0.0
         if benchmark is not None:
             found |= benchmark(model, tokenizer)

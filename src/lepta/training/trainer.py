@@ -91,7 +91,7 @@ class Run:
     work: Path  # checkpoints; the newest whole one found here is resumed from
     batch: int  # examples per step, over all processes
     seed: int
-    description: str = "training"  # for the progress bar
+    description: str = "training, steps"  # for the progress bar
     pad_id: int = 0
     micro_batch: int | None = None  # examples that one process holds at once; None: its whole share of a step
     warmup_steps: int = 0

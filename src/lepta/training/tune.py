@@ -82,7 +82,7 @@ def tune(
         work,
         settings.batch,
         seed,
-        description="tuning",
+        description="tuning, steps",
         pad_id=(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0,
         micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate

@@ -12,7 +12,7 @@ from lepta.core.progress import step
 from lepta.core.reading import read_json
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
-from lepta.vocabulary.llama_cpp import patch, recognise, rule_of
+from lepta.vocabulary.llama_cpp import PLACE, patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_beside, sample_text
 from lepta.vocabulary.scenarios import KEEP_IDS
 from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
@@ -238,7 +238,7 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
     return Check("ids of other text unchanged", not wrong and len(lost) <= limit * len(given), evidence)
 
 
-BY_EXPORT = "by lepta export gguf as it is; for its own converter, add to get_vocab_base_pre:"
+BY_EXPORT = f"by lepta export gguf as it is; for its own converter, add to {PLACE}:"
 
 
 def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
@@ -257,7 +257,7 @@ def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Chec
         rule = before.name  # a rule that is not known here, by the hash of the original
     if rule:
         return Check(name, True, f"{BY_EXPORT}\n{patch(found, rule)}")
-    return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see get_vocab_base_pre in llama.cpp")
+    return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see {PLACE} of llama.cpp")
 
 
 def check_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:

@@ -61,6 +61,9 @@ def _rule(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
     return [tuple(map(step.get, keys)) for step in components(pre_tokenizer)]
 
 
+PLACE = "get_vocab_base_pre (convert_hf_to_gguf.py or conversion/base.py)"  # of llama.cpp: where the lines go
+
+
 def patch(new: Recognition, name: str) -> str:
     """The two lines that teach the converter a new hash."""
     return f'if chkhsh == "{new.hash}":\n    res = "{name}"'

@@ -65,7 +65,7 @@ class TokenizerSource:
     def vocabulary(self) -> Vocabulary:
         """Bytes and ids of this tokenizer; LeptaError if its family is not supported."""
         check_spec(self.spec, self.origin)
-        reading = step(f"checking the tokens of {self.origin}")
+        reading = step("checking the tokens")
         with reading, explained(self.origin, "not a tokenizer", REMEDY):
             vocabulary = read_vocabulary(self.spec, self.origin)
             check_runs(vocabulary.tokenizer, self.spec, self.origin)
@@ -123,7 +123,7 @@ def open_tokenizer(source: AnyTokenizer) -> TokenizerSource:
     if isinstance(source, TokenizerSource):
         return source
     path = locate(source, hub_files=TOKENIZER_FILES)
-    with step(f"reading the tokenizer of {path}"):
+    with step("reading the tokenizer"):
         if not path.is_dir():
             return _read_file(path)
         with explained(path, "its files do not make a tokenizer", REMEDY):
