@@ -64,7 +64,7 @@ class RunOptions(Section):
         default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
     )
     force: bool = Field(default=False, description="Replace the output if it exists")
-    dry_run: bool = Field(default=False, description="Say what would run, in how many steps and how long; run nothing")
+    dry_run: bool = Field(default=False, description="Say what would run, how much and how long; run nothing")
     as_json: bool = Field(default=False, description="Print the result as JSON")
 
 

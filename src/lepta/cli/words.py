@@ -154,6 +154,7 @@ def _minutes(value: float) -> str:
 COST: Words = {
     "weights": ("weights of the model", short),
     "gigaflops_here": ("speed, by one matrix product", lambda speed: f"{speed:,} GFLOP/s"),
+    "gigaflops_in_training": ("of which training reaches", lambda speed: f"{speed:,} GFLOP/s"),
     "gigaflop": ("operations", lambda number: f"{number:,} GFLOP"),
     "minutes": ("time", _minutes),
     "distillation_gigaflop": ("distillation operations", lambda number: f"{number:,} GFLOP"),

@@ -49,7 +49,7 @@ def _new_rows(model: Path, original: str | Path) -> int:
 
 def _cost(shape: Shape, steps: int | None, tokens: int, operations: int) -> dict[str, Any]:
     machine = this_machine()
-    cost: dict[str, Any] = {"weights": shape.weights, "gigaflops_here": round(machine.tflops * 1e3)}
+    cost: dict[str, Any] = {"weights": shape.weights, **machine.gigaflops}
     if steps is not None:
         cost["steps"] = steps
     return cost | amounts("", tokens, operations, machine)

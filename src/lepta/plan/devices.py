@@ -32,6 +32,12 @@ class Device:
         """GiB that an estimate may take."""
         return (1 - SPARE) * self.memory
 
+    @property
+    def gigaflops(self) -> dict[str, int]:
+        """GFLOP/s of one matrix product and of training here, for `--dry-run`."""
+        reached = self.tflops * (self.share or MFU)
+        return {"gigaflops_here": round(self.tflops * 1e3), "gigaflops_in_training": round(reached * 1e3)}
+
     def hours(self, operations: float, number: int = 1, mfu: float = MFU) -> float:
         """Hours that so many of them take; `mfu` is the share of the peak where that is for the user to say."""
         return operations / (self.tflops * 1e12 * (self.share or mfu) * number) / 3600

@@ -64,7 +64,7 @@ def make_plan(
 def cost_here(recipe: Recipe) -> dict[str, float | int]:
     """Tell what distillation and pre-training cost on this machine, whose speed is measured by one matrix product."""
     outline, machine = outline_of(recipe), this_machine()
-    cost: dict[str, float | int] = {"weights": outline.after.weights, "gigaflops_here": round(machine.tflops * 1e3)}
+    cost: dict[str, float | int] = {"weights": outline.after.weights, **machine.gigaflops}
     if recipe.distill:
         wanted = outline.wanted.size
         distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
