@@ -30,13 +30,6 @@ LONG = {"test_adapt.py", "test_distributed.py", "test_miniature.py", "test_propa
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores, as tests wait for servers and other processes a fifth of their time; at most 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + 1, 4)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files that take long first."""
     items.sort(key=lambda item: item.path.name not in LONG)
