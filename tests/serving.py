@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -79,18 +80,23 @@ class Server:
 
 
 class Proxy:
-    """Hands requests on to a server, but fails a share of them: errors, dropped connections, answers cut off."""
+    """Hands requests on to a server, but fails a share of them: errors, dropped connections, answers cut off.
+
+    The same request fails three times at most, whatever order threads come in: a client gives up after five tries.
+    """
 
     def __init__(self, url, share, dies=None, seed=1):
         self.requests, self.failed, self.lock, draw = 0, 0, threading.Lock(), random.Random(seed)
-        to, outer = urlsplit(url), self
+        to, outer, failures = urlsplit(url), self, Counter()
 
         class Handler(Posted):
             def do_POST(self):
                 sent = self.sent()
                 with outer.lock:
                     outer.requests += 1
-                    fault = draw.choice(["error", "drop", "cut"]) if draw.random() < share else None
+                    fails = draw.random() < share and failures[str(sent)] < 3
+                    fault = draw.choice(["error", "drop", "cut"]) if fails else None
+                    failures[str(sent)] += fails
                     if dies is not None and outer.requests > dies:
                         fault = "drop"
                     outer.failed += fault is not None
