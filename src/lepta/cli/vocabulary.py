@@ -130,7 +130,9 @@ def vocab_measure(
     if by_source:
         documents = list(read_labelled(text))
     else:
-        documents = [replace(document, source=name) for name in text for document in read_labelled([name])]
+        documents = []
+        for name in text:
+            documents += [replace(document, source=name) for document in read_labelled([name])]
     apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
     if as_json:

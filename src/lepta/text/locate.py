@@ -64,7 +64,9 @@ def _in_package(source: str) -> Path:
 def hub_fault(error: BaseException) -> str:
     """Why the hub gave nothing and what to do, by what `huggingface_hub` or `datasets` raised."""
     # By name: the client below these libraries is requests, httpx or another, by their versions.
-    kinds = {kind.__name__ for one in _causes(error) for kind in type(one).__mro__}
+    kinds: set[str] = set()
+    for one in _causes(error):
+        kinds.update(kind.__name__ for kind in type(one).__mro__)
     offline = "OfflineModeIsEnabled"  # `datasets` says it, but hides the cause
     if offline in kinds or offline in str(error):
         return "not in the hub's cache, and HF_HUB_OFFLINE forbids to download it; unset that, or give a local folder"
@@ -89,5 +91,5 @@ def _from_hub(source: str, repo: str, revision: str | None, patterns: list[str])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise LeptaError(f"{source}: no such path here, and no name of the hub ({reason_of(error)})") from error
-    except Exception as error:  # of the client below, too
+    except Exception as error:  # errors of its HTTP client (requests or httpx) have no common class
         raise LeptaError(f"{source}: no such path here; {hub_fault(error)}") from error
