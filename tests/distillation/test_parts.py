@@ -8,10 +8,11 @@ from lepta.core.errors import LeptaError
 from lepta.distillation.head import FrozenRows, HeadStates, calibrate, constant_direction, cross_entropy, fit
 from lepta.distillation.passages import choose_passages, cut
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
-from lepta.distillation.student import Distiller, hidden_distance
+from lepta.distillation.student import Distiller
 from lepta.distillation.targets import learned_rows, target_rows
 from lepta.distillation.tie import shared_rows
 from lepta.models.loss import LogitRule
+from lepta.models.states import hidden_distance
 from lepta.vocabulary.alignment import Aligner
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.change import VocabularyChange

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from lepta.models.language_model import language_model
 from lepta.models.precision import autocast_of
 from lepta.models.split import UNLABELLED, among_parts, bias_of, parts_of
+from lepta.models.states import last_states
 
 IGNORED = UNLABELLED  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
@@ -61,9 +62,15 @@ def predictions(
     model: Any, labels: torch.Tensor, *args: Any, **inputs: Any
 ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
     """Last hidden states, head, labels of the tokens after them and bias, as `linear_cross_entropy` takes them."""
-    states = language_model(model)(*args, **{"use_cache": False, **inputs}).last_hidden_state[:, :-1]
+    return predictions_of(model, last_states(model, *args, **inputs), labels)
+
+
+def predictions_of(
+    model: Any, states: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor | None]:
+    """As `predictions`, from last hidden states that are computed already."""
     head = model.get_output_embeddings()
-    return states.flatten(0, 1), parts_of(head), among_parts(head, labels[:, 1:].flatten()), bias_of(head)
+    return states[:, :-1].flatten(0, 1), parts_of(head), among_parts(head, labels[:, 1:].flatten()), bias_of(head)
 
 
 @torch.no_grad()

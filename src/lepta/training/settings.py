@@ -15,6 +15,7 @@ QUANTISED = ("8bit", "4bit")  # of a body that is frozen
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
+TeacherLoss = Literal["likelihoods", "states"]
 AUTO: Literal["auto"] = "auto"
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 LARGEST_RANK = 1 << 14  # the width of the widest open models
@@ -226,8 +227,13 @@ class PretrainSettings(Section):
     teacher: str | None = Field(
         default=None,
         min_length=1,
-        description="Model with the original vocabulary, mostly the original itself, whose likelihoods of the same "
-        "text are a second loss: HF folder, GGUF file, package:NAME/FILE or hub id",
+        description="Model with the original vocabulary, mostly the original itself, that reads the same text for a "
+        "second loss: HF folder, GGUF file, package:NAME/FILE or hub id",
+    )
+    teacher_loss: TeacherLoss = Field(
+        default="likelihoods",
+        description="What is compared where tokens of both end: likelihoods of the text before, or last hidden states, "
+        "which keeps the body as variants of the original know it",
     )
     teacher_weight: float = Field(
         default=1.0, gt=0, le=1000, description="How much that loss counts beside the usual one"
@@ -273,8 +279,9 @@ class PretrainSettings(Section):
             raise ValueError("`forget_limit`: needs `keep` best, for weights from before the limit was passed")
         if self._changed("decay_share") and self.schedule != "wsd":
             raise ValueError("`decay_share`: only `schedule` wsd has it")
-        if self._changed("teacher_weight") and self.teacher is None:
-            raise ValueError("`teacher_weight`: needs `teacher`, the model that the second loss is from")
+        for name in ("teacher_weight", "teacher_loss"):
+            if self._changed(name) and self.teacher is None:
+                raise ValueError(f"`{name}`: needs `teacher`, the model that the second loss is from")
         return self
 
     def _changed(self, name: str) -> bool:

@@ -1,8 +1,9 @@
 """A second loss from the original model, which reads the same text in its old tokens.
 
-Where tokens of both vocabularies end at the same byte, both models have given the text since the last such place a
-likelihood. The loss compares the two (ALM, arXiv 2503.20083): p = likelihood ^ (1 / 100) as the chance of one of two
-outcomes, and the Kullback-Leibler divergence of the teacher's from the student's, times 100.
+Where tokens of both vocabularies end at the same byte, one of two things is compared. Likelihoods: both models have
+given the text since the last such place one (ALM, arXiv 2503.20083); p = likelihood ^ (1 / 100) is taken as the chance
+of one of two outcomes, and the loss is the Kullback-Leibler divergence of the teacher's from the student's, times 100.
+States: the last hidden states there, whose distance is the loss, so the body stays as variants of the original know it.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,20 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lepta.core.errors import LeptaError
 from lepta.models.load import load_model
-from lepta.models.loss import IGNORED, linear_cross_entropy, logit_rule, patch_chunked_loss, predictions, token_losses
+from lepta.models.loss import (
+    IGNORED,
+    linear_cross_entropy,
+    logit_rule,
+    patch_chunked_loss,
+    predictions,
+    predictions_of,
+    token_losses,
+)
 from lepta.models.precision import config_of
+from lepta.models.states import hidden_distance, last_states
 from lepta.training.blocks import Blocks
 from lepta.training.precision import bits_of, compute_dtype
-from lepta.training.settings import PretrainSettings
+from lepta.training.settings import PretrainSettings, TeacherLoss
 from lepta.vocabulary.alignment import Aligner
 from lepta.vocabulary.source import open_tokenizer
 
@@ -34,6 +44,7 @@ class Teacher:
     model: Any
     aligner: Aligner
     weight: float  # of its loss beside the usual one
+    loss: TeacherLoss = "likelihoods"
 
     @classmethod
     def load(cls, folder: Path, student: Path, settings: PretrainSettings) -> "Teacher":
@@ -41,7 +52,7 @@ class Teacher:
         dtype = compute_dtype(settings.body_dtype, config_of(student))
         model = load_model(folder, dtype, bits_of(settings.body_dtype)).requires_grad_(False)
         old, new = (open_tokenizer(one).vocabulary() for one in (folder, student))
-        return cls(model, Aligner(old, new), settings.teacher_weight)
+        return cls(model, Aligner(old, new), settings.teacher_weight, settings.teacher_loss)
 
 
 class TaughtBlocks:
@@ -88,7 +99,7 @@ def _chunks(ends: np.ndarray, length: int, first: int, offset: int) -> np.ndarra
 def teach(model: Any, teacher: Teacher) -> None:
     """Have a model that is called with examples of `TaughtBlocks` add the teacher's loss to its own, in place.
 
-    LeptaError if the logits of either are no `LogitRule` of its head.
+    LeptaError if the logits of either are no `LogitRule` of its head, or states that are to be compared differ in size.
     """
     patch_chunked_loss(model)
     rule, rule_of_teacher = logit_rule(model), logit_rule(teacher.model)
@@ -98,26 +109,50 @@ def teach(model: Any, teacher: Teacher) -> None:
                 f"pretrain.teacher: {type(one).__name__} does more with its head than multiply, scale and cap, so "
                 "likelihoods cannot be compared; train without a teacher"
             )
+    width, width_of_teacher = (one.get_input_embeddings().weight.shape[1] for one in (model, teacher.model))
+    if teacher.loss == "states" and width != width_of_teacher:
+        raise LeptaError(
+            f"pretrain.teacher: its hidden states have {width_of_teacher} dimensions, those of the model {width}; "
+            "expected the original model, or teacher_loss: likelihoods"
+        )
     plain = model.forward
 
     def forward(*args: Any, old_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
         if old_ids is None:
             return plain(*args, **inputs)
-        chunks, old_chunks = inputs.pop("chunks")[:, 1:], inputs.pop("old_chunks")[:, 1:]
+        chunks, old_chunks = inputs.pop("chunks"), inputs.pop("old_chunks")
         labels, divisor = inputs.pop("labels"), inputs.pop("num_items_in_batch", None)
         old_inputs = {"input_ids": old_ids, "position_ids": inputs.pop("old_position_ids", None)}
+        divisor = (labels[:, 1:] != IGNORED).sum() if divisor is None else divisor
+        if teacher.loss == "states":
+            with torch.no_grad():
+                expected = last_states(teacher.model, **old_inputs)[_ends(old_chunks)]
+            states = last_states(model, **inputs)
+            loss = linear_cross_entropy(*predictions_of(model, states, labels), divisor, rule)
+            return CausalLMOutput(loss=loss + teacher.weight * _apart(expected, states[_ends(chunks)]) / divisor)
         with torch.no_grad():
             of_teacher = token_losses(*predictions(teacher.model, old_ids, **old_inputs), rule_of_teacher)
         predicted = predictions(model, labels, **inputs)
         losses = token_losses(*predicted, rule)
-        divergence, shares = compared(losses, of_teacher, chunks, old_chunks)
+        divergence, shares = compared(losses, of_teacher, chunks[:, 1:], old_chunks[:, 1:])
         # Gradients by the chain rule: in a piece all tokens have the same, so it is a share of their cross-entropy.
         loss = linear_cross_entropy(*predicted, divisor, rule, 1 + teacher.weight * shares)
-        divisor = (labels[:, 1:] != IGNORED).sum() if divisor is None else divisor
         value = (losses.sum() + teacher.weight * divergence) / divisor
         return CausalLMOutput(loss=loss + (value - loss).detach())
 
     model.forward = forward
+
+
+def _ends(chunks: torch.Tensor) -> torch.Tensor:
+    """Whether a token is the last of its piece, shape (B, N); both models have the same pieces in the same order."""
+    following = torch.nn.functional.pad(chunks[:, 1:], (0, 1), value=-1)
+    return (chunks >= 0) & (chunks != following)
+
+
+def _apart(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Sum of the distances of hidden states, shapes (E, d)."""
+    weights = torch.ones(1, len(expected), device=expected.device)
+    return len(expected) * hidden_distance(expected[None].float(), found[None].float(), weights)
 
 
 def compared(
