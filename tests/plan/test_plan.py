@@ -247,6 +247,24 @@ def test_operations_are_those_that_torch_counts(trains, tmp_path):
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("compared", ["likelihoods", "states"])
+def test_operations_of_a_teacher_are_those_that_torch_counts(compared, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, tokens = tiny("full", "eager", torch.float32), 64
+    shape = shape_of_model(model, tmp_path)
+    settings = PretrainSettings(tokens=1, block=tokens, teacher="original", teacher_loss=compared)
+    flops = flops_per_token(shape, settings, stage_weights(shape, settings, 0))
+    old_ids = torch.randint(0, 96, (2, tokens))  # twice as many tokens
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        states = model.base_model(input_ids=old_ids).last_hidden_state
+        if compared == "likelihoods":
+            model.lm_head(states)
+            model.lm_head(states[:1])  # the student's head once more
+    attention = 2 * shape.layers * tokens * shape.attention_width  # eager attention multiplies all pairs of tokens
+    assert counter.get_total_flops() == pytest.approx((flops.teacher + 2 * attention) * tokens, rel=0.02)
+
+
 def test_weights_that_train_by_part():
     shape = shape_of(MISTRAL)
     (stage,) = plan_stages(recipe_of(MISTRAL).pretrain, shape, 32000)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lepta.core.errors import LeptaError
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
@@ -102,6 +103,45 @@ def test_loss_and_gradients_are_those_of_torch(pair, blocks):
     torch.testing.assert_close(loss, expected / 100, rtol=1e-4, atol=1e-5)
     for one, two in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-2, atol=1e-4 * float(two.grad.abs().max()))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_states_are_compared_where_tokens_of_both_end(pair, blocks, apart):
+    """Against hidden states that are looked up one by one, by the bytes before them."""
+    old_model, model = (AutoModelForCausalLM.from_pretrained(folder) for folder in pair)
+    examples = TaughtBlocks(blocks(documents_apart=apart), aligner_of(pair))
+    batch = collate([examples[0], examples[1]], 0)
+    positions = batch.get("position_ids"), batch.get("old_position_ids")
+    reference = AutoModelForCausalLM.from_pretrained(pair[1])
+    out = reference(batch["input_ids"], position_ids=positions[0], output_hidden_states=True)
+    with torch.no_grad():
+        old = old_model(batch["old_ids"], position_ids=positions[1], output_hidden_states=True).hidden_states[-1]
+    labels = batch["labels"][:, 1:]
+    cross_entropy = torch.nn.functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), labels, reduction="sum")
+    found, target = [], []
+    for row in range(2):
+        chunks, old_chunks = batch["chunks"][row].tolist(), batch["old_chunks"][row].tolist()
+        for piece in sorted(set(chunks) - {-1}):
+            found.append(out.hidden_states[-1][row, len(chunks) - 1 - chunks[::-1].index(piece)])
+            target.append(old[row, len(old_chunks) - 1 - old_chunks[::-1].index(piece)])
+    found, target = torch.stack(found), torch.stack(target)
+    distances = ((found - target).square() / target.var(0, correction=0)).mean(1)
+    expected = (cross_entropy + 0.7 * distances.sum()) / 100
+    expected.backward()
+    teach(model, Teacher(old_model, aligner_of(pair), 0.7, "states"))
+    loss = model(**batch, num_items_in_batch=100).loss
+    loss.backward()
+    assert len(found) > 20 and distances.mean() > 0.01
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    for one, two in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-2, atol=1e-3 * float(two.grad.abs().max()))
+
+
+def test_states_of_another_width_are_one_line(pair, tiny_tokenizer, tiny_model_folder):
+    other = AutoModelForCausalLM.from_pretrained(tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, hidden=16))
+    model = AutoModelForCausalLM.from_pretrained(pair[1])
+    with pytest.raises(LeptaError, match="hidden states have 16 dimensions"):
+        teach(model, Teacher(other, aligner_of(pair), 1.0, "states"))
 
 
 def test_equal_likelihoods_cost_nothing():

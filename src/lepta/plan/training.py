@@ -97,7 +97,7 @@ class Flops:
     gradients: int  # of the weights of the body that train
     head: int
     recomputed: int  # gradient checkpointing
-    teacher: int  # what it reads, and the head's second pass for its loss
+    teacher: int  # what it reads, and for likelihoods the heads
 
     @property
     def total(self) -> int:
@@ -111,6 +111,11 @@ def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeig
     # Two products of block x width for each token, halved: a token attends only to those before it.
     attention = 2 * shape.layers * settings.block * shape.attention_width
     head = 2 * shape.rows * shape.width
+    teacher = 0.0
+    if settings.teacher:
+        teacher = OLD_TOKENS * (2 * shape.body + attention)
+        if settings.teacher_loss == "likelihoods":  # its own head, and that of the student once more
+            teacher += OLD_TOKENS * head + head
     return Flops(
         forward=2 * body,
         attention=3 * attention,
@@ -118,7 +123,7 @@ def flops_per_token(shape: Shape, settings: PretrainSettings, weights: StageWeig
         gradients=2 * (weights.body + weights.lora),
         head=2 * head + 2 * _trained_head(shape, weights),
         recomputed=(2 * body + attention) if settings.gradient_checkpointing else 0,
-        teacher=round(OLD_TOKENS * (2 * shape.body + attention + head) + head) if settings.teacher else 0,
+        teacher=round(teacher),
     )
 
 
