@@ -42,6 +42,8 @@ from lepta.version import __version__
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 OPTIONAL_LIBRARIES = ("datatrove", "peft", "pyarrow", "trl", "zstandard")  # named where they are installed
 CHECKPOINTS = "checkpoints"  # work of a stage that is not part of its result
+# Settings that may differ when a run goes on: they say how a step is computed, and change its result by rounding.
+STEP_SETTINGS = ("micro_batch", "gradient_checkpointing", "save_every")
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,8 @@ def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
     """Leave in a stage's folder only checkpoints of an interrupted run with the same key, if it is to go on."""
     marker = partial / CHECKPOINTS / "key.json"
     old = read_record(marker, Key).model_dump() if resume and marker.is_file() else None
+    if old and _without_step_settings(old) == _without_step_settings(key):
+        old = key
     if old:
         _refuse_other_checkpoints(partial, old, key)
     if old != key:
@@ -324,6 +328,12 @@ def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
         if leftover.name != CHECKPOINTS:  # half-written results; only checkpoints are known to be whole
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(marker, key)
+
+
+def _without_step_settings(key: dict[str, Any]) -> dict[str, Any]:
+    """A key without `STEP_SETTINGS`: what ran out of memory goes on with a smaller `micro_batch`."""
+    settings = {name: value for name, value in key["settings"].items() if name not in STEP_SETTINGS}
+    return {**key, "settings": settings}
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], called: Callable[[str], str] = str) -> str | None:

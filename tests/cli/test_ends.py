@@ -70,7 +70,7 @@ def test_told_to_stop_a_command_removes_what_it_imported(tmp_path: Path, number:
         assert run.wait(120) == 128 + number
         assert (
             run.stderr is not None
-            and f"lepta: interrupted ({number.name}); nothing half-written".encode() in run.stderr.read()
+            and f"lepta: interrupted ({number.name}); no output is half-written".encode() in run.stderr.read()
         )
     finally:
         run.kill()

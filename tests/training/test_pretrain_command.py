@@ -7,6 +7,8 @@ import sys
 
 import commands
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from lepta.cli import app
@@ -54,6 +56,20 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_files(place):
     for name in ("model.safetensors", "training_curve.json"):
         assert (place / "killed" / name).read_bytes() == (place / "whole" / name).read_bytes()
     assert not list(place.glob(".*"))
+
+
+def test_a_run_goes_on_with_less_memory(place):
+    """After running out of memory, with another `micro_batch`: the same but for rounding."""
+    run(place, "unbroken", "--trains", "new-rows")
+    killed(place, "smaller", "--trains", "new-rows")
+    more = ["--micro-batch", "1", "--gradient-checkpointing", "--save-every", "7"]
+    shown = run(place, "smaller", "--trains", "new-rows", *more)
+    assert "goes on from checkpoint-" in shown.stderr
+    key = json.loads((place / "smaller" / "manifest.json").read_text())["key"]
+    assert key["settings"]["micro_batch"] == 1
+    one, two = (load_file(place / name / "model.safetensors") for name in ("unbroken", "smaller"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-4)
 
 
 def test_checkpoints_of_other_settings_are_refused_and_kept(place):

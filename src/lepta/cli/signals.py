@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-AGAIN = "nothing half-written is left; run the same command again to go on (training: from its last checkpoint)"
+AGAIN = (
+    "no output is half-written; run the same command again to go on (training: from its checkpoints, which are kept)"
+)
 STDERR = 2
 AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 LATER = 0.05  # seconds until what swallowed the exception has surely returned

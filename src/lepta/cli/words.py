@@ -138,7 +138,7 @@ TRAINED: Words = {
     "held_out_bits_per_byte": ("passages put aside", _bits),
     "source_bits_per_byte": ("source passages put aside", _bits),
     "kept": ("rows kept", short),
-    "rows": ("examples a model sees at once, in all epochs", short),
+    "rows": ("rows of training, over all epochs", short),
     "duplicate": ("left out, there twice", _of("conversation")),
     "refused": ("left out, refused by the chat template", _of("conversation")),
     "too_long": ("left out, longer than --max-length", _of("conversation")),

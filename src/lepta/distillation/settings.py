@@ -69,7 +69,7 @@ class DistillSettings(Section):
         default="auto", description="Precision of the frozen body"
     )
     save_every: int = Field(
-        default=200, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+        default=200, ge=1, description="Steps between checkpoints; by default a tenth of all if that is less"
     )
 
     @property

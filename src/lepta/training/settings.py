@@ -84,7 +84,8 @@ class TuneSettings(Section):
     micro_batch: int | None = Field(
         default=None,
         ge=1,
-        description="What one process holds at once; default: 4, or the next smaller divisor of its share",
+        description="What one process holds at once; default: 1 on a CPU, else 4 or the next smaller divisor of its "
+        "share",
     )
     epochs: int = Field(default=1, ge=1, description="Times that each conversation is seen")
     max_length: int = Field(
@@ -100,7 +101,7 @@ class TuneSettings(Section):
     body_dtype: BodyDtype = Field(default="auto", description="Precision of a frozen body, as in pretrain")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     save_every: int = Field(
-        default=100, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+        default=100, ge=1, description="Steps between checkpoints; by default a tenth of all if that is less"
     )
     report_to: list[str] = Field(default_factory=list, description="Trackers, such as tensorboard or wandb")
 
@@ -239,7 +240,7 @@ class PretrainSettings(Section):
         default=1.0, gt=0, le=1000, description="How much that loss counts beside the usual one"
     )
     save_every: int = Field(
-        default=100, ge=1, description="Steps between checkpoints; if it is not given, at most a tenth of all"
+        default=100, ge=1, description="Steps between checkpoints; by default a tenth of all if that is less"
     )
     measure_every: int = Field(default=100, ge=1, description="Steps between measurements on held-out text")
     measure_characters: int = Field(default=4000, ge=100, description="Characters of held-out text for those")
