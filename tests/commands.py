@@ -1,4 +1,4 @@
-"""`lepta` in a process of its own, as people run it, without the seconds that importing torch and transformers takes.
+"""Commands in processes of their own, as people run them, without the seconds that importing torch takes.
 
 The process is forked from a server that has imported them (the `multiprocessing` one). LEPTA itself is imported anew
 each time, in the environment that the command is given.
@@ -7,6 +7,7 @@ each time, in the environment that the command is given.
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ FORKS = multiprocessing.get_context("forkserver")
 # Packages that look at nothing in the environment that a test may set, but these two, which `lepta.cli.main` sets.
 PRELOAD = ["accelerate", "peft", "scipy.sparse", "torch", "transformers.trainer"]
 PRELOAD += ["transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"]
+PRELOAD += ["google.protobuf.descriptor_pb2", "pydantic.dataclasses", "pydantic.type_adapter", "rapidfuzz.process"]
+PRELOAD += ["rich.progress", "sentencepiece.sentencepiece_model_pb2", "typer.main"]
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 INTERRUPT = 0.02  # seconds between looks at what a command does
 
@@ -26,11 +29,11 @@ INTERRUPT = 0.02  # seconds between looks at what a command does
 class Command:
     """A command that runs; like `subprocess.Popen`, as far as tests need it."""
 
-    def __init__(self, arguments, cwd=None, environment=None, largest_file=None):
+    def __init__(self, arguments, cwd=None, environment=None, largest_file=None, module="lepta"):
         self.arguments = [str(argument) for argument in arguments]
         self._folder = tempfile.TemporaryDirectory(prefix="lepta-test-")  # gone with this object
         self._output = Path(self._folder.name)
-        given = (self.arguments, str(cwd or Path.cwd()), {**os.environ, **(environment or {})}, largest_file)
+        given = (module, self.arguments, str(cwd or Path.cwd()), {**os.environ, **(environment or {})}, largest_file)
         with patch.dict(os.environ, QUIET):  # for the server, which the first process starts
             FORKS.set_forkserver_preload(PRELOAD)
             self._process = FORKS.Process(target=_run, args=(*given, str(self._output)))
@@ -57,9 +60,14 @@ class Command:
         return (self._output / name).read_text(encoding="utf-8")
 
 
-def lepta(*arguments, cwd=None, check=None, environment=None, largest_file=None, timeout=600):
-    """Run a command to its end; `check` is the exit status it has to have, `largest_file` a limit in bytes."""
-    command = Command(arguments, cwd, environment, largest_file)
+def lepta(*arguments, **options):
+    """Run a command of LEPTA to its end; options as for `python`."""
+    return python("lepta", *arguments, **options)
+
+
+def python(module, *arguments, cwd=None, check=None, environment=None, largest_file=None, timeout=600):
+    """Run `python -m` to its end; `check` is the exit status it has to have, `largest_file` a limit in bytes."""
+    command = Command(arguments, cwd, environment, largest_file, module)
     status = command.wait(timeout)
     done = subprocess.CompletedProcess(command.arguments, status, command.text("stdout"), command.text("stderr"))
     assert check is None or status == check, done.stderr[-3000:]
@@ -77,19 +85,13 @@ def killed(*arguments, when, cwd=None, signal_number=signal.SIGKILL, environment
     return command.wait(timeout)
 
 
-def _run(arguments, cwd, environment, largest_file, output):
+def _run(module, arguments, cwd, environment, largest_file, output):
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
-    if threads := environment.get("OMP_NUM_THREADS"):
-        import torch  # loaded before, unless something else started the fork server
-
-        torch.set_num_threads(int(threads))
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.argv = ["lepta", *arguments]
-    from lepta.cli import main
-
-    main()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__")

@@ -4,7 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported: no test may reach for the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # tiny matrices: threads wait more than they work
+# Tiny matrices: threads wait more than they work, also those of the commands that tests start.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import copy
 import itertools
@@ -26,8 +27,6 @@ TINY = 4000
 
 # Few tests that take long: where files go to processes whole, the last one should be short.
 LONG = {"test_adapt.py", "test_distributed.py", "test_miniature.py", "test_propagate_command.py", "test_replaced.py"}
-
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

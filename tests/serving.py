@@ -4,8 +4,6 @@ import http.client
 import json
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -16,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import torch
+from commands import Command
 
 STARTED = 240  # seconds that `transformers serve` may take to load a model
-SERVE = "from transformers.cli.transformers import main; main()"
 
 
 class Posted(BaseHTTPRequestHandler):
@@ -130,29 +128,23 @@ def stopped(*servers):
 
 
 @contextmanager
-def transformers_serve(folder, log):
+def transformers_serve(folder):
     """Address of `transformers serve` with a model folder, which is its name there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "serve", str(folder), *options], stdout=output, stderr=output
-        )
+    server = Command(["serve", folder, *options], module="transformers.cli.transformers")
     try:
         deadline = time.monotonic() + STARTED
         while not _healthy(f"http://127.0.0.1:{port}/health"):
             if server.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"transformers serve did not start: {log.read_text()[-2000:]}")
-            time.sleep(0.5)
+                raise AssertionError(f"transformers serve did not start: {server.text('stderr')[-2000:]}")
+            time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        server.kill()
+        server.wait()
 
 
 def _healthy(address):

@@ -1,4 +1,4 @@
-"""The whole pipeline, through the command line, on a tiny model with the real SmolLM2 tokenizer."""
+"""The whole pipeline, through the command line, on a tiny model with the beginning of SmolLM2's tokenizer."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import commands
 import pytest
 import torch
 import yaml
+from conftest import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
@@ -26,9 +27,9 @@ lepta = partial(commands.lepta, check=0)
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tiny_model_folder):
-    """A random LLaMA of width 32 with the real tokenizer and chat template."""
-    return tiny_model_folder(rows=49152, tied=True)
+def tiny_base(tiny_model_folder, tiny_tokenizer):
+    """A random LLaMA of width 32 with the first ids of the real tokenizer and its chat template."""
+    return tiny_model_folder(rows=TINY, tied=True, tokenizer=tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +52,9 @@ def recipe(tiny_base):
             "save_every": 10,
             "measure_every": 40,
             "measure_characters": 200,
-            # So little text makes a random model worse.
+            # Too fast, so that text gets worse.
             "keep": "last",
-            "adam_epsilon": 1e-8,
+            "learning_rate": 0.3,
             "darumeru": {"tasks": ["rucola"], "limit": 3, "shots": 1},
         },
         "calibrate": {
@@ -122,7 +123,7 @@ def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
 def test_result_loads_without_lepta_and_generates(finished):
     folder = finished / "out" / "propagated" / "chat"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.vocab_size == len(tokenizer) == 49152 + 600
+    assert model.config.vocab_size == len(tokenizer) == TINY + 600
     assert "<|im_start|>" in tokenizer.chat_template
     ids = tokenizer("Привет", return_tensors="pt")
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]
@@ -135,8 +136,8 @@ def test_new_rows_learn_and_old_rows_keep_every_bit(finished, tiny_base):
     after = AutoModelForCausalLM.from_pretrained(finished / "out" / "pretrained")
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
     rows = [model.get_input_embeddings().weight for model in (base, before, after)]
-    assert torch.equal(rows[0], rows[1][:49152]) and torch.equal(rows[0], rows[2][:49152])
-    assert not torch.equal(rows[1][49152:], rows[2][49152:])
+    assert torch.equal(rows[0], rows[1][:TINY]) and torch.equal(rows[0], rows[2][:TINY])
+    assert not torch.equal(rows[1][TINY:], rows[2][TINY:])
     assert all(torch.equal(p, dict(base.named_parameters())[n]) for n, p in after.named_parameters() if "layers" in n)
 
 
@@ -233,12 +234,7 @@ def test_interrupted_questions_go_on(finished, recipe, tmp_path, monkeypatch):
     for file in Path("out", ASKED[1], "samples").iterdir():
         whole = (finished / "out" / ASKED[1] / "samples" / file.name).read_text(encoding="utf-8").splitlines()
         lines = file.read_text(encoding="utf-8").splitlines()
-        # another number of threads, so sums of floats are in another order
-        assert [json.loads(line) for line in lines] == [json.loads(line, parse_float=nearly) for line in whole]
-
-
-def nearly(number):
-    return pytest.approx(float(number), abs=1e-5)
+        assert [json.loads(line) for line in lines] == [json.loads(line) for line in whole]
 
 
 def test_dry_run_tells_cost_and_writes_nothing(recipe, tmp_path):
@@ -335,7 +331,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in lepta("--debug", "adapt", "absent.yaml", cwd=tmp_path, check=1).stderr
 
 
-@pytest.mark.parametrize("limit", [300_000, 3_000_000])
+@pytest.mark.parametrize("limit", [50_000, 300_000])  # less than its tokenizer, less than its weights
 def test_full_disk_leaves_nothing_under_the_name(tiny_base, tmp_path, limit):
     """A limit on file size makes the system refuse the write, as a full disk does."""
     arguments = ["init", "--model", tiny_base, "--tokenizer", tiny_base, "--output", "made"]

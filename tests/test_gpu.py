@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -17,8 +16,7 @@ PARTS = list(gpu.LIMITS) if os.environ.get("LEPTA_SLOW") else QUICK
 
 
 def run(*arguments):
-    command = [sys.executable, ROOT / "benchmarks/gpu.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return commands.python("benchmarks.gpu", *arguments, cwd=ROOT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,7 @@ def _clear(partial: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@cache
 def environment() -> dict[str, str | int | None]:
     """Versions and machine, for the manifest."""
     versions = {name: metadata.version(name) for name in LIBRARIES}

@@ -232,7 +232,7 @@ def test_a_real_server_answers_and_grades(folders, tmp_path):
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="`transformers serve` needs it: pip install 'transformers[serving]'")
     answers, grades = Journal(tmp_path / "answers.jsonl"), Journal(tmp_path / "grades.jsonl")
-    with transformers_serve(folders[0], tmp_path / "log") as url:
+    with transformers_serve(folders[0]) as url:
         writer = ServerWriter(url, str(folders[0]))
         write_answers(read_prompts(["starter:dialogues/valid.jsonl"], 3, Counter()), writer, Sampling(6), answers)
         grade_answers(answered(2), writer, JudgeSettings(model="tiny", tries=2, max_tokens=8), 1, grades)
@@ -258,7 +258,7 @@ def test_prompts_are_different_and_end_with_a_question(write_lines):
 
 
 def lepta(place, *arguments, check=0):
-    return commands.lepta("calibrate", *arguments, cwd=place, environment={"OMP_NUM_THREADS": "1"}, check=check)
+    return commands.lepta("calibrate", *arguments, cwd=place, check=check)
 
 
 @pytest.fixture(scope="module")

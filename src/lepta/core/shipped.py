@@ -18,7 +18,8 @@ FOLDER = PACKAGE / "data" / "recipes"
 
 def shipped_data(name: str) -> Any:
     """What a YAML file of the folder `data` holds."""
-    return yaml.safe_load((PACKAGE / "data" / name).read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    return yaml.load((PACKAGE / "data" / name).read_text(encoding="utf-8"), loader)
 
 
 def shipped_files() -> dict[str, Path]:
