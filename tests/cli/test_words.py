@@ -37,3 +37,11 @@ def test_names_of_facts_are_words_with_units():
     assert line(ROWS, "transfer", found) == (
         "rows of the result: 4 copied, 2 the mean of 3.7 old rows on average (7 at most)"
     )
+
+
+def test_the_share_of_new_tokens_is_told_of_what_the_model_writes_not_of_the_text():
+    measured = {"step": 9, "tokens": 4208, "target_bits_per_byte": 1.69, "new_token_share": 0.016}
+    assert line(TRAINED, "held_out", [measured]) == (
+        "held-out text: step 9 (4,208 tokens), target 1.690 bits per byte, "
+        "1.6% of the tokens that the model writes are new"
+    )

@@ -74,7 +74,7 @@ def _measured(entry: dict[str, Any]) -> str:
         if (bits := entry.get(f"{side}_bits_per_byte")) is not None:
             said.append(f"{side} {bits:.3f} bits per byte")
     if (share := entry.get("new_token_share")) is not None:
-        said.append(f"{percent(share)} of the tokens are new")
+        said.append(f"{percent(share)} of the tokens that the model writes are new")
     return ", ".join(said)
 
 
