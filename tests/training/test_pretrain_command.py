@@ -92,7 +92,8 @@ def test_a_dry_run_tells_steps_tokens_and_time(place):
     shown = run(place, "planned", "--dry-run").stdout
     told = json.loads(run(place, "planned", "--dry-run", "--json").stdout)["cost"]
     assert told["steps"] == 32 and told["tokens"] == 3000 and told["minutes"] >= 0  # 63 blocks of 48, two at a time
-    assert "steps: 32" in shown and "tokens: 3,000" in shown and "time: about " in shown
+    assert "steps: about 32" in shown and "tokens: about 3,000" in shown and "time: about " in shown
+    assert "speed now, by one matrix product: " in shown
     assert not list(place.glob("*planned*"))
 
 

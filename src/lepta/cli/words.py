@@ -151,12 +151,19 @@ def _minutes(value: float) -> str:
     return f"about {duration(value / 60)}"
 
 
+def _about(number: int) -> str:
+    return f"about {number:,}"
+
+
 COST: Words = {
     "weights": ("weights of the model", short),
-    "gigaflops_here": ("speed, by one matrix product", lambda speed: f"{speed:,} GFLOP/s"),
+    "gigaflops_here": ("speed now, by one matrix product", lambda speed: f"{speed:,} GFLOP/s"),
     "gigaflops_in_training": ("of which training reaches", lambda speed: f"{speed:,} GFLOP/s"),
+    "steps": ("steps", _about),
+    "tokens": ("tokens", _about),
     "gigaflop": ("operations", lambda number: f"{number:,} GFLOP"),
     "minutes": ("time", _minutes),
+    "distillation_tokens": ("distillation tokens", _about),
     "distillation_gigaflop": ("distillation operations", lambda number: f"{number:,} GFLOP"),
     "distillation_minutes": ("distillation time", _minutes),
 }
