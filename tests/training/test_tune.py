@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
 from lepta.models.folder import Checkpoint
+from lepta.plan.commands import tuning_cost
 from lepta.training import merge
 from lepta.training.conversations import (
     COUNTED,
@@ -21,7 +22,7 @@ from lepta.training.conversations import (
 )
 from lepta.training.merge import write_merged
 from lepta.training.settings import TuneSettings
-from lepta.training.tune import tune, tune_folder
+from lepta.training.tune import TuneCommand, tune, tune_folder
 
 DIALOGUE = [
     {"role": "system", "content": "Отвечай кратко."},
@@ -278,10 +279,21 @@ def test_the_command(folders, tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["facts"] == {name: value for name, value in facts.items() if name != "output"}
     assert facts["examples"] == 24 and facts["steps"] == cost["steps"] == 3 and facts["tokens"] == cost["tokens"]
-    assert cost["gigaflops_here"] > 0 and cost["minutes"] >= 0
+    assert cost["gigaflops_here"] > 0 and cost["minutes"] >= 0 and cost["memory_gib"] >= 0.5
     assert manifest["key"]["settings"]["limit"] == 24
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_dry_run_says_what_fills_memory_and_that_steps_are_few(smollm2_folder, capsys):
+    def memory(**values):
+        settings = TuneSettings.model_validate({"batch": 8} | values)
+        command = TuneCommand(settings, 1, ["starter:dialogues/valid.jsonl"], limit=16)
+        return tuning_cost(str(smollm2_folder), command)["memory_gib"]
+
+    one = memory()
+    assert memory(micro_batch=8) > one > 4 * 134_515_008 / 2**30  # the weights alone
+    assert "steps: 2, of 8 rows each, too few to learn from" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("batch", "steps", "expected"), [(128, 1, 0), (10, 5, 0), (5, 10, 1), (4, 13, 1)])

@@ -158,6 +158,7 @@ def _about(number: int) -> str:
 COST: Words = {
     "weights": ("weights of the model", short),
     "gigaflops_here": ("speed now, by one matrix product", lambda speed: f"{speed:,} GFLOP/s"),
+    "memory_gib": ("memory, about", lambda size: f"{size:g} GiB"),
     "gigaflops_in_training": ("of which training reaches", lambda speed: f"{speed:,} GFLOP/s"),
     "steps": ("steps", _about),
     "tokens": ("tokens", _about),

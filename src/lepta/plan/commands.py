@@ -1,19 +1,19 @@
-"""What commands that train cost on this machine: steps, tokens, operations and time, for their `--dry-run`."""
+"""What commands that train cost on this machine, for their `--dry-run`: steps, tokens, operations, time and memory."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from lepta.distillation.settings import DistillSettings
-from lepta.models.load import load_tokenizer, opened
+from lepta.models.load import device, load_tokenizer, opened
 from lepta.plan.devices import this_machine
 from lepta.plan.distillation import distillation_cost
 from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
 from lepta.plan.shapes import Shape, shape_of
-from lepta.plan.training import OLD_TOKENS
-from lepta.training.settings import PretrainSettings
-from lepta.training.tune import TuneCommand
+from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
+from lepta.training.settings import PretrainSettings, Trains, TuneSettings
+from lepta.training.tune import TuneCommand, micro_batch
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
 
@@ -23,7 +23,8 @@ def pretraining_cost(model: Path, original: str | Path | None, settings: Pretrai
     shape = shape_of(str(model))
     first_new = shape.rows - _new_rows(model, original) if original else 0
     [stage] = plan_stages([settings], shape, first_new)
-    return _cost(shape, stage.steps, settings.tokens + stage.swept, stage.operations)
+    cost = _cost(shape, stage.steps, settings.tokens + stage.swept, stage.operations)
+    return cost | _memory(shape, settings, first_new)
 
 
 def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> dict[str, Any]:
@@ -37,8 +38,35 @@ def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:
     """Cost of tuning at most, without a preference step: its conversations are read and tokenised."""
     with tempfile.TemporaryDirectory() as work, opened(model) as source:
         tokenizer, shape = load_tokenizer(source.folder), shape_of(str(source.folder))
-        tokens, steps = command.size(tokenizer, Path(work))
-    return _cost(shape, steps, tokens, 6 * shape.weights * tokens)  # of a weight: forward, backward, its gradient
+        rows, steps = command.size(tokenizer, Path(work))
+    tokens, longest = int(rows.sizes.sum()), int(rows.sizes.max())
+    cost = _cost(shape, steps, tokens, 6 * shape.weights * tokens)  # of a weight: forward, backward, its gradient
+    return cost | _memory(shape, _as_pretraining(command.settings, longest), shape.rows)
+
+
+def _as_pretraining(settings: TuneSettings, longest: int) -> PretrainSettings:
+    """Pre-training that takes the memory of tuning: its blocks are as long as the longest row, and no row is new."""
+    trains: Trains = "embeddings+lora"
+    if settings.trains == "full":
+        trains = "full"
+    elif settings.trains == "lora":
+        trains = "new-rows+lora"
+    return PretrainSettings(
+        tokens=longest,
+        trains=trains,
+        block=max(longest, 8),
+        batch=settings.batch,
+        micro_batch=micro_batch(settings, settings.batch),
+        lora=settings.lora,
+        body_dtype=settings.body_dtype,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+
+
+def _memory(shape: Shape, settings: PretrainSettings, first_new: int) -> dict[str, float]:
+    """What one process takes, with this machine's device; a CPU is taken to compute in float32."""
+    needed = memory(shape, settings, stage_weights(shape, settings, first_new), cpu=device().type == "cpu")
+    return {"memory_gib": round(needed.total / GIB, 1)}
 
 
 def _new_rows(model: Path, original: str | Path) -> int:

@@ -79,7 +79,7 @@ def tune(
         seed,
         description="tuning, steps",
         pad_id=(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0,
-        micro_batch=settings.micro_batch or _micro_batch(settings.batch // number),
+        micro_batch=micro_batch(settings, settings.batch // number),
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
         save_every=checkpoint_steps(settings, steps),
         dtype=compute_dtype(settings.body_dtype, model.config),
@@ -106,8 +106,13 @@ def _laid_out(store: TokenStore, settings: TuneSettings, seed: int, number: int)
     return rows, steps
 
 
-def _micro_batch(share: int) -> int:
-    """Rows held at once by default. On a CPU more than one saves no time: four of 2,600 tokens took 11 GB, one 5 GB."""
+def micro_batch(settings: TuneSettings, share: int) -> int:
+    """Rows that a process holds at once, of its share of a step.
+
+    On a CPU more than one saves no time: four rows of 2,600 tokens took 11 GB with SmolLM2-135M, one 5 GB.
+    """
+    if settings.micro_batch:
+        return settings.micro_batch
     if device().type == "cpu":
         return 1
     return max(size for size in range(1, MICRO_BATCH + 1) if share % size == 0)
@@ -176,13 +181,12 @@ class TuneCommand:
             write_json(folder / CURVE, {"curve": read_json(tuned / CURVE)["curve"], "preference": curve})
         return {**read_json(done), "preference": facts}
 
-    def size(self, tokenizer: Any, work: Path) -> tuple[int, int]:
-        """Tokens and steps of training on the conversations, whose tokens are written into the folder `work`."""
+    def size(self, tokenizer: Any, work: Path) -> tuple[ConversationRows, int]:
+        """Rows and steps of training on the conversations, whose tokens are written into the folder `work`."""
         conversations, _ = self._conversations()
         settings = self.settings
         store, _ = write_examples(conversations, tokenizer, settings.max_length, work / "examples", settings.thinking)
-        rows, steps = _laid_out(store, settings, self.seed, 1)
-        return int(rows.sizes.sum()), steps
+        return _laid_out(store, settings, self.seed, 1)
 
     def _conversations(self) -> tuple[Iterable[Sequence[Message]], dict[str, Any]]:
         """Those of the files, then copies, with what was counted of these."""
