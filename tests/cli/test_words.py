@@ -45,3 +45,12 @@ def test_the_share_of_new_tokens_is_told_of_what_the_model_writes_not_of_the_tex
         "held-out text: step 9 (4,208 tokens), target 1.690 bits per byte, "
         "1.6% of the tokens that the model writes are new"
     )
+
+
+def test_tokens_without_a_passage_are_told_of_the_passages_and_with_the_remedy():
+    assert line(TRAINED, "passages", 25) == "learned from: 25 passages"
+    assert line(TRAINED, "whole_text", False) == (
+        "text used: a part, as much as --tokens pays for (raise --tokens to reach more new tokens)"
+    )
+    assert "give more text" in line(TRAINED, "whole_text", True)
+    assert line(TRAINED, "tokens_absent", 339) == "of which in none of these passages: 339 new tokens"

@@ -13,6 +13,7 @@ from lepta.distillation.targets import learned_rows, target_rows
 from lepta.distillation.tie import shared_rows
 from lepta.models.loss import LogitRule
 from lepta.models.states import hidden_distance
+from lepta.text.sources import read_documents
 from lepta.vocabulary.alignment import Aligner
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.change import VocabularyChange
@@ -236,6 +237,22 @@ def test_passages_have_each_token_often_enough_first(tiny_tokenizer, tiny_extend
     assert chosen.counts[rare_id] > 0, "the only passage with it is taken, whatever the order"
     with pytest.raises(LeptaError, match="none occurs in the text"):
         choose_passages(["plain English text"] * 9, Aligner(old, new, 1, 1), fresh, 50, 400, 8, 0, 3)
+
+
+def test_it_is_known_whether_the_budget_took_all_of_the_text(tiny_tokenizer, tiny_extended):
+    old, new = tiny_tokenizer.vocabulary(), tiny_extended.vocabulary()
+    fresh = VocabularyChange.between(old, new).new_ids
+    text = list(read_documents(["starter:ru/valid"]))[:20]
+
+    def chosen(tokens):
+        return choose_passages(text, Aligner(old, new, 1, 1), fresh, tokens, 200, 8, 4, 3)
+
+    everything = chosen(10**6)
+    all_tokens = sum(len(passage.new_ids) - 1 for passage in everything.chosen)
+    assert everything.whole and chosen(all_tokens).whole
+    assert not chosen(all_tokens - 300).whole, "read to its end, but not all chosen"
+    assert not chosen(100).whole
+    assert (chosen(100).counts[fresh] == 0).sum() > (everything.counts[fresh] == 0).sum()
 
 
 def test_cut_loses_nothing_but_white_space():

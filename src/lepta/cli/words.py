@@ -58,6 +58,12 @@ def _passes(value: list[float]) -> str:
     return ", ".join(f"{part:.2f} passes of the {side} text" for part, side in zip(value, SIDES, strict=False))
 
 
+def _text_used(whole: bool) -> str:
+    if whole:
+        return "all but what is put aside (give more text to reach more new tokens)"
+    return "a part, as much as --tokens pays for (raise --tokens to reach more new tokens)"
+
+
 def _bits(value: dict[str, float] | list[float]) -> str:
     named = value if isinstance(value, dict) else dict(zip(("before", "after"), value, strict=True))
     return ", ".join(f"{name} {bits:.3f}" for name, bits in named.items()) + " bits per byte"
@@ -132,8 +138,10 @@ TRAINED: Words = {
     "learned_rows": ("rows that learned", short),
     "new_rows": ("rows of new tokens", short),
     "layer": ("layer whose hidden states are learned from", short),
-    "tokens_below_occurrences": ("too rare in the text (below --occurrences)", _of("new token")),
-    "tokens_absent": ("not in the text at all", _of("new token")),
+    "passages": ("learned from", _of("passage")),
+    "whole_text": ("text used", _text_used),
+    "tokens_below_occurrences": ("in these passages fewer than --occurrences times", _of("new token")),
+    "tokens_absent": ("of which in none of these passages", _of("new token")),
     "absent": ("the first of these", lambda texts: ", ".join(map(repr, texts))),
     "held_out_bits_per_byte": ("passages put aside", _bits),
     "source_bits_per_byte": ("source passages put aside", _bits),

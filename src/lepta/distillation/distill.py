@@ -201,6 +201,7 @@ def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrence
     texts = [new.data(int(i)).decode("utf-8", errors="replace") for i in absent[:LISTED]]
     return {
         "passages": len(passages.chosen),
+        "whole_text": passages.whole,
         "tokens_below_occurrences": int((counts < occurrences).sum()),
         "tokens_absent": len(absent),
         "absent": texts,

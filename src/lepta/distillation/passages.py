@@ -25,6 +25,7 @@ class Passages:
     chosen: list[Alignment]  # to learn from, in random order
     held_out: list[Alignment]  # to measure on
     counts: np.ndarray  # (V,), int64: occurrences in what was chosen
+    whole: bool  # nothing of the text is left but what was put aside
     # The same of the language that the model knows, where the body learns.
     source: list[Alignment] = field(default_factory=list)
     source_held_out: list[Alignment] = field(default_factory=list)
@@ -69,6 +70,7 @@ def choose_passages(
     others: list[Alignment] = []
     aside: list[Alignment] = []
     seen = taken = 0
+    whole = True
     batches = [pieces[start : start + AT_ONCE] for start in range(0, len(pieces), AT_ONCE)]
     for batch in track(batches, "aligning passages, batches", len(batches)):
         for passage in aligner.align(batch):
@@ -87,9 +89,11 @@ def choose_passages(
             else:
                 others.append(passage)
         if seen >= POOL * tokens:
+            whole = batch is batches[-1]
             break
     for passage in others:
         if taken >= tokens:
+            whole = False
             break
         chosen.append(passage)
         taken += len(passage.new_ids) - 1
@@ -100,7 +104,7 @@ def choose_passages(
             "vocabulary was made for"
         )
     draw.shuffle(chosen)
-    return Passages(chosen, aside, counts)
+    return Passages(chosen, aside, counts, whole)
 
 
 def draw_passages(
