@@ -54,3 +54,9 @@ def test_tokens_without_a_passage_are_told_of_the_passages_and_with_the_remedy()
     )
     assert "give more text" in line(TRAINED, "whole_text", True)
     assert line(TRAINED, "tokens_absent", 339) == "of which in none of these passages: 339 new tokens"
+
+
+def test_one_matrix_that_is_kept_though_two_are_better_is_explained():
+    assert line(TRAINED, "kept", "fitted to the text") == "rows kept: fitted to the text"
+    said = line(TRAINED, "kept", "one matrix, pull 0.25")
+    assert said.startswith("rows kept: one matrix, pull 0.25 (the best of these: ") and "--untie" in said

@@ -192,6 +192,26 @@ def test_rows_that_got_worse_are_not_kept(pair, tmp_path, monkeypatch):
     assert torch.equal(before[INPUT], after[INPUT])
 
 
+@pytest.mark.parametrize("pair", [True], indirect=True, ids=["tied"])
+def test_the_warning_for_a_tied_model_compares_what_it_can_have(pair, tmp_path, monkeypatch):
+    """Two matrices that are better than the first rows are no result that got worse."""
+    purposes = []
+
+    def track(items, purpose, total):
+        purposes.append(purpose)
+        return items
+
+    monkeypatch.setattr("lepta.distillation.head.track", track)
+    monkeypatch.setattr("lepta.distillation.tie.shared_rows", lambda inputs, *_: torch.full_like(inputs, 3.0))
+    facts, _ = run(pair, tmp_path / "out")
+    bits = facts["held_out_bits_per_byte"]
+    assert bits["calibrated"] < bits["initialised"] and facts["kept"] == "initialised"
+    tied = min(value for step, value in bits.items() if step.startswith("one matrix"))
+    assert f"({bits['initialised']:.3f} -> {tied:.3f} bits per byte" in facts["warnings"][0]
+    measured = [purpose for purpose in purposes if purpose.startswith("measuring")]
+    assert measured == [f"measuring held-out passages ({step}), batches" for step in bits]
+
+
 def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):
     original, folder = tiny_model_folder(rows=4000, tied=True, tokenizer=tiny_tokenizer), tmp_path / "initialised"
     folder.mkdir()

@@ -64,6 +64,12 @@ def _text_used(whole: bool) -> str:
     return "a part, as much as --tokens pays for (raise --tokens to reach more new tokens)"
 
 
+def _kept_rows(step: str) -> str:
+    if not step.startswith("one matrix"):
+        return step
+    return f"{step} (the best of these: embeddings and head of this model are one matrix; --untie makes them two)"
+
+
 def _bits(value: dict[str, float] | list[float]) -> str:
     named = value if isinstance(value, dict) else dict(zip(("before", "after"), value, strict=True))
     return ", ".join(f"{name} {bits:.3f}" for name, bits in named.items()) + " bits per byte"
@@ -145,7 +151,7 @@ TRAINED: Words = {
     "absent": ("the first of these", lambda texts: ", ".join(map(repr, texts))),
     "held_out_bits_per_byte": ("passages put aside", _bits),
     "source_bits_per_byte": ("source passages put aside", _bits),
-    "kept": ("rows kept", short),
+    "kept": ("rows kept", _kept_rows),
     "rows": ("rows of training, over all epochs", short),
     "duplicate": ("left out, there twice", _of("conversation")),
     "refused": ("left out, refused by the chat template", _of("conversation")),

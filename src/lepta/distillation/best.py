@@ -17,6 +17,7 @@ class BestRows:
         self._rows: list[torch.Tensor] = []
         self._least, self._first = math.inf, ("", math.inf, self._rows)
         self.bits: dict[str, float] = {}  # by step
+        self.reached = math.inf  # the fewest after the first step, of rows that the result can have
         self.kept = ""  # the step whose rows are best; the last one where no passages are put aside
 
     def measure(self, step: str) -> None:
@@ -24,16 +25,19 @@ class BestRows:
         if not self._passages:
             self.kept, self._rows = step, self._now()
             return
-        bits = bits_per_byte(self._distiller, self._passages)
+        bits = bits_per_byte(self._distiller, self._passages, f"measuring held-out passages ({step}), batches")
         if bits < self._least:
             self.kept, self._least, self._rows = step, bits, self._now()
-        if not self.bits:
+        if self.bits:
+            self.reached = min(self.reached, bits)
+        else:
             self._first = (step, bits, self._rows)
         self.bits[step] = bits
 
     def start_over(self) -> None:
         """Leave all rows but those of the first step out of the choice."""
         self.kept, self._least, self._rows = self._first
+        self.reached = math.inf
 
     def restore(self) -> None:
         """Put the best rows back."""
@@ -49,9 +53,9 @@ class BestRows:
         return [parameter.detach().clone() for parameter in self._parameters()]
 
 
-def bits_per_byte(distiller: Distiller, passages: list[Alignment]) -> float:
-    """Bits per byte of passages."""
-    found = collect_states(distiller, passages, 16, "measuring held-out passages, batches")
+def bits_per_byte(distiller: Distiller, passages: list[Alignment], purpose: str) -> float:
+    """Bits per byte of passages; `purpose` stands at the bar."""
+    found = collect_states(distiller, passages, 16, purpose)
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
         nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())

@@ -46,6 +46,7 @@ from lepta.vocabulary.tokens import Vocabulary
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
+SOURCE = "measuring held-out passages of the source language"
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
 
 
@@ -72,7 +73,9 @@ def distill_folder(
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
-    source_bits = [bits_per_byte(distiller, passages.source_held_out)] if passages.source_held_out else []
+    source_bits = []
+    if passages.source_held_out:
+        source_bits.append(bits_per_byte(distiller, passages.source_held_out, f"{SOURCE} (initialised), batches"))
     curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
         best.measure("inputs learned")
@@ -83,7 +86,8 @@ def distill_folder(
             best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         if source_bits:
-            facts["source_bits_per_byte"] = [*source_bits, bits_per_byte(distiller, passages.source_held_out)]
+            source_bits.append(bits_per_byte(distiller, passages.source_held_out, f"{SOURCE} (result), batches"))
+            facts["source_bits_per_byte"] = source_bits
         tokenizer = open_tokenizer(pair.student.folder)
         write_model(pair.student, _changed(distiller, pair), tokenizer, folder, untie=pair.untie)
     processes().wait_for_everyone()
@@ -189,8 +193,7 @@ def _warnings(best: BestRows) -> dict[str, list[str]]:
     """What a user must know of a run that did not end as it should; nothing of one that did."""
     if best.kept != "initialised":
         return {}
-    reached = min(bits for step, bits in best.bits.items() if step != "initialised")
-    worse = f"{best.bits['initialised']:.3f} -> {reached:.3f} bits per byte of passages put aside"
+    worse = f"{best.bits['initialised']:.3f} -> {best.reached:.3f} bits per byte of passages put aside"
     return {"warnings": [f"distillation made the text worse ({worse}); the rows it began with are kept"]}
 
 
