@@ -1,6 +1,7 @@
 """What model cards say: read back as the hub reads them, over folders that the commands made."""
 
 import json
+from dataclasses import replace
 
 import gguf
 import pytest
@@ -8,9 +9,12 @@ import yaml
 from conftest import SMOLLM2
 from typer.testing import CliRunner
 
-from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, origin_of, patch_card, write_card
+from lepta.card import FRONT_MATTER, OURS, Measure, front_matter, hub_id_of, origin_of, patch_card, step_of, write_card
 from lepta.cli import app
-from lepta.stages import Hashes, write_manifest
+from lepta.core.output import read_manifest
+from lepta.stages import Hashes, Pipeline, write_manifest
+from lepta.training.settings import TuneSettings
+from lepta.training.tune import TuneCommand
 from lepta.vocabulary.build import save_vocabulary
 
 KEYS = {"license", "language", "library_name", "pipeline_tag", "base_model", "base_model_relation", "tags"}
@@ -114,6 +118,40 @@ def test_every_folder_that_may_be_published_has_a_card(made, name):
     if name in ("pretrained", "propagated", "tuned"):
         assert "continued pre-training on text" in card
         assert facts["language"] == ["ru", "en"] and "starter:ru/valid" in card
+
+
+@pytest.mark.parametrize("name", ["propagated", "tuned"])
+def test_each_text_is_of_a_step(made, name):
+    card = (made / name / "README.md").read_text()
+    assert "| pre-training | train target | `starter:ru/valid` |" in card
+    assert ("| tuning | data | `starter:dialogues/valid.jsonl` |" in card) == (name == "tuned")
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "said"),
+    [
+        ({"hidden_rate": 1.0, "lora_rank": 0}, {}, "old tokens"),
+        ({"hidden_rate": 1.0, "lora_rank": 8}, {}, "old tokens; lower layers learned with them"),
+        ({"source_share": 0.0}, {"kept_step": 12}, "on text"),
+        ({"source_share": 0.0}, {"kept_step": 0}, "on text; its weights were not kept, those before it were"),
+    ],
+    ids=["rows", "body", "kept", "not kept"],
+)
+def test_a_card_says_what_a_step_changed(tmp_path, settings, facts, said):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    write_manifest("train", tmp_path, {}, settings, facts, {"model": "OWNER/NAME"})
+    made = step_of(tmp_path).made
+    assert made.endswith(said)
+    card = (tmp_path / "README.md").read_text()
+    assert f": {made}.\n" in card and f"\n1. {made}" in card
+
+
+def test_a_tuned_model_of_a_package_has_the_name_that_the_user_gave(tmp_path):
+    stage = TuneCommand(TuneSettings(), 1, ["starter:dialogues/valid.jsonl"]).stage(SMOLLM2, "tuned")
+    assert stage.named == {"model": SMOLLM2}
+    Pipeline(tmp_path, [replace(stage, run=lambda _: {})], remember=False).run()
+    assert read_manifest(tmp_path / "tuned")["sources"]["model"] == SMOLLM2
 
 
 def test_a_patch_names_the_model_that_it_is_for(made):

@@ -56,10 +56,12 @@ class Kind:
     """A way in which model folders are made; see `data/cards/kinds.yaml`."""
 
     title: str
+    step: str  # what such a step is called beside its texts
     marks: list[str]
     parents: list[str]
     made: str
     limits: str
+    with_lora: str = ""  # said after `made` if the step changed the body with a `lora_rank`
 
 
 KINDS = [Kind(**row) for row in shipped_data("cards/kinds.yaml")]
@@ -93,6 +95,25 @@ class Step:
         """How it was made; None if it is no model, or one that was only converted."""
         marks = {*self.manifest["sources"], *self.manifest["key"]["settings"]}
         return next((kind for kind in KINDS if marks.intersection(kind.marks)), None)
+
+    @property
+    def made(self) -> str:
+        """What was done, in words."""
+        if self.kind is None:
+            return "converted from another format"
+        made = self.kind.made
+        if self.manifest["key"]["settings"].get("lora_rank"):
+            made += self.kind.with_lora
+        if (self.manifest.get("facts") or {}).get("kept_step") == 0:
+            made += "; its weights were not kept, those before it were"
+        return made
+
+    @property
+    def name(self) -> str:
+        """What to call it beside its texts."""
+        if self.kind is None or not is_model(self.folder):
+            return "vocabulary"
+        return self.kind.step
 
     @property
     def parent(self) -> str | None:
@@ -192,9 +213,9 @@ def origin_of(folder: Path) -> Origin:
     origin.licence = str(known.get("license") or (licence and licence[0]) or "unknown")
     spoken = known.get("language") or []
     steps = all_steps(folder)
-    origin.languages = _unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
+    origin.languages = unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
     labelled = itertools.chain.from_iterable(step.texts() for step in steps)
-    texts = _unique([text for _, text in labelled])
+    texts = unique([text for _, text in labelled])
     origin.datasets = [re.split("[@?]", text.removeprefix(DATASET))[0] for text in texts if text.startswith(DATASET)]
     return origin
 
@@ -245,7 +266,8 @@ def _languages(steps: Sequence[Step]) -> list[str]:
     return found
 
 
-def _unique(values: Sequence[str]) -> list[str]:
+def unique(values: Sequence[str]) -> list[str]:
+    """Each value once, in their order."""
     return list(dict.fromkeys(values))
 
 
@@ -270,9 +292,10 @@ def write_card(folder: Path, measured: Sequence[Measure] = ()) -> None:
 def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
     """The card of a folder, as text; the same manifests and measurements give the same text."""
     origin, facts = origin_of(step.folder), step.manifest.get("facts") or {}
-    texts, warnings = list[tuple[str, str, str]](), list[str]()
+    texts, warnings = dict[tuple[str, str, str], list[str]](), list[str]()
     for one in all_steps(step.folder):
-        texts += [(label, _public(text), text_licence(text)) for label, text in one.texts()]
+        for label, text in one.texts():
+            texts.setdefault((label, _public(text), text_licence(text)), []).append(one.name)
         warnings += (one.manifest.get("facts") or {}).get("warnings") or []
     line = line_of(step.folder)
     adapted = [str(one.manifest["sources"]["adapted"]) for one in line if "adapted" in one.manifest["sources"]]
@@ -280,15 +303,16 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         "metadata": metadata(origin, read_json(step.folder / "config.json")),
         "mark": OURS,
         "origin": origin,
+        "made": step.made,
         "kind": kind,
         "chat": (step.folder / CHAT_TEMPLATE).is_file(),
         "version": __version__,
         "steps": [_history(one) for one in line],
         "of_rows": [_history(one) for one in line_of(Path(adapted[0]))] if adapted else [],
-        "texts": list(dict.fromkeys(texts)),
+        "texts": [(", ".join(unique(steps)), *text) for text, steps in texts.items()],
         "measures": measured,
         "maps": facts.get("maps") or {},
-        "warnings": _unique(warnings),
+        "warnings": unique(warnings),
     }
     return render("data/cards/card.md.j2", view)
 
@@ -336,7 +360,7 @@ def _history(step: Step) -> tuple[str, list[str]]:
     built = step_of(Path(vocabulary)) if isinstance(vocabulary, str) else None
     if built and (scenario := built.manifest["key"]["settings"].get("scenario")):
         shown.insert(0, f"vocabulary: {scenario}")
-    return step.kind.made if step.kind else "converted from another format", shown
+    return step.made, shown
 
 
 def _short(value: Any) -> str:

@@ -58,6 +58,7 @@ class Stage:
     run: Callable[[Path], dict[str, Any]]
     texts: dict[str, list[str]] = field(default_factory=dict)  # label -> text sources that it reads
     together: bool = False  # whether all processes of a distributed run take part, not only the first
+    named: dict[str, str] = field(default_factory=dict)  # label -> what the user called an input, if not by its place
 
     def key(self, hashes: "Hashes") -> dict[str, Any]:
         """All that decides the result: settings, contents of inputs, version. Names and dates do not count."""
@@ -307,7 +308,7 @@ class Pipeline:
             self.announce(stage.name)
         facts = stage.run(partial)
         seconds = time.monotonic() - started
-        sources = {label: str(path) for label, path in stage.inputs.items()} | stage.texts
+        sources = {label: str(path) for label, path in stage.inputs.items()} | stage.named | stage.texts
         with step(f"hashing {stage.name}, and writing all of it to the disk"):
             _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
             move_into_place(partial, folder, CHECKPOINTS)

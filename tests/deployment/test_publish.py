@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from lepta.card import FRONT_MATTER, OURS
@@ -104,9 +105,31 @@ def test_a_dry_run_shows_all_and_reaches_nobody(folder, hub):
     assert shown["files"]["model.safetensors"] == (folder / "model.safetensors").stat().st_size
     assert shown["left_out"] == ["notes.txt"]
     assert "Load OWNER/NAME." in shown["card"]
-    assert ["no base model" in warning for warning in shown["warnings"]] == [True]
+    assert [warning.partition(":")[0] for warning in shown["warnings"]] == [
+        "the card names no base model",
+        "the card names no language",
+    ]
     assert not hub.authorised
     assert "Nothing was sent." in run(folder, "--repo", "OWNER/NAME", "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("card", "languages"),
+    [("", ["kk", "ru"]), ("language: en\n", ["kk", "ru", "en"]), ("language: [ru, en]\n", ["kk", "ru", "en"])],
+    ids=["none", "one", "several"],
+)
+def test_languages_come_before_those_that_the_card_names(folder, card, languages):
+    (folder / "README.md").write_text(CARD.replace("---\n", f"---\n{card}", 1))
+    result = run(folder, "--repo", "OWNER/NAME", "--language", "kk", "--language", "ru", "--dry-run", "--json")
+    shown = json.loads(result.stdout)
+    facts = yaml.safe_load(FRONT_MATTER.match(shown["card"])[1])
+    assert facts == {"license": "mit", "language": languages} and "Load OWNER/NAME." in shown["card"]
+    assert not any("language" in warning for warning in shown["warnings"])
+
+
+def test_a_language_is_a_code(folder):
+    error = run(folder, "--repo", "OWNER/NAME", "--language", "Kazakh", "--dry-run").exception
+    assert str(error) == "--language Kazakh: expected a code of ISO 639, such as ru or kk"
 
 
 def test_all_files_arrive_in_one_commit(folder, hub):

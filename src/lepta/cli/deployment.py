@@ -62,6 +62,9 @@ def publish(
     base_model: Annotated[
         str | None, typer.Option(help="OWNER/NAME that it was made from, if its card does not say.")
     ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Code (ISO 639: ru, kk) that the card is to name too; repeat.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show files, sizes and card; send nothing, ask no network.")
     ] = False,
@@ -76,7 +79,7 @@ def publish(
     from lepta.deployment.publish import prepare
     from lepta.deployment.publish import publish as send
 
-    publication = prepare(model, repo, base_model)
+    publication = prepare(model, repo, base_model, language or [])
     facts = {
         "repo": repo,
         "private": private,

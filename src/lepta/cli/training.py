@@ -159,6 +159,7 @@ def distill(
             partial(learn, teacher.folder, model, sides, settings, options.seed),
             distill_texts(sides, settings),
             together=True,
+            named={"original": original},
         )
         cost = partial(costs.distilling_cost, model, teacher.folder, settings)
         facts = _run(stage, output, options, cost)
@@ -198,13 +199,15 @@ def pretrain(
     from lepta.vocabulary.source import TOKENIZER_FILES
 
     sides = texts.sides()
-    inputs = {"model": model}
+    inputs, named = {"model": model}, {}
     if original:
+        named["original"] = original
         inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
     sources = sources_of(sides, "train") | sources_of(sides, "valid")
     with ExitStack() as stack:
         if settings.teacher:
             check_teacher(settings.teacher, original or settings.teacher)
+            named["teacher"] = settings.teacher
             inputs["teacher"] = stack.enter_context(opened(settings.teacher)).folder
         old, teacher = inputs.get("original"), inputs.get("teacher")
         stage = Stage(
@@ -214,6 +217,7 @@ def pretrain(
             partial(learn, old, model, sides, settings, options.seed, teacher=teacher),
             {label: names for label, names in sources.items() if names},
             together=True,
+            named=named,
         )
         cost = partial(costs.pretraining_cost, model, old, settings)
         facts = _run(stage, output, options, cost)

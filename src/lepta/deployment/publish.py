@@ -5,14 +5,14 @@ Only files that a model needs go along; `manifest.json` goes without the places 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model
+from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model, unique
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
 from lepta.core.reading import is_there, read_json, read_utf8
@@ -24,6 +24,7 @@ PUBLISHED = (
 THIS_FOLDER = "THIS_FOLDER"  # in a card: the name that the model will have
 GGUF_FACTS = ".gguf.json"  # beside a GGUF file: what was compared
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
+LANGUAGE = re.compile(r"[a-z]{2,3}")
 ABSENT = "no card: there is no README.md"
 
 
@@ -48,9 +49,10 @@ class Publication:
         return card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
 
 
-def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publication:
-    """Collect what would be published as `repo` (OWNER/NAME); `base_model` is for the card, if that names none.
+def prepare(folder: Path, repo: str, base_model: str | None = None, languages: Sequence[str] = ()) -> Publication:
+    """Collect what would be published as `repo` (OWNER/NAME).
 
+    `base_model` is for the card, if that names none; `languages` (ISO 639) are named before those that it names.
     LeptaError if the name is none of the hub's, or the folder holds neither a model nor a vocabulary patch.
     """
     from huggingface_hub.errors import HFValidationError
@@ -62,6 +64,9 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
         raise LeptaError(f"--repo {repo}: not a name for the hub; expected OWNER/NAME") from error
     if "/" not in repo:
         raise LeptaError(f"--repo {repo}: expected OWNER/NAME")
+    for language in languages:
+        if not LANGUAGE.fullmatch(language):
+            raise LeptaError(f"--language {language}: expected a code of ISO 639, such as ru or kk")
     if not folder.is_dir():
         raise LeptaError(f"{folder}: no such folder; expected one with a model or a vocabulary patch")
     if not is_model(folder) and not (folder / PATCH).is_file():
@@ -71,10 +76,10 @@ def prepare(folder: Path, repo: str, base_model: str | None = None) -> Publicati
         if name == MANIFEST or name.endswith(GGUF_FACTS):
             files[name] = _without_places(folder / name)
     if CARD in files:
-        files[CARD] = _card(folder, repo, base_model).encode()
+        files[CARD] = _card(folder, repo, base_model, languages).encode()
     all_files = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
     left_out = [name for name in all_files if name not in files]
-    return Publication(repo, dict(sorted(files.items())), left_out, _missing(folder, base_model))
+    return Publication(repo, dict(sorted(files.items())), left_out, _missing(folder, base_model, languages))
 
 
 def _published(folder: Path) -> Iterator[Path]:
@@ -110,17 +115,22 @@ def _named(value: Any) -> Any:
     return value
 
 
-def _card(folder: Path, repo: str, base_model: str | None) -> str:
+def _card(folder: Path, repo: str, base_model: str | None, languages: Sequence[str]) -> str:
     text = read_utf8(folder / CARD).replace(THIS_FOLDER, repo)
-    facts = front_matter(folder)
-    if base_model is None or "base_model" in facts:
+    facts, added = front_matter(folder), dict[str, Any]()
+    if base_model and "base_model" not in facts:
+        added = {"base_model": base_model, "base_model_relation": "finetune"}
+    if languages:
+        named = facts.get("language") or []
+        added["language"] = unique([*languages, *([named] if isinstance(named, str) else named)])
+    if not added:
         return text
-    facts |= {"base_model": base_model, "base_model_relation": "finetune"}
+    facts |= added
     head = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n" + FRONT_MATTER.sub("", text)
 
 
-def _missing(folder: Path, base_model: str | None) -> list[str]:
+def _missing(folder: Path, base_model: str | None, languages: Sequence[str]) -> list[str]:
     """What a reader of the hub would miss."""
     if not (folder / CARD).is_file():
         return [ABSENT]
@@ -129,6 +139,8 @@ def _missing(folder: Path, base_model: str | None) -> list[str]:
         warnings.append(f"the card names no licence: write `license:` into {CARD}")
     if "base_model" not in facts and base_model is None:
         warnings.append("the card names no base model: give --base-model OWNER/NAME")
+    if not facts.get("language") and not languages:
+        warnings.append("the card names no language: give --language CODE, such as ru")
     return warnings
 
 

@@ -213,4 +213,5 @@ class TuneCommand:
             key["preference"] = self.preference.model_dump()
             texts["preferences"] = self.preferences
         place = locate(model, hub_files=MODEL_FILES)
-        return Stage(name, {"model": place}, key, lambda folder: self.run(model, folder), texts, together=True)
+        named = {} if place.is_dir() else {"model": str(model)}  # the folder of a hub's model says its name, and more
+        return Stage(name, {"model": place}, key, lambda folder: self.run(model, folder), texts, True, named)
