@@ -16,7 +16,23 @@ from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
 SIDES = ("target", "source")
-Densities = dict[str, tuple[Density, Density]]  # of each side: original and new vocabulary
+
+
+class Pair(NamedTuple):
+    """The original and the new vocabulary on text of one language."""
+
+    original: Density
+    new: Density
+
+    def in_original(self, tokens: int) -> float | None:
+        """How many tokens the text of so many new ones takes in the original vocabulary; None if that is not known."""
+        original, new = self.original.characters_per_token, self.new.characters_per_token
+        if not original or not new:
+            return None
+        return tokens * new / original
+
+
+Densities = dict[str, Pair]  # of each side
 
 
 class NewVocabulary(NamedTuple):
@@ -101,7 +117,7 @@ def densities_of(recipe: Recipe, before: Shape, size: int, old: Vocabulary | Non
                 # This text is not the one that was measured; both vocabularies find it equally easier or harder.
                 ratio = here / there
                 new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
-        densities[side] = original, new
+        densities[side] = Pair(original, new)
     return densities
 
 

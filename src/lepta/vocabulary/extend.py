@@ -54,7 +54,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
                 scripts[script] += weight
     least = LEAST_SHARE * scripts.total()
     others = [(weight, script) for script, weight in scripts.items() if script != "Latin" and weight >= least]
-    return max(others)[1] if others else "Latin"
+    return max(others, default=(0.0, "Latin"))[1]
 
 
 @step("choosing words of the script")
@@ -175,7 +175,9 @@ def is_certain(token: bytes, kind: regex.Pattern[str], only: regex.Pattern[str])
     if kind.search(token.decode(errors="ignore")):
         return True
     *_, last = "", *runs_of_text(token)
-    begun = "" if isinstance(last, str) else characters_from(last)
+    if isinstance(last, str):
+        return False
+    begun = characters_from(last)
     return bool(begun) and only.fullmatch(begun) is not None
 
 
@@ -189,7 +191,10 @@ def _text(data: bytes) -> str | None:
 
 def characters_from(start: bytes) -> str:
     """All characters whose UTF-8 begins with these bytes and has more; empty if there are none."""
-    length, least = next((found for found in UTF8_LENGTHS if start[0] >= found[2]), (1, 0, 0))[:2]
+    length, least = 1, 0
+    for longest, character, first in reversed(UTF8_LENGTHS):
+        if start[0] >= first:
+            length, least = longest, character
     missing = length - len(start)
     if missing <= 0:
         return ""
