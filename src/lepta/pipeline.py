@@ -313,7 +313,7 @@ def measured(evaluation: dict[str, Any], name: str) -> list[Measure]:
         found.append(Measure(f"{language}, characters per token (higher is better)", first[dense], second[dense], True))
     behaviour = evaluation["behaviour"]
     if {original, name} <= behaviour.keys():
-        before, after = (behaviour[one]["share"] for one in (original, name))
+        before, after = behaviour[original]["share"], behaviour[name]["share"]
         found.append(Measure("answers that open in the variant's style, share", before, after, True))
     return found
 

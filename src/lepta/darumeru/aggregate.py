@@ -277,6 +277,6 @@ def _difference(first: _Bootstrap, second: _Bootstrap) -> Difference:
     if first.draws is None or second.draws is None:
         return Difference(first.value, second.value, Estimate(value, None, None), None)
     draws = second.draws - first.draws
-    below, above = ((np.sum(side) + 1) / (len(draws) + 1) for side in (draws <= 0, draws >= 0))
-    p = float(min(1.0, 2 * min(below, above)))
+    fewer = min(np.sum(draws <= 0), np.sum(draws >= 0))
+    p = float(min(1.0, 2 * ((fewer + 1) / (len(draws) + 1))))
     return Difference(first.value, second.value, _Bootstrap(value, draws).estimate, p)

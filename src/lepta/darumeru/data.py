@@ -73,8 +73,8 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     folder = BUILTIN_ITEMS if source == BUILTIN else expanded(source)
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
-    test, shots = (read_rows(name, _file(folder / name / file)) for file in (TEST, SHOTS))
-    return checked(name, source, test, shots)
+    test = read_rows(name, _file(folder / name / TEST))
+    return checked(name, source, test, read_rows(name, _file(folder / name / SHOTS)))
 
 
 def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -> Dataset:

@@ -17,7 +17,7 @@ from lepta.core.progress import progress
 from lepta.darumeru.aggregate import Summary, summarise, task_result
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.data import Dataset, load_dataset
-from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, Results, TaskLog, check_output, read_results
+from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, Results, TaskLog, check_output, read_results, task_results
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.version import __version__
@@ -81,7 +81,7 @@ def ask(
             said += f", {errors} ERRORS"
         report(said)
     results = read_results(output)
-    summary = summarise([result for result, _ in results.values()], seed=seed, partial=True)
+    summary = summarise(task_results(results), seed=seed, partial=True)
     write_json(output / SUMMARY, _summary_json(summary, {"shots": shots, "seed": seed, **settings}, results))
     return summary
 

@@ -12,7 +12,7 @@ next (`pieces`), and to the token that came.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def collect_states(
         states = distiller.last_states(_padded([passage.new_ids for passage in chosen], head.place.device))
         for last, passage in zip(states, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, last, passage))
-    return _joined(parts)
+    return HeadStates(*_joined(parts))
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def collect_targets(
             teacher = teacher[: len(passage.old_ids)]
             total = torch.logaddexp(firsts.total(teacher), others.total(teacher))
             found.append(_expected(distiller, tree, teacher, total, passage))
-    return _joined(parts), _joined_targets(found)
+    return HeadStates(*_joined(parts)), _joined_targets(found)
 
 
 def _batches(
@@ -213,28 +213,19 @@ def _expected(
     )
 
 
-def _joined(parts: Sequence[HeadStates]) -> HeadStates:
-    return HeadStates(
-        torch.cat([part.states for part in parts]),
-        torch.cat([part.rest for part in parts]),
-        torch.cat([part.slot for part in parts]),
-        torch.cat([part.logit for part in parts]),
-    )
+def _joined(parts: Sequence[HeadStates] | Sequence[Targets]) -> list[torch.Tensor]:
+    """Each field of all parts as one tensor."""
+    fields = zip(*(vars(part).values() for part in parts), strict=True)
+    return list(map(torch.cat, fields))
 
 
 def _joined_targets(parts: Sequence[Targets]) -> Targets:
-    sizes = [len(part.branch) for part in parts]
-    offsets = np.cumsum([0, *sizes])
-    starts = [part.start[:-1] + int(offset) for part, offset in zip(parts, offsets, strict=False)]
-    end = torch.tensor([int(offsets[-1])], device=parts[0].start.device)
-    return Targets(
-        torch.cat([part.states for part in parts]),
-        torch.cat([part.total for part in parts]),
-        torch.cat([part.known for part in parts]),
-        torch.cat([*starts, end]),
-        torch.cat([part.branch for part in parts]),
-        torch.cat([part.probability for part in parts]),
-    )
+    starts, offset = [], 0
+    for part in parts:
+        starts.append(part.start[:-1] + offset)
+        offset += len(part.branch)
+    starts.append(torch.tensor([offset], device=parts[0].start.device))
+    return replace(Targets(*_joined(parts)), start=torch.cat(starts))
 
 
 def constant_direction(states: torch.Tensor) -> torch.Tensor:

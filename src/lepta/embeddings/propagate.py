@@ -200,7 +200,7 @@ class _Variant:
         matrices, maps, warnings = dict(body), {}, []
         for role, fit in fits.items():
             name = self._name_of(role)
-            own, before, trained = (_matrix(model, role) for model in (self.checkpoint, base, adapted))
+            own, before, trained = _matrix(self.checkpoint, role), _matrix(base, role), _matrix(adapted, role)
             trained = self._scaled(trained, before, own, scale)
             matrices[name] = self._rows(fit, trained, own)
             lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
@@ -208,7 +208,7 @@ class _Variant:
             warnings += _length_warnings(name, **lengths)
         for name in self.checkpoint.vocabulary_names:
             if name not in self.checkpoint.embedding_names:
-                before, own, after = (model.rows_of(name) for model in (base, self.checkpoint, adapted))
+                before, own, after = base.rows_of(name), self.checkpoint.rows_of(name), adapted.rows_of(name)
                 moved = Propagation("delta", None, (self.transfer_of(after, own).matrix, before, own))
                 matrices[name] = self._rows(moved, self._scaled(after, before, own, scale), own)
         write_model(

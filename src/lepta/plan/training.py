@@ -168,7 +168,8 @@ def memory(
     single = cpu or settings.body_dtype == "float32"
     compute = 4 if single else 2  # bytes of an activation
     frozen = _frozen_bytes(shape, weights, settings, compute)
-    masters, gradients, optimizer = (float(weights.trained * size) for size in (MASTER, GRADIENT, ADAM))
+    trained = float(weights.trained)
+    masters, gradients, optimizer = trained * MASTER, trained * GRADIENT, trained * ADAM
     head = _trained_head(shape, weights)
     loss = float(LOGITS + 4 * head)  # the gradient of this step's head, beside the sum of those before
     if not single:
@@ -178,7 +179,8 @@ def memory(
     if sharding == "DDP":
         gradients *= 2  # the buckets that travel between GPUs
     if sharding == "FSDP2":
-        frozen, masters, gradients, optimizer = (size / processes for size in (frozen, masters, gradients, optimizer))
+        frozen, masters = frozen / processes, masters / processes
+        gradients, optimizer = gradients / processes, optimizer / processes
         loss += compute * (GATHERED_LAYERS * shape.body / shape.layers + shape.embeddings)
     if settings.teacher:  # every process has it whole
         frozen += shape.weights * compute

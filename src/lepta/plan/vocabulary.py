@@ -112,11 +112,12 @@ def densities_of(recipe: Recipe, before: Shape, size: int, old: Vocabulary | Non
         new = measured(made, language.valid)
         if new is None:
             new = new_estimate(before.tokenizer, recipe.vocabulary, size, language.language)
-            here, there, then = (density.characters_per_token for density in (original, table, new))
-            if original is not table and here and there and then:
+            here, there = original.characters_per_token, table.characters_per_token
+            if original is not table and here and there and new.characters_per_token:
                 # This text is not the one that was measured; both vocabularies find it equally easier or harder.
                 ratio = here / there
-                new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
+                how = f"{new.how}, times {ratio:.2f}: original here / there"
+                new = Density(new.characters_per_token * ratio, how)
         densities[side] = Pair(original, new)
     return densities
 

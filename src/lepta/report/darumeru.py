@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from lepta.core.tables import number_table
 from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, compare, summarise
-from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary
+from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary, task_results
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import NO_LABEL, Task, tasks
 from lepta.report.chart import score_chart
@@ -88,12 +87,12 @@ def side_by_side(
     with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each task that is
     not whole).
     """
-    results = [list(map(itemgetter(0), side.values())) for side in sides]
-    summaries = [summarise(side, seed=seed, partial=True) for side in results]
+    first, second = map(task_results, sides)
+    summaries = [summarise(results, seed=seed, partial=True) for results in (first, second)]
     if differences is None:
         differences = {}
         if summaries[0].tasks.keys() & summaries[1].tasks.keys():
-            differences = compare(*results, seed=seed)
+            differences = compare(first, second, seed=seed)
     known = tasks(summaries[0].definition)
     rows = _rows(known, [_estimates(asdict(summary)) for summary in summaries])
     for row in rows:

@@ -183,13 +183,13 @@ class _Numbers:
     def headline(self) -> str:
         """The result in two plain sentences."""
         density = self.change(self.target, "characters_per_token")["ratio"]
-        reading, writing = (row["ratio"] for row in self.speed())
+        reading, writing = self.speed()
         original, first, last = self.trained_bits()
         return (
             f"With the new vocabulary a token carries {times(density)} as many characters of “{self.target}” text, and "
-            f"the same text is read {times(reading)} as fast and written {times(writing)} as fast. Training took the "
-            f"base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the original, with all its "
-            f"training, is at {original:.3f}."
+            f"the same text is read {times(reading['ratio'])} as fast and written {times(writing['ratio'])} as fast. "
+            f"Training took the base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the "
+            f"original, with all its training, is at {original:.3f}."
         )
 
 

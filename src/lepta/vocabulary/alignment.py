@@ -38,15 +38,15 @@ class Aligner:
 
     def align(self, passages: Sequence[str]) -> list[Alignment | None]:
         """Tokenise passages both ways; None for one whose bytes a tokenizer changes (by normalising them, say)."""
-        old_ids, new_ids = (vocabulary.encode(passages) for vocabulary, _ in self._sides)
-        return [self._one(*sides) for sides in zip(passages, old_ids, new_ids, strict=True)]
+        (old, _), (new, _) = self._sides
+        return list(map(self._one, passages, old.encode(passages), new.encode(passages)))
 
     def _one(self, passage: str, old_ids: list[int], new_ids: list[int]) -> Alignment | None:
-        written = [_written(side[0], ids) for side, ids in zip(self._sides, (old_ids, new_ids), strict=True)]
-        if written[0] != written[1] or not written[0].endswith(passage.encode()):
+        (old, old_start), (new, new_start) = self._sides
+        written = _written(old, old_ids)
+        if written != _written(new, new_ids) or not written.endswith(passage.encode()):
             return None
-        old_ends, new_ends = self._common_ends(written[0], old_ids, new_ids)
-        old_start, new_start = (start for _, start in self._sides)
+        old_ends, new_ends = self._common_ends(written, old_ids, new_ids)
         return Alignment(
             np.asarray([old_start, *old_ids], dtype=np.int64),
             np.asarray([new_start, *new_ids], dtype=np.int64),

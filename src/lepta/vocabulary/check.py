@@ -222,7 +222,8 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
     Of the texts that are given, at most a share of `limit` may have such tokens.
     """
     ours = [*OTHER_TEXT, *all_scripts()]
-    of_given, of_ours = (list(changed_texts(original, vocabulary, texts)) for texts in (given, ours))
+    of_given = list(changed_texts(original, vocabulary, given))
+    of_ours = list(changed_texts(original, vocabulary, ours))
     changed = [*of_given, *of_ours]
     wrong = [one.shown(one.others[0]) for one in changed if one.others]
     lost = [one.shown(one.lost[0]) for one in of_given if one.lost]
