@@ -53,7 +53,7 @@ def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling,
                 done = zip(part, stopped.done, strict=True)
                 journal.add(_row(prompt, answers) for prompt, answers in done if answers is not None)
                 raise
-            journal.add(_row(prompt, answers) for prompt, answers in zip(part, written, strict=True))
+            journal.add(map(_row, part, written))
             for answers in written:
                 if not isinstance(answers, Refusal):
                     tokens += sum(answer.tokens for answer in answers)
@@ -71,7 +71,9 @@ def fault(answer: dict[str, Any]) -> str | None:
     """Why an answer cannot be learned from, whatever a judge would say: `empty` or `unfinished`; None if it can."""
     if not answer["text"]:
         return "empty"
-    return None if answer["whole"] else "unfinished"
+    if not answer["whole"]:
+        return "unfinished"
+    return None
 
 
 def usable(row: dict[str, Any]) -> list[int]:

@@ -190,17 +190,21 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         values = {way[name] for way in tried}
         if len(values) > 1:
             settings.append(name)
-    both = ["of both,\nsum"] if len(measures) > 1 else []
-    table = number_table("method", *(name.replace("_", " ") for name in [*settings, *measures]), *both, "")
-    for way in sorted(tried, key=lambda way: sum(way[name] for name in measures)):
-        scores = [way[name] for name in measures]
-        cells = [f"{way[name]:g}" for name in settings]
-        cells += [f"{score:.4f}" for score in (*scores, *([sum(scores)] if both else []))]
+    heads = [name.replace("_", " ") for name in [*settings, *measures]]
+    why = "the fewest bits per byte"
+    if len(measures) > 1:
+        heads.append("of both,\nsum")
+        why += ", of text and answers together"
+    table = number_table("method", *heads, "")
+    for way in sorted(tried, key=lambda way: sum(map(way.get, measures))):
+        scores = list(map(way.get, measures))
+        if len(measures) > 1:
+            scores.append(sum(scores))
+        cells = [f"{way[name]:g}" for name in settings] + [f"{score:.4f}" for score in scores]
         taken = all(way[name] == chosen[name] for name in ("method", "delta_scale", "body_delta"))
         table.add_row(way["method"], *cells, "taken" if taken else "")
     console.print(table)
-    why = chosen.get("why", "the fewest bits per byte" + (", of text and answers together" if both else ""))
-    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({why})")
+    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({chosen.get('why', why)})")
 
 
 @patch.command("export")

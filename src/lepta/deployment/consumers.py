@@ -146,7 +146,8 @@ def transformers_4(model: Deployed) -> Verdict:
     rope = [key for key in missing if key != "torch_dtype"]
     if rope:
         reason = f"reads other rotary embeddings, without a message: no {', '.join(rope)} for it"
-        return Verdict("step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
+        lines = "\n".join(f"{json.dumps(key)}: {json.dumps(value)}," for key, value in missing.items())
+        return Verdict("step", reason, f"add the lines below to {model.inner}", lines, model.inner)
     if missing:
         return Verdict("works", "in float32 before 4.56: no torch_dtype in config.json")
     return Verdict("works", "finds rope and dtype where it looks for them")
@@ -159,10 +160,6 @@ def keys_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
     if added.get("rope_theta") == V4_ROPE_THETA:
         del added["rope_theta"]
     return {key: value for key, value in added.items() if not key.endswith("_config")}
-
-
-def _as_lines(keys: dict[str, Any]) -> str:
-    return "\n".join(f"{json.dumps(key)}: {json.dumps(value)}," for key, value in keys.items())
 
 
 def tokenizers_python(model: Deployed) -> Verdict:

@@ -293,7 +293,9 @@ def fit(
             if len(order) < size:
                 order = np.concatenate([order, draw.permutation(len(found))])
             chosen, order = torch.from_numpy(order[:size]).to(rows.device), order[size:]
-            optimizer.param_groups[0]["lr"] = rate * _cosine(step, steps)
+            # Ten steps of warm-up, then half a cosine.
+            share = min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = rate * share
             loss = _loss(rows, found, expected, chosen, rule, bias)
             optimizer.zero_grad()
             loss.backward()
@@ -338,8 +340,3 @@ def _logits(rows: torch.Tensor, found: HeadStates, rule: LogitRule, bias: torch.
     """Logits of the rows that learn, shape (rows, positions), float32; products in the precision of the states."""
     products = (rows.to(found.states.dtype) @ found.states.T).float()
     return rule.apply(products if bias is None else products + bias[:, None])
-
-
-def _cosine(step: int, steps: int) -> float:
-    """Share of the peak rate: ten steps of warm-up, then half a cosine."""
-    return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))

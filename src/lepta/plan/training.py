@@ -167,7 +167,8 @@ def memory(
     """Estimate the memory of one process of a stage; on a CPU everything is float32."""
     single = cpu or settings.body_dtype == "float32"
     compute = 4 if single else 2  # bytes of an activation
-    frozen = _frozen_bytes(shape, weights, settings, compute)
+    packed = min(shape.linear_weights, weights.frozen_body)
+    frozen = packed * PACKED.get(settings.body_dtype, compute) + (weights.frozen - packed) * compute
     trained = float(weights.trained)
     masters, gradients, optimizer = trained * MASTER, trained * GRADIENT, trained * ADAM
     head = _trained_head(shape, weights)
@@ -188,12 +189,6 @@ def memory(
     rest = frozen + masters + gradients + optimizer + activations + loss
     overhead = CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest
     return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead)
-
-
-def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSettings, compute: int) -> float:
-    linear = min(shape.linear_weights, weights.frozen_body)
-    packed = PACKED.get(settings.body_dtype, compute)
-    return linear * packed + (weights.frozen - linear) * compute
 
 
 def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:

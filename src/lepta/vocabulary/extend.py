@@ -123,7 +123,7 @@ class _Cutter:
         different = symbols.intersection(itertools.chain.from_iterable(splits))
         self._whole = {symbol for symbol in different if _text(symbol) is not None}
         self._starts = {symbol for symbol in self._whole if self._of_script.match(_text(symbol) or "")}
-        self._is_safe = cache(self._safe)
+        self._is_safe = cache(partial(is_certain, kind=self._of_script, only=self._only_script))
 
     def parts(self, word: str, split: Symbols) -> list[Sequence[Unit]]:
         """The parts of a word in which merges are learned."""
@@ -157,9 +157,6 @@ class _Cutter:
             units[-1].append(symbol)
             position = end
         return list(map(tuple, units))
-
-    def _safe(self, token: bytes) -> bool:
-        return is_certain(token, self._of_script, self._only_script)
 
 
 def only_characters(kind: str) -> regex.Pattern[str]:

@@ -76,7 +76,9 @@ class ByteLevelBPE(Vocabulary):
         """The tokenizer without added tokens, normalisation and prefix space: text to ids and nothing else."""
         steps = []
         for step in components(self.spec["pre_tokenizer"]):
-            steps.append(step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step)
+            if step["type"] == "ByteLevel":
+                step = step | {"add_prefix_space": False}
+            steps.append(step)
         bare: dict[str, Any] = {
             "added_tokens": [],
             "truncation": None,

@@ -132,8 +132,10 @@ class Vocabulary(ABC):
             by_token.setdefault(left + right, []).append((left, right))
         parts: dict[int, tuple[int, ...]] = {}
         for token, ways in by_token.items():
-            pair = ways[0] if len(ways) == 1 else _last_pair(token, ranks)
-            parts[vocab[token]] = tuple(vocab[part] for part in pair)
+            pair: tuple[str, ...] = ways[0]
+            if len(ways) > 1:
+                pair = _last_pair(token, ranks)
+            parts[vocab[token]] = tuple(map(vocab.__getitem__, pair))
         return parts
 
     def is_hole(self, token_id: int) -> bool:
