@@ -134,9 +134,10 @@ def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) 
 def _run_task(task: Task, dataset: Dataset, backend: Backend, shots: int, log: TaskLog) -> list[Record]:
     """Ask what is not logged yet; the records of all samples."""
     samples = task.samples(dataset)
-    if not all(sample.id in log.records for sample in samples):
+    ids = [sample.id for sample in samples]
+    if not log.records.keys() >= set(ids):
         _ask_samples(task, dataset, samples, backend, shots, log)
-    log.finish([sample.id for sample in samples])
+    log.finish(ids)
     return list(log.records.values())
 
 

@@ -106,7 +106,7 @@ def collect_states(
     frozen = FrozenRows(head.frozen, bias, distiller.rule)
     parts = []
     for chosen in _batches(passages, batch, purpose):
-        states = distiller.last_states(_padded([passage.new_ids for passage in chosen], head.place.device))
+        states = distiller.last_states(_padded(chosen, "new_ids", head.place.device))
         for last, passage in zip(states, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, last, passage))
     return HeadStates(*_joined(parts))
@@ -128,7 +128,7 @@ def collect_targets(
     sample = passages[:: max(1, len(passages) * SHORT // SAMPLE)]
     last = []
     for passage in track(sample, "finding rows that are likely in the text, passages", len(sample)):
-        last.append(distiller.last_states(_padded([passage.new_ids], device))[0])
+        last.append(distiller.last_states(_padded([passage], "new_ids", device))[0])
     states = torch.cat(last)[:SAMPLE]
     own = rule.apply((states @ head.rows.to(states.dtype).T).float()).logsumexp(1)
     with step("leaving out rows that are never likely"):
@@ -137,8 +137,8 @@ def collect_targets(
     parts: list[HeadStates] = []
     found: list[Targets] = []
     for chosen in _batches(passages, batch):
-        students = distiller.last_states(_padded([passage.new_ids for passage in chosen], device))
-        teachers = distiller.teacher_last_states(_padded([passage.old_ids for passage in chosen], device))
+        students = distiller.last_states(_padded(chosen, "new_ids", device))
+        teachers = distiller.teacher_last_states(_padded(chosen, "old_ids", device))
         for student, teacher, passage in zip(students, teachers, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, student, passage))
             teacher = teacher[: len(passage.old_ids)]
@@ -156,8 +156,9 @@ def _batches(
     return track(batches, purpose, len(batches))
 
 
-def _padded(ids: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    rows = [torch.from_numpy(row) for row in ids]
+def _padded(passages: Sequence[Alignment], name: str, device: torch.device) -> torch.Tensor:
+    """`old_ids` or `new_ids` of passages."""
+    rows = [torch.from_numpy(getattr(passage, name)) for passage in passages]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 

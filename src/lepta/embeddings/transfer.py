@@ -74,7 +74,7 @@ def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_r
 
     counts = np.zeros(new_rows, dtype=np.int64)
     counts[exact >= 0] = 1
-    counts[to_split] = [len(split) for split in splits]
+    counts[to_split] = list(map(len, splits))
     indptr = np.concatenate([[0], np.cumsum(counts)])
     indices = np.empty(indptr[-1], dtype=np.int64)
     indices[indptr[:-1][exact >= 0]] = exact[exact >= 0]

@@ -60,6 +60,6 @@ def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -
         characters = TOKENISED * stage.settings.tokens * stage.share_of(side)
         if text[side]["characters"] is not None:
             characters = min(text[side]["characters"], characters)
-        density = densities[side].new.characters_per_token or CHARACTERS_PER_TOKEN
+        density = densities[side][1].characters_per_token or CHARACTERS_PER_TOKEN
         size += BLOCK_TOKEN_BYTES * characters / density
     return round(size)

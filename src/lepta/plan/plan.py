@@ -13,7 +13,7 @@ from lepta.plan.outline import Outline, StagePlan, outline_of
 from lepta.plan.shapes import Shape
 from lepta.plan.text import count_text, is_absent
 from lepta.plan.training import GIB, Sharding, fit, memory, micro_batch
-from lepta.plan.vocabulary import SIDES, Densities, densities_of, vocabulary_facts
+from lepta.plan.vocabulary import SIDES, Densities, densities_of, in_original, vocabulary_facts
 from lepta.recipe import Recipe
 
 
@@ -89,7 +89,7 @@ def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
     settings = outline.recipe.distill
     if settings is None:
         return outline.distillation
-    old_per_new = densities["target"].in_original(1) or 1.0
+    old_per_new = in_original(1, densities) or 1.0
     learned = outline.after.tokens - outline.wanted.first_new
     return distillation_cost(settings, outline.after, outline.before.rows, learned, old_per_new)
 
@@ -103,7 +103,7 @@ def _base(before: Shape) -> dict[str, Any]:
 def _text(outline: Outline, side: str, densities: Densities) -> dict[str, Any]:
     language = getattr(outline.recipe.text, side)
     amount = count_text(language.train)
-    new = densities[side].new.characters_per_token
+    new = densities[side][1].characters_per_token
     wanted = sum(stage.settings.tokens * stage.share_of(side) for stage in outline.stages)
     tokens = trained_characters = passes = None
     if new:
@@ -125,8 +125,7 @@ def _text(outline: Outline, side: str, densities: Densities) -> dict[str, Any]:
 
 
 def _under_original(tokens: int, densities: Densities) -> int | None:
-    """Tokens that the same text of the target language takes in the original vocabulary."""
-    original = densities["target"].in_original(tokens)
+    original = in_original(tokens, densities)
     return None if original is None else round(original)
 
 

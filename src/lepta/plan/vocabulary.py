@@ -16,23 +16,7 @@ from lepta.vocabulary.tokens import Vocabulary
 
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
 SIDES = ("target", "source")
-
-
-class Pair(NamedTuple):
-    """The original and the new vocabulary on text of one language."""
-
-    original: Density
-    new: Density
-
-    def in_original(self, tokens: int) -> float | None:
-        """How many tokens the text of so many new ones takes in the original vocabulary; None if that is not known."""
-        original, new = self.original.characters_per_token, self.new.characters_per_token
-        if not original or not new:
-            return None
-        return tokens * new / original
-
-
-Densities = dict[str, Pair]  # of each side
+Densities = dict[str, tuple[Density, Density]]  # of each side: original and new vocabulary
 
 
 class NewVocabulary(NamedTuple):
@@ -118,8 +102,16 @@ def densities_of(recipe: Recipe, before: Shape, size: int, old: Vocabulary | Non
                 ratio = here / there
                 how = f"{new.how}, times {ratio:.2f}: original here / there"
                 new = Density(new.characters_per_token * ratio, how)
-        densities[side] = Pair(original, new)
+        densities[side] = original, new
     return densities
+
+
+def in_original(tokens: int, densities: Densities) -> float | None:
+    """Tokens that the same text of the target language takes in the original vocabulary; None if that is not known."""
+    original, new = densities["target"]
+    if not original.characters_per_token or not new.characters_per_token:
+        return None
+    return tokens * new.characters_per_token / original.characters_per_token
 
 
 def vocabulary_facts(

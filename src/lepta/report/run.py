@@ -142,7 +142,7 @@ class _Numbers:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         evaluation, languages = data["evaluation"], data["languages"]
-        self.pair = [evaluation["pair"][side] for side in ("original", "adapted")]
+        self.pair = [evaluation["pair"]["original"], evaluation["pair"]["adapted"]]
         self.target = languages["target"]
         self.languages = list(dict.fromkeys([languages["target"], languages["source"]]))  # once if they are the same
         self._text, self._speed = evaluation["text"], evaluation["speed"]

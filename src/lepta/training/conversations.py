@@ -89,7 +89,7 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message], thinking: 
     """
     if thinking and messages[-1].get("reasoning_content"):
         return _encoded(tokenizer, *_with_thinking(tokenizer, messages))
-    messages = [_without_thinking(turn) for turn in messages]
+    messages = list(map(_without_thinking, messages))
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
     whole = render_chat(tokenizer, messages)
     spans = []
@@ -114,7 +114,7 @@ def _with_thinking(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, li
 
     Templates differ in what they take as thinking, so the block is put into the prompt here, as when a model is asked.
     """
-    asked, answer = [_without_thinking(turn) for turn in messages[:-1]], messages[-1]
+    asked, answer = list(map(_without_thinking, messages[:-1])), messages[-1]
     given = render_chat(tokenizer, asked, thinking=True, add_generation_prompt=True)
     block = needed_block(tokenizer.chat_template)
     text = filled(begun_answer(tokenizer, asked, thinking=True), block, f"\n{answer['reasoning_content'].strip()}\n")
