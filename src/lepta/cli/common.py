@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 from rich.markup import escape
 
-from lepta.cli.words import Words, short, spelt
+from lepta.cli.words import line
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
 from lepta.core.progress import Terminal
@@ -101,16 +100,15 @@ def log(line: str) -> None:
     Terminal(stderr=True, quiet=quiet, soft_wrap=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
 
 
-def result(facts: dict[str, Any], as_json: bool, words: Words = MappingProxyType({})) -> None:
-    """Print facts line by line, in the words for people if there are any, or as JSON; warnings come first."""
+def result(facts: dict[str, Any], as_json: bool, kind: str = "") -> None:
+    """Print facts line by line, in the words that there are for this kind, or as JSON; warnings come first."""
     if as_json:
         print_json(facts)
         return
     print_warnings(facts.get("warnings", []))
     for name, value in facts.items():
-        label, form = words.get(name, (spelt(name), short))
         if name != "warnings":
-            say(f"{label}: {form(value)}")
+            say(line(kind, name, value))
 
 
 def print_warnings(warnings: list[str]) -> None:

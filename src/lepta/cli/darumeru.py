@@ -8,7 +8,6 @@ import typer
 
 from lepta.cli.common import OUTPUT, AsJson, Force, ModelPath, check_places, console, log, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.cli.words import DATASET
 from lepta.core.settings import LARGEST_SEED
 from lepta.darumeru.settings import ImportSettings, RunSettings, TaskChoice
 
@@ -71,7 +70,7 @@ def darumeru_import(
         write_manifest("darumeru import", folder, inputs, key, facts, paths)
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     shown |= {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
-    result(shown | {"sha256": dataset.sha256}, as_json, DATASET)
+    result(shown | {"sha256": dataset.sha256}, as_json, "dataset")
 
 
 @darumeru.command("run")

@@ -25,7 +25,6 @@ from lepta.cli.common import (
     say,
 )
 from lepta.cli.options import WRITING, WRITING_ANEW, Flags, takes_settings
-from lepta.cli.words import ROWS
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
 from lepta.core.settings import Section
@@ -70,7 +69,7 @@ def init(
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
         sources = {"model": model, "tokenizer": tokenizer}
         write_manifest("init", folder, inputs, {"pad_to": pad_to, "dtype": dtype}, facts, sources)
-    result({"output": str(output), **facts}, writing.as_json, ROWS)
+    result({"output": str(output), **facts}, writing.as_json, "rows")
 
 
 class PropagateTexts(Section):
@@ -222,7 +221,7 @@ def patch_export(
         facts = export_patch(before, after, folder)
         inputs = {"original": before.folder, "adapted": after.folder}
         write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
-    result({"output": str(output), **facts}, as_json, ROWS)
+    result({"output": str(output), **facts}, as_json, "rows")
 
 
 @patch.command("apply")
@@ -245,4 +244,4 @@ def patch_apply(
         facts = apply_patch(place, checkpoint, folder, writing.hard_link)
         inputs = {"patch": place, "model": checkpoint.folder}
         write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
-    result({"output": str(output), **facts}, writing.as_json, ROWS)
+    result({"output": str(output), **facts}, writing.as_json, "rows")

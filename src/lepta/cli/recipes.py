@@ -10,7 +10,6 @@ from rich.table import Column
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
-from lepta.cli.words import COST
 from lepta.core.errors import LeptaError, explained, suggestion
 from lepta.core.fields import FieldText, field_texts, sections
 from lepta.core.output import write_new_file
@@ -204,4 +203,4 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
     console.print(table)
     if cost:
         say("\nEstimated cost on this machine, if it runs:")
-        result(cost, False, COST)
+        result(cost, False, "cost")

@@ -12,7 +12,7 @@ from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSe
 from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
-from lepta.cli.words import CALIBRATED, CALIBRATION_COST, CALIBRATION_PARTS, TRAINED
+from lepta.cli.words import CALIBRATION_PARTS
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
 from lepta.core.settings import LARGEST_SEED, Section, Sources
@@ -162,7 +162,7 @@ def distill(
         )
         cost = partial(costs.distilling_cost, model, teacher.folder, settings)
         facts = _run(stage, output, options, cost)
-    result({"output": str(output), **facts}, options.as_json, TRAINED)
+    result({"output": str(output), **facts}, options.as_json, "trained")
 
 
 @takes_settings
@@ -219,7 +219,7 @@ def pretrain(
         facts = _run(stage, output, options, cost)
     curve = read_json(output / CURVE)["curve"]
     measured = [entry for entry in curve if "loss" not in entry]
-    result({"output": str(output), **facts, "held_out": measured}, options.as_json, TRAINED)
+    result({"output": str(output), **facts, "held_out": measured}, options.as_json, "trained")
 
 
 def _check_original(settings: PretrainSettings) -> None:
@@ -286,7 +286,7 @@ def tune(
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
     command = TuneCommand(settings, options.seed, files.data, added, files.preference, step, files.limit)
     facts = _run(command.stage(model, output.name), output, options, partial(tuning_cost, model, command))
-    result({"output": str(output), **facts}, options.as_json, TRAINED)
+    result({"output": str(output), **facts}, options.as_json, "trained")
 
 
 @takes_settings
@@ -314,7 +314,7 @@ def calibrate(
     from lepta.plan.calibration import calibration_cost_here
 
     if options.dry_run:
-        result(calibration_cost_here(model, settings), options.as_json, CALIBRATION_COST)
+        result(calibration_cost_here(model, settings), options.as_json, "calibration_cost")
         return
     asked_as_here = settings.answers.model_dump(include={"thinking", "thinking_tokens"})
     effect = effect.model_copy(update=asked_as_here)
@@ -327,4 +327,4 @@ def calibrate(
     result(places, as_json=False)
     for part, counts in facts.items():
         say(f"\n{CALIBRATION_PARTS[part]}")
-        result({name: value for name, value in counts.items() if value not in (None, {})}, False, CALIBRATED)
+        result({name: value for name, value in counts.items() if value not in (None, {})}, False, "calibrated")

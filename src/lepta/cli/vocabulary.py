@@ -10,7 +10,6 @@ from rich.table import Column
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.cli.words import VOCABULARY
 from lepta.core.tables import narrow_table, number_table
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -46,7 +45,7 @@ def vocab_build(
         else:
             built = build(original, settings)
         facts = save_vocabulary(built, tokenizer, settings.scenario, folder, model)
-    result({"output": str(output), **facts, **curve}, as_json, VOCABULARY)
+    result({"output": str(output), **facts, **curve}, as_json, "vocabulary")
 
 
 def _cheapest_size(
