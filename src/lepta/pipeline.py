@@ -61,9 +61,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     _check_templates(recipe)
     layout = _Layout(recipe)
     base = layout.model("base", recipe.base)
-    vocabulary = layout.vocabulary(base)
-    initialised = layout.initialised(base, vocabulary)
-    pretrained = initialised
+    pretrained = initialised = layout.initialised(base, layout.vocabulary(base))
     if recipe.distill:
         pretrained = layout.distilled(base, pretrained, recipe.distill)
     for number, settings in enumerate(recipe.pretrain, 1):

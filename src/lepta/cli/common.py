@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,9 @@ TokenizerPath = Annotated[
     ),
 ]
 ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
+]
 
 
 class Writing(Section):
@@ -118,9 +122,15 @@ def print_warnings(warnings: list[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON and nothing else on standard output."""
+    """Print JSON and nothing else on standard output; dataclasses are objects, and what JSON does not know is text."""
     if not console.quiet:
-        text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+        text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
         if text != printable(text):
-            text = json.dumps(value, indent=2, default=str)
+            text = json.dumps(value, indent=2, default=_plain)
         sys.stdout.write(f"{text}\n")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return vars(value)
+    return str(value)

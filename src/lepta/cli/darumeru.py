@@ -178,8 +178,6 @@ def compare(
 
     Try: lepta darumeru compare runs/darumeru/original runs/darumeru/result --html differences.html
     """
-    from dataclasses import asdict
-
     from lepta.core.errors import LeptaError
     from lepta.darumeru.aggregate import compare as compared
     from lepta.darumeru.log import logged_dtype, read_results, task_results
@@ -201,7 +199,7 @@ def compare(
         sides = mine, theirs
         write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:
-        print_json({name: asdict(difference) for name, difference in differences.items()})
+        print_json(differences)
     else:
         console.print(comparison_table(differences, *names))
         say(f"difference: the score of {their_name} less that of {mine_name}; above 0, {their_name} is better")
@@ -212,7 +210,6 @@ def compare(
 
 
 def _show(folder: Path, as_json: bool) -> None:
-    from dataclasses import asdict
 
     from lepta.darumeru.aggregate import summarise
     from lepta.darumeru.log import SUMMARY, read_results, read_summary, task_results
@@ -223,7 +220,7 @@ def _show(folder: Path, as_json: bool) -> None:
         seed = read_summary(folder)["seed"]
     summary = summarise(task_results(read_results(folder)), seed=seed, partial=True)
     if as_json:
-        print_json(asdict(summary))
+        print_json(summary)
         return
     console.print(summary_table(summary, folder.name))
     for name, reason in summary.refused.items():

@@ -194,7 +194,10 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
     """Print which stages would run, and what distillation and pre-training would cost."""
     if as_json:
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
-        print_json({"stages": rows} | ({"cost": cost} if cost else {}))
+        facts: dict[str, Any] = {"stages": rows}
+        if cost:
+            facts["cost"] = cost
+        print_json(facts)
         return
     table = narrow_table(Column("stage", no_wrap=True), "", Column("why", overflow="fold"))
     for verdict in verdicts:

@@ -72,18 +72,7 @@ TEXT = Flags(headings={"": "Text"})
 TRAINING_TEXT = Flags(without=frozenset({"valid", "source_valid"}), headings={"": "Text"})
 RUN = Flags({"as_json": "--json"}, headings={"": OUTPUT})
 SERVED = Flags({"model": "--original"}, headings={"": "The original, with its own vocabulary"})
-COPIES = Flags(
-    {
-        "text": "--copy-text",
-        "number": "--copies",
-        "characters": "--copy-characters",
-        "language": "--copy-language",
-        "prompts": "--copy-prompts",
-        "ngram": "--copy-ngram",
-    },
-    without=frozenset({"apart_from"}),
-    headings={"": "Copies"},
-)
+COPIES = Flags({"": "copy", "number": "--copies"}, without=frozenset({"apart_from"}), headings={"": "Copies"})
 RATES, MEMORY, MEASURING = "Rates and optimizer", "Batches and memory", "Measuring and checkpoints"
 HEADINGS = {
     **dict.fromkeys(("learning_rate", "old_rows_learning_rate", "body_learning_rate", "sweep_share"), RATES),
@@ -160,8 +149,7 @@ def distill(
             distill_texts(sides, settings),
             together=True,
         )
-        cost = partial(costs.distilling_cost, model, teacher.folder, settings)
-        facts = _run(stage, output, options, cost)
+        facts = _run(stage, output, options, partial(costs.distilling_cost, model, teacher.folder, settings))
     result({"output": str(output), **facts}, options.as_json, "trained")
 
 
@@ -215,10 +203,8 @@ def pretrain(
             {label: names for label, names in sources.items() if names},
             together=True,
         )
-        cost = partial(costs.pretraining_cost, model, old, settings)
-        facts = _run(stage, output, options, cost)
-    curve = read_json(output / CURVE)["curve"]
-    measured = [entry for entry in curve if "loss" not in entry]
+        facts = _run(stage, output, options, partial(costs.pretraining_cost, model, old, settings))
+    measured = [entry for entry in read_json(output / CURVE)["curve"] if "loss" not in entry]
     result({"output": str(output), **facts, "held_out": measured}, options.as_json, "trained")
 
 

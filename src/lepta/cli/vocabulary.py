@@ -58,7 +58,7 @@ def _cheapest_size(
 
     built, points, chosen = choose_size(original, settings, count_weights(locate(model, hub_files=MODEL_FILES)))
     if as_json:
-        return built, {"curve": list(map(vars, points))}
+        return built, {"curve": points}
     table = number_table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
     shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]
     before = shown[0]
@@ -97,7 +97,7 @@ def vocab_check(
         list(read_documents(other or [])),
     )
     if as_json:
-        print_json([vars(check) for check in checks])
+        print_json(checks)
     else:
         table = narrow_table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:

@@ -281,8 +281,7 @@ def _mera_choices(record: Record) -> list[str]:
 
 def _mera_context(record: Record) -> str:
     """MultiQ has two texts; older rows have only one."""
-    texts = [record.get("inputs.support_text"), record["inputs.text"]]
-    return "\n\n".join(filter(None, texts))
+    return "\n\n".join(filter(None, [record.get("inputs.support_text"), record["inputs.text"]]))
 
 
 def _mera_exam(record: Record) -> Fields:

@@ -54,8 +54,7 @@ class Dataset:
         for stratum, rows in strata.items():
             categories.setdefault(CATEGORY_OF.get(stratum, ""), []).append(rows)
         # The score is a mean over categories, so four rows shall be of all four.
-        subjects_in_turn = _in_turn(categories.values())
-        chosen = {row.id for row in islice(_in_turn(subjects_in_turn), number)}
+        chosen = {row.id for row in islice(_in_turn(_in_turn(categories.values())), number)}
         return replace(self, test=tuple(row for row in self.test if row.id in chosen))
 
 

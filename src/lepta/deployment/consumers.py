@@ -239,8 +239,7 @@ def _by_pieces(model: Deployed, file: Path) -> Verdict:
 
 def _untie() -> Verdict:
     reason = "config.json ties a head that is stored and differs; it is dropped"
-    lines = '"tie_word_embeddings": false,'
-    return Verdict("step", reason, "say so in config.json", lines, "config.json")
+    return Verdict("step", reason, "say so in config.json", '"tie_word_embeddings": false,', "config.json")
 
 
 def vllm(model: Deployed) -> Verdict:
@@ -266,12 +265,13 @@ def _server(model: Deployed, most_rows: int | None) -> Verdict:
     rows = model.checkpoint.rows
     padded = -(-rows // PADDED_TO) * PADDED_TO
     reason = f"{rows:,} rows" + (f", which it pads to {padded:,}" if padded > rows else "") + ": 1, 2, 4, 8 GPUs"
+    status: Status = "works"
     if most_rows and rows > most_rows:
+        status = "limits"
         reason += f"; no LoRA above {most_rows:,} rows"
     if transformers_4(model).status == "step":
         return Verdict("step", reason, "releases on transformers 4: as for that")
-    limited = most_rows is not None and rows > most_rows
-    return Verdict("limits" if limited else "works", reason)
+    return Verdict(status, reason)
 
 
 def ctranslate2(model: Deployed) -> Verdict:

@@ -60,8 +60,7 @@ def find_converter(given: str | None) -> Converter:
         raise LeptaError(f"{COMMAND}: not found; {INSTALL}")
     path = Path(shutil.which(place) or place)
     if path.is_dir():
-        inside = [path / SCRIPT, path / "bin" / COMMAND]
-        path = next((file for file in inside if file.is_file()), path)
+        path = next((file for file in (path / SCRIPT, path / "bin" / COMMAND) if file.is_file()), path)
     if path.name == SCRIPT:
         return Converter(sys.executable, str(path.parent.resolve()))
     if path.is_file() and path.name.startswith("python"):

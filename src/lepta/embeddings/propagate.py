@@ -237,8 +237,7 @@ class _Variant:
         """Name of a matrix in the result."""
         if role == "input":
             return self.checkpoint.input_name
-        name = self.checkpoint.stored_output or self._family.adapted.stored_output
-        return name or "lm_head.weight"
+        return self.checkpoint.stored_output or self._family.adapted.stored_output or "lm_head.weight"
 
     def _own_rows(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the result that are the variant's own, ascending, and where they are in a matrix of so many rows."""

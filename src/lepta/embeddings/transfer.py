@@ -94,8 +94,7 @@ def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
     """
     if "merges" not in vocabulary.spec["model"]:
         return None
-    parts = vocabulary.merge_parts
-    pieces = [parts.get(i) or (i,) for i in range(rows)]
+    pieces = [vocabulary.merge_parts.get(i) or (i,) for i in range(rows)]
     lengths = np.fromiter(map(len, pieces), np.int64, rows)
     columns = np.fromiter(itertools.chain.from_iterable(pieces), np.int64, int(lengths.sum()))
     indptr = np.concatenate([[0], np.cumsum(lengths)])
