@@ -69,9 +69,7 @@ class Measure:
     def worse(self) -> bool:
         """Whether the folder does worse."""
         before, after = round(self.before, 3), round(self.after, 3)  # as the card shows them
-        if self.higher_is_better:
-            return after < before
-        return after > before
+        return after < before if self.higher_is_better else after > before
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,7 @@ def hub_id_of(source: str) -> str | None:
     if cached := HUB_CACHE.search(source):
         return f"{cached[1]}/{cached[2]}"
     match = HUB_ID.fullmatch(source)
-    if match and not is_there(source):
-        return match["repo"]
-    return None
+    return match["repo"] if match and not is_there(source) else None
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
@@ -160,9 +156,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
     if card.is_file() and (match := FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))):
         with suppress(yaml.YAMLError):  # a card is written by hand, and only what another card says depends on it
             facts = yaml.safe_load(match[1])
-    if isinstance(facts, dict):
-        return facts
-    return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 @dataclass
@@ -351,17 +345,13 @@ def _history(step: Step) -> tuple[str, list[str]]:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return " or ".join(map(_short, value))
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _public(source: str) -> str:
     """A text source without the folders of the machine that it lies on."""
     place = Path(source)
-    if place.is_absolute() or place.exists():
-        return place.name
-    return source
+    return place.name if place.is_absolute() or place.exists() else source
 
 
 def text_licence(source: str) -> str:
@@ -370,6 +360,4 @@ def text_licence(source: str) -> str:
         return "Apache-2.0 (written for LEPTA)"
     if source.startswith("wordfreq:"):
         return "statistics: CC BY-SA 4.0 (wordfreq)"
-    if source.startswith(DATASET):
-        return "see there"
-    return "the user's"
+    return "see there" if source.startswith(DATASET) else "the user's"

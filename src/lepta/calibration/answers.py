@@ -71,9 +71,7 @@ def fault(answer: dict[str, Any]) -> str | None:
     """Why an answer cannot be learned from, whatever a judge would say: `empty` or `unfinished`; None if it can."""
     if not answer["text"]:
         return "empty"
-    if not answer["whole"]:
-        return "unfinished"
-    return None
+    return None if answer["whole"] else "unfinished"
 
 
 def usable(row: dict[str, Any]) -> list[int]:

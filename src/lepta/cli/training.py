@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSe
 from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
-from lepta.cli.words import CALIBRATION_PARTS
+from lepta.cli.words import words_of
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
+from lepta.core.reading import read_json
 from lepta.core.settings import LARGEST_SEED, Section, Sources
 from lepta.distillation.settings import DistillSettings
 from lepta.stages import Pipeline, Stage
@@ -133,8 +135,6 @@ def distill(
     Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
     check_places([original, str(model)], [output], options.force)
-    from functools import partial
-
     from lepta.learning import distill as learn
     from lepta.learning import distill_texts
     from lepta.plan import commands as costs
@@ -176,9 +176,6 @@ def pretrain(
     if original is None:
         _check_original(settings)
     check_places([str(model), original, settings.teacher], [output], options.force)
-    from functools import partial
-
-    from lepta.core.reading import read_json
     from lepta.learning import check_teacher, sources_of
     from lepta.learning import pretrain as learn
     from lepta.plan import commands as costs
@@ -257,8 +254,6 @@ def tune(
         if copies.model_fields_set:
             raise LeptaError("tune: copies need --copy-text, a text source of what is to be repeated")
         copies = CopySettings(number=0)
-    from functools import partial
-
     from lepta.calibration.copies import copy_examples
     from lepta.plan.commands import tuning_cost
     from lepta.training.tune import Copies, TuneCommand
@@ -312,5 +307,5 @@ def calibrate(
         return
     result(places, as_json=False)
     for part, counts in facts.items():
-        say(f"\n{CALIBRATION_PARTS[part]}")
+        say(f"\n{words_of('calibration_parts')[part]}")
         result({name: value for name, value in counts.items() if value not in (None, {})}, False, "calibrated")

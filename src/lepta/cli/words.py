@@ -8,14 +8,6 @@ from lepta.core.shipped import shipped_data
 from lepta.core.tables import duration
 
 SIDES = ("target", "source")  # texts of a run, in its order
-CALIBRATION_PARTS = {  # of the result: stages, then what was measured
-    "answers": "Answers of the original",
-    "grades": "Grades",
-    "examples": "Examples",
-    "model": "Training",
-    "propagated": "Measured before",
-    "calibrated": "Measured after",
-}
 
 
 def line(kind: str, name: str, value: Any) -> str:

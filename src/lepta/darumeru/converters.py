@@ -89,9 +89,7 @@ def _acceptable(record: Record) -> str:
     label = record.get("acceptable", "label")
     if label is None:
         return ""
-    if isinstance(label, bool):
-        label = int(label)
-    return str(label)
+    return str(int(label)) if isinstance(label, bool) else str(label)
 
 
 def letter(record: Record) -> str:

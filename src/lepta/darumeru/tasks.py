@@ -158,9 +158,7 @@ class Task:
 
     def longest_for(self, sample: Sample) -> int | None:
         """Characters after which the answer to one sample is cut."""
-        if not self.longest:
-            return None
-        return round(self.longest * len(sample.target))
+        return round(self.longest * len(sample.target)) if self.longest else None
 
     def score(self, sample: Sample, answer: Answer) -> SampleScore:
         """What an answer is worth; LeptaError if it lacks what the task needs, or has the wrong number of values."""
@@ -201,9 +199,7 @@ def _each_sentence(task: Task, row: ArticleRow) -> list[Sample]:
 
 
 def _paragraph(task: Task, row: CopyRow) -> list[Sample]:
-    if row.kind == "sentence":
-        return []
-    return [Sample(row.id, row, row.text)]
+    return [] if row.kind == "sentence" else [Sample(row.id, row, row.text)]
 
 
 def _first_sentence(task: Task, row: CopyRow) -> list[Sample]:

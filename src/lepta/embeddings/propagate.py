@@ -174,9 +174,11 @@ class _Variant:
             else:
                 self.added[i] = new.size + len(appended)
                 appended.append(i)
-        tokens = [token for token in own.spec["added_tokens"] if token["id"] in appended]
-        renumbered = [token | {"id": self.added[token["id"]]} for token in tokens]
-        spec = add_special_tokens(family.tokenizer.spec, renumbered)
+        tokens = []
+        for token in own.spec["added_tokens"]:
+            if token["id"] in appended:
+                tokens.append(token | {"id": self.added[token["id"]]})
+        spec = add_special_tokens(family.tokenizer.spec, tokens)
         self.tokenizer = _with_settings_of(own, replace(family.tokenizer, spec=spec))
         size = new.size + len(appended)
         self.total = family.adapted.rows

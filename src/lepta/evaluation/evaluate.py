@@ -62,7 +62,13 @@ def evaluate(
         result["dtype"][name] = name_of(model.dtype)
         scores = result["text"][name] = {}
         for language, texts in held_out.items():
-            scores[language] = _text_scores(model, tokenizer, texts, f"{name}: held-out text ({language})")
+            score = score_text(model, tokenizer, texts, f"{name}: held-out text ({language})")
+            scores[language] = {
+                "bits_per_byte": score.bits_per_byte,
+                "characters_per_token": score.characters_per_token,
+                "characters": score.characters,
+                "tokens": score.tokens,
+            }
         if settings.prompts and not one.chat:
             result["continuations"][name] = _continuations(model, tokenizer, name, fresh, settings)
         if settings.behaviour and (one.chat or not one.adapted):
@@ -89,16 +95,6 @@ def evaluate(
         cuts = [pieces(old, passage), pieces(new, passage)]
         result["pieces"][language] = {"characters": len(passage), "cuts": cuts}
     return result
-
-
-def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
-    score = score_text(model, tokenizer, texts, description)
-    return {
-        "bits_per_byte": score.bits_per_byte,
-        "characters_per_token": score.characters_per_token,
-        "characters": score.characters,
-        "tokens": score.tokens,
-    }
 
 
 def _continuations(

@@ -199,9 +199,7 @@ def _exact(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tens
     for part, start in zip(parts[1:], itertools.accumulate(map(len, parts)), strict=False):
         rows = torch.where((targets < start)[:, None], rows, part[(targets - start).clamp(min=0)].float())
     logits = (states.float() * rows).sum(dim=-1)
-    if head.bias is not None:
-        logits += head.bias[labels].float()
-    return logits
+    return logits if head.bias is None else logits + head.bias[labels].float()
 
 
 def _cache(layers: Layers, rows: int) -> Any:

@@ -99,17 +99,13 @@ def _place(is_new: torch.Tensor) -> torch.Tensor | None:
     """Of each row, its place when all old rows come before all new ones; None if they do already."""
     order = torch.argsort(is_new.to(torch.uint8), stable=True)
     place = torch.argsort(order)
-    if torch.equal(place, torch.arange(len(place), device=place.device)):
-        return None
-    return place
+    return None if torch.equal(place, torch.arange(len(place), device=place.device)) else place
 
 
 def among_parts(module: Any, ids: torch.Tensor) -> torch.Tensor:
     """Ids, or labels, as rows of `parts_of` together."""
     place = getattr(module, "place", None)
-    if place is None:
-        return ids
-    return torch.where(ids == UNLABELLED, ids, place[ids.clamp(min=0)])
+    return ids if place is None else torch.where(ids == UNLABELLED, ids, place[ids.clamp(min=0)])
 
 
 def bias_of(head: Any) -> torch.Tensor | None:

@@ -244,9 +244,7 @@ class TokenIds:
                 return [[position, self._token(name, token)] for position, token in value]
         if isinstance(value, dict):
             return self.fields(value)
-        if name.endswith(TOKEN_FIELDS):
-            return self._token(name, value)
-        return value
+        return self._token(name, value) if name.endswith(TOKEN_FIELDS) else value
 
     def _token(self, name: str, value: Any) -> Any:
         if isinstance(value, list):  # words are lists of ids, and one of several words is a list of those

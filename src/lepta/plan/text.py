@@ -169,9 +169,7 @@ def original_estimate(tokenizer: str | None, language: str) -> Density:
 def corpus_size(settings: VocabularySettings) -> int | None:
     """Characters of the text that a vocabulary is learned from; None if that cannot be told here."""
     characters = count_text(settings.corpus).characters
-    if characters is None:
-        return None
-    return characters + WORD_LIST * sum(map(is_word_list, settings.corpus))
+    return None if characters is None else characters + WORD_LIST * sum(map(is_word_list, settings.corpus))
 
 
 def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int, language: str) -> Density:

@@ -202,9 +202,7 @@ def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> P
 
 def ids_of(vocab: Any) -> dict[str, int]:
     """Token -> id in the vocabulary of a BPE, a mapping, or of a Unigram, a list of pieces with scores by id."""
-    if isinstance(vocab, dict):
-        return dict(vocab)
-    return {piece[0]: number for number, piece in enumerate(vocab)}
+    return dict(vocab) if isinstance(vocab, dict) else {piece[0]: number for number, piece in enumerate(vocab)}
 
 
 def add_special_tokens(spec: Spec, tokens: Sequence[Mapping[str, Any]]) -> Spec:
