@@ -372,7 +372,8 @@ def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[s
 def _joined(curves: list[list[dict[str, float]]]) -> list[dict[str, float]]:
     """The curves of several stages as one, steps and tokens counted on."""
     joined: list[dict[str, float]] = []
-    step = tokens = 0.0
+    step: float = 0
+    tokens: float = 0
     for curve in curves:
         joined += [entry | {"step": entry["step"] + step, "tokens": entry["tokens"] + tokens} for entry in curve]
         if joined:

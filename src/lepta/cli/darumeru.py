@@ -210,7 +210,6 @@ def compare(
 
 
 def _show(folder: Path, as_json: bool) -> None:
-
     from lepta.darumeru.aggregate import summarise
     from lepta.darumeru.log import SUMMARY, read_results, read_summary, task_results
     from lepta.report.darumeru import summary_table

@@ -189,7 +189,7 @@ def _shown(task: Task, *records: Record) -> dict[str, Any]:
     asked: dict[str, Any] = {"id": records[0]["id"], "question": None, "target": None}
     for record in records:
         if "question" in record:  # an error has none
-            asked |= {"question": record["question"], "target": record["target"]}
+            asked |= {"question": record["question"], "target": record.get("target")}
             break
     return {"asked": asked, "answers": [_answer(task, record) for record in records]}
 

@@ -174,7 +174,7 @@ def _transformers(source: TokenizerSource, vocabulary: Vocabulary, documents: Se
     texts = [*documents, *sample_text(vocabulary)]
     same, other = first_difference(loaded, vocabulary, texts)
     evidence = f"{same:,} of {len(texts):,} texts as {type(loaded).__name__}"
-    if other is not None:
+    if other:
         evidence += f"; first other: {other!r}"
     return Check(name, other is None, evidence)
 
