@@ -35,7 +35,7 @@ def learned_rows(
     `fresh` are the ids of new tokens, in order; `old_id_of` has the old id of each new id, -1 for tokens that the old
     vocabulary lacks. `move_targets` moves first pieces of new tokens that only text in their script uses.
     """
-    splits = old.split([new.data(int(i)) for i in fresh])
+    splits = old.split(list(map(new.data, fresh.tolist())))
     new_id_of = np.full(old.size, -1)
     kept = np.flatnonzero(old_id_of >= 0)
     kept = kept[old_id_of[kept] < old.size]

@@ -81,13 +81,13 @@ def extend(
     words, counts = [words[n] for n in np.flatnonzero(counts).tolist()], counts[counts > 0]
     data = [token or b"" for token in vocabulary.bytes_of]
     splits: list[Symbols] = []
-    for ids in vocabulary.split([word.encode() for word in words]):
+    for ids in vocabulary.split(list(map(str.encode, words))):
         splits.append(tuple([data[i] for i in ids]))
     if script:
         missing = [character for character in missing if regex.match(rf"\p{{Script={script}}}", character)]
     if missing:
         splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
-    characters = [character.encode() for character in missing][:add]
+    characters = list(map(str.encode, missing[:add]))
     symbols = known.union(characters)
     cut = _Cutter(script, symbols, splits).parts if script else partial(_whole_words, symbols)
     parts: list[Sequence[Unit]] = []
@@ -227,7 +227,7 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing:
         return split
     pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
     symbols: list[bytes] = []
-    for piece, ids in zip(pieces, vocabulary.split([piece.encode() for piece in pieces]), strict=True):
+    for piece, ids in zip(pieces, vocabulary.split(list(map(str.encode, pieces))), strict=True):
         if piece in missing:
             symbols.append(piece.encode())
         else:

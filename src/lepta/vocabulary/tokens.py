@@ -99,7 +99,7 @@ class Vocabulary(ABC):
 
     def usage(self, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
         """Weight of the words that each token is used in, as often as it is used; float array, shape (size,)."""
-        splits = self.split([word.encode() for word in words])
+        splits = self.split(list(map(str.encode, words)))
         lengths = np.fromiter(map(len, splits), np.int64, len(splits))
         ids = np.fromiter(itertools.chain.from_iterable(splits), np.int64, int(lengths.sum()))
         return np.bincount(ids, np.repeat(weights, lengths), minlength=self.size)
