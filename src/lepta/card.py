@@ -4,9 +4,9 @@ What is said of a folder is read from its manifest and those of the folders that
 recipes and single commands. A card that somebody else wrote is left alone.
 """
 
-import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,8 @@ HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = [
-    "scenario",
-    "method",
-    "trains",
-    "rows",
-    "lora_rank",
-    "tokens",
-    "learning_rate",
-    "epochs",
-    "body_delta",
-    "seed",
-]
+    "scenario", "method", "trains", "rows", "lora_rank", "tokens", "learning_rate", "epochs", "body_delta", "seed",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,12 +137,14 @@ def step_of(folder: Path) -> Step | None:
 
 def line_of(folder: Path) -> list[Step]:
     """The folder and the models that it comes from, the oldest first, as far as they have manifests and are there."""
-    line: list[Step] = []
+    line: dict[Path, Step] = {}
     step = step_of(folder)
-    while step and all(step.folder.resolve() != known.folder.resolve() for known in line):
-        line.insert(0, step)
-        step = step_of(Path(step.parent)) if step.parent else None
-    return line
+    while step and step.folder.resolve() not in line:
+        line[step.folder.resolve()] = step
+        if not step.parent:
+            break
+        step = step_of(Path(step.parent))
+    return list(reversed(line.values()))
 
 
 def all_steps(folder: Path) -> list[Step]:
@@ -164,8 +157,9 @@ def all_steps(folder: Path) -> list[Step]:
         if step is None or place.resolve() in found:
             continue
         found[place.resolve()] = step
-        names = [name for name in step.manifest["sources"].values() if isinstance(name, str)]
-        waiting += [Path(name) for name in names if is_there(name) and Path(name).is_dir()]
+        for name in step.manifest["sources"].values():
+            if isinstance(name, str) and is_there(name) and Path(name).is_dir():
+                waiting.append(Path(name))
     return list(found.values())
 
 
@@ -179,12 +173,10 @@ def hub_id_of(source: str) -> str | None:
 
 def front_matter(folder: Path) -> dict[str, Any]:
     """What a folder's card says to machines; nothing where there is no card, or no YAML in it."""
-    card = folder / CARD
-    match = FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
-    try:
-        facts = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:  # a card is written by hand, and only what another card says depends on it
-        facts = None
+    card, facts = folder / CARD, None
+    if card.is_file() and (match := FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))):
+        with suppress(yaml.YAMLError):  # a card is written by hand, and only what another card says depends on it
+            facts = yaml.safe_load(match[1])
     return facts if isinstance(facts, dict) else {}
 
 
@@ -206,17 +198,25 @@ def origin_of(folder: Path) -> Origin:
     first = line[0].parent if line else None
     if first:
         origin.name = hub_id_of(first) or short_name(first)
-        origin.source = first if first.startswith("package:") else hub_id_of(first) or Path(first).name
+        origin.source = hub_id_of(first) or Path(first).name
+        if first.startswith("package:"):
+            origin.source = first
     known, header = _known_of(line, first), _gguf_header(first or "")
     origin.base = _nearest_on_hub(line, known, header)
     licence = LICENCE.fullmatch(_gguf_text(header, "general.license"))
     origin.licence = str(known.get("license") or (licence and licence[0]) or "unknown")
     spoken = known.get("language") or []
-    steps = all_steps(folder)
-    origin.languages = unique([*_languages(steps), *([spoken] if isinstance(spoken, str) else map(str, spoken))])
-    labelled = itertools.chain.from_iterable(step.texts() for step in steps)
-    texts = unique([text for _, text in labelled])
-    origin.datasets = [re.split("[@?]", text.removeprefix(DATASET))[0] for text in texts if text.startswith(DATASET)]
+    if isinstance(spoken, str):
+        spoken = [spoken]
+    languages, datasets = [], []
+    for step in all_steps(folder):
+        for label, text in step.texts():
+            if match := LANGUAGE_OF_LABEL.fullmatch(label) or LANGUAGE_OF_SOURCE.match(text):
+                languages.append(match[1])
+            if text.startswith(DATASET):
+                datasets.append(text.removeprefix(DATASET))
+    origin.languages = unique([*languages, *map(str, spoken)])
+    origin.datasets = [re.split("[@?]", name)[0] for name in unique(datasets)]
     return origin
 
 
@@ -232,8 +232,10 @@ def _nearest_on_hub(line: Sequence[Step], known: dict[str, Any], header: bytes) 
     """Hub id of the nearest model that a folder, a card or the header of a GGUF file names."""
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
     named = known.get("base_model")
-    named = named[0] if isinstance(named, list) and named else named
-    nearest += [named] if isinstance(named, str) else []
+    if isinstance(named, list) and named:
+        named = named[0]
+    if isinstance(named, str):
+        nearest.append(named)
     nearest += [hub_id_of(_gguf_text(header, name).removeprefix(HUB)) for name in GGUF_ORIGINS]
     return next(filter(None, nearest), None)
 
@@ -255,15 +257,6 @@ def _gguf_text(header: bytes, name: str) -> str:
     if not found:
         return ""
     return header[found.end() : found.end() + int.from_bytes(found[1], "little")].decode(errors="replace")
-
-
-def _languages(steps: Sequence[Step]) -> list[str]:
-    found = []
-    for step in steps:
-        for label, text in step.texts():
-            match = LANGUAGE_OF_LABEL.fullmatch(label) or LANGUAGE_OF_SOURCE.match(text)
-            found += [match[1]] if match else []
-    return found
 
 
 def unique(values: Sequence[str]) -> list[str]:
@@ -297,8 +290,11 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         for label, text in one.texts():
             texts.setdefault((label, _public(text), text_licence(text)), []).append(one.name)
         warnings += (one.manifest.get("facts") or {}).get("warnings") or []
-    line = line_of(step.folder)
-    adapted = [str(one.manifest["sources"]["adapted"]) for one in line if "adapted" in one.manifest["sources"]]
+    of_rows: list[Step] = []
+    for one in line_of(step.folder):
+        if "adapted" in one.manifest["sources"]:
+            of_rows = line_of(Path(str(one.manifest["sources"]["adapted"])))
+            break
     view = {
         "metadata": metadata(origin, read_json(step.folder / "config.json")),
         "mark": OURS,
@@ -307,8 +303,8 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         "kind": kind,
         "chat": (step.folder / CHAT_TEMPLATE).is_file(),
         "version": __version__,
-        "steps": [_history(one) for one in line],
-        "of_rows": [_history(one) for one in line_of(Path(adapted[0]))] if adapted else [],
+        "steps": list(map(_history, line_of(step.folder))),
+        "of_rows": list(map(_history, of_rows)),
         "texts": [(", ".join(unique(steps)), *text) for text, steps in texts.items()],
         "measures": measured,
         "maps": facts.get("maps") or {},
@@ -323,20 +319,23 @@ def metadata(origin: Origin, config: dict[str, Any]) -> str:
         "license": origin.licence,
         "language": origin.languages,
         "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text" if "vision_config" in config else "text-generation",
+        "pipeline_tag": "text-generation",
         "base_model": origin.base,
-        "base_model_relation": "finetune" if origin.base else None,
+        "base_model_relation": origin.base and "finetune",
         "datasets": origin.datasets,
     }
+    if "vision_config" in config:
+        facts["pipeline_tag"] = "image-text-to-text"
     return _as_yaml(facts)
 
 
 def patch_card(original: Path) -> str:
     """The card of a vocabulary patch of an original model."""
     licence, base = str(front_matter(original).get("license", "unknown")), hub_id_of(str(original))
-    facts = {"license": licence, "base_model": base, "library_name": "lepta"}
-    facts |= {"base_model_relation": "adapter"} if base else {}
-    name = base or (origin_of(original).name if step_of(original) else original.name)
+    facts = {"license": licence, "base_model": base, "library_name": "lepta", "base_model_relation": base and "adapter"}
+    name = base or original.name
+    if not base and step_of(original):
+        name = origin_of(original).name
     view = {"metadata": _as_yaml(facts), "name": name, "original": base or "ORIGINAL", "version": __version__}
     return render("data/cards/patch.md.j2", view)
 
@@ -349,17 +348,19 @@ def _as_yaml(facts: dict[str, Any]) -> str:
 def _history(step: Step) -> tuple[str, list[str]]:
     """What was done, and the settings that tell how."""
     settings = step.manifest["key"]["settings"]
-    known = {key: settings[key] for key in SHOWN_SETTINGS if settings.get(key) not in (None, [])}
-    if known.get("lora_rank") == 0:
-        del known["lora_rank"]
-    shown = [f"{key} {_short(value)}" for key, value in known.items()]
+    shown = []
+    for key in SHOWN_SETTINGS:
+        value = settings.get(key)
+        if value not in (None, []) and (key, value) != ("lora_rank", 0):
+            shown.append(f"{key} {_short(value)}")
     facts = step.manifest.get("facts") or {}
     if "old_rows" in facts:
         shown.insert(0, f"{facts['old_rows']:,} rows before, {facts['new_rows']:,} after")
     vocabulary = step.manifest["sources"].get("vocabulary") or step.manifest["sources"].get("tokenizer")
-    built = step_of(Path(vocabulary)) if isinstance(vocabulary, str) else None
-    if built and (scenario := built.manifest["key"]["settings"].get("scenario")):
-        shown.insert(0, f"vocabulary: {scenario}")
+    if isinstance(vocabulary, str) and (built := step_of(Path(vocabulary))):
+        scenario = built.manifest["key"]["settings"].get("scenario")
+        if scenario:
+            shown.insert(0, f"vocabulary: {scenario}")
     return step.made, shown
 
 

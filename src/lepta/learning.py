@@ -22,7 +22,7 @@ from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
 from lepta.vocabulary.change import VocabularyChange, first_other_token
-from lepta.vocabulary.source import TOKENIZER_FILES, open_tokenizer
+from lepta.vocabulary.source import TOKENIZER_FILES, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
 
@@ -61,16 +61,16 @@ def pretrain(
     """
     ids, substitution, vocabulary = np.zeros(0, dtype=np.int64), None, None
     if base is not None:
-        vocabulary = open_tokenizer(start).vocabulary()
-        ids = VocabularyChange.between(open_tokenizer(base).vocabulary(), vocabulary).new_ids
+        vocabulary = vocabulary_of(start)
+        ids = VocabularyChange.between(vocabulary_of(base), vocabulary).new_ids
         if settings.substitution:
             substitution = Substitution(vocabulary, ids, settings.substitution)
     target, source = text.target, text.source
     shares = ((target, 1 - settings.source_share), (source, settings.source_share))
-    learned = [
-        TrainingText(partial(read_documents, side.train), share, f"text in {side.language}", substitution)
-        for side, share in shares
-    ]
+    learned = []
+    for side, share in shares:
+        documents = partial(read_documents, side.train)
+        learned.append(TrainingText(documents, share, f"text in {side.language}", substitution))
     held_out = HeldOut(
         read_windows(target.valid, WINDOW, settings.measure_characters),
         read_windows(source.valid, WINDOW, settings.measure_characters),
@@ -85,7 +85,8 @@ def pretrain(
 
 def check_teacher(teacher: str, original: str | Path) -> None:
     """LeptaError unless a model has the original's tokens, from what is known before any stage has run."""
-    known, own = (open_tokenizer(locate(one, hub_files=TOKENIZER_FILES)).vocabulary() for one in (original, teacher))
+    known = vocabulary_of(locate(original, hub_files=TOKENIZER_FILES))
+    own = vocabulary_of(locate(teacher, hub_files=TOKENIZER_FILES))
     if (i := first_other_token(known, own)) is not None:
         raise LeptaError(
             f"pretrain.teacher: {teacher}: id {i} is {own.token(i)!r}, but {known.token(i)!r} in {original}; expected "

@@ -61,9 +61,7 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
     _check_templates(recipe)
     layout = _Layout(recipe)
     base = layout.model("base", recipe.base)
-    vocabulary = layout.vocabulary(base)
-    initialised = layout.initialised(base, vocabulary)
-    pretrained = initialised
+    pretrained = initialised = layout.initialised(base, layout.vocabulary(base))
     if recipe.distill:
         pretrained = layout.distilled(base, pretrained, recipe.distill)
     for number, settings in enumerate(recipe.pretrain, 1):
@@ -121,9 +119,12 @@ def _check_templates(recipe: Recipe) -> None:
 def _templates_needed(recipe: Recipe) -> dict[str, list[str]]:
     """Model -> the settings for which it needs a chat template."""
     needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
-    asked = ["evaluate.behaviour"] if recipe.evaluate.behaviour else []
+    asked = []
+    if recipe.evaluate.behaviour:
+        asked.append("evaluate.behaviour")
     needed[recipe.base] += asked
-    asked += ["calibrate"] if recipe.calibrate else []
+    if recipe.calibrate:
+        asked.append("calibrate")
     for variant in recipe.variants.values():
         if variant.model:
             needed.setdefault(variant.model, []).extend(asked)
@@ -224,7 +225,9 @@ class _Layout:
         settings = self.recipe.propagate
         body_trained = any(stage.changes_body for stage in self.recipe.pretrain)
         body_trained |= self.recipe.distill is not None and self.recipe.distill.lora_rank > 0
-        deltas = settings.body_delta or [1.0] if body_trained else []
+        deltas = []
+        if body_trained:
+            deltas = settings.body_delta or [1.0]
         settings = settings.model_copy(update={"body_delta": deltas})
         texts, held_out = dict[str, list[str]](), list[str]()
         if settings.several:
@@ -313,7 +316,7 @@ def measured(evaluation: dict[str, Any], name: str) -> list[Measure]:
         found.append(Measure(f"{language}, characters per token (higher is better)", first[dense], second[dense], True))
     behaviour = evaluation["behaviour"]
     if {original, name} <= behaviour.keys():
-        before, after = (behaviour[one]["share"] for one in (original, name))
+        before, after = behaviour[original]["share"], behaviour[name]["share"]
         found.append(Measure("answers that open in the variant's style, share", before, after, True))
     return found
 
@@ -360,7 +363,7 @@ def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[s
             original = stage  # stages are in order: each original comes before what was made of it
             continue
         names = facts[original]["model"], facts[stage]["model"]
-        sides = [read_results(recipe.output / one) for one in (original, stage)]
+        sides = read_results(recipe.output / original), read_results(recipe.output / stage)
         scores = side_by_side(sides, names, recipe.seed)
         pairs.append(scores | {"stages": [original, stage], "page": f"{stage.replace('/', '-')}.html"})
     return pairs
@@ -369,7 +372,10 @@ def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[s
 def _joined(curves: list[list[dict[str, float]]]) -> list[dict[str, float]]:
     """The curves of several stages as one, steps and tokens counted on."""
     joined: list[dict[str, float]] = []
+    step: float = 0
+    tokens: float = 0
     for curve in curves:
-        step, tokens = (joined[-1]["step"], joined[-1]["tokens"]) if joined else (0, 0)
         joined += [entry | {"step": entry["step"] + step, "tokens": entry["tokens"] + tokens} for entry in curve]
+        if joined:
+            step, tokens = joined[-1]["step"], joined[-1]["tokens"]
     return joined

@@ -119,7 +119,9 @@ class Hashes:
                 parts.append(source)  # name, revision and options stand for its content
             else:
                 _, field = text_field(source)
-                parts += [self.file(file) for file in text_files(source)] + ([field] if field != FIELD else [])
+                parts += map(self.file, text_files(source))
+                if field != FIELD:
+                    parts.append(field)
         return digest(parts)
 
     def moved(self, old: Path, new: Path) -> None:
@@ -279,8 +281,10 @@ class Pipeline:
     def _called(self, stage: Stage, label: str) -> str:
         """The name of the stage that makes an input, as a user knows it; of other inputs and settings their own."""
         path = stage.inputs.get(label)
-        makers = [maker.name for maker in self.stages if path == self.output / maker.name]
-        return makers[0] if makers else label
+        for maker in self.stages:
+            if path == self.output / maker.name:
+                return maker.name
+        return label
 
     def _run(self, stage: Stage, resume: bool) -> float:
         """Run a stage and give its folder the name; returns seconds."""
@@ -289,7 +293,8 @@ class Pipeline:
             try:
                 seconds = self._run_claimed(stage, resume)
             except LeptaError:
-                _clear(partial_of(folder))
+                if not _is_costly(partial_of(folder)):
+                    shutil.rmtree(partial_of(folder), ignore_errors=True)  # another process may do the same
                 raise
             except OSError as error:
                 raise LeptaError(
@@ -326,7 +331,7 @@ def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
         _refuse_other_checkpoints(partial, old, key)
     if old != key:
         shutil.rmtree(partial, ignore_errors=True)
-    for leftover in partial.iterdir() if partial.exists() else ():
+    for leftover in partial.glob("*"):
         if leftover.name != CHECKPOINTS:  # half-written results; only checkpoints are known to be whole
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     write_json(marker, key)
@@ -364,12 +369,6 @@ def _is_costly(partial: Path) -> bool:
     """Whether a stage that was interrupted has left work that another run can go on from."""
     files = (partial / CHECKPOINTS).rglob("*")
     return any(file.suffix in (".safetensors", ".jsonl") and file.stat().st_size for file in files)
-
-
-def _clear(partial: Path) -> None:
-    """Remove what a stage that was refused has left, unless that is work; another process may do the same."""
-    if not _is_costly(partial):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @cache

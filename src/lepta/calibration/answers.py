@@ -53,7 +53,7 @@ def write_answers(prompts: Iterable[Prompt], writer: Writer, sampling: Sampling,
                 done = zip(part, stopped.done, strict=True)
                 journal.add(_row(prompt, answers) for prompt, answers in done if answers is not None)
                 raise
-            journal.add(_row(prompt, answers) for prompt, answers in zip(part, written, strict=True))
+            journal.add(map(_row, part, written))
             for answers in written:
                 if not isinstance(answers, Refusal):
                     tokens += sum(answer.tokens for answer in answers)

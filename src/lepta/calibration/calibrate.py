@@ -96,8 +96,10 @@ def calibration_stages(
     `original` is the instruct model with its own vocabulary, `propagated` the model to train. Copies are from none of
     the texts `apart_from`, unless the settings say otherwise.
     """
-    answers, grades, examples = (out / name_of(part) for part in ("answers", "grades", "examples"))
-    apart = settings.copies.apart_from if settings.copies.apart_from is not None else list(apart_from)
+    answers, grades, examples = out / name_of("answers"), out / name_of("grades"), out / name_of("examples")
+    apart = list(apart_from)
+    if settings.copies.apart_from is not None:
+        apart = settings.copies.apart_from
     asked = {**settings.answers.model_dump(), **settings.model_dump(include={"limit", "shown"}), **original.key}
     stages = [
         Stage(

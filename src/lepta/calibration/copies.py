@@ -93,7 +93,8 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
     with optional("copies.apart_from", "corpus"):
         from lepta.corpora.overlap import ngram_hashes, strings_of, word_hashes
     runs = [ngram_hashes(word_hashes(passage), ngram) for passage in passages]
-    owners = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    lengths = np.array(list(map(len, runs)), int)
+    owners = np.repeat(np.arange(len(runs)), lengths)
     index, place = np.unique(np.concatenate([*runs, np.empty(0, np.uint64)]), return_inverse=True)
     found = np.zeros(len(index), bool)
     with progress("reading text that copies must not be in, texts", None) as bar:
@@ -103,6 +104,6 @@ def known_elsewhere(passages: Sequence[str], sources: Sequence[str], ngram: int)
                 places = np.minimum(np.searchsorted(index, theirs), len(index) - 1)
                 found[places[index[places] == theirs]] = True
             bar.set(number)
-    known = np.asarray([len(run) == 0 for run in runs], bool)
+    known = lengths == 0
     known[owners[found[place]]] = True
     return known

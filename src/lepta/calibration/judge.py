@@ -133,8 +133,10 @@ def _read(grades: Grades, question: _Question) -> bool:
 
 def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
     keys = [(row["id"], number) for number in range(len(row["answers"]))]
-    found, again = list(map(first.get, keys)), list(map(second.get, keys))
-    return {"id": row["id"], "grades": found} | ({"again": again} if any(again) else {})
+    graded = {"id": row["id"], "grades": list(map(first.get, keys))}
+    if any(map(second.get, keys)):
+        graded["again"] = list(map(second.get, keys))
+    return graded
 
 
 def _drawn(key: str, share: float) -> bool:
@@ -186,28 +188,26 @@ def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:
     given = {scale: Counter[int]() for scale in SCALES}
     for row in grades:
         for grade in filter(None, row["grades"]):
-            readable = "unreadable" not in grade
-            counts["graded" if readable else "unreadable"] += 1
-            for scale in SCALES if readable else ():
+            if "unreadable" in grade:
+                counts["unreadable"] += 1
+                continue
+            counts["graded"] += 1
+            for scale in SCALES:
                 given[scale][grade[scale]] += 1
-        for one, other in _pairs(row):
-            counts["twice"] += 1
-            counts["same"] += one == other
-            counts["within_one"] += all(abs(one[scale] - other[scale]) <= 1 for scale in SCALES)
-            counts["same_decision"] += good(one, keep) == good(other, keep)
-    facts: dict[str, Any] = {name: counts[name] for name in ("graded", "unreadable")}
+        for one, other in zip(row["grades"], row.get("again", ()), strict=False):
+            if one and other and "unreadable" not in {*one, *other}:
+                counts["twice"] += 1
+                counts["same"] += one == other
+                counts["within_one"] += all(abs(one[scale] - other[scale]) <= 1 for scale in SCALES)
+                counts["same_decision"] += good(one, keep) == good(other, keep)
+    facts: dict[str, Any] = {"graded": counts["graded"], "unreadable": counts["unreadable"]}
     for scale in SCALES:
         facts[scale] = {str(grade): given[scale][grade] for grade in range(1, 6)}
-    shares = {name: round(counts[name] / counts["twice"], 4) for name in _AGREEMENT} if counts["twice"] else {}
-    return facts | {"agreement": {"graded_twice": counts["twice"], **shares}}
-
-
-_AGREEMENT = ("same", "within_one", "same_decision")
-
-
-def _pairs(row: dict[str, Any]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    both: Iterable[tuple[Any, Any]] = zip(row["grades"], row.get("again", ()), strict=False)
-    return ((one, other) for one, other in both if one and other and "unreadable" not in {*one, *other})
+    facts["agreement"] = {"graded_twice": counts["twice"]}
+    if counts["twice"]:
+        for name in ("same", "within_one", "same_decision"):
+            facts["agreement"][name] = round(counts[name] / counts["twice"], 4)
+    return facts
 
 
 def good(grade: dict[str, int], keep: int) -> bool:
@@ -223,12 +223,14 @@ def kept_answers(
     Without grades the first usable answer is taken. `counts` gets `kept` and, of prompts whose answers were graded,
     `low_grades` and `unreadable_grades`.
     """
-    of_prompt = {row["id"]: row["grades"] for row in grades} if grades is not None else None
+    of_prompt = {row["id"]: row["grades"] for row in grades or ()}
     for row in answers:
         numbers = usable(row)
         if not numbers:
             continue
-        best = numbers[0] if of_prompt is None else _best(of_prompt[row["id"]], keep, counts)
+        best: int | None = numbers[0]
+        if grades is not None:
+            best = _best(of_prompt[row["id"]], keep, counts)
         if best is None:
             continue
         counts["kept"] += 1

@@ -141,16 +141,16 @@ class LocalWriter:
         prompts = [thought.prompt for thought in self._thoughts(prompts, sampling)]
         scorer = Scorer(self._model)
         scorer.share(token_ids(self._tokenizer, prompts))
-        values = [str(value) for value in form.values]
+        values = tuple(map(str, form.values))
         draws = [random.Random(f"{sampling.seed} {prompt}") for prompt in prompts]  # the same when a run is resumed
         replies = ["{"] * len(prompts)
         for number, name in enumerate(form.names):
             lead_in = f'{", " if number else ""}"{name}": '
-            questions = [
-                Question(prompt + reply + lead_in, tuple(values))
-                for prompt, reply in zip(prompts, replies, strict=True)
-            ]
-            weighed = scorer.choose([branches_of(self._tokenizer, question, together=True) for question in questions])
+            asked = []
+            for prompt, reply in zip(prompts, replies, strict=True):
+                question = Question(prompt + reply + lead_in, values)
+                asked.append(branches_of(self._tokenizer, question, together=True))
+            weighed = scorer.choose(asked)
             for place, (logs, draw) in enumerate(zip(weighed, draws, strict=True)):
                 replies[place] += lead_in + _drawn(values, logs, sampling.temperature, draw)
         texts = [reply + "}" for reply in replies]
@@ -160,8 +160,9 @@ class LocalWriter:
     def _answers(self, prompts: list[str], sampling: Sampling) -> list[list[Answer]]:
         first = token_ids(self._tokenizer, prompts[:1])[0]
         torch.manual_seed(sampling.seed + hash(first) % (1 << 30))  # the same when a run goes on
-        # Samples that think each think for themselves.
-        each, samples = (sampling.samples, 1) if sampling.thinking else (1, sampling.samples)
+        each, samples = 1, sampling.samples
+        if sampling.thinking:  # samples each think for themselves
+            each, samples = samples, 1
         repeated = itertools.chain.from_iterable(itertools.repeat(prompt, each) for prompt in prompts)
         thoughts = self._thoughts(list(repeated), sampling)
         ids = token_ids(self._tokenizer, [thought.prompt for thought in thoughts])

@@ -5,15 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import is_dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 from rich.markup import escape
 
-from lepta.cli.words import Words, short, spelt
+from lepta.cli.words import line
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
 from lepta.core.progress import Terminal
@@ -47,6 +47,9 @@ TokenizerPath = Annotated[
     ),
 ]
 ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
+]
 
 
 class Writing(Section):
@@ -101,16 +104,15 @@ def log(line: str) -> None:
     Terminal(stderr=True, quiet=quiet, soft_wrap=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
 
 
-def result(facts: dict[str, Any], as_json: bool, words: Words = MappingProxyType({})) -> None:
-    """Print facts line by line, in the words for people if there are any, or as JSON; warnings come first."""
+def result(facts: dict[str, Any], as_json: bool, kind: str = "") -> None:
+    """Print facts line by line, in the words that there are for this kind, or as JSON; warnings come first."""
     if as_json:
         print_json(facts)
         return
     print_warnings(facts.get("warnings", []))
     for name, value in facts.items():
-        label, form = words.get(name, (spelt(name), short))
         if name != "warnings":
-            say(f"{label}: {form(value)}")
+            say(line(kind, name, value))
 
 
 def print_warnings(warnings: list[str]) -> None:
@@ -120,9 +122,15 @@ def print_warnings(warnings: list[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print JSON and nothing else on standard output."""
+    """Print JSON and nothing else on standard output; dataclasses are objects, and what JSON does not know is text."""
     if not console.quiet:
-        text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+        text = json.dumps(value, ensure_ascii=False, indent=2, default=_plain)
         if text != printable(text):
-            text = json.dumps(value, indent=2, default=str)
+            text = json.dumps(value, indent=2, default=_plain)
         sys.stdout.write(f"{text}\n")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return vars(value)
+    return str(value)

@@ -8,7 +8,6 @@ import typer
 
 from lepta.cli.common import OUTPUT, AsJson, Force, ModelPath, check_places, console, log, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.cli.words import DATASET
 from lepta.core.settings import LARGEST_SEED
 from lepta.darumeru.settings import ImportSettings, RunSettings, TaskChoice
 
@@ -71,7 +70,7 @@ def darumeru_import(
         write_manifest("darumeru import", folder, inputs, key, facts, paths)
     shown = {"output": str(place), "test": len(dataset.test), "shots": len(dataset.shots)}
     shown |= {key: facts[key] for key in ("left_out", "note") if facts.get(key)}
-    result(shown | {"sha256": dataset.sha256}, as_json, DATASET)
+    result(shown | {"sha256": dataset.sha256}, as_json, "dataset")
 
 
 @darumeru.command("run")
@@ -179,33 +178,28 @@ def compare(
 
     Try: lepta darumeru compare runs/darumeru/original runs/darumeru/result --html differences.html
     """
-    from dataclasses import asdict
-
     from lepta.core.errors import LeptaError
     from lepta.darumeru.aggregate import compare as compared
-    from lepta.darumeru.log import logged_dtype, read_results
+    from lepta.darumeru.log import logged_dtype, read_results, task_results
     from lepta.report.compare import short_names
     from lepta.report.darumeru import comparison_table, side_by_side, write_comparison_page
 
     if html and html.exists() and not force:
         raise LeptaError(f"{html}: exists already; give another --html, or --force to replace it")
-    sides = [read_results(folder) for folder in (first, second)]
-    mine_name, their_name = short_names([str(folder.resolve()) for folder in (first, second)])
-    names = mine_name, their_name
-    mine, theirs = sides
+    mine, theirs = read_results(first), read_results(second)
+    mine_name, their_name = names = short_names([str(first.resolve()), str(second.resolve())])
     try:
-        differences = compared(
-            [result for result, _ in mine.values()], [result for result, _ in theirs.values()], seed=seed
-        )
+        differences = compared(task_results(mine), task_results(theirs), seed=seed)
     except LeptaError as error:
         raise LeptaError(f"{first}, {second}: {error}") from error
     mine_dtype, their_dtype = logged_dtype(first), logged_dtype(second)
     if mine_dtype and their_dtype and mine_dtype != their_dtype:
         log(f"{first} was asked in {mine_dtype}, {second} in {their_dtype}; give both runs the same --dtype")
     if html:
+        sides = mine, theirs
         write_comparison_page((first, second), sides, side_by_side(sides, names, seed, differences), html)
     if as_json:
-        print_json({name: asdict(difference) for name, difference in differences.items()})
+        print_json(differences)
     else:
         console.print(comparison_table(differences, *names))
         say(f"difference: the score of {their_name} less that of {mine_name}; above 0, {their_name} is better")
@@ -216,17 +210,16 @@ def compare(
 
 
 def _show(folder: Path, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from lepta.darumeru.aggregate import summarise
-    from lepta.darumeru.log import SUMMARY, read_results, read_summary
+    from lepta.darumeru.log import SUMMARY, read_results, read_summary, task_results
     from lepta.report.darumeru import summary_table
 
-    results = [result for result, _ in read_results(folder).values()]
-    seed = read_summary(folder)["seed"] if (folder / SUMMARY).is_file() else 1  # an unfinished run has none
-    summary = summarise(results, seed=seed, partial=True)
+    seed = 1  # an unfinished run has none
+    if (folder / SUMMARY).is_file():
+        seed = read_summary(folder)["seed"]
+    summary = summarise(task_results(read_results(folder)), seed=seed, partial=True)
     if as_json:
-        print_json(asdict(summary))
+        print_json(summary)
         return
     console.print(summary_table(summary, folder.name))
     for name, reason in summary.refused.items():

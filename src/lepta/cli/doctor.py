@@ -41,12 +41,15 @@ def doctor(as_json: AsJson = False) -> None:
 
     Try: lepta doctor
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    versions = {"lepta": f"{lepta.__version__} in {Path(lepta.__file__).parent}", "python": platform.python_version()}
     facts: dict[str, Any] = {
-        "versions": _versions(),
+        "versions": versions | {name: metadata.version(name) for name in LIBRARIES},
         "devices": _devices(),
         "extras": _extras(),
         "programs": {program: shutil.which(program) for program in CONSUMERS},
-        "disk": _disk(),
+        "disk": {str(place): free_bytes(place) / 1e9 for place in (Path.cwd(), Path(HF_HUB_CACHE))},  # GB
     }
     facts["missing_for_demo"] = _missing_for_demo(facts["extras"], facts["devices"]["free_memory_gib"])
     if as_json:
@@ -65,11 +68,6 @@ def doctor(as_json: AsJson = False) -> None:
         say(f"missing for `lepta adapt demo`: {'; '.join(facts['missing_for_demo'])}", soft_wrap=True)
     else:
         say("ready for `lepta adapt demo`")
-
-
-def _versions() -> dict[str, str]:
-    found = {"lepta": f"{lepta.__version__} in {Path(lepta.__file__).parent}", "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in LIBRARIES}
 
 
 def _devices() -> dict[str, Any]:
@@ -159,10 +157,3 @@ def _missing_for_demo(extras: dict[str, dict[str, Any]], free_memory: float) -> 
     if free_memory < DEMO_GIB:
         missing.append(f"{DEMO_GIB} GiB of free memory (stop other programs)")
     return missing
-
-
-def _disk() -> dict[str, float]:
-    """Place -> free GB: of this folder, and of the cache where models from the hub go."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return {str(place): free_bytes(place) / 1e9 for place in (Path.cwd(), Path(HF_HUB_CACHE))}

@@ -1,22 +1,18 @@
 """`lepta evaluate`: what models can do, beside the benchmark: minimal pairs, instructions, answers side by side."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from lepta.calibration.settings import AnswerSettings, ModelOrServer
-from lepta.cli.common import AsJson, check_places, console, print_json, say
+from lepta.cli.common import AsJson, Models, check_places, console, print_json, say
 from lepta.cli.options import Flags, takes_settings
 from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
     from lepta.core.intervals import Share
 
-Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
-]
 Server = Annotated[
     str | None, typer.Option(metavar="URL", help="OpenAI-compatible server that has the models, with /v1.")
 ]
@@ -42,7 +38,7 @@ def pairs(
     read = read_pairs(data)
     found = {model: minimal_pairs(model, read) for model in models}
     if as_json:
-        print_json({model: _as_numbers(shares) for model, shares in found.items()})
+        print_json(found)
         return
     _print_shares("phenomenon", found)
 
@@ -67,7 +63,7 @@ def evaluate_instructions(
     read = read_instructions(data)
     found = {model: instruction_following(Place(model, server), read, settings) for model in models}
     if as_json:
-        print_json({model: asdict(one) for model, one in found.items()})
+        print_json(found)
         return
     _print_shares(
         "rule", {model: {**one.rules, "all rules of a prompt": one.all_rules} for model, one in found.items()}
@@ -97,7 +93,7 @@ def evaluate_compare(
     places = Place(first, server), Place(second, server), Place.of(judge)
     found = compare_models(*places, prompts, settings, limit)
     if as_json:
-        print_json(asdict(found))
+        print_json(found)
         return
     number = found.share.number
     say(f"{first}: better in {found.first} of {number}; {second}: in {found.second}; undecided {found.undecided}")
@@ -110,10 +106,6 @@ def evaluate_compare(
 
 def _shown(share: "Share") -> str:
     return f"{share.share:.0%} ({share.low:.0%} to {share.high:.0%})"
-
-
-def _as_numbers(shares: "dict[str, Share]") -> dict[str, Any]:
-    return {name: asdict(share) for name, share in shares.items()}
 
 
 def _print_shares(heading: str, found: "dict[str, dict[str, Share]]") -> None:

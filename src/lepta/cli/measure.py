@@ -1,12 +1,11 @@
 """`lepta measure`: bits per byte of models, side by side."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from lepta.cli.common import AsJson, check_places, console, print_json, say
+from lepta.cli.common import AsJson, Models, check_places, console, print_json, say
 from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
@@ -16,9 +15,7 @@ LIMIT = "Characters of text, documents in turn (default: all)."
 
 
 def measure(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
-    ],
+    models: Models,
     text: Annotated[list[str], typer.Option(help="Text file, folder or starter:ru/valid; repeat.")],
     window: Annotated[
         int | None, typer.Option(min=1, help="Characters that a model sees at once (default: 1500).")
@@ -50,8 +47,7 @@ def measure(
     conversations = list(read_conversations(answers or []))
     found = [score_windows(model, texts, window, dtype, conversations) for model in models]
     if as_json:
-        rows = [asdict(one) for one in found]
-        print_json(rows[0] if len(rows) == 1 else rows)
+        print_json(found[0] if len(found) == 1 else found)
     else:
         _print(found)
 

@@ -25,7 +25,6 @@ from lepta.cli.common import (
     say,
 )
 from lepta.cli.options import WRITING, WRITING_ANEW, Flags, takes_settings
-from lepta.cli.words import ROWS
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
 from lepta.core.settings import Section
@@ -70,7 +69,7 @@ def init(
         inputs = {"model": checkpoint.folder, "tokenizer": locate(tokenizer, hub_files=TOKENIZER_FILES)}
         sources = {"model": model, "tokenizer": tokenizer}
         write_manifest("init", folder, inputs, {"pad_to": pad_to, "dtype": dtype}, facts, sources)
-    result({"output": str(output), **facts}, writing.as_json, ROWS)
+    result({"output": str(output), **facts}, writing.as_json, "rows")
 
 
 class PropagateTexts(Section):
@@ -190,17 +189,21 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         values = {way[name] for way in tried}
         if len(values) > 1:
             settings.append(name)
-    both = ["of both,\nsum"] if len(measures) > 1 else []
-    table = number_table("method", *(name.replace("_", " ") for name in [*settings, *measures]), *both, "")
-    for way in sorted(tried, key=lambda way: sum(way[name] for name in measures)):
-        scores = [way[name] for name in measures]
-        cells = [f"{way[name]:g}" for name in settings]
-        cells += [f"{score:.4f}" for score in (*scores, *([sum(scores)] if both else []))]
+    heads = [name.replace("_", " ") for name in [*settings, *measures]]
+    why = "the fewest bits per byte"
+    if len(measures) > 1:
+        heads.append("of both,\nsum")
+        why += ", of text and answers together"
+    table = number_table("method", *heads, "")
+    for way in sorted(tried, key=lambda way: sum(map(way.get, measures))):
+        scores = list(map(way.get, measures))
+        if len(measures) > 1:
+            scores.append(sum(scores))
+        cells = [f"{way[name]:g}" for name in settings] + [f"{score:.4f}" for score in scores]
         taken = all(way[name] == chosen[name] for name in ("method", "delta_scale", "body_delta"))
         table.add_row(way["method"], *cells, "taken" if taken else "")
     console.print(table)
-    why = chosen.get("why", "the fewest bits per byte" + (", of text and answers together" if both else ""))
-    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({why})")
+    say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({chosen.get('why', why)})")
 
 
 @patch.command("export")
@@ -218,7 +221,7 @@ def patch_export(
         facts = export_patch(before, after, folder)
         inputs = {"original": before.folder, "adapted": after.folder}
         write_manifest("patch export", folder, inputs, {}, facts, {"original": original, "adapted": adapted})
-    result({"output": str(output), **facts}, as_json, ROWS)
+    result({"output": str(output), **facts}, as_json, "rows")
 
 
 @patch.command("apply")
@@ -241,4 +244,4 @@ def patch_apply(
         facts = apply_patch(place, checkpoint, folder, writing.hard_link)
         inputs = {"patch": place, "model": checkpoint.folder}
         write_manifest("patch apply", folder, inputs, {}, facts, {"patch": patch, "model": model})
-    result({"output": str(output), **facts}, writing.as_json, ROWS)
+    result({"output": str(output), **facts}, writing.as_json, "rows")

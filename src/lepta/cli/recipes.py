@@ -10,7 +10,6 @@ from rich.table import Column
 from rich.text import Text
 
 from lepta.cli.common import AsJson, DryRun, check_places, console, log, print_json, result, say
-from lepta.cli.words import COST
 from lepta.core.errors import LeptaError, explained, suggestion
 from lepta.core.fields import FieldText, field_texts, sections
 from lepta.core.output import write_new_file
@@ -195,7 +194,10 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
     """Print which stages would run, and what distillation and pre-training would cost."""
     if as_json:
         rows = [{"stage": v.stage.name, "current": v.current, "reason": v.reason} for v in verdicts]
-        print_json({"stages": rows} | ({"cost": cost} if cost else {}))
+        facts: dict[str, Any] = {"stages": rows}
+        if cost:
+            facts["cost"] = cost
+        print_json(facts)
         return
     table = narrow_table(Column("stage", no_wrap=True), "", Column("why", overflow="fold"))
     for verdict in verdicts:
@@ -204,4 +206,4 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
     console.print(table)
     if cost:
         say("\nEstimated cost on this machine, if it runs:")
-        result(cost, False, COST)
+        result(cost, False, "cost")

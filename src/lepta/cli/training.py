@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,10 @@ from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSe
 from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
 from lepta.cli.recipes import print_status
-from lepta.cli.words import CALIBRATED, CALIBRATION_COST, CALIBRATION_PARTS, TRAINED
+from lepta.cli.words import words_of
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
+from lepta.core.reading import read_json
 from lepta.core.settings import LARGEST_SEED, Section, Sources
 from lepta.distillation.settings import DistillSettings
 from lepta.stages import Pipeline, Stage
@@ -72,18 +74,7 @@ TEXT = Flags(headings={"": "Text"})
 TRAINING_TEXT = Flags(without=frozenset({"valid", "source_valid"}), headings={"": "Text"})
 RUN = Flags({"as_json": "--json"}, headings={"": OUTPUT})
 SERVED = Flags({"model": "--original"}, headings={"": "The original, with its own vocabulary"})
-COPIES = Flags(
-    {
-        "text": "--copy-text",
-        "number": "--copies",
-        "characters": "--copy-characters",
-        "language": "--copy-language",
-        "prompts": "--copy-prompts",
-        "ngram": "--copy-ngram",
-    },
-    without=frozenset({"apart_from"}),
-    headings={"": "Copies"},
-)
+COPIES = Flags({"": "copy", "number": "--copies"}, without=frozenset({"apart_from"}), headings={"": "Copies"})
 RATES, MEMORY, MEASURING = "Rates and optimizer", "Batches and memory", "Measuring and checkpoints"
 HEADINGS = {
     **dict.fromkeys(("learning_rate", "old_rows_learning_rate", "body_learning_rate", "sweep_share"), RATES),
@@ -144,8 +135,6 @@ def distill(
     Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
     check_places([original, str(model)], [output], options.force)
-    from functools import partial
-
     from lepta.learning import distill as learn
     from lepta.learning import distill_texts
     from lepta.plan import commands as costs
@@ -161,9 +150,8 @@ def distill(
             together=True,
             named={"original": original},
         )
-        cost = partial(costs.distilling_cost, model, teacher.folder, settings)
-        facts = _run(stage, output, options, cost)
-    result({"output": str(output), **facts}, options.as_json, TRAINED)
+        facts = _run(stage, output, options, partial(costs.distilling_cost, model, teacher.folder, settings))
+    result({"output": str(output), **facts}, options.as_json, "trained")
 
 
 @takes_settings
@@ -189,9 +177,6 @@ def pretrain(
     if original is None:
         _check_original(settings)
     check_places([str(model), original, settings.teacher], [output], options.force)
-    from functools import partial
-
-    from lepta.core.reading import read_json
     from lepta.learning import check_teacher, sources_of
     from lepta.learning import pretrain as learn
     from lepta.plan import commands as costs
@@ -219,11 +204,9 @@ def pretrain(
             together=True,
             named=named,
         )
-        cost = partial(costs.pretraining_cost, model, old, settings)
-        facts = _run(stage, output, options, cost)
-    curve = read_json(output / CURVE)["curve"]
-    measured = [entry for entry in curve if "loss" not in entry]
-    result({"output": str(output), **facts, "held_out": measured}, options.as_json, TRAINED)
+        facts = _run(stage, output, options, partial(costs.pretraining_cost, model, old, settings))
+    measured = [entry for entry in read_json(output / CURVE)["curve"] if "loss" not in entry]
+    result({"output": str(output), **facts, "held_out": measured}, options.as_json, "trained")
 
 
 def _check_original(settings: PretrainSettings) -> None:
@@ -275,8 +258,6 @@ def tune(
         if copies.model_fields_set:
             raise LeptaError("tune: copies need --copy-text, a text source of what is to be repeated")
         copies = CopySettings(number=0)
-    from functools import partial
-
     from lepta.calibration.copies import copy_examples
     from lepta.plan.commands import tuning_cost
     from lepta.training.tune import Copies, TuneCommand
@@ -290,7 +271,7 @@ def tune(
         added = Copies(made, copies.model_dump(exclude={"text", "apart_from"}), texts)
     command = TuneCommand(settings, options.seed, files.data, added, files.preference, step, files.limit)
     facts = _run(command.stage(model, output.name), output, options, partial(tuning_cost, model, command))
-    result({"output": str(output), **facts}, options.as_json, TRAINED)
+    result({"output": str(output), **facts}, options.as_json, "trained")
 
 
 @takes_settings
@@ -318,7 +299,7 @@ def calibrate(
     from lepta.plan.calibration import calibration_cost_here
 
     if options.dry_run:
-        result(calibration_cost_here(model, settings), options.as_json, CALIBRATION_COST)
+        result(calibration_cost_here(model, settings), options.as_json, "calibration_cost")
         return
     asked_as_here = settings.answers.model_dump(include={"thinking", "thinking_tokens"})
     effect = effect.model_copy(update=asked_as_here)
@@ -330,5 +311,5 @@ def calibrate(
         return
     result(places, as_json=False)
     for part, counts in facts.items():
-        say(f"\n{CALIBRATION_PARTS[part]}")
-        result({name: value for name, value in counts.items() if value not in (None, {})}, False, CALIBRATED)
+        say(f"\n{words_of('calibration_parts')[part]}")
+        result({name: value for name, value in counts.items() if value not in (None, {})}, False, "calibrated")

@@ -1,7 +1,6 @@
 """`lepta vocab`: build, check and measure vocabularies."""
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,6 @@ from rich.table import Column
 
 from lepta.cli.common import AsJson, Force, Output, TokenizerPath, console, print_json, result, say
 from lepta.cli.options import Flags, takes_settings
-from lepta.cli.words import VOCABULARY
 from lepta.core.tables import narrow_table, number_table
 from lepta.vocabulary.settings import VocabularySettings
 
@@ -47,7 +45,7 @@ def vocab_build(
         else:
             built = build(original, settings)
         facts = save_vocabulary(built, tokenizer, settings.scenario, folder, model)
-    result({"output": str(output), **facts, **curve}, as_json, VOCABULARY)
+    result({"output": str(output), **facts, **curve}, as_json, "vocabulary")
 
 
 def _cheapest_size(
@@ -59,17 +57,21 @@ def _cheapest_size(
     from lepta.vocabulary.build import choose_size
 
     built, points, chosen = choose_size(original, settings, count_weights(locate(model, hub_files=MODEL_FILES)))
-    if not as_json:
-        table = number_table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
-        shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]
-        for before, point in zip([shown[0], *shown], shown, strict=False):
-            step = (before.tokens - point.tokens) / max(point.added - before.added, 1) * 1000
-            mark = "[bold]" if point == chosen else ""
-            row = (f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}")
-            table.add_row(*(mark + cell for cell in row), f"{mark}{point.embedding_weights / 1e6:,.1f} M")
-        console.print(table)
-    curve = {"curve": list(map(vars, points))}
-    return built, curve if as_json else {}
+    if as_json:
+        return built, {"curve": points}
+    table = number_table("new tokens", "tokens of text", "per 1,000 more", "cost of text", "weights added")
+    shown = [point for point in points if point.added % max(1000, len(points) // 16 * 1000) == 0 or point == chosen]
+    before = shown[0]
+    for point in shown:
+        step = (before.tokens - point.tokens) / max(point.added - before.added, 1) * 1000
+        cells = [f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}"]
+        cells.append(f"{point.embedding_weights / 1e6:,.1f} M")
+        if point == chosen:
+            cells = [f"[bold]{cell}" for cell in cells]
+        table.add_row(*cells)
+        before = point
+    console.print(table)
+    return built, {}
 
 
 @vocab.command("check")
@@ -90,16 +92,18 @@ def vocab_check(
 
     checks = check_vocabulary(
         open_tokenizer(tokenizer),
-        open_tokenizer(original) if original else None,
-        list(read_documents(target)) if target else [],
-        list(read_documents(other)) if other else [],
+        original and open_tokenizer(original),
+        list(read_documents(target or [])),
+        list(read_documents(other or [])),
     )
     if as_json:
-        print_json([vars(check) for check in checks])
+        print_json(checks)
     else:
         table = narrow_table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:
-            evidence = "by lepta export gguf, or see below" if "\n" in check.evidence else check.evidence
+            evidence = check.evidence
+            if "\n" in evidence:
+                evidence = "by lepta export gguf, or see below"
             table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(evidence))
         console.print(table)
         for check in checks:
@@ -135,8 +139,11 @@ def vocab_measure(
             documents += [replace(document, source=name) for document in read_labelled([name])]
     apart = by_source or len(text) > 1
     rows = summaries({name: measure_sources(open_tokenizer(name).vocabulary(), documents) for name in tokenizer})
+    if as_json and not apart:
+        for row in rows.values():
+            del row["sources"]
     if as_json:
-        print_json(rows if apart else {name: _total(row) for name, row in rows.items()})
+        print_json(rows)
     else:
         _print_measures(rows, apart)
 
@@ -164,24 +171,20 @@ def vocab_compare(
         say(f"\nPage: {output}")
 
 
-def _total(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "sources"}
-
-
 def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
     """Print a table of measures: a row for each tokenizer, or for each source and tokenizer."""
     from lepta.report.compare import short_names
 
     named = list(zip(short_names(list(rows)), rows.values(), strict=True))
-    parts = [("all text", name, row) for name, row in named]
+    parts = []
     if by_source:
-        sources = next(iter(rows.values()))["sources"]
-        parts = [*((source, name, row["sources"][source]) for source, (name, row) in product(sources, named)), *parts]
+        for source in named[0][1]["sources"]:
+            parts += [(f"{source}: {name}", row["sources"][source]) for name, row in named]
+        named = [(f"all text: {name}", row) for name, row in named]
     units = ("chars/\ntoken", "bytes/\ntoken", "words/\ntoken")
     table = number_table("tokenizer", "tokens", *units, "1-token\nwords", "unused\ntokens")
-    for source, name, row in parts:
+    for label, row in parts + named:
         ratios = [f"{row[unit]:.3f}" for unit in ("characters_per_token", "bytes_per_token", "words_per_token")]
         unused = f"{row['unused_tokens']:,} ({row['unused_share']:.1%})"
-        label = f"{source}: {name}" if by_source else name
         table.add_row(escape(label), f"{row['tokens']:,}", *ratios, f"{row['single_token_words']:.1%}", unused)
     console.print(table)

@@ -1,13 +1,40 @@
-"""What the facts of a result are called where people read them, and their units; `--json` has the facts themselves."""
+"""What the facts of a result are called where people read them, and their units: `data/words.yaml`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+from lepta.core.shipped import shipped_data
 from lepta.core.tables import duration
 
-Words = Mapping[str, tuple[str, Callable[[Any], str]]]  # fact -> its name for people, and its value as text
-
 SIDES = ("target", "source")  # texts of a run, in its order
+
+
+def line(kind: str, name: str, value: Any) -> str:
+    """A fact of a kind of result (`vocabulary`, `rows`, ...) as people read it; without words it has its own name."""
+    if name in words_of(kind):
+        return words_of(kind)[name].format(_Value(value))
+    return f"{spelt(name)}: {short(value)}"
+
+
+@cache
+def words_of(kind: str) -> dict[str, str]:
+    """Fact -> the line that is printed; none for a kind that has no words."""
+    return shipped_data("words.yaml").get(kind, {})
+
+
+class _Value:
+    """A value that is written as a line asks for."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __format__(self, form: str) -> str:
+        if form in FORMS:
+            return FORMS[form](self._value)
+        if form[0].isalpha():
+            return counted(self._value, form)
+        return format(self._value, form)
 
 
 def short(value: Any) -> str:
@@ -40,10 +67,6 @@ def percent(share: float) -> str:
     return f"{share:.0%}" if share in (0, 1) or 0.1 <= share <= 0.99 else f"{share:.1%}"
 
 
-def _of(one: str) -> Callable[[Any], str]:
-    return lambda number: counted(number, one)
-
-
 def _transfer(value: dict[str, Any]) -> str:
     parts = [f"{value['exact']:,} copied"]
     if value["mixed"]:
@@ -73,10 +96,6 @@ def _kept_rows(step: str) -> str:
 def _bits(value: dict[str, float] | list[float]) -> str:
     named = value if isinstance(value, dict) else dict(zip(("before", "after"), value, strict=True))
     return ", ".join(f"{name} {bits:.3f}" for name, bits in named.items()) + " bits per byte"
-
-
-def _curve(value: list[dict[str, Any]]) -> str:
-    return "; ".join(map(_measured, value))
 
 
 def _measured(entry: dict[str, Any]) -> str:
@@ -111,120 +130,20 @@ def _tasks(value: dict[str, dict[str, Any]]) -> str:
     )
 
 
-VOCABULARY: Words = {
-    "old_size": ("original vocabulary", _of("token")),
-    "new_size": ("new vocabulary", _of("token")),
-    "kept": ("kept of the original", _of("token")),
-    "added": ("added", _of("token")),
-    "cost_of_text": ("computation for the same text", lambda share: f"{percent(share)} of the original's"),
-    "donors": ("tokens of donors taken", _donors),
-    "most_changed": ("text to keep, split otherwise at most", lambda share: f"{percent(share)} of the documents"),
-    "kept_text": ("text to keep, split otherwise", _kept_text),
-}
-ROWS: Words = {
-    "old_rows": ("rows before", short),
-    "new_rows": ("rows now", short),
-    "rows": ("rows", short),
-    "rows_carried": ("rows in the patch", short),
-    "transfer": ("rows of the result", _transfer),
-}
-TRAINED: Words = {
-    "tokens": ("trained on", _of("token")),
-    "source_tokens": ("trained on, of the source text", _of("token")),
-    "full": ("blocks filled", percent),
-    "passes": ("text used", _passes),
-    "body_dtype": ("precision of the body", str),
-    "auto_learning_rate": ("learning rate chosen by auto", short),
-    "rows_rms": ("size of a row's numbers (root mean square)", short),
-    "warmup_steps": ("warm-up", _of("step")),
-    "kept_step": ("weights kept", lambda step: f"those of step {step:,}"),
-    "unreached": ("not changed by LoRA", short),
-    "sweep": ("learning rates tried", _sweep),
-    "held_out": ("held-out text", _curve),
-    "learned_rows": ("rows that learned", short),
-    "new_rows": ("rows of new tokens", short),
-    "layer": ("layer whose hidden states are learned from", short),
-    "passages": ("learned from", _of("passage")),
-    "whole_text": ("text used", _text_used),
-    "tokens_below_occurrences": ("in these passages fewer than --occurrences times", _of("new token")),
-    "tokens_absent": ("of which in none of these passages", _of("new token")),
-    "absent": ("the first of these", lambda texts: ", ".join(map(repr, texts))),
-    "held_out_bits_per_byte": ("passages put aside", _bits),
-    "source_bits_per_byte": ("source passages put aside", _bits),
-    "kept": ("rows kept", _kept_rows),
-    "rows": ("rows of training, over all epochs", short),
-    "duplicate": ("left out, there twice", _of("conversation")),
-    "refused": ("left out, refused by the chat template", _of("conversation")),
-    "too_long": ("left out, longer than --max-length", _of("conversation")),
-    "answer_tokens": ("of answers", _of("token")),
-    "merged_error": ("error of the written weights", lambda error: f"{error:.2g} of the logits"),
-}
-
-
-def _minutes(value: float) -> str:
-    return f"about {duration(value / 60)}"
-
-
-def _about(number: int) -> str:
-    return f"about {number:,}"
-
-
-COST: Words = {
-    "weights": ("weights of the model", short),
-    "gigaflops_here": ("speed now, by one matrix product", lambda speed: f"{speed:,} GFLOP/s"),
-    "memory_gib": ("memory, about", lambda size: f"{size:g} GiB"),
-    "gigaflops_in_training": ("of which training reaches", lambda speed: f"{speed:,} GFLOP/s"),
-    "steps": ("steps", _about),
-    "tokens": ("tokens", _about),
-    "gigaflop": ("operations", lambda number: f"{number:,} GFLOP"),
-    "minutes": ("time", _minutes),
-    "distillation_tokens": ("distillation tokens", _about),
-    "distillation_gigaflop": ("distillation operations", lambda number: f"{number:,} GFLOP"),
-    "distillation_minutes": ("distillation time", _minutes),
-}
-CALIBRATION_COST: Words = {
-    "prompts": ("prompts read", short),
-    "shown": ("put aside for the report", _of("prompt")),
-    "duplicate": ("left out, there twice", _of("prompt")),
-    "answers": ("to be written at most", _of("answer")),
-    "answer_tokens_at_most": ("of answers, at most", _of("token")),
-    "grades": ("to be given", _of("grade")),
-    "copies": ("texts to repeat", short),
-    "steps_at_most": ("training, at most", _of("step")),
-    "training_tokens_at_most": ("trained on, at most", _of("token")),
-    "hours_of_answers_at_full_speed": ("time for the answers, at least", duration),
-    "hours_of_training_at_full_speed": ("time for training, at least", duration),
-}
-CALIBRATION_PARTS = {  # of the result: stages, then what was measured
-    "answers": "Answers of the original",
-    "grades": "Grades",
-    "examples": "Examples",
-    "model": "Training",
-    "propagated": "Measured before",
-    "calibrated": "Measured after",
-}
-CALIBRATED: Words = {
-    **TRAINED,
-    "prompts": ("prompts read", short),
-    "shown": ("put aside for the report", _of("prompt")),
-    "duplicate": ("left out, there twice", short),
-    "answered": ("with an answer to learn from", _of("prompt")),
-    "refused": ("refused by the chat template", short),
-    "empty": ("with empty answers alone", _of("prompt")),
-    "unfinished": ("with answers cut short alone", _of("prompt")),
-    "low_grades": ("left out, low grade", _of("answer")),
-    "unreadable_grades": ("left out, grade not readable", _of("answer")),
-    "kept": ("kept", _of("answer")),
-    "drawn": ("texts drawn to repeat", short),
-    "known": ("of these left out, in other text", short),
-    "copied": ("texts to repeat", short),
-    "examples": ("learned from", _of("example")),
-    "bits_per_byte": ("held-out text", _bits),
-    "tasks": ("Darumeru", _tasks),
-    "new_token_share": ("new tokens in its answers", percent),
-}
-DATASET: Words = {
-    "test": ("questions", short),
-    "shots": ("solved examples", short),
-    "left_out": ("left out", short),
+FORMS: dict[str, Callable[[Any], str]] = {
+    "": short,
+    "percent": percent,
+    "transfer": _transfer,
+    "passes": _passes,
+    "text_used": _text_used,
+    "kept_rows": _kept_rows,
+    "bits": _bits,
+    "curve": lambda value: "; ".join(map(_measured, value)),
+    "sweep": _sweep,
+    "donors": _donors,
+    "kept_text": _kept_text,
+    "tasks": _tasks,
+    "quoted": lambda texts: ", ".join(map(repr, texts)),
+    "minutes": lambda minutes: duration(minutes / 60),
+    "hours": duration,
 }

@@ -93,9 +93,9 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise LeptaError(f"{path}: expected keys and values at the top level, as `lepta recipes show {example}` prints")
-    found = [key for key in READERS if key in content]
-    if len(found) == 1 and found[0] not in model.model_fields:
-        other = READERS[found[0]]
+    found = READERS.keys() & content.keys()
+    if len(found) == 1 and not found & model.model_fields.keys():
+        other = READERS[found.pop()]
         raise LeptaError(f"{path}: this is a {other}, for `{COMMANDS[other]}`; expected a {kind}")
     return validated(model, content, str(path))
 

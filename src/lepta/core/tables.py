@@ -16,9 +16,9 @@ def number_table(first: str, *numbers: str, title: str | None = None) -> Table:
 
     Six columns fit into a terminal of 80.
     """
-    headings = [escape(_lines(name)) for name in numbers]
-    columns = [Column(heading, justify="right", no_wrap=True) for heading in headings]
-    table = narrow_table(Column(escape(first), overflow="fold"), *columns)
+    table = narrow_table(Column(escape(first), overflow="fold"))
+    for name in numbers:
+        table.add_column(escape(_lines(name)), justify="right", no_wrap=True)
     table.title, table.title_justify, table.show_header = title, "left", any((first, *numbers))
     return table
 

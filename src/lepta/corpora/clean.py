@@ -63,17 +63,15 @@ class Cleaner:
     def __init__(self, settings: Clean) -> None:
         self._settings = settings
         allowed = "".join(rf"\p{{Script={script}}}" for script in settings.scripts)
-        self._foreign = (
-            regex.compile(rf"[^{allowed}\p{{Script=Common}}\p{{Script=Inherited}}]+", regex.V1) if allowed else None
-        )
-        steps = {
-            "unicode": self._normalise if settings.unicode else None,
-            "markup": strip_markup if settings.markup else None,
-            "links": strip_links if settings.links else None,
-            "symbols": strip_symbols if settings.symbols else None,
-            "control": strip_control,
-        }
-        self._steps: dict[str, Callable[[str], str]] = {name: step for name, step in steps.items() if step}
+        self._foreign: regex.Pattern[str] | None = None
+        if allowed:
+            self._foreign = regex.compile(rf"[^{allowed}\p{{Script=Common}}\p{{Script=Inherited}}]+", regex.V1)
+        steps = {"unicode": self._normalise, "markup": strip_markup, "links": strip_links, "symbols": strip_symbols}
+        self._steps: dict[str, Callable[[str], str]] = {}
+        for name, step in steps.items():
+            if getattr(settings, name):
+                self._steps[name] = step
+        self._steps["control"] = strip_control
 
     def clean(self, text: str) -> Cleaned:
         """Clean one document."""

@@ -86,7 +86,7 @@ class _Local(_Quiet, LocalPipelineExecutor):
         ranks = self.get_incomplete_ranks(range(self.tasks))
         if self.workers == 1 or len(ranks) < 2:
             for rank in ranks:
-                self._fresh()._run_for_rank(rank)
+                deepcopy(self)._run_for_rank(rank)  # a copy for each task: steps count as they run
             return
         with ProcessPoolExecutor(
             min(self.workers, len(ranks)), mp_context=multiprocessing.get_context("forkserver")
@@ -101,10 +101,6 @@ class _Local(_Quiet, LocalPipelineExecutor):
                     for process in multiprocessing.active_children():
                         process.terminate()
                 raise
-
-    def _fresh(self) -> "_Local":
-        """A copy for each task: steps count as they run."""
-        return deepcopy(self)
 
 
 class _Ray(_Quiet, RayPipelineExecutor):
@@ -128,7 +124,11 @@ def run_stage(stage: Stage, settings: Executor) -> None:
     """
     if not stage.tasks:
         return
-    executor = (_ray if settings.kind == "ray" else _local)(stage, settings)
+    executor: _Local | _Ray
+    if settings.kind == "ray":
+        executor = _ray(stage, settings)
+    else:
+        executor = _Local(stage.steps, stage.tasks, workers_of(settings), _records(stage))
     executor.work, executor.stage = stage.work, stage.name
     logger.remove()
     try:
@@ -164,10 +164,6 @@ def _records(stage: Stage) -> str:
     return str(stage.work.divided / "datatrove" / stage.name)
 
 
-def _local(stage: Stage, settings: Executor) -> _Local:
-    return _Local(stage.steps, stage.tasks, workers_of(settings), _records(stage))
-
-
 def _ray(stage: Stage, settings: Executor) -> _Ray:
     with optional("executor.kind ray", "ray"):
         import ray
@@ -187,7 +183,7 @@ def _ray(stage: Stage, settings: Executor) -> _Ray:
     return _Ray(
         stage.steps,
         stage.tasks,
-        workers_of(settings) if settings.workers else -1,
+        settings.workers or -1,
         logging_dir=_records(stage),
         cpus_per_task=settings.cpus_per_task,
         mem_per_cpu_gb=settings.memory_gb / settings.cpus_per_task,

@@ -87,7 +87,8 @@ def _later_stages(settings: CorpusSettings, work: Work, size: int) -> list[Stage
     if settings.deduplicate is None or not work.parts:
         return [Stage("write", write, work.parts, work, size)]
     config = minhash_config(settings.deduplicate, settings.seed)
-    signatures, pairs, remove = (str(work.divided / name) for name in ("signatures", "pairs", "remove"))
+    signatures, pairs = str(work.divided / "signatures"), str(work.divided / "pairs")
+    remove = str(work.divided / "remove")
     write.insert(1, MinhashDedupFilter(remove, exclusion_writer=duplicates))
     sign = [ReadShards(work, "signatures"), Signatures(signatures, config)]
     return [

@@ -87,13 +87,13 @@ def _describe(source: str, counts: dict[str, Any], samples: bool) -> dict[str, A
         dropped[reason] = {"documents": documents, "characters": counts["dropped_characters"][reason]}
         if samples:
             dropped[reason]["samples"] = counts["samples"][reason]
-    read, kept, written = (_sizes(counts[name]) for name in ("read", "kept", "written"))
+    read, kept, written = _sizes(counts["read"]), _sizes(counts["kept"]), _sizes(counts["written"])
     removed = dict(sorted(counts["removed"].items(), key=lambda item: (-item[1], item[0])))
     return {"read": read, "kept": kept, "dropped": dropped, "removed": removed, "written": written}
 
 
 def _sizes(counts: dict[str, int]) -> dict[str, int]:
-    return {unit: counts[unit] for unit in ("documents", "characters")}
+    return {"documents": counts["documents"], "characters": counts["characters"]}
 
 
 def _check(source: str, counts: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class Work:
     def counts(self) -> list[dict[str, Any]]:
         """Read all counts, in the order of the tasks: of cleaning, then of writing."""
         cleaned, written = (self.folder / "counts" / "clean", self.divided / "counts" / "write")
-        return [read_json(file) for file in [*sorted(cleaned.glob("*.json")), *sorted(written.glob("*.json"))]]
+        return list(map(read_json, [*sorted(cleaned.glob("*.json")), *sorted(written.glob("*.json"))]))
 
     def pulse(self, stage: str, rank: int, done: int) -> None:
         """Say how many bytes a worker has read; at most once in so many seconds."""
@@ -171,7 +171,7 @@ class Work:
     def pulses(self, stage: str) -> int:
         """Sum what all workers have read."""
         texts = [file.read_text() for file in (self.folder / "progress" / stage).glob("*")]
-        return sum(int(text) for text in texts if text.isdigit())
+        return sum(map(int, filter(str.isdigit, texts)))
 
     def write_failure(self, stage: str, rank: int, error: BaseException) -> None:
         """Leave the reason why a worker stopped."""
@@ -180,4 +180,4 @@ class Work:
 
     def failures(self) -> list[dict[str, Any]]:
         """Read why workers stopped, in their order."""
-        return [read_json(file) for file in sorted((self.folder / "failures").glob("*.json"))]
+        return list(map(read_json, sorted((self.folder / "failures").glob("*.json"))))

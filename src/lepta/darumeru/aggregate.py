@@ -133,8 +133,8 @@ def summarise(results: Sequence[TaskResult], seed: int = 1, partial: bool = Fals
             _honest(scores[name].estimate, len(units.names)), known_parts, len(result.scores), len(units.names)
         )
     scores = _with_totals(scores, known)
-    columns = {name: scores[name].estimate for name in COLUMN_SIZES if name in scores}
-    total = scores[TOTAL].estimate if TOTAL in scores else None
+    columns = {name: scores[name].estimate for name in (*COLUMN_SIZES, TOTAL) if name in scores}
+    total = columns.pop(TOTAL, None)
     return Summary(definition, summaries, columns, total, refused)
 
 
@@ -165,15 +165,17 @@ def compare(first: Sequence[TaskResult], second: Sequence[TaskResult], seed: int
 
 def _checked(results: Sequence[TaskResult]) -> tuple[Definition, dict[str, TaskResult], dict[str, str]]:
     """The definition all share, results that are whole in the order of the tasks, and why the others are not."""
-    definitions = sorted({result.definition for result in results})
+    definitions: set[Definition] = {result.definition for result in results} or {"current"}
     if len(definitions) > 1:
         raise LeptaError("legacy and current scores are mixed; a table holds one definition only")
-    definition: Definition = definitions[0] if definitions else "current"
+    [definition] = definitions
     by_name: dict[str, TaskResult] = {}
     known = tasks(definition)
     for result in results:
-        if result.task not in known or result.task in by_name:
-            raise LeptaError(f"{result.task}: {'there twice' if result.task in by_name else 'no such task'}")
+        if result.task in by_name:
+            raise LeptaError(f"{result.task}: there twice")
+        if result.task not in known:
+            raise LeptaError(f"{result.task}: no such task")
         by_name[result.task] = result
     whole, refused = {}, {}
     for name, task in known.items():
@@ -217,7 +219,9 @@ def _bootstrap(task: Task, units: Units, seed: int) -> _Bootstrap:
     if len(units.names) < 2:
         return _Bootstrap(value, None)
     # Units of equal names are the same units within a dataset, and in MMLU of both languages.
-    group = "mmlu" if task.dataset in ("mmlu_ru", "mmlu_en") else task.dataset
+    group = task.dataset
+    if group in ("mmlu_ru", "mmlu_en"):
+        group = "mmlu"
     sums = [weights @ units.vectors for weights in _weights(units, DRAWS, seed, group)]
     return _Bootstrap(value, task.measure.score(np.concatenate(sums)))
 
@@ -247,7 +251,7 @@ def _with_totals(scores: Mapping[str, _Bootstrap], known: Mapping[str, Task]) ->
     result = dict(scores)
     for column in COLUMN_SIZES:
         names = [name for name, task in known.items() if task.column == column]
-        if all(name in scores for name in names):
+        if scores.keys() >= set(names):
             result[column] = _mean([scores[name] for name in names])
     if len(scores) == len(known):
         result[TOTAL] = _mean(list(scores.values()))
@@ -277,6 +281,6 @@ def _difference(first: _Bootstrap, second: _Bootstrap) -> Difference:
     if first.draws is None or second.draws is None:
         return Difference(first.value, second.value, Estimate(value, None, None), None)
     draws = second.draws - first.draws
-    below, above = ((np.sum(side) + 1) / (len(draws) + 1) for side in (draws <= 0, draws >= 0))
-    p = float(min(1.0, 2 * min(below, above)))
+    fewer = min(np.sum(draws <= 0), np.sum(draws >= 0))
+    p = float(min(1.0, 2 * ((fewer + 1) / (len(draws) + 1))))
     return Difference(first.value, second.value, _Bootstrap(value, draws).estimate, p)

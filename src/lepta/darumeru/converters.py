@@ -54,8 +54,7 @@ def convert(record: Record, converter: Converter) -> list[Fields]:
         made = _by_table(record, converter) if isinstance(converter, Mapping) else converter(record)
         rows = made if isinstance(made, list) else [made]
         for row in rows:
-            answers = row["answers"] if "answers" in row else [row.get("answer", "none is needed")]
-            if not any(answers):
+            if not any(row.get("answers", [row.get("answer", "none is needed")])):
                 raise LeaveOut("the answer is not published")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise LeptaError(
@@ -188,7 +187,7 @@ def _variant(identity: str) -> int:
     """A number for the exam in an item's id EXAM/TASK: the digits of its name, or a hash of it."""
     exam = identity.rsplit("/", 1)[0]
     digits = re.sub(r"\D", "", exam)
-    return int(digits) if digits else zlib.crc32(exam.encode())
+    return int(digits or zlib.crc32(exam.encode()))
 
 
 def _squeezed(text: str) -> str:
@@ -247,7 +246,7 @@ def oracle_sentences(document: Sequence[str], summary: str) -> list[int]:
 
 def _counted(text: str) -> list[Counter[tuple[str, ...]]]:
     words = lemmas(text)
-    return [ngrams(words, n) for n in (1, 2)]
+    return [ngrams(words, 1), ngrams(words, 2)]
 
 
 def _texts_to_copy(record: Record) -> list[Fields]:
@@ -280,8 +279,7 @@ def _mera_choices(record: Record) -> list[str]:
 
 def _mera_context(record: Record) -> str:
     """MultiQ has two texts; older rows have only one."""
-    texts = [record.get("inputs.support_text"), record["inputs.text"]]
-    return "\n\n".join(text for text in texts if text)
+    return "\n\n".join(filter(None, [record.get("inputs.support_text"), record["inputs.text"]]))
 
 
 def _mera_exam(record: Record) -> Fields:
@@ -292,8 +290,8 @@ def _mera_exam(record: Record) -> Fields:
         kind = "choice"
     answers = answer.split(",") if kind == "text" else [answer.replace(" ", "")]
     parts = [record["inputs.task"], record.get("inputs.text"), record.get("inputs.additional_text")]
-    question = "\n".join(part for part in parts if part)
-    choices = [choice.strip() for choice in OPTION_LINE.split(record.get("inputs.choices") or "") if choice.strip()]
+    question = "\n".join(filter(None, parts))
+    choices = list(filter(None, map(str.strip, OPTION_LINE.split(record.get("inputs.choices") or ""))))
     return _exam(int(record["meta.variant"]), int(record["meta.id_task"]), kind, question, choices, answers)
 
 

@@ -54,8 +54,7 @@ class Dataset:
         for stratum, rows in strata.items():
             categories.setdefault(CATEGORY_OF.get(stratum, ""), []).append(rows)
         # The score is a mean over categories, so four rows shall be of all four.
-        subjects_in_turn = _in_turn(categories.values())
-        chosen = {row.id for row in islice(_in_turn(subjects_in_turn), number)}
+        chosen = {row.id for row in islice(_in_turn(_in_turn(categories.values())), number)}
         return replace(self, test=tuple(row for row in self.test if row.id in chosen))
 
 
@@ -73,8 +72,8 @@ def load_dataset(name: str, source: str = BUILTIN) -> Dataset:
     folder = BUILTIN_ITEMS if source == BUILTIN else expanded(source)
     if not folder.is_dir():
         raise LeptaError(f"{source}: no such folder; expected {BUILTIN}, {HUB} or a folder with NAME/{TEST}")
-    test, shots = (read_rows(name, _file(folder / name / file)) for file in (TEST, SHOTS))
-    return checked(name, source, test, shots)
+    test = read_rows(name, _file(folder / name / TEST))
+    return checked(name, source, test, read_rows(name, _file(folder / name / SHOTS)))
 
 
 def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -> Dataset:

@@ -51,15 +51,20 @@ class LmEvalBackend(Backend):
 
     def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
         """Continue greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
-        texts = self._generated([(request.prompt, list(request.stops)) for request in requests], max_tokens)
+        texts = self._generated(requests, max_tokens)
         # The harness ends a text at a stop with nothing before it; here such a stop does not count.
-        empty = [n for n, request in enumerate(requests) if request.stops and not texts[n].strip()]
-        if empty:
-            again = self._generated([(requests[n].prompt, []) for n in empty], max_tokens)
-            for n, text in zip(empty, again, strict=True):
+        again = {}
+        for n, request in enumerate(requests):
+            if request.stops and not texts[n].strip():
+                again[n] = replace(request, stops=())
+        if again:
+            for n, text in zip(again, self._generated(list(again.values()), max_tokens), strict=True):
                 texts[n] = text
-        cut = [request.cut(text).strip() for request, text in zip(requests, texts, strict=True)]
-        return [Completion(text, min(len(self.tokens(text)), max_tokens)) for text in cut]
+        completions = []
+        for request, text in zip(requests, texts, strict=True):
+            cut = request.cut(text).strip()
+            completions.append(Completion(cut, min(len(self.tokens(cut)), max_tokens)))
+        return completions
 
     def _exact(self, question: Question, together: bool) -> list[Branch]:
         """Ids of the texts, if the prompt's own ids start all of them: the classes cut where the prompt alone ends."""
@@ -72,11 +77,13 @@ class LmEvalBackend(Backend):
             )
         return branches
 
-    def _generated(self, prompts: Sequence[tuple[str, list[str]]], max_tokens: int) -> list[str]:
-        """What the class writes after prompts, each with the texts that it stops at."""
-        options = {"max_gen_toks": max_tokens, "do_sample": False}
-        requests = [(prompt, options | {"until": stops}) for prompt, stops in prompts]
-        return list(self._model.generate_until(_instances("generate_until", requests)))
+    def _generated(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[str]:
+        """What the class writes after prompts, up to where it stops."""
+        arguments = []
+        for request in requests:
+            options = {"max_gen_toks": max_tokens, "do_sample": False, "until": list(request.stops)}
+            arguments.append((request.prompt, options))
+        return list(self._model.generate_until(_instances("generate_until", arguments)))
 
     def _loglikelihood(self, questions: Sequence[Question]) -> list[float]:
         requests: list[tuple[str, str]] = []

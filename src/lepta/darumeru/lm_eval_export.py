@@ -65,12 +65,12 @@ def export(
         if tokenizer is not None:
             (folder / TOKENIZER).mkdir()
             open_tokenizer(tokenizer).save(folder / TOKENIZER)
-        for name in dict.fromkeys(task.dataset for task in chosen):
-            dataset = load_dataset(name, source)
-            write_dataset(folder / DATA / name, dataset, {"format": source})
-            for task in chosen:
-                if task.dataset == name:
-                    _write(folder / f"{task.name}.yaml", _task(task, dataset, shots))
+        loaded: dict[str, Dataset] = {}
+        for task in chosen:
+            if task.dataset not in loaded:
+                loaded[task.dataset] = load_dataset(task.dataset, source)
+                write_dataset(folder / DATA / task.dataset, loaded[task.dataset], {"format": source})
+            _write(folder / f"{task.name}.yaml", _task(task, loaded[task.dataset], shots))
         _write_groups(folder, chosen, whole=len(chosen) == sum(COLUMN_SIZES.values()))
         settings = {"shots": shots, "definition": definition, "tasks": [task.name for task in chosen]}
         write_manifest("darumeru export", folder, {}, settings, {}, {"data": source, "tokenizer": str(tokenizer or "")})

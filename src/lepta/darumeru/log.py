@@ -202,6 +202,11 @@ def read_results(folder: Path) -> Results:
     return results
 
 
+def task_results(results: Results) -> list[TaskResult]:
+    """The results without the records of samples."""
+    return [result for result, _ in results.values()]
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary of a run; LeptaError if it was not finished."""
     file = folder / SUMMARY

@@ -216,7 +216,7 @@ def rouge(answer: Sequence[str], reference: Sequence[str], n: int) -> Rouge:
 
 def rouge_of_counts(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> Rouge:
     """ROUGE of n-grams that are counted already."""
-    shared, written, wanted = (counts.total() for counts in (answer & reference, answer, reference))
+    shared, written, wanted = (answer & reference).total(), answer.total(), reference.total()
     if not shared:
         return Rouge(0.0, 0.0, 0.0)
     return Rouge(shared / wanted, shared / written, _f1(shared, wanted, written))

@@ -17,7 +17,7 @@ from lepta.core.progress import progress
 from lepta.darumeru.aggregate import Summary, summarise, task_result
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.data import Dataset, load_dataset
-from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, Results, TaskLog, check_output, read_results
+from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, Results, TaskLog, check_output, read_results, task_results
 from lepta.darumeru.metrics import pick
 from lepta.darumeru.tasks import NO_LABEL, Answer, Definition, Sample, Task, named_tasks
 from lepta.version import __version__
@@ -76,10 +76,12 @@ def ask(
     logs = {task.name: TaskLog(output, _header(task, parts[task.name], shots, settings)) for task in chosen}
     for task in chosen:
         records = _run_task(task, parts[task.name], backend, shots, logs[task.name])
-        errors = sum("error" in record for record in records)
-        report(f"{task.name}: {len(records)} samples" + (f", {errors} ERRORS" if errors else ""))
+        said = f"{task.name}: {len(records)} samples"
+        if errors := sum("error" in record for record in records):
+            said += f", {errors} ERRORS"
+        report(said)
     results = read_results(output)
-    summary = summarise([result for result, _ in results.values()], seed=seed, partial=True)
+    summary = summarise(task_results(results), seed=seed, partial=True)
     write_json(output / SUMMARY, _summary_json(summary, {"shots": shots, "seed": seed, **settings}, results))
     return summary
 
@@ -132,9 +134,10 @@ def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) 
 def _run_task(task: Task, dataset: Dataset, backend: Backend, shots: int, log: TaskLog) -> list[Record]:
     """Ask what is not logged yet; the records of all samples."""
     samples = task.samples(dataset)
-    if not all(sample.id in log.records for sample in samples):
+    ids = [sample.id for sample in samples]
+    if not log.records.keys() >= set(ids):
         _ask_samples(task, dataset, samples, backend, shots, log)
-    log.finish([sample.id for sample in samples])
+    log.finish(ids)
     return list(log.records.values())
 
 
@@ -176,16 +179,17 @@ def _groups(items: Sequence[PromptedSample]) -> list[list[PromptedSample]]:
 
 def _batches(items: Sequence[PromptedSample], task: Task, thinking: int) -> list[list[PromptedSample]]:
     """Cut prompts, shortest first, into batches."""
-    batches: list[list[PromptedSample]] = []
+    written = thinking
+    if task.method == "generate":
+        written += task.max_new_tokens
+    batches: list[list[PromptedSample]] = [[]]
     for item in items:
-        rows = len(batches[-1]) + 1 if batches else 1
+        rows = len(batches[-1]) + 1
         # Prompts are padded to the longest of the batch, which is this one.
-        written = thinking + (task.max_new_tokens if task.method == "generate" else 0)
-        cached = rows * (item.tokens + written) if written else 0
-        if batches and rows <= BATCH[task.method] and cached <= CACHE_TOKENS:
-            batches[-1].append(item)
-        else:
-            batches.append([item])
+        too_long = written and rows * (item.tokens + written) > CACHE_TOKENS
+        if batches[-1] and (too_long or rows > BATCH[task.method]):
+            batches.append([])
+        batches[-1].append(item)
     return batches
 
 

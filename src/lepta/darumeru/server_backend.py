@@ -65,7 +65,10 @@ class ServerBackend(_Server):
 
     def _thinking(self, block: Block, options: dict[str, Any], ids: Sequence[int]) -> str:
         choice = self._complete(ids, **options)
-        return field(choice, "text", kind=str) + (block.end if choice.get("finish_reason") == "stop" else "")
+        text = field(choice, "text", kind=str)
+        if choice.get("finish_reason") == "stop":
+            text += block.end
+        return text
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of continuations: from one new token if that tells them apart, else from the whole texts.
@@ -121,7 +124,7 @@ class ServerBackend(_Server):
             return Completion(text.strip(), len(self.tokens(text)))
         emitted = field(answer, "usage", "completion_tokens", kind=int)
         ended = field(choice, "finish_reason") == "stop"  # by a token that is not part of the text, or by a stop
-        return Completion(text.strip(), emitted - 1 if ended else emitted)
+        return Completion(text.strip(), emitted - ended)
 
     def _echo(self, ids: Sequence[int]) -> list[float]:
         """Log-probability of each id of a text; of the first one, which nothing stands before, it is not a number."""
@@ -150,9 +153,10 @@ class ChatBackend(_Server):
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as JSON, the lead-in of the unfinished turn apart."""
-        begun = messages[-1]["role"] == "assistant"
-        turns, lead_in = (messages[:-1], messages[-1]["content"]) if begun else (messages, "")
-        return json.dumps({"messages": list(turns), "lead_in": lead_in}, ensure_ascii=False)
+        turns, lead_in = list(messages), ""
+        if turns[-1]["role"] == "assistant":
+            lead_in = turns.pop()["content"]
+        return json.dumps({"messages": turns, "lead_in": lead_in}, ensure_ascii=False)
 
     def count_tokens(self, prompt: str) -> int:
         """How many tokens the conversation has by the chat template here."""
@@ -196,7 +200,9 @@ def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
     for before, ways, after in ((r"^\W*", alike, ENDS), (ANSWER, alike, ENDS), (r"(?<!\w)", exact, r"(?!\w)")):
         groups = "|".join(f"({way})" for way in ways)
         if match := re.search(f"{before}(?:{groups}){after}", text):
-            return tuple(CHOSEN if n == match.lastindex else LEFT for n in range(1, len(labels) + 1))
+            chosen = [LEFT] * len(labels)
+            chosen[(match.lastindex or 1) - 1] = CHOSEN
+            return tuple(chosen)
     return ()
 
 

@@ -116,8 +116,10 @@ class Task:
 
         There may be fewer in the dataset; how many were shown belongs in the log.
         """
-        pool = [row for row in dataset.shots if row.stratum == sample.row.stratum]
-        examples = [samples[0] for row in pool if (samples := self.make(self, row))]
+        examples: list[Sample] = []
+        for row in dataset.shots:
+            if row.stratum == sample.row.stratum:
+                examples += self.make(self, row)[:1]
         return examples[:number]
 
     def messages(self, sample: Sample, shots: Sequence[Sample] = ()) -> list[Message]:
@@ -126,13 +128,16 @@ class Task:
         If the prompt has a lead-in, the last message is the assistant's unfinished turn, which never ends with a space;
         else it is the user's. The answer follows a lead-in after one space, which `Sample.continuations` have.
         """
-        # The paper's runs had examples in reverse order, and without any no headline.
-        ordered = list(shots)[::-1] if self.definition == "legacy" else list(shots)
-        headline = self.prompt.headline if ordered or self.definition == "current" else ""
+        ordered, headline = list(shots), self.prompt.headline
+        if self.definition == "legacy":  # the paper's runs had examples in reverse order, and without any no headline
+            ordered.reverse()
+            if not shots:
+                headline = ""
         turns: list[Message] = []
         for item in [*ordered, sample]:
-            turns.append({"role": "user", "content": self._question(item, "" if turns else headline)})
+            turns.append({"role": "user", "content": self._question(item, headline)})
             turns.append({"role": "assistant", "content": self.after_lead_in(item.target)})
+            headline = ""
         turns.pop()
         if self.prompt.lead_in:
             turns.append({"role": "assistant", "content": self.prompt.lead_in})

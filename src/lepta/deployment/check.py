@@ -44,9 +44,14 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
     `draft` is a model or tokenizer that is to draft for it. LeptaError if a consumer is not known, or the folder's
     tokenizer or config cannot be read.
     """
-    named = {consumer.title.lower(): name for name, consumer in CONSUMERS.items()} | {name: name for name in CONSUMERS}
-    if unknown := [name for name in consumers if name.lower() not in named]:
-        raise LeptaError(f"--consumer {unknown[0]}: unknown; known are {', '.join(CONSUMERS)}")
+    named = dict(CONSUMERS)
+    for consumer in CONSUMERS.values():
+        named[consumer.title.lower()] = consumer
+    asked = []
+    for name in consumers or CONSUMERS:
+        if name.lower() not in named:
+            raise LeptaError(f"--consumer {name}: unknown; known are {', '.join(CONSUMERS)}")
+        asked.append(named[name.lower()])
     model = Deployed(checkpoint, open_tokenizer(checkpoint.folder), open_tokenizer(draft) if draft else None)
     facts = {
         "type": checkpoint.config.get("model_type"),
@@ -55,7 +60,6 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
         "rows": checkpoint.rows,
         "tied": checkpoint.tied,
     }
-    asked = [CONSUMERS[named[name.lower()]] for name in consumers or CONSUMERS]
     return Deployment(facts, {consumer.title: consumer.verdict(model) for consumer in asked})
 
 

@@ -146,7 +146,8 @@ def transformers_4(model: Deployed) -> Verdict:
     rope = [key for key in missing if key != "torch_dtype"]
     if rope:
         reason = f"reads other rotary embeddings, without a message: no {', '.join(rope)} for it"
-        return Verdict("step", reason, f"add the lines below to {model.inner}", _as_lines(missing), model.inner)
+        lines = "\n".join(f"{json.dumps(key)}: {json.dumps(value)}," for key, value in missing.items())
+        return Verdict("step", reason, f"add the lines below to {model.inner}", lines, model.inner)
     if missing:
         return Verdict("works", "in float32 before 4.56: no torch_dtype in config.json")
     return Verdict("works", "finds rope and dtype where it looks for them")
@@ -159,10 +160,6 @@ def keys_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
     if added.get("rope_theta") == V4_ROPE_THETA:
         del added["rope_theta"]
     return {key: value for key, value in added.items() if not key.endswith("_config")}
-
-
-def _as_lines(keys: dict[str, Any]) -> str:
-    return "\n".join(f"{json.dumps(key)}: {json.dumps(value)}," for key, value in keys.items())
 
 
 def tokenizers_python(model: Deployed) -> Verdict:
@@ -242,8 +239,7 @@ def _by_pieces(model: Deployed, file: Path) -> Verdict:
 
 def _untie() -> Verdict:
     reason = "config.json ties a head that is stored and differs; it is dropped"
-    lines = '"tie_word_embeddings": false,'
-    return Verdict("step", reason, "say so in config.json", lines, "config.json")
+    return Verdict("step", reason, "say so in config.json", '"tie_word_embeddings": false,', "config.json")
 
 
 def vllm(model: Deployed) -> Verdict:
@@ -269,12 +265,13 @@ def _server(model: Deployed, most_rows: int | None) -> Verdict:
     rows = model.checkpoint.rows
     padded = -(-rows // PADDED_TO) * PADDED_TO
     reason = f"{rows:,} rows" + (f", which it pads to {padded:,}" if padded > rows else "") + ": 1, 2, 4, 8 GPUs"
+    status: Status = "works"
     if most_rows and rows > most_rows:
+        status = "limits"
         reason += f"; no LoRA above {most_rows:,} rows"
     if transformers_4(model).status == "step":
         return Verdict("step", reason, "releases on transformers 4: as for that")
-    limited = most_rows is not None and rows > most_rows
-    return Verdict("limits" if limited else "works", reason)
+    return Verdict(status, reason)
 
 
 def ctranslate2(model: Deployed) -> Verdict:

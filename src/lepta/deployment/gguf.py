@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,7 @@ def find_converter(given: str | None) -> Converter:
         raise LeptaError(f"{COMMAND}: not found; {INSTALL}")
     path = Path(shutil.which(place) or place)
     if path.is_dir():
-        inside = [path / SCRIPT, path / "bin" / COMMAND]
-        path = next((file for file in inside if file.is_file()), path)
+        path = next((file for file in (path / SCRIPT, path / "bin" / COMMAND) if file.is_file()), path)
     if path.name == SCRIPT:
         return Converter(sys.executable, str(path.parent.resolve()))
     if path.is_file() and path.name.startswith("python"):
@@ -189,8 +188,8 @@ def _convert(converter: Converter, settings: dict[str, Any], model: Path, output
         raise LeptaError(f"{converter.python}: cannot be run ({error.strerror}); {INSTALL}") from error
     if done.returncode == 0 and output.is_file():
         return done.stdout.partition("\n")[0]
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    last = said[-1].strip()[:LAST_LINES] if said else f"exit status {done.returncode}"
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    last = said[-1].strip()[:LAST_LINES]
     if done.returncode == NO_SUCH_PLACE or "ModuleNotFoundError" in last:
         raise LeptaError(f"{converter.folder or converter.python}: not a converter known here ({last}); {INSTALL}")
     if any(reason in done.stderr for reason in FULL):
@@ -207,18 +206,18 @@ def compare(
     expected = loaded(texts, add_special_tokens=False)["input_ids"]
     with ExitStack() as stack:
         server = stack.enter_context(LlamaServer(llama_server, file)) if llama_server else None
-        facts: dict[str, Any] = {"llama_cpp": server.build() if server else None}
-        facts["ids"] = _compare_ids(texts, expected, server.tokenize if server else None, file)
+        facts: dict[str, Any] = {"llama_cpp": server and server.build()}
+        facts["ids"] = _compare_ids(texts, expected, server, file)
         if server and answers:
             facts["answers"] = _compare_answers(model, loaded, server, answers)
     return facts
 
 
 def _compare_ids(
-    texts: Sequence[str], expected: Sequence[list[int]], tokenize: Callable[[str], list[int]] | None, file: Path
+    texts: Sequence[str], expected: Sequence[list[int]], server: LlamaServer | None, file: Path
 ) -> dict[str, Any]:
-    if tokenize:
-        by, actual = "llama.cpp", [tokenize(text) for text in track(texts, "comparing ids, lines", len(texts))]
+    if server:
+        by, actual = "llama.cpp", list(map(server.tokenize, track(texts, "comparing ids, lines", len(texts))))
     else:
         by, actual = "LEPTA's reader of GGUF files", open_tokenizer(file).vocabulary().encode(texts)
     other = [number for number, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]

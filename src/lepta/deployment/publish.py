@@ -109,7 +109,7 @@ def _named(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _named(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_named(part) for part in value]
+        return list(map(_named, value))
     if isinstance(value, str) and (ABSOLUTE.match(value) or is_there(value)):  # the place may be gone by now
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value

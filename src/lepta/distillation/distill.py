@@ -260,7 +260,8 @@ def _learn_head(
     """Calibrate the head and fit it; returns the last hidden states of the text, (n, d)."""
     head, rule = distiller.head, distiller.rule
     device = head.rows.device
-    chosen = _first_tokens(passages.chosen, settings.head_tokens)
+    ends = np.cumsum([len(passage.new_ids) - 1 for passage in passages.chosen])
+    chosen = passages.chosen[: int(np.searchsorted(ends, settings.head_tokens)) + 1]  # they are in random order
     if head.bias is None:
         tree = PieceTree(learned.paths, device)
         found, targets = collect_targets(distiller, tree, chosen, settings.batch)
@@ -287,12 +288,6 @@ def _learn_head(
         fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
         best.measure("fitted to what the original expects")
     return found.states
-
-
-def _first_tokens(passages: list[Alignment], tokens: int) -> list[Alignment]:
-    """The first passages that have so many new tokens in all; they are in random order."""
-    total = np.cumsum([len(passage.new_ids) - 1 for passage in passages])
-    return passages[: int(np.searchsorted(total, tokens)) + 1]
 
 
 def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

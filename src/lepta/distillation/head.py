@@ -12,7 +12,7 @@ next (`pieces`), and to the token that came.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -106,10 +106,10 @@ def collect_states(
     frozen = FrozenRows(head.frozen, bias, distiller.rule)
     parts = []
     for chosen in _batches(passages, batch, purpose):
-        states = distiller.last_states(_padded([passage.new_ids for passage in chosen], head.place.device))
+        states = distiller.last_states(_padded(chosen, "new_ids", head.place.device))
         for last, passage in zip(states, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, last, passage))
-    return _joined(parts)
+    return HeadStates(*_joined(parts))
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def collect_targets(
     sample = passages[:: max(1, len(passages) * SHORT // SAMPLE)]
     last = []
     for passage in track(sample, "finding rows that are likely in the text, passages", len(sample)):
-        last.append(distiller.last_states(_padded([passage.new_ids], device))[0])
+        last.append(distiller.last_states(_padded([passage], "new_ids", device))[0])
     states = torch.cat(last)[:SAMPLE]
     own = rule.apply((states @ head.rows.to(states.dtype).T).float()).logsumexp(1)
     with step("leaving out rows that are never likely"):
@@ -137,14 +137,14 @@ def collect_targets(
     parts: list[HeadStates] = []
     found: list[Targets] = []
     for chosen in _batches(passages, batch):
-        students = distiller.last_states(_padded([passage.new_ids for passage in chosen], device))
-        teachers = distiller.teacher_last_states(_padded([passage.old_ids for passage in chosen], device))
+        students = distiller.last_states(_padded(chosen, "new_ids", device))
+        teachers = distiller.teacher_last_states(_padded(chosen, "old_ids", device))
         for student, teacher, passage in zip(students, teachers, chosen, strict=True):
             parts.append(_predicting(distiller, frozen, student, passage))
             teacher = teacher[: len(passage.old_ids)]
             total = torch.logaddexp(firsts.total(teacher), others.total(teacher))
             found.append(_expected(distiller, tree, teacher, total, passage))
-    return _joined(parts), _joined_targets(found)
+    return HeadStates(*_joined(parts)), _joined_targets(found)
 
 
 def _batches(
@@ -156,8 +156,9 @@ def _batches(
     return track(batches, purpose, len(batches))
 
 
-def _padded(ids: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    rows = [torch.from_numpy(row) for row in ids]
+def _padded(passages: Sequence[Alignment], name: str, device: torch.device) -> torch.Tensor:
+    """`old_ids` or `new_ids` of passages."""
+    rows = [torch.from_numpy(getattr(passage, name)) for passage in passages]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
 
 
@@ -213,28 +214,19 @@ def _expected(
     )
 
 
-def _joined(parts: Sequence[HeadStates]) -> HeadStates:
-    return HeadStates(
-        torch.cat([part.states for part in parts]),
-        torch.cat([part.rest for part in parts]),
-        torch.cat([part.slot for part in parts]),
-        torch.cat([part.logit for part in parts]),
-    )
+def _joined(parts: Sequence[HeadStates] | Sequence[Targets]) -> list[torch.Tensor]:
+    """Each field of all parts as one tensor."""
+    fields = zip(*(vars(part).values() for part in parts), strict=True)
+    return list(map(torch.cat, fields))
 
 
 def _joined_targets(parts: Sequence[Targets]) -> Targets:
-    sizes = [len(part.branch) for part in parts]
-    offsets = np.cumsum([0, *sizes])
-    starts = [part.start[:-1] + int(offset) for part, offset in zip(parts, offsets, strict=False)]
-    end = torch.tensor([int(offsets[-1])], device=parts[0].start.device)
-    return Targets(
-        torch.cat([part.states for part in parts]),
-        torch.cat([part.total for part in parts]),
-        torch.cat([part.known for part in parts]),
-        torch.cat([*starts, end]),
-        torch.cat([part.branch for part in parts]),
-        torch.cat([part.probability for part in parts]),
-    )
+    starts, offset = [], 0
+    for part in parts:
+        starts.append(part.start[:-1] + offset)
+        offset += len(part.branch)
+    starts.append(torch.tensor([offset], device=parts[0].start.device))
+    return replace(Targets(*_joined(parts)), start=torch.cat(starts))
 
 
 def constant_direction(states: torch.Tensor) -> torch.Tensor:
@@ -302,7 +294,9 @@ def fit(
             if len(order) < size:
                 order = np.concatenate([order, draw.permutation(len(found))])
             chosen, order = torch.from_numpy(order[:size]).to(rows.device), order[size:]
-            optimizer.param_groups[0]["lr"] = rate * _cosine(step, steps)
+            # Ten steps of warm-up, then half a cosine.
+            share = min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = rate * share
             loss = _loss(rows, found, expected, chosen, rule, bias)
             optimizer.zero_grad()
             loss.backward()
@@ -347,8 +341,3 @@ def _logits(rows: torch.Tensor, found: HeadStates, rule: LogitRule, bias: torch.
     """Logits of the rows that learn, shape (rows, positions), float32; products in the precision of the states."""
     products = (rows.to(found.states.dtype) @ found.states.T).float()
     return rule.apply(products if bias is None else products + bias[:, None])
-
-
-def _cosine(step: int, steps: int) -> float:
-    """Share of the peak rate: ten steps of warm-up, then half a cosine."""
-    return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -34,7 +34,7 @@ class Passages:
 def cut(document: str, length: int) -> list[str]:
     """Cut a document into passages of about `length` characters, at white space where there is some."""
     pieces = regex.findall(rf"(?s).{{1,{length}}}(?=\s|$)|.{{{length}}}", document.strip())
-    return [piece.strip() for piece in pieces]
+    return list(map(str.strip, pieces))
 
 
 def _shuffled_pieces(documents: Iterable[str], length: int, draw: random.Random) -> list[str]:
@@ -124,7 +124,8 @@ def draw_passages(
             if taken >= tokens or passage is None or len(passage.new_ids) < SHORTEST:
                 continue
             drawn.append(passage)
-            taken += len(passage.new_ids) - 1 if len(drawn) > held_out else 0
+            if len(drawn) > held_out:
+                taken += len(passage.new_ids) - 1
         if taken >= tokens:
             break
     if not taken:

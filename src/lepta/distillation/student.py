@@ -40,8 +40,7 @@ class LearnedEmbedding(nn.Module):
         """Rows of the tokens, shape (*ids.shape, d), in the dtype of the table."""
         frozen, slot = F.embedding(ids, self.table), self.slot[ids]
         learned = F.embedding(slot.clamp(min=0), self.rows).to(frozen.dtype)
-        rows = torch.where((slot >= 0)[..., None], learned, frozen)
-        return rows if self.scale == 1.0 else rows * self.scale
+        return torch.where((slot >= 0)[..., None], learned, frozen) * self.scale
 
 
 class LearnedHead(nn.Module):
@@ -107,8 +106,9 @@ class Distiller(nn.Module):
         self.embedding = LearnedEmbedding(weight, inputs, scale)
         self.head = LearnedHead(head.weight, outputs, head.bias)
         self.register_buffer("old_rows", old_rows.to(weight.dtype), persistent=False)
-        old_head = self.old_rows if old_head is None else old_head.to(weight.dtype)
-        self.register_buffer("old_head", old_head, persistent=False)
+        if old_head is None:
+            old_head = self.old_rows
+        self.register_buffer("old_head", old_head.to(weight.dtype), persistent=False)
         self.low_rank: dict[str, torch.Tensor] = {}  # name in the model -> factor of a low-rank change, float32
         if lora_rank:
             add_lora(model, Lora(rank=lora_rank, alpha=lora_rank, layers=list(range(layer))))
@@ -138,8 +138,9 @@ class Distiller(nn.Module):
             )
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output
-        self._states.append(states.flatten(2))  # DeepSeek-V4 and HY4 have several streams: (B, N, 4, d)
+        if isinstance(output, tuple):
+            output = output[0]
+        self._states.append(output.flatten(2))  # DeepSeek-V4 and HY4 have several streams: (B, N, 4, d)
         if self._ends_at_layer:
             raise _Reached
 
@@ -179,8 +180,7 @@ class Distiller(nn.Module):
         return last
 
     def _old_embedding(self, ids: torch.Tensor) -> torch.Tensor:
-        rows = F.embedding(ids, self.old_rows)
-        return rows if self.embedding.scale == 1.0 else rows * self.embedding.scale
+        return F.embedding(ids, self.old_rows) * self.embedding.scale
 
     def forward(
         self,

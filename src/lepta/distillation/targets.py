@@ -35,7 +35,7 @@ def learned_rows(
     `fresh` are the ids of new tokens, in order; `old_id_of` has the old id of each new id, -1 for tokens that the old
     vocabulary lacks. `move_targets` moves first pieces of new tokens that only text in their script uses.
     """
-    splits = old.split([new.data(int(i)) for i in fresh])
+    splits = old.split(list(map(new.data, fresh.tolist())))
     new_id_of = np.full(old.size, -1)
     kept = np.flatnonzero(old_id_of >= 0)
     kept = kept[old_id_of[kept] < old.size]
@@ -43,14 +43,17 @@ def learned_rows(
     first_of = new_id_of[[split[0] for split in splits]]
     pieces = np.unique(first_of[first_of >= 0])
     targets = np.intersect1d(target_rows(new, fresh), pieces)
-    moving = np.union1d(fresh, targets) if move_targets else fresh
-    outputs = np.union1d(fresh, pieces)
+    moving, inputs, outputs = fresh, fresh, np.union1d(fresh, pieces)
+    if move_targets:
+        moving = np.union1d(fresh, targets)
+    if tied:
+        inputs = outputs
     split_of = dict(zip(fresh.tolist(), splits, strict=True))
     paths = [split_of.get(i) or [int(old_id_of[i])] for i in outputs.tolist()]
     first = np.full(len(outputs), -1)
     of_script = np.isin(first_of, targets)
     first[np.searchsorted(outputs, fresh[of_script])] = np.searchsorted(outputs, first_of[of_script])
-    return LearnedRows(moving, outputs if tied else fresh, outputs, paths, first)
+    return LearnedRows(moving, inputs, outputs, paths, first)
 
 
 def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
@@ -63,11 +66,9 @@ def target_rows(vocabulary: Vocabulary, new: np.ndarray) -> np.ndarray:
     script = dominant_script(texts, np.ones(len(texts)))
     if script == "Latin":
         return np.zeros(0, dtype=np.int64)
-    letters = [character for character in set("".join(texts)) if ord(character) >= LETTER_BYTES]
-    written = {character.encode() for character in letters if character.isalpha()}
+    written = {c.encode() for c in "".join(texts) if ord(c) >= LETTER_BYTES and c.isalpha()}
     first_bytes = {encoded[:1] for encoded in written}
-    fresh = set(new.tolist())
-    old_texts = (i for i in range(vocabulary.size) if i not in fresh and vocabulary.kinds[i] == Kind.TEXT)
+    old_texts = sorted(set(vocabulary.ids_of(Kind.TEXT)).difference(new.tolist()))
     chosen = [i for i in old_texts if _is_of(vocabulary.data(i), written, first_bytes)]
     return np.asarray(chosen, dtype=np.int64)
 

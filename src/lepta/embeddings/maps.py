@@ -13,7 +13,6 @@
                X_result = T X_instruct + (X_adapted - T X_base) W,  W as in ridge
 """
 
-import itertools
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
@@ -152,10 +151,10 @@ class MapFitter:
         held = np.zeros(equations.shape[1])
         held[self.held_out] = 1
         held_rows = self.transfer.matrix @ held > 0
-        shared, shared_held, mixed, mixed_held = (
-            equations[np.flatnonzero(kind & part)]
-            for kind, part in itertools.product((shared_rows, ~shared_rows), (~held_rows, held_rows))
-        )
+        shared = equations[np.flatnonzero(shared_rows & ~held_rows)]
+        shared_held = equations[np.flatnonzero(shared_rows & held_rows)]
+        mixed = equations[np.flatnonzero(~shared_rows & ~held_rows)]
+        mixed_held = equations[np.flatnonzero(~shared_rows & held_rows)]
         overlap = NormalEquations(self.base, shared)
         conversion = NormalEquations(self.base, mixed, smaller=overlap)
         self.without_held_out = {"overlap": overlap, "conversion": conversion}
@@ -276,7 +275,8 @@ class HeldOut:
         self, tokens: np.ndarray, base: Rows, instruct: Rows, stand_ins: sparse.csr_array | None, weights: np.ndarray
     ) -> None:
         index, scale = torch.from_numpy(tokens), np.sqrt(weights)[:, None]
-        self._x, self._y = (scale * matrix[index].to(torch.float64).numpy() for matrix in (base, instruct))
+        self._x = scale * base[index].to(torch.float64).numpy()
+        self._y = scale * instruct[index].to(torch.float64).numpy()
         self._mean = scale * (scale * self._y).sum(axis=0) / weights.sum()
         self.anchored = stand_ins is not None
         if stand_ins is not None:

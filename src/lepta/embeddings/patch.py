@@ -71,23 +71,26 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
     tokenizer = open_tokenizer(adapted.folder)
     old, new = open_tokenizer(original.folder).vocabulary(), tokenizer.vocabulary()
     same = transfer_matrix(old, new, original.rows, adapted.rows).exact
-    tensors: dict[str, tuple[str, ComputedRows]] = {SAME: ("I64", ComputedRows.of(torch.from_numpy(same)))}
+    tensors = {SAME: ComputedRows.of(torch.from_numpy(same))}
     carried = {}
     for name, source in names.items():
         matrix = adapted.rows_of(name)
         before_rows = original.rows_of(source)
         changed = _changed_rows(matrix, before_rows, np.where(same < before_rows.shape[0], same, -1))
         carried[name] = len(changed)
-        rows = ComputedRows((len(changed), *matrix.shape[1:]), partial(_chosen_rows, matrix, torch.from_numpy(changed)))
-        tensors[name] = adapted.entries[name].dtype, rows
-        tensors[name + CHANGED] = "I64", ComputedRows.of(torch.from_numpy(changed))
+        chosen = partial(_chosen_rows, matrix, torch.from_numpy(changed))
+        tensors[name] = ComputedRows((len(changed), *matrix.shape[1:]), chosen)
+        tensors[name + CHANGED] = ComputedRows.of(torch.from_numpy(changed))
     if not any(carried.values()):
         raise LeptaError(
             f"{adapted.folder}: all its rows are in {original.folder} too, so there is nothing to carry; "
             "are original and adapted swapped?"
         )
-    entries = [TensorEntry(name, dtype, rows.shape, folder, 0, 0) for name, (dtype, rows) in tensors.items()]
-    write_shard(folder / ROWS, entries, {name: rows for name, (_, rows) in tensors.items()})
+    entries = []
+    for name, rows in tensors.items():
+        dtype = adapted.entries[name].dtype if name in names else "I64"
+        entries.append(TensorEntry(name, dtype, rows.shape, folder, 0, 0))
+    write_shard(folder / ROWS, entries, tensors)
     tokenizer.save(folder)
     carry_configs(adapted.folder, folder)
     facts = {"rows": adapted.rows, "rows_carried": carried}
@@ -121,7 +124,7 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
         changed = rows[name + CHANGED][:].numpy()
         patched = partial(_patched_rows, rows[name], changed, original.rows_of(source), same)
         matrices[name] = ComputedRows((content.rows, *rows[name].shape[1:]), patched)
-    untie = any(name not in original.entries for name in matrices)
+    untie = not matrices.keys() <= original.entries.keys()
     with explained(patch / ROWS, "its rows do not fit the model", "export the patch again"):
         write_model(original, matrices, open_tokenizer(patch), folder, untie=untie, hard_link=hard_link)
     carry_configs(patch, folder)

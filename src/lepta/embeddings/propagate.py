@@ -174,9 +174,11 @@ class _Variant:
             else:
                 self.added[i] = new.size + len(appended)
                 appended.append(i)
-        tokens = [token for token in own.spec["added_tokens"] if token["id"] in appended]
-        renumbered = [token | {"id": self.added[token["id"]]} for token in tokens]
-        spec = add_special_tokens(family.tokenizer.spec, renumbered)
+        tokens = []
+        for token in own.spec["added_tokens"]:
+            if token["id"] in appended:
+                tokens.append(token | {"id": self.added[token["id"]]})
+        spec = add_special_tokens(family.tokenizer.spec, tokens)
         self.tokenizer = _with_settings_of(own, replace(family.tokenizer, spec=spec))
         size = new.size + len(appended)
         self.total = family.adapted.rows
@@ -200,7 +202,7 @@ class _Variant:
         matrices, maps, warnings = dict(body), {}, []
         for role, fit in fits.items():
             name = self._name_of(role)
-            own, before, trained = (_matrix(model, role) for model in (self.checkpoint, base, adapted))
+            own, before, trained = _matrix(self.checkpoint, role), _matrix(base, role), _matrix(adapted, role)
             trained = self._scaled(trained, before, own, scale)
             matrices[name] = self._rows(fit, trained, own)
             lengths = {"adapted": mean_length(trained), "instruct": mean_length(own)}
@@ -208,7 +210,7 @@ class _Variant:
             warnings += _length_warnings(name, **lengths)
         for name in self.checkpoint.vocabulary_names:
             if name not in self.checkpoint.embedding_names:
-                before, own, after = (model.rows_of(name) for model in (base, self.checkpoint, adapted))
+                before, own, after = base.rows_of(name), self.checkpoint.rows_of(name), adapted.rows_of(name)
                 moved = Propagation("delta", None, (self.transfer_of(after, own).matrix, before, own))
                 matrices[name] = self._rows(moved, self._scaled(after, before, own, scale), own)
         write_model(
@@ -237,8 +239,7 @@ class _Variant:
         """Name of a matrix in the result."""
         if role == "input":
             return self.checkpoint.input_name
-        name = self.checkpoint.stored_output or self._family.adapted.stored_output
-        return name or "lm_head.weight"
+        return self.checkpoint.stored_output or self._family.adapted.stored_output or "lm_head.weight"
 
     def _own_rows(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the result that are the variant's own, ascending, and where they are in a matrix of so many rows."""

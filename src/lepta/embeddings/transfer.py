@@ -74,7 +74,7 @@ def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_r
 
     counts = np.zeros(new_rows, dtype=np.int64)
     counts[exact >= 0] = 1
-    counts[to_split] = [len(split) for split in splits]
+    counts[to_split] = list(map(len, splits))
     indptr = np.concatenate([[0], np.cumsum(counts)])
     indices = np.empty(indptr[-1], dtype=np.int64)
     indices[indptr[:-1][exact >= 0]] = exact[exact >= 0]
@@ -94,8 +94,7 @@ def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
     """
     if "merges" not in vocabulary.spec["model"]:
         return None
-    parts = vocabulary.merge_parts
-    pieces = [parts.get(i) or (i,) for i in range(rows)]
+    pieces = [vocabulary.merge_parts.get(i) or (i,) for i in range(rows)]
     lengths = np.fromiter(map(len, pieces), np.int64, rows)
     columns = np.fromiter(itertools.chain.from_iterable(pieces), np.int64, int(lengths.sum()))
     indptr = np.concatenate([[0], np.cumsum(lengths)])

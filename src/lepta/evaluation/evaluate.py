@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from lepta.text.settings import Text
 from lepta.training.conversations import read_conversations
 from lepta.vocabulary.change import new_ids
 from lepta.vocabulary.measure import pieces
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.source import vocabulary_of
 
 PASSAGE = 400  # characters that are shown as tokens
 MOST_BITS = 2.0  # times the bits per byte of the original's own answers, up to which what follows an opening is text
@@ -49,10 +50,9 @@ def evaluate(
     (share of prompts and answers of each model), `dtype` (of each model), and of the two models named `original` and
     `adapted` their `speed` and `pieces` (a passage of each language as tokens).
     """
-    held_out = {
-        side.language: read_windows(side.valid, settings.window, settings.characters)
-        for side in (text.target, text.source)
-    }
+    held_out = {}
+    for side in (text.target, text.source):
+        held_out[side.language] = read_windows(side.valid, settings.window, settings.characters)
     result: dict[str, Any] = {"text": {}, "continuations": {}, "behaviour": {}, "dtype": {}}
     kept_for_speed: dict[str, tuple[Any, Any]] = {}
     for one in models:
@@ -60,10 +60,15 @@ def evaluate(
         fresh = new_ids(base, one.folder) if one.adapted else None
         model, tokenizer = load_model(one.folder), load_tokenizer(one.folder)
         result["dtype"][name] = name_of(model.dtype)
-        result["text"][name] = {
-            language: _text_scores(model, tokenizer, texts, f"{name}: held-out text ({language})")
-            for language, texts in held_out.items()
-        }
+        scores = result["text"][name] = {}
+        for language, texts in held_out.items():
+            score = score_text(model, tokenizer, texts, f"{name}: held-out text ({language})")
+            scores[language] = {
+                "bits_per_byte": score.bits_per_byte,
+                "characters_per_token": score.characters_per_token,
+                "characters": score.characters,
+                "tokens": score.tokens,
+            }
         if settings.prompts and not one.chat:
             result["continuations"][name] = _continuations(model, tokenizer, name, fresh, settings)
         if settings.behaviour and (one.chat or not one.adapted):
@@ -83,29 +88,13 @@ def evaluate(
     }
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {one.name: one.folder for one in models}
-    passages = {language: texts[0][:PASSAGE] for language, texts in held_out.items()}
-    result["pieces"] = _pieces([folders[name] for name in (original, adapted)], passages)
+    old, new = vocabulary_of(folders[original]), vocabulary_of(folders[adapted])
+    result["pieces"] = {}
+    for language, texts in held_out.items():
+        passage = texts[0][:PASSAGE]
+        cuts = [pieces(old, passage), pieces(new, passage)]
+        result["pieces"][language] = {"characters": len(passage), "cuts": cuts}
     return result
-
-
-def _pieces(folders: Sequence[Path], passages: dict[str, str]) -> dict[str, Any]:
-    """A passage of each language, cut by the tokenizers of some models."""
-    cutters = [open_tokenizer(folder).vocabulary() for folder in folders]
-    found = {}
-    for language, passage in passages.items():
-        cuts = [pieces(vocabulary, passage) for vocabulary in cutters]
-        found[language] = {"characters": len(passage), "cuts": cuts}
-    return found
-
-
-def _text_scores(model: Any, tokenizer: Any, texts: list[str], description: str) -> dict[str, float | int]:
-    score = score_text(model, tokenizer, texts, description)
-    return {
-        "bits_per_byte": score.bits_per_byte,
-        "characters_per_token": score.characters_per_token,
-        "characters": score.characters,
-        "tokens": score.tokens,
-    }
 
 
 def _continuations(
@@ -172,13 +161,13 @@ def _judge_answers(behaviour: dict[str, Any], original: str, model: Any, tokeniz
     for name, entry in behaviour.items():
         entry["text_each"] = []
         for answer in entry["answers"]:
-            rest = _after(answer, mark)
-            bits = score_text(model, tokenizer, [rest], f"{name}: reading its answers").bits_per_byte if rest else None
-            entry["text_each"].append(bits is not None and bits <= limit)
+            bits = math.inf
+            if rest := _after(answer, mark):
+                bits = score_text(model, tokenizer, [rest], f"{name}: reading its answers").bits_per_byte
+            entry["text_each"].append(bits <= limit)
         entry["whole"] = sum(map(all, zip(entry["kept_each"], entry["text_each"], strict=True)))
 
 
 def _after(answer: str, mark: str) -> str:
     """What follows the opening of an answer; all of one that has none."""
-    opening, found, rest = answer.partition(mark)
-    return (rest if found else opening).strip()
+    return answer.split(mark, 1)[-1].strip()

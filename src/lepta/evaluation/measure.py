@@ -104,7 +104,8 @@ def answer_bits(
     nats, size = 0.0, 0
     for messages in track(conversations, description, len(conversations)):
         example = conversation_example(tokenizer, messages)
-        ids, labels = (torch.tensor([example[name]], device=model.device) for name in ("input_ids", "labels"))
+        ids = torch.tensor([example["input_ids"]], device=model.device)
+        labels = torch.tensor([example["labels"]], device=model.device)
         if counted := int((labels[:, 1:] != IGNORED).sum()):
             nats += float(model(input_ids=ids, labels=labels).loss) * counted
             size += sum(len(turn["content"].encode()) for turn in messages if turn["role"] == "assistant")

@@ -69,7 +69,7 @@ def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
             part = pairs[begin : begin + BATCH]
             texts = [pair.good for pair in part] + [pair.bad for pair in part]
             branches = [Branch(ids, 1) for ids in token_ids(tokenizer, texts, (start,))]
-            sums = [sum(values) for values in scorer.score(branches)]
+            sums = list(map(sum, scorer.score(branches)))
             right += [good > bad for good, bad in zip(sums[: len(part)], sums[len(part) :], strict=True)]
             bar.set(len(right))
     return right

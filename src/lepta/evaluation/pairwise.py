@@ -107,9 +107,12 @@ def _texts(
             bar.set(len(written))
     texts = []
     for answers in written:
-        if isinstance(answers, Refusal) and form is None:
+        if not isinstance(answers, Refusal):
+            texts.append(answers[0].text)
+        elif form:
+            texts.append("")
+        else:
             raise LeptaError(f"{place.model}: {answers.reason}")
-        texts.append("" if isinstance(answers, Refusal) else answers[0].text)
     return texts
 
 

@@ -79,7 +79,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     nats, done, total = 0.0, 0, sum(map(len, rows))
     with progress(f"{description}, tokens", total) as bar:
         for batch in in_batches(rows, _tokens_at_once(model)):
-            ids, labels = (padded(batch, fill, model.device) for fill in (start, IGNORED))
+            ids, labels = padded(batch, start, model.device), padded(batch, IGNORED, model.device)
             nats += _loss(model, ids, labels) * _predicted(batch)
             done += sum(map(len, batch))
             bar.set(done)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lepta.core.progress import progress
+from lepta.core.settings import as_list
 
 BATCH = 16  # prompts
 
@@ -24,9 +25,8 @@ class Continuation:
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end a text, by the model's generation config (a number, a list or nothing) and by the tokenizer."""
-    configured = model.generation_config.eos_token_id
-    ends = configured if isinstance(configured, list) else [configured]
-    return frozenset(end for end in [*ends, tokenizer.eos_token_id] if end is not None)
+    ends = as_list(model.generation_config.eos_token_id)
+    return frozenset({*ends, tokenizer.eos_token_id} - {None})
 
 
 @torch.no_grad()  # not inference_mode: what a model caches in its forward pass must still serve a training step
@@ -59,7 +59,7 @@ def generate_batch(
             torch.tensor(rows, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=_generation_config(max_tokens, padding, sorted(ends), samples, temperature),
-            stopping_criteria=[stop] if stop else None,
+            stopping_criteria=stop and [stop],
             **({"past_key_values": cache} if shared else {}),
         )
     continuations = []

@@ -43,7 +43,10 @@ class Branch:
 def common(texts: Sequence[Sequence[int]]) -> int:
     """Number of ids that all texts start with."""
     first, last = min(texts, key=tuple), max(texts, key=tuple)
-    return next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    for n, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return n
+    return len(first)
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], start: Ids = ()) -> list[Ids]:
@@ -60,11 +63,13 @@ def branches_of(tokenizer: Any, question: Question, together: bool, start: Ids =
     """
     whole = [question.prompt + continuation for continuation in question.continuations]
     prompt, *texts = token_ids(tokenizer, [question.prompt, *whole], start)
-    if together and len(set(texts)) < len(texts):
-        labels = ", ".join(repr(text) for text in question.continuations)
+    if not together:
+        return [Branch(text, max(1, common([prompt, text]))) for text in texts]
+    if len(set(texts)) < len(texts):
+        labels = ", ".join(map(repr, question.continuations))
         raise LeptaError(f"labels {labels}: two of them have the same tokens; the tokenizer cannot tell them apart")
-    compared = [[prompt, *texts]] * len(texts) if together else [[prompt, text] for text in texts]
-    return [Branch(text, max(1, common(ids))) for text, ids in zip(texts, compared, strict=True)]
+    begin = max(1, common([prompt, *texts]))
+    return [Branch(text, begin) for text in texts]
 
 
 class Scorer:
@@ -98,24 +103,23 @@ class Scorer:
 
         With `own_prefix`, these texts share more than what `share` was given (one document): that is read once.
         """
-        length = min(common([branch.ids for branch in branches]), min(branch.start for branch in branches) - 1)
-        if not own_prefix:
-            length = min(length, common([self._shared, branches[0].ids]))
-        prefix = branches[0].ids[:length] if self._reuse else ()
-        skipped = len(prefix) + 1  # the first id of a row predicts the one after it
-        rows = [branch.ids[len(prefix) : -1] for branch in branches]
+        length = 0
+        if self._reuse:
+            length = min(common([branch.ids for branch in branches]), min(branch.start for branch in branches) - 1)
+            if not own_prefix:
+                length = min(length, common([self._shared, branches[0].ids]))
         # Branches that differ in their last id only are one row, asked about several targets at one place.
         asked: dict[Ids, set[Target]] = {}
-        targets = []
-        for row, branch in zip(rows, branches, strict=True):
-            places = range(branch.start, len(branch.ids))
-            targets.append([(place - skipped, branch.ids[place]) for place in places])
-            asked.setdefault(row, set()).update(targets[-1])
-        found = self._found(self._read(prefix), asked)
-        values = []
-        for row, wanted in zip(rows, targets, strict=True):
-            values.append([found[row, target] for target in wanted])
-        return values
+        wanted = []
+        for branch in branches:
+            row = branch.ids[length:-1]
+            targets = []
+            for place in range(branch.start, len(branch.ids)):
+                targets.append((place - length - 1, branch.ids[place]))  # each id predicts the one after it
+            asked.setdefault(row, set()).update(targets)
+            wanted.append((row, targets))
+        found = self._found(self._read(branches[0].ids[:length]), asked)
+        return [[found[row, target] for target in targets] for row, targets in wanted]
 
     def _found(self, layers: Layers, asked: Mapping[Ids, set[Target]]) -> dict[tuple[Ids, Target], float]:
         """Log-probabilities of all targets of all rows, read in batches."""
@@ -142,8 +146,12 @@ class Scorer:
         if self._shared and self._layers is None:
             self._layers = self._layers_of([], self._shared)
         known = common([self._shared, prefix])
-        layers = [(keys[:, :, :known], values[:, :, :known]) for keys, values in self._layers or [] if known]
-        return self._layers_of(layers, prefix[known:]) if known < len(prefix) else layers
+        layers: Layers = []
+        if self._layers and known:
+            layers = [(keys[:, :, :known], values[:, :, :known]) for keys, values in self._layers]
+        if known < len(prefix):
+            layers = self._layers_of(layers, prefix[known:])
+        return layers
 
     def _layers_of(self, layers: Layers, ids: Ids) -> Layers:
         cache = _cache(layers, 1)

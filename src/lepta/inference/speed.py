@@ -27,8 +27,7 @@ def write(model: Any, ids: torch.Tensor) -> None:
     """
     cache = None
     for position in range(ids.shape[1]):
-        output = model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        cache = model(ids[:, position : position + 1], past_key_values=cache, use_cache=True).past_key_values
 
 
 def characters_per_second(

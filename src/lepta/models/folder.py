@@ -240,7 +240,7 @@ class Checkpoint:
             return {entry.name: entry for entry in read_header(self._single_file())}
         weight_map = conform(Index, read_json(index), index, REMEDY).weight_map
         entries: dict[str, TensorEntry] = {}
-        for file in [self.folder / name for name in sorted(set(weight_map.values()))]:
+        for file in map(self.folder.joinpath, sorted(set(weight_map.values()))):
             if file.parent.resolve() != self.folder.resolve():
                 raise LeptaError(f"{index}: names {file}, which is outside the folder")
             if not file.is_file():

@@ -70,7 +70,10 @@ def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
         tensors = _tensors(path, model, fields["general.architecture"], parsed)
     except Exception as error:  # whatever its classes run into
         raise LeptaError(f"{path}: transformers cannot read this GGUF file ({error})") from error
-    if missing := sorted(_stored(model) - tensors.keys()):
+    stored = set(model.state_dict())
+    if model.config.tie_word_embeddings:
+        stored -= set(model.all_tied_weights_keys)
+    if missing := sorted(stored - tensors.keys()):
         raise LeptaError(f"{path}: no weights for {missing[0]}; expected all tensors; convert the model again")
     if config.model_type == "gemma3_text":
         _complete_gemma3(path, fields, model)
@@ -84,12 +87,6 @@ def import_gguf(path: Path, folder: Path, dtype: str = "float32") -> None:
     name, licence = fields.get("general.name", path.stem), fields.get("general.license", "other")
     card = f"---\nlicense: {licence}\n---\n\n{name}, dequantised to {dtype} from `{path.name}`.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _stored(model: Any) -> set[str]:
-    """Names of a model's tensors in its files: those that are tied to another are not written."""
-    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
-    return set(model.state_dict()) - tied
 
 
 def _tensors(path: Path, model: Any, architecture: str, parsed: dict[str, Any]) -> dict[str, ComputedRows]:

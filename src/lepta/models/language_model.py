@@ -4,7 +4,6 @@ A multimodal model has its language model beside towers for images and sound. Ev
 it is the part that holds the input embeddings that learns; the towers stay as they are.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,9 @@ def check_architecture(config: Mapping[str, Any], where: Path) -> None:
 
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        code = ", and auto_map asks to run Python code from the folder, which LEPTA never does"
-        asks = code if "auto_map" in config else ""
+        asks = ""
+        if "auto_map" in config:
+            asks = ", and auto_map asks to run Python code from the folder, which LEPTA never does"
         raise LeptaError(
             f"{where}: model_type {kind} is not one that transformers has{asks}; take a model of an architecture in "
             "transformers"
@@ -43,18 +43,13 @@ def check_architecture(config: Mapping[str, Any], where: Path) -> None:
     known = CONFIG_MAPPING[kind]
     if class_for(known) is None or config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)):
         raise LeptaError(f"{where}: model_type {kind} is no decoder-only language model; take one that writes text")
-    for part, offset in _offsets(config):
-        raise LeptaError(
-            f"{where}: {part}.vocab_offset is {offset}: from this id on the model's code takes tokens for images or "
-            "sound, so there is no place for new tokens; take its language model alone (a folder with the config and "
-            "tensors of text_config)"
-        )
-
-
-def _offsets(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     for name, part in config.items():
         if isinstance(part, dict) and "vocab_offset" in part:
-            yield name, part["vocab_offset"]
+            raise LeptaError(
+                f"{where}: {name}.vocab_offset is {part['vocab_offset']}: from this id on the model's code takes "
+                "tokens for images or sound, so there is no place for new tokens; take its language model alone (a "
+                "folder with the config and tensors of text_config)"
+            )
 
 
 def language_model(model: Any) -> Any:
@@ -114,11 +109,12 @@ def linear_layers(model: Any, layers: set[int] | None = None) -> list[str]:
     """Names of the linear layers of the language model's body, or of those in decoder layers of some numbers."""
     from transformers.pytorch_utils import Conv1D  # a linear layer whose matrix is turned round (GPT-2)
 
-    linear = [(path, module) for path, module in text_modules(model) if isinstance(module, (nn.Linear, Conv1D))]
-    if layers is None:
-        return [path for path, _ in linear]
-    chosen = _inside_layers(model, layers)
-    return [path for path, module in linear if id(module) in chosen]
+    chosen = _inside_layers(model, layers or ())
+    linear = []
+    for path, module in text_modules(model):
+        if isinstance(module, (nn.Linear, Conv1D)) and (layers is None or id(module) in chosen):
+            linear.append(path)
+    return linear
 
 
 def called_layers(model: Any, linear: list[str]) -> list[str]:
@@ -128,23 +124,29 @@ def called_layers(model: Any, linear: list[str]) -> list[str]:
     change beside these would do nothing on a GPU or in training, and something elsewhere.
     """
     mixers = [path for path, module in text_modules(model) if hasattr(module, "conv1d") and hasattr(module, "D")]
-    called = [path for path in linear if path.rpartition(".")[0] not in mixers or path.endswith(".in_proj")]
-    return [path for path in called if not path.endswith(".altup.correction_coefs")]
+    called = []
+    for path in linear:
+        read_by_kernel = path.rpartition(".")[0] in mixers and not path.endswith(".in_proj")
+        if not read_by_kernel and not path.endswith(".altup.correction_coefs"):
+            called.append(path)
+    return called
 
 
 def attention_of_experts(model: Any, linear: list[str]) -> list[str]:
     """Of linear layers those outside the parts of layers that have experts: few tokens reach each expert."""
     if not any(_has_experts(module) for _, module in text_modules(model)):
         return linear
-    forward: set[str] = set()
+    layers, forward = set(), set()
     for layer in decoder_layers(model):
+        layers.add(id(layer))
         for name, part in layer.named_children():
-            if any(_has_experts(module) for module in part.modules()):
+            if any(map(_has_experts, part.modules())):
                 forward.add(name)
-    layers = set(map(id, decoder_layers(model)))
-    places = [path for path, module in text_modules(model) if id(module) in layers]
-    inside = tuple(f"{place}.{name}." for place, name in itertools.product(places, forward))
-    return [path for path in linear if not path.startswith(inside)]
+    inside: list[str] = []
+    for path, module in text_modules(model):
+        if id(module) in layers:
+            inside += [f"{path}.{name}." for name in forward]
+    return [path for path in linear if not path.startswith(tuple(inside))]
 
 
 def _has_experts(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ For 2,000 tokens and a vocabulary of 55,000 the logits alone are 440 MB, and sto
 the model's dtype, in float32, and as their gradient.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -250,7 +251,7 @@ class _Head:
 
     def __init__(self, parts: list[torch.Tensor], bias: torch.Tensor | None) -> None:
         self.parts, self.bias, self.size = parts, bias, sum(map(len, parts))
-        ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+        ends = itertools.accumulate(map(len, parts))
         self.columns = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
 
     def logits(self, states: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

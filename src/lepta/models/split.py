@@ -78,7 +78,7 @@ def split_rows(model: Any, new_rows: NewRows) -> None:
         )
     tied = head.weight is embedding.weight
     split = SplitEmbedding(embedding.weight.detach(), is_new, float(getattr(embedding, "embed_scale", 1.0)))
-    old, new = (torch.nonzero(kind)[:, 0] for kind in (~is_new, is_new))
+    old, new = torch.nonzero(~is_new)[:, 0], torch.nonzero(is_new)[:, 0]
     ids = torch.stack([old[0], old[-1], new[0], new[-1]])
     with torch.no_grad():
         if not torch.allclose(split(ids), embedding(ids)):
@@ -88,7 +88,9 @@ def split_rows(model: Any, new_rows: NewRows) -> None:
             )
     model.set_input_embeddings(split)
     # Mllama's embeddings have rows on top that its head does not.
-    rows_of_head = split if tied else SplitEmbedding(head.weight.detach(), is_new[: len(head.weight)])
+    rows_of_head = split
+    if not tied:
+        rows_of_head = SplitEmbedding(head.weight.detach(), is_new[: len(head.weight)])
     model.set_output_embeddings(SplitHead(rows_of_head, head.bias))
     model.tie_weights = lambda *_, **__: None  # they are tied where they were; transformers knows the names only whole
 
@@ -109,14 +111,18 @@ def among_parts(module: Any, ids: torch.Tensor) -> torch.Tensor:
 def bias_of(head: Any) -> torch.Tensor | None:
     """The bias of a head, if it has one, in the order of `parts_of`."""
     place = getattr(head, "place", None)
-    return head.bias if head.bias is None or place is None else head.bias[torch.argsort(place)]
+    if head.bias is None or place is None:
+        return head.bias
+    return head.bias[torch.argsort(place)]
 
 
 def rows_of_parts(module: Any) -> list[torch.Tensor]:
     """Of each of `parts_of`, the ids that its rows are of, ascending."""
     sizes = list(map(len, parts_of(module)))
-    place = getattr(module, "place", None)
-    return list(torch.split(torch.arange(sum(sizes)) if place is None else torch.argsort(place).cpu(), sizes))
+    ids = torch.arange(sum(sizes))
+    if (place := getattr(module, "place", None)) is not None:
+        ids = torch.argsort(place).cpu()
+    return list(torch.split(ids, sizes))
 
 
 def parts_of(module: nn.Module) -> list[torch.Tensor]:

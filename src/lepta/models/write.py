@@ -62,13 +62,14 @@ def write_model(
     new = [name for name in matrices if name not in source.entries]
     if new and not untie:
         raise LeptaError(f"{source.folder}: no tensor {new[0]} to replace")
-    rows = {matrices[name].shape[0] for name in {*source.embedding_names, *new} & set(matrices)}
+    rows = {matrices[name].shape[0] for name in matrices.keys() & {*source.embedding_names, *new}}
     if source.input_name in matrices and source.surplus:
         rows = rows - {matrices[source.input_name].shape[0]} | {matrices[source.input_name].shape[0] - source.surplus}
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
     _write_weights(source, matrices, new, folder, hard_link, exact)
-    _write_configs(source, rows.pop() if rows else source.rows - source.surplus, new_ids, untie, folder)
+    [number] = rows or {source.rows - source.surplus}
+    _write_configs(source, number, new_ids, untie, folder)
     if exact:
         config = config_in_float32(read_json(folder / CONFIG))
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -88,12 +89,15 @@ def _write_weights(
     for shard in source.shards():
         stored = [entry for entry in source.entries.values() if entry.file == shard]
         entries = [entry for entry in stored if entry.name not in dropped]
-        if source.input_name in {entry.name for entry in entries}:
+        if source.entries[source.input_name].file == shard:
             entries += [replace(source.entries[source.input_name], name=name) for name in new]
-        weight_map |= dict.fromkeys((entry.name for entry in entries), shard.name)
-        replaced = {entry.name: matrices[entry.name] for entry in entries if entry.name in matrices}
-        if exact:
-            entries = [replace(entry, dtype="F32") if entry.name in replaced else entry for entry in entries]
+        replaced = {}
+        for place, entry in enumerate(entries):
+            weight_map[entry.name] = shard.name
+            if entry.name in matrices:
+                replaced[entry.name] = matrices[entry.name]
+                if exact:
+                    entries[place] = replace(entry, dtype="F32")
         if replaced or len(entries) < len(stored):
             total += write_shard(folder / shard.name, entries, replaced)
         else:
@@ -149,7 +153,8 @@ def carry_configs(source: Path, folder: Path) -> None:
         if not (source / name).is_file():
             continue
         stored = read_json(source / name)
-        config = {field: value for field, value in stored.items() if field != "auto_map"}
+        config = dict(stored)
+        config.pop("auto_map", None)
         if for_all_versions(config) == stored:
             shutil.copyfile(source / name, folder / name)
         else:
@@ -163,7 +168,10 @@ def config_with_rows(config: Mapping[str, Any], old_rows: int, rows: int) -> dic
     """
 
     def resized(part: Mapping[str, Any]) -> dict[str, Any]:
-        changed = {name: resized(value) if isinstance(value, dict) else value for name, value in part.items()}
+        changed = dict(part)
+        for name, value in part.items():
+            if isinstance(value, dict):
+                changed[name] = resized(value)
         if part.get("vocab_size") == old_rows:
             changed["vocab_size"] = rows
         if PER_LAYER_SIZE in part and rows != old_rows:
@@ -188,9 +196,15 @@ def config_untied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_in_float32(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a model config that has weights loaded in float32."""
-    changed = {name: config_in_float32(part) if isinstance(part, dict) else part for name, part in config.items()}
-    changed |= {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
-    return changed | ({"dtype": "float32"} if "model_type" in config and "torch_dtype" not in config else {})
+    changed = dict(config)
+    for name, part in config.items():
+        if name in ("dtype", "torch_dtype"):
+            changed[name] = "float32"
+        elif isinstance(part, dict):
+            changed[name] = config_in_float32(part)
+    if "model_type" in config and "torch_dtype" not in config:
+        changed["dtype"] = "float32"
+    return changed
 
 
 @dataclass(frozen=True)
@@ -210,13 +224,15 @@ class TokenIds:
         changed = {}
         for name, value in config.items():
             try:
-                changed[name] = None if value is None else self._field(name, value)
+                changed[name] = self._field(name, value)
             except (TypeError, ValueError) as error:
                 raise LeptaError(f"{self.where}: {name}: expected ids of tokens as transformers writes them") from error
         return changed
 
     def _field(self, name: str, value: Any) -> Any:
         known = self.new_ids.keys()
+        if value is None:
+            return None
         match name:
             case "suppress_tokens" | "begin_suppress_tokens":
                 return [self.new_ids[token] for token in value if token in known] or None

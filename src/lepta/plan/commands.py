@@ -14,14 +14,15 @@ from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
 from lepta.training.settings import PretrainSettings, Trains, TuneSettings
 from lepta.training.tune import TuneCommand, micro_batch
-from lepta.vocabulary.change import VocabularyChange
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.change import new_ids
 
 
 def pretraining_cost(model: Path, original: str | Path | None, settings: PretrainSettings) -> dict[str, Any]:
     """Cost of pre-training from a model folder; without the `original` all its rows are taken to be new."""
     shape = shape_of(str(model))
-    first_new = shape.rows - _new_rows(model, original) if original else 0
+    first_new = 0
+    if original:
+        first_new = shape.rows - len(new_ids(original, model))
     [stage] = plan_stages([settings], shape, first_new)
     cost = _cost(shape, stage.steps, settings.tokens + stage.swept, stage.operations)
     return cost | _memory(shape, settings, first_new)
@@ -30,7 +31,7 @@ def pretraining_cost(model: Path, original: str | Path | None, settings: Pretrai
 def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> dict[str, Any]:
     """Cost of distillation from one model folder to another; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
-    cost = distillation_cost(settings, shape, old_rows, _new_rows(model, original), OLD_TOKENS)
+    cost = distillation_cost(settings, shape, old_rows, len(new_ids(original, model)), OLD_TOKENS)
     return _cost(shape, None, settings.tokens, cost.operations)
 
 
@@ -67,12 +68,6 @@ def _memory(shape: Shape, settings: PretrainSettings, first_new: int) -> dict[st
     """What one process takes, with this machine's device; a CPU is taken to compute in float32."""
     needed = memory(shape, settings, stage_weights(shape, settings, first_new), cpu=device().type == "cpu")
     return {"memory_gib": round(needed.total / GIB, 1)}
-
-
-def _new_rows(model: Path, original: str | Path) -> int:
-    """Rows of tokens that the original does not have."""
-    old, new = (open_tokenizer(place).vocabulary() for place in (original, model))
-    return len(VocabularyChange.between(old, new).new_ids)
 
 
 def _cost(shape: Shape, steps: int | None, tokens: int, operations: int) -> dict[str, Any]:

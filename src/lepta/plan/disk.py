@@ -21,7 +21,9 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
     recipe, stages = outline.recipe, outline.stages
     original = outline.before.weights * outline.before.file_bytes
     adapted = outline.after.weights * outline.after.file_bytes
-    learned = adapted + _head_of_its_own(outline)  # from distillation on
+    learned = adapted  # from distillation on
+    if recipe.distill and recipe.distill.untie and outline.after.tied:
+        learned += outline.after.rows * outline.after.width * outline.after.file_bytes  # a head of its own
     parts = _source_bytes("base", recipe.base, original)
     parts["vocabulary"] = outline.after.tokens * TOKEN_BYTES
     parts["initialised"] = adapted
@@ -49,12 +51,6 @@ def _source_bytes(name: str, model: str, size: int, folder: str = "") -> dict[st
     if model.endswith(".gguf"):
         return {f"{folder}{name}": size}
     return {f"download of {name}": size} if here(model) is None else {}
-
-
-def _head_of_its_own(outline: Outline) -> int:
-    """Bytes of the head that distillation gives a model whose head is its embeddings, if it is asked to."""
-    distill, after = outline.recipe.distill, outline.after
-    return after.rows * after.width * after.file_bytes if distill and distill.untie and after.tied else 0
 
 
 def _block_bytes(stage: StagePlan, text: dict[str, Any], densities: Densities) -> int:

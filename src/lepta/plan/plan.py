@@ -13,7 +13,7 @@ from lepta.plan.outline import Outline, StagePlan, outline_of
 from lepta.plan.shapes import Shape
 from lepta.plan.text import count_text, is_absent
 from lepta.plan.training import GIB, Sharding, fit, memory, micro_batch
-from lepta.plan.vocabulary import SIDES, Densities, densities_of, vocabulary_facts
+from lepta.plan.vocabulary import SIDES, Densities, densities_of, in_original, vocabulary_facts
 from lepta.recipe import Recipe
 
 
@@ -78,20 +78,18 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
 
 def amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, float | int]:
     """Tokens, operations and time on a machine, for `--dry-run`."""
-    found = {
-        "tokens": tokens,
-        "gigaflop": round(operations / 1e9),
-        "minutes": round(60 * machine.hours(operations), 1),
+    return {
+        f"{prefix}tokens": tokens,
+        f"{prefix}gigaflop": round(operations / 1e9),
+        f"{prefix}minutes": round(60 * machine.hours(operations), 1),
     }
-    return {prefix + name: value for name, value in found.items()}
 
 
 def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
     settings = outline.recipe.distill
     if settings is None:
         return outline.distillation
-    original, new = (density.characters_per_token for density in densities["target"])
-    old_per_new = new / original if original and new else 1.0
+    old_per_new = in_original(1, densities) or 1.0
     learned = outline.after.tokens - outline.wanted.first_new
     return distillation_cost(settings, outline.after, outline.before.rows, learned, old_per_new)
 
@@ -106,8 +104,14 @@ def _text(outline: Outline, side: str, densities: Densities) -> dict[str, Any]:
     language = getattr(outline.recipe.text, side)
     amount = count_text(language.train)
     new = densities[side][1].characters_per_token
-    tokens = round(amount.characters / new) if amount.characters and new else None
     wanted = sum(stage.settings.tokens * stage.share_of(side) for stage in outline.stages)
+    tokens = trained_characters = passes = None
+    if new:
+        trained_characters = round(wanted * new)
+        if amount.characters:
+            tokens = round(amount.characters / new)
+    if tokens:
+        passes = wanted / tokens
     return {
         "language": language.language,
         "sources": language.train,
@@ -115,21 +119,22 @@ def _text(outline: Outline, side: str, densities: Densities) -> dict[str, Any]:
         "how": amount.how,
         "tokens": tokens,
         "trained_tokens": round(wanted),
-        "trained_characters": round(wanted * new) if new else None,
-        "passes": wanted / tokens if tokens else None,
+        "trained_characters": trained_characters,
+        "passes": passes,
     }
 
 
 def _under_original(tokens: int, densities: Densities) -> int | None:
-    """Tokens that the same text of the target language takes in the original vocabulary."""
-    original, new = (density.characters_per_token for density in densities["target"])
-    return round(tokens * new / original) if original and new else None
+    original = in_original(tokens, densities)
+    return None if original is None else round(original)
 
 
 def _stage(stage: StagePlan, after: Shape, number: int, densities: Densities) -> dict[str, Any]:
     settings, weights = stage.settings, stage.weights
     memory_gib = {}
-    ways: list[Sharding] = ["one process"] if number == 1 else ["DDP", "FSDP2"]
+    ways: list[Sharding] = ["DDP", "FSDP2"]
+    if number == 1:
+        ways = ["one process"]
     for sharding in ways:
         parts = memory(after, settings, weights, number, sharding)
         memory_gib[sharding] = {part: size / GIB for part, size in asdict(parts).items()} | {"total": parts.total / GIB}
@@ -165,18 +170,17 @@ def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
 
 
 def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
-    first_new = outline.wanted.first_new
-    fits = {}
+    needs = outline.distillation.memory / GIB
+    fits = needs <= device.usable
+    changes, needs_then = {}, {}
     for stage in outline.stages:
-        fits[stage.name] = fit(outline.after, stage.settings, first_new, device.usable, number)
-    tight = {name: part for name, part in fits.items() if not part.fits}
-    distilling = outline.distillation.memory / GIB
-    return _times(device, outline, number, mfu) | {
-        "needs_gib": max([distilling, *(part.needs for part in fits.values())]),
-        "fits": not tight and distilling <= device.usable,
-        "changes": {name: part.change for name, part in tight.items()},
-        "needs_then_gib": {name: part.needs_then for name, part in tight.items()},
-    }
+        part = fit(outline.after, stage.settings, outline.wanted.first_new, device.usable, number)
+        needs = max(needs, part.needs)
+        if not part.fits:
+            fits = False
+            changes[stage.name], needs_then[stage.name] = part.change, part.needs_then
+    facts = {"needs_gib": needs, "fits": fits, "changes": changes, "needs_then_gib": needs_then}
+    return _times(device, outline, number, mfu) | facts
 
 
 def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:

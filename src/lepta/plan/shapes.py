@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from lepta.core.errors import LeptaError, explained
 from lepta.core.reading import conform, is_there, read_json, read_yaml
+from lepta.core.settings import as_list
 from lepta.core.shipped import shipped_data
 from lepta.models.schema import LARGEST, MOST_LAYERS, REMEDY, ModelConfig
 from lepta.text.locate import HUB_ID, locate
@@ -182,12 +183,10 @@ def known_models(models: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _own_rows(models: Path) -> list[dict[str, Any]]:
-    own = read_yaml(models)
-    rows = own if isinstance(own, list) else [own]
+    rows = as_list(read_yaml(models))
     needed = {*CONFIG_FIELDS.values(), "ids", "model_type", "tied"}
     for row in rows:
-        missing = needed - set(row if isinstance(row, dict) else ())
-        if missing:
+        if missing := needed.difference(row if isinstance(row, dict) else ()):
             raise LeptaError(f"{models}: a row lacks {', '.join(sorted(missing))}; expected rows as in models.yaml")
         conform(OwnSizes, row, models, "write rows as docs/plan.md shows")
     return rows
@@ -197,7 +196,9 @@ def _from_table(source: str, models: Path | None) -> Shape:
     name, _, revision = source.partition("@")
     row = known_models(models).get(name.lower())
     if row is None:
-        fetch = f"hf download {name} config.json" + (f" --revision {revision}" if revision else "")
+        fetch = f"hf download {name} config.json"
+        if revision:
+            fetch += f" --revision {revision}"
         raise LeptaError(
             f"{source}: its sizes are not known here. Fetch the one small file that has them with `{fetch}` and run "
             "again, or give its shape in a file of your own: --models FILE (a list of rows with ids, model_type, "
@@ -252,8 +253,9 @@ def _from_gguf(source: str, file: Path) -> Shape:
 def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     """Sizes of the language model that transformers would build, on the meta device, which has no memory behind it."""
     conform(ModelConfig, config, where, REMEDY)
-    inner = config.get("text_config")
-    text = copy.deepcopy(inner if isinstance(inner, dict) else config)
+    text = copy.deepcopy(config)
+    if isinstance(config.get("text_config"), dict):
+        text = text["text_config"]
     own = _own_names(text)
     given = {name for name, value in text.items() if value is not None}
     if given.intersection(LAYERS):
@@ -265,9 +267,9 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     dtype = str(config.get("dtype") or config.get("torch_dtype") or text.pop("dtype", None) or "bfloat16")
     with explained(where, "transformers knows no such language model", REMEDY):
         built, body, linear, tied = _built(json.dumps({name: text[name] for name in text if name != "dtype"}))
-        sizes: dict[str, Any] = {
-            ours: getattr(built, theirs, None) or text.get(theirs) for theirs, ours in CONFIG_FIELDS.items()
-        }
+        sizes: dict[str, Any] = {}
+        for theirs, ours in CONFIG_FIELDS.items():
+            sizes[ours] = getattr(built, theirs, None) or text.get(theirs)
         width, heads = sizes["width"], sizes["heads"]
         usual = {"kv_heads": heads, "head_dim": width // heads, "context": 2048, "intermediate": 4 * width}
         sizes |= {name: value for name, value in usual.items() if not isinstance(sizes[name], int)}

@@ -168,9 +168,8 @@ def original_estimate(tokenizer: str | None, language: str) -> Density:
 
 def corpus_size(settings: VocabularySettings) -> int | None:
     """Characters of the text that a vocabulary is learned from; None if that cannot be told here."""
-    lists = [source for source in settings.corpus if is_word_list(source)]
     characters = count_text(settings.corpus).characters
-    return None if characters is None else characters + WORD_LIST * len(lists)
+    return None if characters is None else characters + WORD_LIST * sum(map(is_word_list, settings.corpus))
 
 
 def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int, language: str) -> Density:

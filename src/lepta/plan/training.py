@@ -167,8 +167,10 @@ def memory(
     """Estimate the memory of one process of a stage; on a CPU everything is float32."""
     single = cpu or settings.body_dtype == "float32"
     compute = 4 if single else 2  # bytes of an activation
-    frozen = _frozen_bytes(shape, weights, settings, compute)
-    masters, gradients, optimizer = (float(weights.trained * size) for size in (MASTER, GRADIENT, ADAM))
+    packed = min(shape.linear_weights, weights.frozen_body)
+    frozen = packed * PACKED.get(settings.body_dtype, compute) + (weights.frozen - packed) * compute
+    trained = float(weights.trained)
+    masters, gradients, optimizer = trained * MASTER, trained * GRADIENT, trained * ADAM
     head = _trained_head(shape, weights)
     loss = float(LOGITS + 4 * head)  # the gradient of this step's head, beside the sum of those before
     if not single:
@@ -178,7 +180,8 @@ def memory(
     if sharding == "DDP":
         gradients *= 2  # the buckets that travel between GPUs
     if sharding == "FSDP2":
-        frozen, masters, gradients, optimizer = (size / processes for size in (frozen, masters, gradients, optimizer))
+        frozen, masters = frozen / processes, masters / processes
+        gradients, optimizer = gradients / processes, optimizer / processes
         loss += compute * (GATHERED_LAYERS * shape.body / shape.layers + shape.embeddings)
     if settings.teacher:  # every process has it whole
         frozen += shape.weights * compute
@@ -186,12 +189,6 @@ def memory(
     rest = frozen + masters + gradients + optimizer + activations + loss
     overhead = CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest
     return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead)
-
-
-def _frozen_bytes(shape: Shape, weights: StageWeights, settings: PretrainSettings, compute: int) -> float:
-    linear = min(shape.linear_weights, weights.frozen_body)
-    packed = PACKED.get(settings.body_dtype, compute)
-    return linear * packed + (weights.frozen - linear) * compute
 
 
 def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:

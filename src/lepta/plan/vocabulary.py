@@ -96,13 +96,22 @@ def densities_of(recipe: Recipe, before: Shape, size: int, old: Vocabulary | Non
         new = measured(made, language.valid)
         if new is None:
             new = new_estimate(before.tokenizer, recipe.vocabulary, size, language.language)
-            here, there, then = (density.characters_per_token for density in (original, table, new))
-            if original is not table and here and there and then:
+            here, there = original.characters_per_token, table.characters_per_token
+            if original is not table and here and there and new.characters_per_token:
                 # This text is not the one that was measured; both vocabularies find it equally easier or harder.
                 ratio = here / there
-                new = Density(then * ratio, f"{new.how}, times {ratio:.2f}: original here / there")
+                how = f"{new.how}, times {ratio:.2f}: original here / there"
+                new = Density(new.characters_per_token * ratio, how)
         densities[side] = original, new
     return densities
+
+
+def in_original(tokens: int, densities: Densities) -> float | None:
+    """Tokens that the same text of the target language takes in the original vocabulary; None if that is not known."""
+    original, new = densities["target"]
+    if not original.characters_per_token or not new.characters_per_token:
+        return None
+    return tokens * new.characters_per_token / original.characters_per_token
 
 
 def vocabulary_facts(

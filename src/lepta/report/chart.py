@@ -49,28 +49,36 @@ class Axes:
 
 
 def curve_chart(points: Sequence[Point], label: str, height: int, smooth: bool = False) -> Markup:
-    """Draw values against tokens seen: measurements as dots on a line, or with `smooth` their mean over a thin line."""
+    """Draw values against tokens seen: measurements as dots on a line, or with `smooth` their mean over a thin line.
+
+    The chart is empty if there are fewer than two.
+    """
+    if len(points) < 2:
+        return Markup()
     values, end = [value for _, value in points], points[-1][0]
     axes = Axes(height, end or 1.0, _ticks(min(values), max(values), 4))
-    mean = _smoothed(points) if smooth else []
     view = {
         "axes": axes,
         "below": "tokens seen",
         "beside": label,
         "ticks": [tick for tick in _ticks(0, end, 5) if tick <= axes.end * 1.001],
-        "thin": points if mean else [],
-        "curve": mean or points,
-        "dots": points if not smooth and len(points) <= MOST_DOTS else [],
+        "thin": [],
+        "curve": points,
+        "dots": [],
         "first": values[0],
         "last": values[-1],
     }
+    if not smooth and len(points) <= MOST_DOTS:
+        view["dots"] = points
+    if smooth and (mean := _smoothed(points)):
+        view |= {"thin": points, "curve": mean}
     return Markup(render("curve.svg.j2", view))
 
 
 def density_chart(models: Sequence[tuple[str, float, float]]) -> Markup:
     """Draw models, each with its name, by characters per token (right is cheaper) and bits per byte (low is better)."""
-    bits = [bits for _, _, bits in models]
-    ticks = _ticks(0, max(density for _, density, _ in models) * 1.05, 5)
+    _, densities, bits = zip(*models, strict=True)
+    ticks = _ticks(0, max(densities) * 1.05, 5)
     axes = Axes(320, ticks[-1], _ticks(min(bits), max(bits), 4))
     view = {
         "axes": axes,
@@ -78,7 +86,7 @@ def density_chart(models: Sequence[tuple[str, float, float]]) -> Markup:
         "beside": "bits per byte",
         "ticks": ticks,
         "models": models,
-        "labels": _apart([axes.y(value) for value in bits]),
+        "labels": _apart(list(map(axes.y, bits))),
     }
     return Markup(render("density.svg.j2", view))
 
@@ -96,10 +104,12 @@ def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Mar
     """Draw scores with their 95 % intervals, a row for each, of one model or two.
 
     A row has `title`, `kind` ("task" or what stands for several) and `scores`: for each model `value`, `low` and `high`
-    (None without an interval), or None. Rows without a score are left out. The names of the `models` show when one
-    points at a mark.
+    (None without an interval), or None. Rows without a score are left out, and the chart is empty without any. The
+    names of the `models` show when one points at a mark.
     """
     shown = [row for row in rows if any(row["scores"])]
+    if not shown:
+        return Markup()
     low, high = 0.0, 1.0
     for row in shown:
         for score in filter(None, row["scores"]):
@@ -110,9 +120,11 @@ def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Mar
     def x(value: float) -> float:
         return round(NAMES + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - NAMES - RIGHT), 1)
 
+    middle = [TOP + ROW * (row + 0.5) for row in range(len(shown))]
+
     def y(row: int, place: int) -> float:
         """Where the mark of a model is; those of two models are a third of a row apart."""
-        return TOP + ROW * (row + 0.5) + (place - (len(models) - 1) / 2) * ROW / 3
+        return middle[row] + (place - (len(models) - 1) / 2) * ROW / 3
 
     view = {
         "rows": shown,
@@ -122,7 +134,7 @@ def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Mar
         "top": TOP,
         "scale": SCALE,
         "names": NAMES,
-        "middle": [TOP + ROW * (row + 0.5) for row in range(len(shown))],
+        "middle": middle,
         "x": x,
         "y": y,
         "interval": _interval,
@@ -131,9 +143,11 @@ def score_chart(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> Mar
     return Markup(render("scores.svg.j2", view))
 
 
-def _interval(score: Mapping[str, Any]) -> list[float]:
+def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
     """Where an interval starts and ends; the value itself if there is none."""
-    return [score["value"] if score[end] is None else score[end] for end in ("low", "high")]
+    if score["low"] is None:
+        return score["value"], score["value"]
+    return score["low"], score["high"]
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from lepta.core.tables import number_table
-from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, TaskResult, compare, summarise
-from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary
+from lepta.darumeru.aggregate import TOTAL, Difference, Estimate, Summary, compare, summarise
+from lepta.darumeru.log import PAGE, Record, Results, read_results, read_summary, task_results
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import NO_LABEL, Task, tasks
 from lepta.report.chart import score_chart
@@ -25,20 +26,27 @@ def write_run_page(folder: Path, name: str) -> None:
     """Write `report.html` beside the summary of a run; the page calls the model by the name."""
     summary, results = read_summary(folder), read_results(folder)
     known = tasks(summary["definition"])
-    answered = [task for task in known if task in results]
+    data, drills = {}, []
+    for task in known.values():
+        if task.name in results:
+            result, records = results[task.name]
+            data[task.name] = result.conditions["data"]
+            drills.append(_wrong(task, records))
     rows = _rows(known, [_estimates(summary)])
+    for row in rows:
+        row["facts"] = summary["tasks"].get(row["name"])
     write_page(
         RUN,
         {
             "name": name,
             "total": summary["micro_avg"],
             "tiles": [row for row in rows if row["kind"] != "task" and row["scores"][0]],
-            "rows": [row | {"facts": summary["tasks"].get(row["name"])} for row in rows],
-            "chart": score_chart(rows, [name]) if summary["tasks"] else None,
+            "rows": rows,
+            "chart": score_chart(rows, [name]),
             "refused": _not_whole(known, summary["refused"]),
             "conditions": _conditions(summary),
-            "data": {task: results[task][0].conditions["data"] for task in answered},
-            "drills": [_wrong(known[task], results[task][1]) for task in answered],
+            "data": data,
+            "drills": drills,
         },
         folder / PAGE,
     )
@@ -52,16 +60,18 @@ def write_comparison_page(
     It takes the outputs of two runs under the same settings, their results (`read_results`) and what `side_by_side`
     makes of these.
     """
-    known = tasks(pair["definition"])
-    both = [task for task in known if task in sides[0] and task in sides[1]]
-    scored = any(any(row["scores"]) for row in pair["rows"])
+    first, second = sides
+    drills = []
+    for task in tasks(pair["definition"]).values():
+        if task.name in first and task.name in second:
+            drills.append(_changed(task, first[task.name][1], second[task.name][1]))
     write_page(
         COMPARISON,
         {
             **pair,
-            "chart": score_chart(pair["rows"], pair["names"]) if scored else None,
+            "chart": score_chart(pair["rows"], pair["names"]),
             "conditions": [_conditions(read_summary(folder)) for folder in folders],
-            "drills": [_changed(known[task], sides[0][task][1], sides[1][task][1]) for task in both],
+            "drills": drills,
         },
         file,
     )
@@ -77,24 +87,22 @@ def side_by_side(
     with intervals or None, `difference` with its interval and `p`, or None) and `refused` (a line for each task that is
     not whole).
     """
-    first, second = map(_results, sides)
+    first, second = map(task_results, sides)
     summaries = [summarise(results, seed=seed, partial=True) for results in (first, second)]
     if differences is None:
-        comparable = any(task in summaries[1].tasks for task in summaries[0].tasks)
-        differences = compare(first, second, seed=seed) if comparable else {}
+        differences = {}
+        if summaries[0].tasks.keys() & summaries[1].tasks.keys():
+            differences = compare(first, second, seed=seed)
     known = tasks(summaries[0].definition)
     rows = _rows(known, [_estimates(asdict(summary)) for summary in summaries])
     for row in rows:
-        found = differences.get(row["name"])
-        row["difference"] = {**asdict(found.difference), "p": found.p} if found else None
+        row["difference"] = None
+        if found := differences.get(row["name"]):
+            row["difference"] = {**asdict(found.difference), "p": found.p}
     refused = []
     for name, summary in zip(names, summaries, strict=True):
         refused += [f"{name}: {line}" for line in _not_whole(known, summary.refused)]
     return {"names": list(names), "definition": summaries[0].definition, "rows": rows, "refused": refused}
-
-
-def _results(side: Results) -> list[TaskResult]:
-    return [result for result, _ in side.values()]
 
 
 def _estimates(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,13 +113,14 @@ def _estimates(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows(known: Mapping[str, Task], models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The total, then each column and its tasks, with the scores of each model."""
-    names = [(TOTAL, TOTAL, "total")]
+
+    def row(name: str, title: str, kind: str) -> dict[str, Any]:
+        return {"name": name, "title": title, "kind": kind, "scores": [scores.get(name) for scores in models]}
+
+    rows = [row(TOTAL, TOTAL, "total")]
     for column in COLUMN_SIZES:
-        names.append((column, column, "column"))
-        names += [(task.name, task.title, "task") for task in known.values() if task.column == column]
-    rows = []
-    for name, title, kind in names:
-        rows.append({"name": name, "title": title, "kind": kind, "scores": [scores.get(name) for scores in models]})
+        rows.append(row(column, column, "column"))
+        rows += [row(task.name, task.title, "task") for task in known.values() if task.column == column]
     return rows
 
 
@@ -146,40 +155,43 @@ def worth(task: Task, record: Record) -> float:
 
 def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
     """Answers that are not fully right, errors first, then the worst."""
-    wrong = sorted((record for record in records if worth(task, record) < 1), key=lambda record: worth(task, record))
+    wrong = [record for record in records if worth(task, record) < 1]
+    wrong.sort(key=partial(worth, task))
     return {
         "title": task.title,
         "samples": len(records),
         "wrong": len(wrong),
         "errors": sum("error" in record for record in records),
-        "shown": [{"asked": _asked(record), "answers": [_answer(task, record)]} for record in wrong[:SHOWN]],
+        "shown": [_shown(task, record) for record in wrong[:SHOWN]],
     }
 
 
 def _changed(task: Task, first: Sequence[Record], second: Sequence[Record]) -> dict[str, Any]:
     """Answers that are worse with the second model, and better: the greatest changes first."""
     by_id = {record["id"]: record for record in second}
-    pairs = [(record, by_id[record["id"]]) for record in first if record["id"] in by_id]
-    changes = [(worth(task, after) - worth(task, before), before, after) for before, after in pairs]
+    changes = []
+    for before in first:
+        if after := by_id.get(before["id"]):
+            changes.append((worth(task, after) - worth(task, before), before, after))
     changes.sort(key=lambda change: -abs(change[0]))
+    lost = [pair for change, *pair in changes if change < 0]
+    won = [pair for change, *pair in changes if change > 0]
     return {
         "title": task.title,
-        "samples": len(pairs),
-        "lost": _shown(task, [(before, after) for change, before, after in changes if change < 0]),
-        "won": _shown(task, [(before, after) for change, before, after in changes if change > 0]),
+        "samples": len(changes),
+        "lost": {"number": len(lost), "shown": [_shown(task, *pair) for pair in lost[:SHOWN]]},
+        "won": {"number": len(won), "shown": [_shown(task, *pair) for pair in won[:SHOWN]]},
     }
 
 
-def _shown(task: Task, pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
-    shown = []
-    for before, after in pairs[:SHOWN]:
-        asked = _asked(before if "question" in before else after)  # an error has no question
-        shown.append({"asked": asked, "answers": [_answer(task, before), _answer(task, after)]})
-    return {"number": len(pairs), "shown": shown}
-
-
-def _asked(record: Record) -> dict[str, Any]:
-    return {"id": record["id"], "question": record.get("question"), "target": record.get("target")}
+def _shown(task: Task, *records: Record) -> dict[str, Any]:
+    """One question and what each model answered."""
+    asked: dict[str, Any] = {"id": records[0]["id"], "question": None, "target": None}
+    for record in records:
+        if "question" in record:  # an error has none
+            asked |= {"question": record["question"], "target": record.get("target")}
+            break
+    return {"asked": asked, "answers": [_answer(task, record) for record in records]}
 
 
 def _answer(task: Task, record: Record) -> dict[str, Any]:
@@ -187,12 +199,12 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
     if "error" in record:
         return {"error": record["error"]}
     answer, log_probs = record["answer"], record["answer"].get("log_probs", [])
-    names = task.labels or tuple(str(number) for number in range(len(log_probs)))  # of sentences, from 0 as in the data
+    names = task.labels or tuple(map(str, range(len(log_probs))))  # of sentences, from 0 as in the data
     text = answer.get("text", answer.get("label"))
     if answer.get("label") == NO_LABEL:
         text, names = "(none of the labels)", ()
     if text is None:
-        text = f"sentence {max(range(len(log_probs)), key=log_probs.__getitem__)}"
+        text = f"sentence {log_probs.index(max(log_probs))}"
     return {
         "text": text,
         "worth": worth(task, record),
@@ -208,18 +220,22 @@ def _answer(task: Task, record: Record) -> dict[str, Any]:
 
 def summary_table(summary: Summary, name: str) -> Table:
     """Tasks that were asked under their columns, with 95 % intervals; what is not whole has no number."""
-    title = f"{name}, legacy definitions" if summary.definition == "legacy" else name
-    table = number_table("task", "score", "95 %", "samples", title=title)
-    asked = [task for task in tasks(summary.definition).values() if summary.refused.get(task.name) != "missing"]
-    for column in COLUMN_SIZES:
-        of_column = [task for task in asked if task.column == column]
-        if not of_column:
+    if summary.definition == "legacy":
+        name += ", legacy definitions"
+    table = number_table("task", "score", "95 %", "samples", title=name)
+    of_column: dict[str, list[Task]] = {column: [] for column in COLUMN_SIZES}
+    for task in tasks(summary.definition).values():
+        if summary.refused.get(task.name) != "missing":
+            of_column[task.column].append(task)
+    for column, asked in of_column.items():
+        if not asked:
             continue
         table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
-        for task in of_column:
-            found = summary.tasks.get(task.name)
-            samples = f"{found.samples:,}" if found else ""
-            table.add_row(f"  {task.title}", *_numbers(found.score if found else None), samples)
+        for task in asked:
+            if found := summary.tasks.get(task.name):
+                table.add_row(f"  {task.title}", *_numbers(found.score), f"{found.samples:,}")
+            else:
+                table.add_row(f"  {task.title}", *_numbers(None), "")
         table.add_section()
     if summary.micro_avg:
         table.add_row(TOTAL, *_numbers(summary.micro_avg), "", style="bold")
@@ -240,5 +256,7 @@ def comparison_table(differences: Mapping[str, Difference], first: str, second: 
 def _numbers(estimate: Estimate | None, sign: str = "") -> tuple[str, str]:
     if estimate is None:
         return "-", ""
-    interval = "" if estimate.low is None else f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
-    return f"{estimate.value:{sign}.3f}", interval
+    value = f"{estimate.value:{sign}.3f}"
+    if estimate.low is None:
+        return value, ""
+    return value, f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"

@@ -55,10 +55,6 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
     """Everything that the template shows."""
     numbers = _Numbers(data)
     bits, loss, scores = _curves(data)
-    pairs = []
-    for pair in data["darumeru"]:
-        scored = any(any(row["scores"]) for row in pair["rows"])
-        pairs.append(pair | {"chart": score_chart(pair["rows"], pair["names"]) if scored else None})
     return data | {
         "target": numbers.target,
         "languages": numbers.languages,
@@ -70,10 +66,10 @@ def _view(data: dict[str, Any]) -> dict[str, Any]:
         "verdict": numbers.verdict(),
         "density_chart": density_chart(numbers.densities()),
         "bits": bits,
-        "bits_chart": curve_chart(bits, "held-out bits per byte", 300) if len(bits) > 1 else None,
-        "loss_chart": curve_chart(loss, "training loss", 210, smooth=True) if len(loss) > 1 else None,
+        "bits_chart": curve_chart(bits, "held-out bits per byte", 300),
+        "loss_chart": curve_chart(loss, "training loss", 210, smooth=True),
         "score_charts": scores,
-        "darumeru": pairs,
+        "darumeru": [pair | {"chart": score_chart(pair["rows"], pair["names"])} for pair in data["darumeru"]],
     }
 
 
@@ -135,7 +131,9 @@ def _scores(row: Mapping[str, Any]) -> list[str]:
     change = row["difference"]
     if change is None:
         return [*cells, "", "", ""]
-    interval = "" if change["low"] is None else f"{signed(change['low'])} to {signed(change['high'])}"
+    interval = ""
+    if change["low"] is not None:
+        interval = f"{signed(change['low'])} to {signed(change['high'])}"
     return [*cells, signed(change["value"]), interval, decimal(change["p"], 3)]
 
 
@@ -144,7 +142,7 @@ class _Numbers:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         evaluation, languages = data["evaluation"], data["languages"]
-        self.pair = [evaluation["pair"][side] for side in ("original", "adapted")]
+        self.pair = [evaluation["pair"]["original"], evaluation["pair"]["adapted"]]
         self.target = languages["target"]
         self.languages = list(dict.fromkeys([languages["target"], languages["source"]]))  # once if they are the same
         self._text, self._speed = evaluation["text"], evaluation["speed"]
@@ -185,13 +183,13 @@ class _Numbers:
     def headline(self) -> str:
         """The result in two plain sentences."""
         density = self.change(self.target, "characters_per_token")["ratio"]
-        reading, writing = (row["ratio"] for row in self.speed())
+        reading, writing = self.speed()
         original, first, last = self.trained_bits()
         return (
             f"With the new vocabulary a token carries {times(density)} as many characters of “{self.target}” text, and "
-            f"the same text is read {times(reading)} as fast and written {times(writing)} as fast. Training took the "
-            f"base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the original, with all its "
-            f"training, is at {original:.3f}."
+            f"the same text is read {times(reading['ratio'])} as fast and written {times(writing['ratio'])} as fast. "
+            f"Training took the base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the "
+            f"original, with all its training, is at {original:.3f}."
         )
 
 
@@ -223,7 +221,7 @@ def _curves(data: Mapping[str, Any]) -> tuple[list[Point], list[Point], list[Mar
     charts = []
     asked = [name for name in curves if name.startswith(BENCHMARK)]
     for name in sorted(asked, key=lambda name: (name != f"{BENCHMARK}Micro-Avg", name)):
-        if len(curves[name]) > 1:
-            charts.append(curve_chart(curves[name], name.removeprefix(BENCHMARK), 260))
+        if chart := curve_chart(curves[name], name.removeprefix(BENCHMARK), 260):
+            charts.append(chart)
     bits = curves.get(f"{data['languages']['target']}_bits_per_byte", [])
     return bits, curves.get("loss", []), charts

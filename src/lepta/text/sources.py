@@ -59,8 +59,7 @@ def text_field(source: str) -> tuple[str, str]:
     if source.startswith(DATASET) or is_there(source):
         return source, FIELD
     place, _, query = source.partition("?")
-    options = _options(source, query, ("field",))
-    return place, options.get("field", FIELD)
+    return place, _options(source, query, ("field",)).get("field", FIELD)
 
 
 def _options(source: str, query: str, known: tuple[str, ...]) -> dict[str, str]:

@@ -209,7 +209,7 @@ def example_of(ids: np.ndarray, labels: np.ndarray, lengths: Sequence[int] | np.
     The label of a section's first token is dropped, as nothing that could predict it is seen.
     """
     labels[np.cumsum(lengths)[:-1]] = IGNORED
-    positions = np.concatenate([np.arange(length) for length in lengths])
+    positions = np.concatenate(list(map(np.arange, lengths)))
     return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
@@ -224,7 +224,7 @@ class Blocks:
         order = np.argsort(places, kind="stable")
         counts = [len(text.ends) for text in texts]
         self.text_of = np.repeat(np.arange(len(texts), dtype=np.uint8), counts)[order]  # which text a block is from
-        self.number_of = np.concatenate([np.arange(count) for count in counts])[order]  # its number there
+        self.number_of = np.concatenate(list(map(np.arange, counts)))[order]  # its number there
         self.sizes = np.concatenate([text.sizes for text in texts])[order]  # tokens of each block
 
     def __len__(self) -> int:
@@ -260,7 +260,7 @@ class Blocks:
         labels = np.where(np.isin(ids, self.start), IGNORED, ids)
         if not self.documents_apart:
             return {"input_ids": ids, "labels": labels}
-        return example_of(ids, labels, [len(section) for section in sections])
+        return example_of(ids, labels, list(map(len, sections)))
 
 
 def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int = 1, others: int = 0) -> Packed:

@@ -1,11 +1,11 @@
 """Conversations into training examples, streamed to disk: the loss counts what the assistant says, turn by turn."""
 
 import hashlib
-import itertools
 import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,13 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     if messages is None and isinstance(row.get("prompt"), str):
         fields = (("system", "system"), ("user", "prompt"), ("assistant", "answer"))
         messages = [{"role": role, "content": row[field]} for role, field in fields if row.get(field) is not None]
-    try:
-        plain = [_turn(message) for message in messages or []]
-    except (AttributeError, KeyError, TypeError):
-        plain = []
-    texts = [[turn["role"], turn["content"], turn.get("reasoning_content", "")] for turn in plain]
-    if not plain or not all(isinstance(text, str) for text in itertools.chain.from_iterable(texts)):
+    plain: list[Message] = []
+    with suppress(AttributeError, KeyError, TypeError):
+        plain = list(map(_turn, messages or []))
+    texts: list[Any] = []
+    for turn in plain:
+        texts += [turn["role"], turn["content"], turn.get("reasoning_content", "")]
+    if not plain or not all(isinstance(text, str) for text in texts):
         raise LeptaError(
             f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
@@ -63,13 +64,18 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
 
 
 def _turn(message: dict[str, Any]) -> Message:
-    role = "assistant" if message["role"] == "bot" else message["role"]  # as the Saiga sets write it
+    role = message["role"]
+    if role == "bot":  # as the Saiga sets write it
+        role = "assistant"
     if calls := message.get("tool_calls"):
         return {"role": role, "content": message.get("content") or "", "tool_calls": calls}
     thinking, content = message.get("reasoning_content"), message["content"]
     if role == "assistant" and not thinking:
         thinking, content = split_thinking(content)
-    return {"role": role, "content": content} | ({"reasoning_content": thinking} if thinking else {})
+    turn = {"role": role, "content": content}
+    if thinking:
+        turn["reasoning_content"] = thinking
+    return turn
 
 
 def conversation_example(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> dict[str, list[int]]:
@@ -83,7 +89,7 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message], thinking: 
     """
     if thinking and messages[-1].get("reasoning_content"):
         return _encoded(tokenizer, *_with_thinking(tokenizer, messages))
-    messages = [_without_thinking(turn) for turn in messages]
+    messages = list(map(_without_thinking, messages))
     answers = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and turn["content"].strip()]
     whole = render_chat(tokenizer, messages)
     spans = []
@@ -94,7 +100,9 @@ def conversation_example(tokenizer: Any, messages: Sequence[Message], thinking: 
             spans.append((len(before), len(through)))
     if answers and not spans:
         raise LeptaError("chat template: no prompt is how the whole conversation begins; it cannot be tuned on")
-    return _encoded(tokenizer, whole[: spans[-1][1]] if spans else whole, spans)
+    if spans:
+        whole = whole[: spans[-1][1]]
+    return _encoded(tokenizer, whole, spans)
 
 
 def _without_thinking(turn: Message) -> Message:
@@ -106,7 +114,7 @@ def _with_thinking(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, li
 
     Templates differ in what they take as thinking, so the block is put into the prompt here, as when a model is asked.
     """
-    asked, answer = [_without_thinking(turn) for turn in messages[:-1]], messages[-1]
+    asked, answer = list(map(_without_thinking, messages[:-1])), messages[-1]
     given = render_chat(tokenizer, asked, thinking=True, add_generation_prompt=True)
     block = needed_block(tokenizer.chat_template)
     text = filled(begun_answer(tokenizer, asked, thinking=True), block, f"\n{answer['reasoning_content'].strip()}\n")

@@ -34,13 +34,14 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
     result = _changed_rows(model, left, source)
     for path, module in model.named_modules():
         if ADAPTER in getattr(module, "lora_A", {}):
-            up, down = (left.pop(f"{path}.{factor}.{ADAPTER}.weight") for factor in ("lora_B", "lora_A"))
+            up, down = left.pop(f"{path}.lora_B.{ADAPTER}.weight"), left.pop(f"{path}.lora_A.{ADAPTER}.weight")
             if getattr(module, "fan_in_fan_out", False):  # its matrix is turned round, as all of GPT-2's are
                 up, down = down.T, up.T
             name = _known(model, stored_name(model, f"{path}.weight"), source)
         elif ADAPTER in getattr(module, "lora_embedding_A", {}):
             # An embedding is a linear layer of one-hot rows, so peft's factors are transposed.
-            up, down = (left.pop(f"{path}.lora_embedding_{factor}.{ADAPTER}").T for factor in ("A", "B"))
+            up = left.pop(f"{path}.lora_embedding_A.{ADAPTER}").T
+            down = left.pop(f"{path}.lora_embedding_B.{ADAPTER}").T
             name = source.input_name
         else:
             continue

@@ -47,7 +47,8 @@ def read_preferences(sources: Iterable[str], method: PreferenceMethod) -> Iterat
 
 def _examples(row: dict[str, Any], where: str, method: PreferenceMethod) -> list[Example]:
     prompt = messages_of({name: row[name] for name in row if name != "answer"}, where)
-    chosen, rejected, answer, label = (row.get(name) for name in ("chosen", "rejected", "answer", "label"))
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    answer, label = row.get("answer"), row.get("label")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if method != "kto":
             return [{"prompt": prompt, "chosen": _turn(chosen), "rejected": _turn(rejected)}]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -262,11 +263,8 @@ def _sweep(
         if name in scores:
             continue
         scores[name] = None
-        try:
+        with suppress(Diverged):
             _, trained = _load_and_train(replace(run, rate=rate, work=run.work / f"rate-{name}"), held_out)
-        except Diverged:
-            pass
-        else:
             last = [entry for entry in trained.curve if "loss" not in entry][-1]
             score = last[f"{held_out.target_language}_bits_per_byte"]
             if math.isfinite(score) and not trained.stopped:
@@ -275,15 +273,14 @@ def _sweep(
             write_json(file, scores)
     usable: dict[float, float] = {}
     for rate in rates:
-        found = scores[f"{rate:g}"]
-        if found is not None:
+        if (found := scores[f"{rate:g}"]) is not None:
             usable[rate] = found
     if not usable:
         raise LeptaError(
             f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed `forget_limit` "
             f"on the `sweep_share` {settings.sweep_share:g} of the text; give lower ones"
         )
-    return min(usable, key=lambda rate: usable[rate]), scores
+    return min(usable, key=usable.__getitem__), scores
 
 
 def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:

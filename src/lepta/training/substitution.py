@@ -37,7 +37,7 @@ class Substitution:
             counts += np.bincount(flat, minlength=len(counts))
             of_parts = np.where(self._new, counts, counts.max())[self._parts]  # old parts have learned enough
             chosen = (of_parts.min(axis=1) < counts)[flat] & (draw.random(len(flat)) < self.share)
-            ends = np.cumsum([len(ids) for ids in paragraphs])
+            ends = np.cumsum(list(map(len, paragraphs)))
             starts = np.arange(len(flat)) + np.cumsum(chosen) - chosen
             spelt = np.empty(len(flat) + chosen.sum(), dtype=np.int64)
             spelt[starts] = np.where(chosen, self._parts[flat, 0], flat)

@@ -31,7 +31,7 @@ from lepta.training.blocks import Blocks
 from lepta.training.precision import bits_of, compute_dtype
 from lepta.training.settings import PretrainSettings, TeacherLoss
 from lepta.vocabulary.alignment import Aligner
-from lepta.vocabulary.source import open_tokenizer
+from lepta.vocabulary.source import vocabulary_of
 
 TEMPERATURE = 100.0
 LEAST = 1e-6  # of a chance, and of its opposite
@@ -51,8 +51,8 @@ class Teacher:
         """Load a model folder in the precision that the student's body is trained in."""
         dtype = compute_dtype(settings.body_dtype, config_of(student))
         model = load_model(folder, dtype, bits_of(settings.body_dtype)).requires_grad_(False)
-        old, new = (open_tokenizer(one).vocabulary() for one in (folder, student))
-        return cls(model, Aligner(old, new), settings.teacher_weight, settings.teacher_loss)
+        aligner = Aligner(vocabulary_of(folder), vocabulary_of(student))
+        return cls(model, aligner, settings.teacher_weight, settings.teacher_loss)
 
 
 class TaughtBlocks:
@@ -163,13 +163,12 @@ def compared(
     Losses are in nats, flat; chunks have the shapes (B, N) and (B, N_old).
     """
     number = 1 + int(max(chunks.max(), old_chunks.max()))
-    found, expected = (
-        -_sums(of_tokens, _places(numbers, number), len(chunks) * number) / TEMPERATURE
-        for of_tokens, numbers in ((losses, chunks), (of_teacher, old_chunks))
-    )
+    pieces = len(chunks) * number
+    found = -_sums(losses, _places(chunks, number), pieces) / TEMPERATURE
+    expected = -_sums(of_teacher, _places(old_chunks, number), pieces) / TEMPERATURE
     # expm1: most pieces are likely, so their p is nearly 1.
     p, t = found.exp().clamp(min=LEAST), expected.exp().clamp(min=LEAST)
-    q, u = ((-torch.expm1(power)).clamp(min=LEAST) for power in (found, expected))
+    q, u = (-torch.expm1(found)).clamp(min=LEAST), (-torch.expm1(expected)).clamp(min=LEAST)
     divergence = t * (t / p).log() + u * (u / q).log()
     slopes = torch.cat([(q - u) / q, losses.new_zeros(1)])  # by the loss of a piece; nothing for what is in none
     return TEMPERATURE * divergence.sum(), slopes[_places(chunks, number)]

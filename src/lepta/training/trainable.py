@@ -188,8 +188,7 @@ def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str
     """
     if "lora" not in settings.trains or settings.lora.targets != "all-linear" or settings.lora.layers is not None:
         return []
-    parts = itertools.chain.from_iterable(map(parts_of, _ends(model)))
-    rows = {id(part) for part in parts}
+    rows = set(map(id, itertools.chain.from_iterable(map(parts_of, _ends(model)))))
     changed = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
     names = set()
     for path, module in text_modules(model):

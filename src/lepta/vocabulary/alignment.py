@@ -34,19 +34,19 @@ class Aligner:
     def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
         self._sides, self.new = ((old, old_start), (new, new_start)), new
         self._specials = old.ids_by_bytes(Kind.SPECIAL)
-        self._lengths = [_byte_lengths(vocabulary) for vocabulary, _ in self._sides]
+        self._lengths = _byte_lengths(old), _byte_lengths(new)
 
     def align(self, passages: Sequence[str]) -> list[Alignment | None]:
         """Tokenise passages both ways; None for one whose bytes a tokenizer changes (by normalising them, say)."""
-        old_ids, new_ids = (vocabulary.encode(passages) for vocabulary, _ in self._sides)
-        return [self._one(*sides) for sides in zip(passages, old_ids, new_ids, strict=True)]
+        (old, _), (new, _) = self._sides
+        return list(map(self._one, passages, old.encode(passages), new.encode(passages)))
 
     def _one(self, passage: str, old_ids: list[int], new_ids: list[int]) -> Alignment | None:
-        written = [_written(side[0], ids) for side, ids in zip(self._sides, (old_ids, new_ids), strict=True)]
-        if written[0] != written[1] or not written[0].endswith(passage.encode()):
+        (old, old_start), (new, new_start) = self._sides
+        written = _written(old, old_ids)
+        if written != _written(new, new_ids) or not written.endswith(passage.encode()):
             return None
-        old_ends, new_ends = self._common_ends(written[0], old_ids, new_ids)
-        old_start, new_start = (start for _, start in self._sides)
+        old_ends, new_ends = self._common_ends(written, old_ids, new_ids)
         return Alignment(
             np.asarray([old_start, *old_ids], dtype=np.int64),
             np.asarray([new_start, *new_ids], dtype=np.int64),
@@ -61,7 +61,8 @@ class Aligner:
         """Positions in both of tokens that end at the same byte of what both write."""
         old_bytes, new_bytes = np.cumsum(self._lengths[0][old_ids]), np.cumsum(self._lengths[1][new_ids])
         common = np.intersect1d(old_bytes, new_bytes)
-        common = common[_between_characters(text, common)]
+        padded = np.frombuffer(text + b"\0", dtype=np.uint8)
+        common = common[(padded[common] & 0xC0) != 0x80]  # between characters of UTF-8, whose later bytes are 10xxxxxx
         return np.searchsorted(old_bytes, common), np.searchsorted(new_bytes, common)
 
     def align_ids(self, new_ids: list[int]) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -103,9 +104,3 @@ def _encoded(vocabulary: Vocabulary, data: bytes) -> list[int]:
         if _written(vocabulary, ids) == data:
             return ids
     return vocabulary.split([data])[0]
-
-
-def _between_characters(text: bytes, ends: np.ndarray) -> np.ndarray:
-    """Tell which byte offsets lie between characters of UTF-8, whose later bytes are 10xxxxxx."""
-    padded = np.frombuffer(text + b"\0", dtype=np.uint8)
-    return (padded[ends] & 0xC0) != 0x80

@@ -44,7 +44,7 @@ def curve(
     A vocabulary that stops after the first n merges splits words as the whole one does before it comes to the others,
     so the number of tokens follows from how often each merge is done; nothing is split again.
     """
-    splits = old.split([word.encode() for word in words])
+    splits = old.split(list(map(str.encode, words)))
     before = sum(weight * len(ids) for ids, weight in zip(splits, weights.tolist(), strict=True))
     saved = np.concatenate([[0.0], np.cumsum(_saved(old, extended, words, weights))])
     points = []

@@ -112,8 +112,7 @@ def _replaced(
 ) -> TokenizerSource:
     """The tokenizer with new tokens at the ids of its least useful ones; LeptaError if too much text changes."""
     assert settings.add is not None
-    script = _script_of(table, settings.script)
-    use = Use(table.words, weigh(table), script)
+    use = Use(table.words, weigh(table), _script_of(table, settings.script))
     if settings.keep_text:
         kept = count_corpus(vocabulary.word_rules(), settings.keep_text)
         use = Use([*table.words, *kept.words], np.concatenate([weigh(table), weigh(kept)]), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from lepta.core.errors import LeptaError
 from lepta.core.progress import step
 from lepta.core.reading import read_json
+from lepta.core.settings import as_list
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import PLACE, patch, recognise, rule_of
@@ -84,17 +85,16 @@ def _reachable(vocabulary: Vocabulary, old: Vocabulary | None, keeps_ids: bool) 
 
     Where old ids move, so do added tokens that the old vocabulary spells: text must lead to them as before.
     """
-    only_new = old is not None and keeps_ids
-    ids = vocabulary.ids_of(Kind.TEXT)
+    ids, what = vocabulary.ids_of(Kind.TEXT), "tokens"
     if old and keeps_ids:
-        ids = VocabularyChange.between(old, vocabulary).new_ids.tolist()
+        ids, what = VocabularyChange.between(old, vocabulary).new_ids.tolist(), "new tokens"
     elif old:
         spelled = old.spelled_specials()
         ids += [i for data, i in vocabulary.ids_by_bytes(Kind.SPECIAL).items() if data.decode() in spelled]
     lost = _unreached(vocabulary, ids)
-    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {'new tokens' if only_new else 'tokens'}"
+    evidence = f"{len(ids) - len(lost):,} of {len(ids):,} {what}"
     if lost:
-        evidence += f"; unreachable: {', '.join(repr(vocabulary.data(i)) for i in lost[:5])}"
+        evidence += f"; unreachable: {', '.join(map(repr, map(vocabulary.data, lost[:5])))}"
     return Check("every token is reachable", not lost, evidence)
 
 
@@ -114,7 +114,8 @@ def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     if missing:
         named = sorted(lost or missing)
         evidence += f"; none for {', '.join(f'0x{byte:02X}' for byte in named[:BYTES_NAMED])}"
-        evidence += f" and {len(named) - BYTES_NAMED} more" if len(named) > BYTES_NAMED else ""
+        if len(named) > BYTES_NAMED:
+            evidence += f" and {len(named) - BYTES_NAMED} more"
     if missing and not lost:
         evidence += ", as in the original" if original else "; text hardly has those"
     return Check("every byte has a token", not lost, evidence)
@@ -173,7 +174,9 @@ def _transformers(source: TokenizerSource, vocabulary: Vocabulary, documents: Se
     texts = [*documents, *sample_text(vocabulary)]
     same, other = first_difference(loaded, vocabulary, texts)
     evidence = f"{same:,} of {len(texts):,} texts as {type(loaded).__name__}"
-    return Check(name, other is None, evidence + (f"; first other: {other!r}" if other else ""))
+    if other:
+        evidence += f"; first other: {other!r}"
+    return Check(name, other is None, evidence)
 
 
 def _old_ids(vocabulary: Vocabulary, original: Vocabulary, all_stay: bool) -> Check:
@@ -185,7 +188,7 @@ def _old_ids(vocabulary: Vocabulary, original: Vocabulary, all_stay: bool) -> Ch
     lost = set(_unreached(vocabulary, text)) - set(_unreached(original, text))
     evidence = f"{len(same):,} of {expected:,} ids"
     if lost:
-        evidence += f"; no text leads any more to {', '.join(repr(original.data(i)) for i in sorted(lost)[:5])}"
+        evidence += f"; no text leads any more to {', '.join(map(repr, map(original.data, sorted(lost)[:5])))}"
     return Check("old ids keep their meaning", len(same) == expected and not lost, evidence)
 
 
@@ -222,7 +225,8 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
     Of the texts that are given, at most a share of `limit` may have such tokens.
     """
     ours = [*OTHER_TEXT, *all_scripts()]
-    of_given, of_ours = (list(changed_texts(original, vocabulary, texts)) for texts in (given, ours))
+    of_given = list(changed_texts(original, vocabulary, given))
+    of_ours = list(changed_texts(original, vocabulary, ours))
     changed = [*of_given, *of_ours]
     wrong = [one.shown(one.others[0]) for one in changed if one.others]
     lost = [one.shown(one.lost[0]) for one in of_given if one.lost]
@@ -252,9 +256,8 @@ def check_llama_cpp(vocabulary: Vocabulary, original: Vocabulary | None) -> Chec
     if found.name:
         return Check(name, True, f"pre-tokenizer {found.name} ({found.hash[:8]}…)")
     rule = rule_of(vocabulary.spec)
-    before = recognise(original.tokenizer) if original else None
-    if not rule and original and before and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]:
-        rule = before.name  # a rule that is not known here, by the hash of the original
+    if not rule and original and vocabulary.spec["pre_tokenizer"] == original.spec["pre_tokenizer"]:
+        rule = recognise(original.tokenizer).name  # a rule that is not known here, by the hash of the original
     if rule:
         return Check(name, True, f"{BY_EXPORT}\n{patch(found, rule)}")
     return Check(name, False, f"pre-tokenizer hash {found.hash} is not known here; see {PLACE} of llama.cpp")
@@ -272,7 +275,7 @@ def check_config(source: TokenizerSource, vocabulary: Vocabulary) -> Check:
         if token is None or ids is None:
             continue
         token_id = specials.get(token.encode())
-        if token_id not in (ids if isinstance(ids, list) else [ids]):
+        if token_id not in as_list(ids):
             wrong.append(f"{role}_id is {ids}, {token} is {token_id}")
     evidence = f"{rows:,} rows for {vocabulary.size:,} ids ({rows - vocabulary.size} of padding)"
     if wrong:

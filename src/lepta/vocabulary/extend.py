@@ -54,7 +54,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
                 scripts[script] += weight
     least = LEAST_SHARE * scripts.total()
     others = [(weight, script) for script, weight in scripts.items() if script != "Latin" and weight >= least]
-    return max(others)[1] if others else "Latin"
+    return max(others, default=(0.0, "Latin"))[1]
 
 
 @step("choosing words of the script")
@@ -81,13 +81,13 @@ def extend(
     words, counts = [words[n] for n in np.flatnonzero(counts).tolist()], counts[counts > 0]
     data = [token or b"" for token in vocabulary.bytes_of]
     splits: list[Symbols] = []
-    for ids in vocabulary.split([word.encode() for word in words]):
+    for ids in vocabulary.split(list(map(str.encode, words))):
         splits.append(tuple([data[i] for i in ids]))
     if script:
         missing = [character for character in missing if regex.match(rf"\p{{Script={script}}}", character)]
     if missing:
         splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
-    characters = [character.encode() for character in missing][:add]
+    characters = list(map(str.encode, missing[:add]))
     symbols = known.union(characters)
     cut = _Cutter(script, symbols, splits).parts if script else partial(_whole_words, symbols)
     parts: list[Sequence[Unit]] = []
@@ -123,7 +123,7 @@ class _Cutter:
         different = symbols.intersection(itertools.chain.from_iterable(splits))
         self._whole = {symbol for symbol in different if _text(symbol) is not None}
         self._starts = {symbol for symbol in self._whole if self._of_script.match(_text(symbol) or "")}
-        self._is_safe = cache(self._safe)
+        self._is_safe = cache(partial(is_certain, kind=self._of_script, only=self._only_script))
 
     def parts(self, word: str, split: Symbols) -> list[Sequence[Unit]]:
         """The parts of a word in which merges are learned."""
@@ -158,9 +158,6 @@ class _Cutter:
             position = end
         return list(map(tuple, units))
 
-    def _safe(self, token: bytes) -> bool:
-        return is_certain(token, self._of_script, self._only_script)
-
 
 def only_characters(kind: str) -> regex.Pattern[str]:
     r"""Matches characters of a kind, such as `\p{Script=Greek}`, and what is not assigned, which is in no text."""
@@ -175,7 +172,9 @@ def is_certain(token: bytes, kind: regex.Pattern[str], only: regex.Pattern[str])
     if kind.search(token.decode(errors="ignore")):
         return True
     *_, last = "", *runs_of_text(token)
-    begun = "" if isinstance(last, str) else characters_from(last)
+    if isinstance(last, str):
+        return False
+    begun = characters_from(last)
     return bool(begun) and only.fullmatch(begun) is not None
 
 
@@ -189,7 +188,10 @@ def _text(data: bytes) -> str | None:
 
 def characters_from(start: bytes) -> str:
     """All characters whose UTF-8 begins with these bytes and has more; empty if there are none."""
-    length, least = next((found for found in UTF8_LENGTHS if start[0] >= found[2]), (1, 0, 0))[:2]
+    length, least = 1, 0
+    for longest, character, first in reversed(UTF8_LENGTHS):
+        if start[0] >= first:
+            length, least = longest, character
     missing = length - len(start)
     if missing <= 0:
         return ""
@@ -225,7 +227,7 @@ def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing:
         return split
     pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
     symbols: list[bytes] = []
-    for piece, ids in zip(pieces, vocabulary.split([piece.encode() for piece in pieces]), strict=True):
+    for piece, ids in zip(pieces, vocabulary.split(list(map(str.encode, pieces))), strict=True):
         if piece in missing:
             symbols.append(piece.encode())
         else:

@@ -76,7 +76,9 @@ class ByteLevelBPE(Vocabulary):
         """The tokenizer without added tokens, normalisation and prefix space: text to ids and nothing else."""
         steps = []
         for step in components(self.spec["pre_tokenizer"]):
-            steps.append(step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step)
+            if step["type"] == "ByteLevel":
+                step = step | {"add_prefix_space": False}
+            steps.append(step)
         bare: dict[str, Any] = {
             "added_tokens": [],
             "truncation": None,
@@ -168,22 +170,22 @@ def read_vocabulary(spec: dict[str, Any], origin: str = "tokenizer.json") -> Voc
     model = spec.get("model") or {}
     _refuse_ambiguous(spec, origin)
     normalizer, pre_tokenizer = components(spec.get("normalizer")), components(spec.get("pre_tokenizer"))
-    if any(part["type"] == "ByteLevel" for part in normalizer):
+    before = [*normalizer, *pre_tokenizer]
+    types = [part["type"] for part in before]
+    if "ByteLevel" in types[: len(normalizer)]:
         raise LeptaError(
             f"{origin}: ByteLevel as a normalizer; expected it in pre_tokenizer, as in all byte-level BPE known here "
             "(GPT-2, LLaMA-3, Qwen, SmolLM2)"
         )
-    before = [*normalizer, *pre_tokenizer]
-    byte_level = any(part["type"] == "ByteLevel" for part in pre_tokenizer)
-    spaces_marked = any(part["type"] == "Metaspace" or part.get("content") == SPACE for part in before)
-    match model.get("type"), byte_level, spaces_marked:
+    spaces_marked = "Metaspace" in types or any(part.get("content") == SPACE for part in before)
+    match model.get("type"), "ByteLevel" in types, spaces_marked:
         case "BPE", True, _:
             return ByteLevelBPE(spec)
         case "BPE", _, True:
             return SentencePieceBPE(spec)
         case "Unigram", False, True:
             return SentencePieceUnigram(spec)
-    parts = ", ".join(str(part["type"]) for part in before) or "no normalizer or pre-tokenizer"
+    parts = ", ".join(map(str, types)) or "no normalizer or pre-tokenizer"
     raise LeptaError(
         f"{origin}: model {model.get('type')!r} with {parts} is of no family known here; expected byte-level BPE "
         "(GPT-2, LLaMA-3, Qwen, SmolLM2), SentencePiece BPE (Mistral-7B, LLaMA-2) or SentencePiece Unigram"

@@ -155,7 +155,7 @@ def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
 def _columns(path: Path, fields: Mapping[str, Any], *names: str) -> list[list[Any]]:
     """Lists with an entry for each token."""
     columns = {f"tokenizer.ggml.{name}": fields.get(f"tokenizer.ggml.{name}") or [] for name in names}
-    lengths = {len(column) for column in columns.values()}
+    lengths = set(map(len, columns.values()))
     if len(lengths) > 1 or 0 in lengths:
         what = ", ".join(f"{len(column):,} {name}" for name, column in columns.items())
         raise LeptaError(f"{path}: {what}; expected as many of each; convert the model again")

@@ -38,8 +38,7 @@ class Recognition(NamedTuple):
 
 def recognise(tokenizer: Tokenizer) -> Recognition:
     """Compute the hash as the converter does: of the printed list of ids, start of text included."""
-    ids = tokenizer.encode(TEST_TEXT).ids
-    digest = hashlib.sha256(str(ids).encode()).hexdigest()
+    digest = hashlib.sha256(str(tokenizer.encode(TEST_TEXT).ids).encode()).hexdigest()
     return Recognition(digest, KNOWN_HASHES.get(digest))
 
 

@@ -9,6 +9,7 @@ come after them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import regex
@@ -56,7 +57,7 @@ def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
     usage, rarest = vocabulary.usage(use.words, use.weights), _rarest_characters(vocabulary, candidates, use)
     order = sorted(candidates, key=lambda i: (-usage[i], -rarest[i], i))
     kept = most_useful(order, len(kept) + len(candidates) - number, parts, kept)
-    freed = {i for i in candidates if i not in kept}
+    freed = set(candidates) - kept
     model = vocabulary.spec["model"]
     vocab = {token: i for token, i in model["vocab"].items() if i not in freed}
     return vocabulary.spec | {"model": model_with(model, vocab)}
@@ -85,7 +86,8 @@ def _needed(vocabulary: Vocabulary, parts: dict[int, tuple[int, ...]]) -> set[in
     for i in vocabulary.ids_of(Kind.TEXT):
         if len(vocabulary.data(i)) == 1 or (not written_as_bytes and i not in parts):
             kept.add(i)
-    kept |= {model["vocab"][token] for token in [model.get("unk_token")] if token in model["vocab"]}
+    if (unknown := model.get("unk_token")) in model["vocab"]:
+        kept.add(model["vocab"][unknown])
     for i in vocabulary.ids_of(Kind.SPECIAL):
         kept |= closure(i, parts, kept)
     return kept
@@ -114,13 +116,19 @@ def into_freed_ids(old: Vocabulary, start: Vocabulary, extended: Spec) -> Spec:
 
     A token that was learned again gets its old id, so it keeps its row.
     """
-    old_ids, ids = old.spec["model"]["vocab"], dict(start.spec["model"]["vocab"])
-    freed = set(old_ids.values()) - set(ids.values())
-    vocab = extended["model"]["vocab"]
-    learned = sorted((token for token in vocab if vocab[token] >= start.size), key=vocab.__getitem__)
-    again = {token: old_ids[token] for token in learned if token in old_ids}
-    free = iter(sorted(freed.difference(again.values())))
-    ids = {token: i for token, i in vocab.items() if i < start.size}
-    ids |= {token: again[token] if token in again else next(free) for token in learned}
-    vocab = dict(sorted(ids.items(), key=lambda item: item[1]))
+    old_ids, freed = old.spec["model"]["vocab"], set(old.spec["model"]["vocab"].values())
+    freed.difference_update(start.spec["model"]["vocab"].values())
+    ids, learned = {}, []
+    for token, i in sorted(extended["model"]["vocab"].items(), key=itemgetter(1)):
+        if i < start.size:
+            ids[token] = i
+        elif token in old_ids:
+            ids[token] = old_ids[token]
+            freed.discard(old_ids[token])
+        else:
+            learned.append(token)
+    free = iter(sorted(freed))
+    for token in learned:
+        ids[token] = next(free)
+    vocab = dict(sorted(ids.items(), key=itemgetter(1)))
     return extended | {"model": extended["model"] | {"vocab": vocab}}

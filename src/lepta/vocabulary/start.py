@@ -59,7 +59,9 @@ def kept_tokens(
     ids, specials = vocabulary.ids_of(*ORDINARY), vocabulary.ids_of(Kind.SPECIAL)
     most = number_to_keep(vocabulary, number) + len(specials)
     kept = _always_kept(vocabulary)
-    usage = vocabulary.usage(words, weights) if by == "frequency" else np.zeros(vocabulary.size)
+    usage = np.zeros(vocabulary.size)
+    if by == "frequency":
+        usage = vocabulary.usage(words, weights)
     kept = most_useful(sorted(ids, key=lambda i: (-usage[i], i)), most, vocabulary.merge_parts, kept)
     strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
     return _restart(vocabulary, [strings[i] for i in ids if i in kept])

@@ -6,6 +6,7 @@ Such a file ranks the bytes of tokens and names no merges (see `pairs_of`). How 
 
 import base64
 import binascii
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ _LLAMA3_NAMED = {
     9: "<|eot_id|>",
     10: "<|python_tag|>",
 }
-_LLAMA3_RESERVED = [f"<|reserved_special_token_{n}|>" for n in range(256 - len(_LLAMA3_NAMED))]
 # Special tokens of Tekken files that do not list them (before version v7).
 _TOOLS = ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]"]
 _OTHERS = ["[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]"]
@@ -35,7 +35,7 @@ TEKKEN_SPECIALS = dict(enumerate(["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *
 
 
 def _llama3_specials() -> list[str]:
-    reserved = iter(_LLAMA3_RESERVED)
+    reserved = map("<|reserved_special_token_{}|>".format, itertools.count())
     return [_LLAMA3_NAMED.get(n) or next(reserved) for n in range(256)]
 
 

@@ -80,13 +80,14 @@ def around(first: Mapping[str, int], last: Mapping[str, int]) -> Part | None:
         texts.append([{"SpecialToken": {"id": token, "type_id": type_id}} for token in first])
         texts[-1].append({"Sequence": {"id": name, "type_id": type_id}})
         texts[-1] += [{"SpecialToken": {"id": token, "type_id": type_id}} for token in last]
+    tokens = {}
+    for token, token_id in {**first, **last}.items():
+        tokens[token] = {"id": token, "ids": [token_id], "tokens": [token]}
     return {
         "type": "TemplateProcessing",
         "single": texts[0],
         "pair": texts[0] + texts[1],
-        "special_tokens": {
-            token: {"id": token, "ids": [token_id], "tokens": [token]} for token, token_id in {**first, **last}.items()
-        },
+        "special_tokens": tokens,
     }
 
 
@@ -272,6 +273,7 @@ def merge_pairs(lines: Sequence[Any]) -> list[tuple[str, str]]:
     """Merges of a `tokenizer.json`, written as strings or as pairs."""
     pairs = []
     for line in lines:
-        parts = line.split(" ") if isinstance(line, str) else line
-        pairs.append(cast(tuple[str, str], tuple(parts)))  # a merge is of two parts
+        if isinstance(line, str):
+            line = line.split(" ")
+        pairs.append(cast(tuple[str, str], tuple(line)))  # a merge is of two parts
     return pairs

@@ -99,7 +99,7 @@ class Vocabulary(ABC):
 
     def usage(self, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
         """Weight of the words that each token is used in, as often as it is used; float array, shape (size,)."""
-        splits = self.split([word.encode() for word in words])
+        splits = self.split(list(map(str.encode, words)))
         lengths = np.fromiter(map(len, splits), np.int64, len(splits))
         ids = np.fromiter(itertools.chain.from_iterable(splits), np.int64, int(lengths.sum()))
         return np.bincount(ids, np.repeat(weights, lengths), minlength=self.size)
@@ -132,8 +132,10 @@ class Vocabulary(ABC):
             by_token.setdefault(left + right, []).append((left, right))
         parts: dict[int, tuple[int, ...]] = {}
         for token, ways in by_token.items():
-            pair = ways[0] if len(ways) == 1 else _last_pair(token, ranks)
-            parts[vocab[token]] = tuple(vocab[part] for part in pair)
+            pair: tuple[str, ...] = ways[0]
+            if len(ways) > 1:
+                pair = _last_pair(token, ranks)
+            parts[vocab[token]] = tuple(map(vocab.__getitem__, pair))
         return parts
 
     def is_hole(self, token_id: int) -> bool:

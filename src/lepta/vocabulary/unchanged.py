@@ -86,7 +86,7 @@ def _whole_characters(data: bytes, start: int, end: int) -> bytes:
 
 
 def _spans(vocabulary: Vocabulary, ids: Sequence[int]) -> Spans:
-    ends = list(itertools.accumulate(len(vocabulary.data(i)) for i in ids))
+    ends = list(itertools.accumulate(map(len, map(vocabulary.data, ids))))
     return set(zip([0, *ends[:-1]], ends, ids, strict=True))
 
 

@@ -51,8 +51,9 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     before, after = vocabulary.special_layout()
     if UNKNOWN not in (*before, *after):
         before = [UNKNOWN, *before]
-    spelled = vocabulary.spelled_specials()
-    specials = {token: LINE_SCORE if token in spelled else NEVER for token in (*before, *after)}
+    specials = dict.fromkeys((*before, *after), NEVER)
+    for token in specials.keys() & vocabulary.spelled_specials():
+        specials[token] = LINE_SCORE
     lines = {token: LINE_SCORE for token in _line_tokens(words, weights) if token not in specials}
     number = size - len(before) - len(after) - 256 - len(lines)
     if number <= 0:
@@ -64,12 +65,11 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
     if len(signs) >= number:
         raise LeptaError(f"--size {size}: no room for pieces of text; expected more than {size - number + len(signs)}")
     pieces = _reachable(trained, number - len(signs)) | dict.fromkeys(signs, min(trained.values()))
-    single = dict.fromkeys(map(byte_token, range(256)), NEVER)
-    first = {token: specials[token] for token in before}
-    last = {token: specials[token] for token in after}
-    tokens = first | single | lines | pieces | last
-    ids = {token: i for i, token in enumerate(tokens)}
-    vocab = [[token, score] for token, score in tokens.items()]
+    tokens = {token: specials[token] for token in before}
+    tokens |= dict.fromkeys(map(byte_token, range(256)), NEVER)
+    tokens |= lines | pieces | {token: specials[token] for token in after}
+    vocab = list(map(list, tokens.items()))
+    ids = parts.ids_of(vocab)
     model = {"type": "Unigram", "unk_id": ids[UNKNOWN], "byte_fallback": True, "vocab": vocab}
     spaces = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
     spec = parts.rebuild(
@@ -92,15 +92,17 @@ def word_rules(vocabulary: Vocabulary) -> dict[str, Part | None]:
 
 def _normalizer(vocabulary: Vocabulary) -> Part | None:
     """Only NFC is kept of the old normalisation: it loses nothing that is seen."""
-    composes = any(step["type"] == "NFC" for step in parts.components(vocabulary.spec.get("normalizer")))
-    return {"type": "NFC"} if composes else None
+    for part in parts.components(vocabulary.spec.get("normalizer")):
+        if part["type"] == "NFC":
+            return {"type": "NFC"}
+    return None
 
 
 def _line_tokens(words: Sequence[str], weights: np.ndarray) -> list[str]:
     """The most frequent words with line breaks, and runs of spaces; as words they win over any split of them."""
-    lines = [(weight, word) for word, weight in zip(words, weights.tolist(), strict=True) if LINE_WORD.fullmatch(word)]
-    best = sorted(lines, key=lambda line: (-line[0], line[1]))[:LINE_TOKENS]
-    return [word.replace(" ", SPACE) for _, word in best]
+    lines = {word: weight for word, weight in zip(words, weights.tolist(), strict=True) if LINE_WORD.fullmatch(word)}
+    best = sorted(lines, key=lambda word: (-lines[word], word))[:LINE_TOKENS]
+    return [word.replace(" ", SPACE) for word in best]
 
 
 def _train(words: Sequence[str], weights: np.ndarray, number: int) -> dict[str, float]:
@@ -140,8 +142,9 @@ def _train(words: Sequence[str], weights: np.ndarray, number: int) -> dict[str, 
                 minloglevel=2,
             )
         except RuntimeError as error:
-            most = regex.search(r"<= (\d+)", str(error))
-            few = f"it holds {int(most[1]):,} pieces at most, {number:,} are needed" if most else str(error)
+            few = str(error)
+            if most := regex.search(r"<= (\d+)", few):
+                few = f"it holds {int(most[1]):,} pieces at most, {number:,} are needed"
             raise LeptaError(f"corpus: {few}; give more text or ask for a smaller vocabulary") from error
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
     return {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
@@ -158,8 +161,7 @@ def _seeds(words: Sequence[tuple[str, int]], number: int) -> list[tuple[str, int
         for start in range(len(word)):
             for end in range(start + 1, min(len(word), start + LONGEST_PIECE) + 1):
                 counts[word[start:end]] += times
-    covered = sorted(counts.items(), key=lambda entry: (-entry[1] * len(entry[0]), entry[0]))
-    return covered[:number]
+    return sorted(counts.items(), key=lambda entry: (-entry[1] * len(entry[0]), entry[0]))[:number]
 
 
 def _reachable(pieces: dict[str, float], number: int) -> dict[str, float]:
