@@ -11,7 +11,7 @@ from lepta.core.tables import number_table
 if TYPE_CHECKING:
     from lepta.evaluation.measure import ModelMeasure
 
-LIMIT = "Characters of text, documents in turn (default: all)."
+LIMIT = "Characters of text, documents in turn, in whole windows, so up to one window more (default: all)."
 
 
 def measure(
