@@ -175,7 +175,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_small_run_measures_everything_and_the_same_seed_gives_the_same_numbers(data, tmp_path):
+def test_small_run_measures_everything_and_the_same_seed_gives_the_same_numbers(data, tmp_path, monkeypatch):
+    for kind in ("merges", "unigram"):  # learned from fewer words than usual to save seconds
+        monkeypatch.setattr(f"lepta.vocabulary.{kind}.OCCURRENCES", 50_000)
     settings = read()
     scale, texts, measured = settings.scales["smoke"], texts_of(data, settings.texts), []
     for name in ("one", "again"):

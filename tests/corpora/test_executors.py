@@ -74,7 +74,7 @@ esac
 for task"""
 
 
-@pytest.mark.parametrize("executor", [SLURM | {"tasks": 4}, {"workers": 1}], ids=["more jobs", "here"])
+@pytest.mark.parametrize("executor", [SLURM | {"tasks": 3}, {"workers": 1}], ids=["more jobs", "here"])
 def test_another_division_starts_after_cleaning(run, tmp_path, write_rows, documents, cluster, monkeypatch, executor):
     monkeypatch.setattr("lepta.corpora.work.TASK", 1)
     for number in range(4):
