@@ -2,11 +2,9 @@
 
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
-from commands import Command, lepta
+from commands import Command, lepta, python
 from safetensors.torch import load_file
 
 FSDP2 = {
@@ -89,14 +87,8 @@ def test_a_teacher_is_whole_in_every_process(place, tiny_model_folder, tiny_toke
 
 def test_a_batch_that_cannot_be_shared_is_one_line(place):
     """Under torchrun itself, as people start it."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lepta"]
-    run = subprocess.run(
-        [*torchrun, *command("odd", "--batch", "3")],
-        cwd=place,
-        capture_output=True,
-        timeout=120,
-        text=True,
-    )
+    options = ["--standalone", "--nproc_per_node", "2", "-m", "lepta", *command("odd", "--batch", "3")]
+    run = python("torch.distributed.run", *options, cwd=place, timeout=120)
     assert run.returncode
     assert "lepta: --batch: 3 examples per step cannot be shared by 2 processes equally" in run.stderr
     assert not (place / "odd").exists()
