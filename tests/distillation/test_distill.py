@@ -17,6 +17,7 @@ from lepta.distillation.settings import DistillSettings
 from lepta.distillation.targets import learned_rows
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
+from lepta.plan.distillation import measurements
 from lepta.text.sources import read_documents
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.source import open_tokenizer
@@ -78,6 +79,7 @@ def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
         step: value for step, value in bits.items() if HEAD in after or step.startswith(("init", "one matrix"))
     }
     assert facts["kept"] == min(of_result, key=of_result.get)
+    assert len(bits) == measurements(settings(), tied=HEAD not in before)
     assert "warnings" not in facts
     assert curve[-1]["hidden_distance"] < curve[0]["hidden_distance"]
     assert facts["tokens"] >= 3000
@@ -119,6 +121,7 @@ def test_low_rank_changes_of_lower_layers_bring_hidden_states_nearer(pair, tmp_p
     before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
     changed = {name for name in before if name not in (INPUT, HEAD) and not torch.equal(after[name], before[name])}
     assert changed == {name for name in before if "layers.0." in name and name.endswith("_proj.weight")}
+    assert len(facts["held_out_bits_per_byte"]) + 2 == measurements(settings(**LORA), tied=HEAD not in before)
     first, last = facts["source_bits_per_byte"]
     assert abs(last - first) < 0.1  # new rows of the head take a little from a random model's English
     original, result = (AutoModelForCausalLM.from_pretrained(folder) for folder in (pair[0], tmp_path / "out"))

@@ -613,7 +613,8 @@ def test_distillation_is_part_of_the_plan():
     states = 2e5 * 2 * ((body + 55328 * 4096) + ratio * (body + 32000 * 4096))
     assert cost["head_flops"] == pytest.approx(states + 2 * 3 * 2e5 * 23328 * 2 * 4096 * 3, rel=1e-6)
     h100, small = facts["devices"]
-    flops = cost["input_flops"] + cost["head_flops"]
+    assert cost["measuring_flops"] == 5 * 64 * 100 * 2 * (body + 55328 * 4096)
+    flops = cost["input_flops"] + cost["head_flops"] + cost["measuring_flops"]
     assert h100["distillation_hours"] == pytest.approx(flops / (989.5e12 * 0.4) / 3600)
     assert h100["needs_gib"] == cost["memory"] / GIB > 2 * body / GIB
     assert h100["fits"] and not make_plan(recipe_of(MISTRAL), measure=False).get("distillation")

@@ -188,6 +188,7 @@ def _distillation(facts: dict[str, Any]) -> View:
     table.add_row("tokens", _count(cost["tokens"]))
     table.add_row("FLOP, hidden states", _count(cost["input_flops"]))
     table.add_row("FLOP, head", _count(cost["head_flops"]))
+    table.add_row("FLOP, held-out passages", _count(cost["measuring_flops"]))
     table.add_row("memory, GiB", _decimal(cost["memory"] / GIB, 1))
     return table, [f"Memory: without {FLOOR}, which comes on top."]
 

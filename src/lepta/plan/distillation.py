@@ -8,6 +8,10 @@ from lepta.plan.shapes import Shape
 
 FITTED = 600_000  # positions that the head goes through, as in lepta.distillation.distill, which imports torch
 FITS = 2  # to the text, and to what the original expects
+HELD_OUT = 64  # passages that are measured, as there; a text of fewer than 640 has a tenth of its own
+CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
+STEPS = 5  # after which held-out passages are measured: the first rows, inputs, calibrated, and the two fits
+PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
 TRAINED_BYTES = 16  # of a float32 number that trains: itself, its gradient and AdamW's two moments
 BYTES = {"float32": 4}  # of a number of the body; the other precisions have 2
 
@@ -18,15 +22,16 @@ class DistillationCost:
 
     input_flops: int
     head_flops: int
+    measuring_flops: int
     memory: int
 
     @property
     def operations(self) -> int:
-        """Of both phases."""
-        return self.input_flops + self.head_flops
+        """Of both phases, with what is measured between their steps."""
+        return self.input_flops + self.head_flops + self.measuring_flops
 
 
-NO_DISTILLATION = DistillationCost(0, 0, 0)
+NO_DISTILLATION = DistillationCost(0, 0, 0, 0)
 
 
 def distillation_cost(
@@ -47,9 +52,18 @@ def distillation_cost(
     if epochs is None:
         epochs = min(6.0, max(2.0, FITTED / positions))
     fits = FITS * epochs * positions * new_rows * row * 3
+    passages = HELD_OUT * measurements(settings, after.tied)
+    measuring = passages * settings.passage / CHARACTERS_PER_TOKEN * (2 * after.body + after.rows * row)
     size = BYTES.get(settings.body_dtype, 2)
     matrices = after.matrices + (1 if settings.untie and after.tied else 0)
     tables = matrices * (after.rows + old_rows) * after.width * size
     learned = matrices * new_rows * after.width * TRAINED_BYTES
     cached = 2 * positions * after.width * size
-    return DistillationCost(round(inputs), round(states + fits), after.body * size + tables + learned + cached)
+    needed = after.body * size + tables + learned + cached
+    return DistillationCost(round(inputs), round(states + fits), round(measuring), needed)
+
+
+def measurements(settings: DistillSettings, tied: bool) -> int:
+    """How often held-out passages are measured, those of the source language among them."""
+    of_target = STEPS + PULLS if tied and not settings.untie else STEPS
+    return of_target + 2 if settings.lora_rank else of_target
