@@ -14,7 +14,9 @@ from rich.table import Column, Table
 
 import lepta
 from lepta.cli.common import AsJson, console, print_json, say
+from lepta.cli.words import counted
 from lepta.core.errors import LeptaError
+from lepta.core.machine import usable_cores
 from lepta.core.output import free_bytes
 from lepta.core.tables import narrow_table
 from lepta.recipe import read_recipe
@@ -78,7 +80,8 @@ def _devices() -> dict[str, Any]:
     from lepta.plan.devices import memory_of_machine, this_machine
 
     facts: dict[str, Any] = {
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
+        "cores_of_machine": os.cpu_count(),
         "memory_gib": memory_of_machine(),
         "free_memory_gib": psutil.virtual_memory().available / 2**30,
         "gflops_of_one_core": cpu_speeds(),
@@ -96,8 +99,11 @@ def _devices() -> dict[str, Any]:
 def _device_lines(facts: dict[str, Any]) -> list[str]:
     exact, fast = facts["gflops_of_one_core"].values()
     chosen = "LEPTA multiplies in bfloat16 here" if fast > exact else "bfloat16 is emulated; LEPTA takes float32 here"
+    cores = counted(facts["cores"], "core")
+    if facts["cores"] != facts["cores_of_machine"]:
+        cores += f" for this process, of {facts['cores_of_machine']}"
     lines = [
-        f"CPU: {facts['cores']} cores, {facts['memory_gib']:,.1f} GiB of memory, {facts['free_memory_gib']:,.1f} free",
+        f"CPU: {cores}, {facts['memory_gib']:,.1f} GiB of memory, {facts['free_memory_gib']:,.1f} free",
         f"  one core: float32 {exact:,.0f}, bfloat16 {fast:,.0f} GFLOP/s ({chosen})",
     ]
     for gpu in facts["gpus"]:

