@@ -12,11 +12,14 @@ from lepta.calibration.settings import AnswerSettings
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.core.intervals import Share, wilson
+from lepta.darumeru.aggregate import Estimate
 from lepta.evaluation.instructions import Rules, instruction_following, kept_rules, read_instructions
 from lepta.evaluation.minimal_pairs import ALL, Pair, minimal_pairs, read_pairs
 from lepta.evaluation.pairwise import compare_models, read_verdict
 from lepta.inference.bits import score_text
 from lepta.models.load import load_model, load_tokenizer
+from lepta.report.darumeru import _numbers
+from lepta.report.page import signed
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 
@@ -31,6 +34,18 @@ def chat(tiny_model_folder, tiny_tokenizer):
 def test_wilson_is_the_published_interval():
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Brown, Cai and DasGupta 2001
     assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus():
+    estimate = Estimate(-0.0004, -0.0001, 0.25)
+    assert _numbers(estimate, sign="+") == ("+0.000", "+0.000 to +0.250") and _numbers(estimate)[0] == "0.000"
+    assert [signed(value) for value in (-0.0004, -0.0006, 0.1)] == ["+0.000", "-0.001", "+0.100"]
+
+
+def test_wilson_stays_between_0_and_1():
+    for number in range(1, 200):
+        none, all_right = wilson(0.0, number), wilson(1.0, number)
+        assert str(none[0]) == "0.0" and all_right[1] <= 1, number
     assert Share.of(2.5, 5).share == 0.5
 
 

@@ -64,7 +64,7 @@ def _cheapest_size(
     before = shown[0]
     for point in shown:
         step = (before.tokens - point.tokens) / max(point.added - before.added, 1) * 1000
-        cells = [f"{point.added:,}", f"{point.tokens:.1%}", f"-{step:.2%}", f"{point.compute:.1%}"]
+        cells = [f"{point.added:,}", f"{point.tokens:.1%}", f"{-step:z.2%}", f"{point.compute:.1%}"]
         cells.append(f"{point.embedding_weights / 1e6:,.1f} M")
         if point == chosen:
             cells = [f"[bold]{cell}" for cell in cells]

@@ -11,7 +11,7 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     square = Z * Z
     centre = (share + square / (2 * number)) / (1 + square / number)
     reach = Z / (1 + square / number) * math.sqrt(share * (1 - share) / number + square / (4 * number * number))
-    return centre - reach, centre + reach
+    return max(0.0, centre - reach), min(1.0, centre + reach)  # rounding may lead out
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.reading import expanded
 from lepta.core.settings import LARGEST_SEED, Section
 from lepta.darumeru.data import BUILTIN, HUB
-from lepta.darumeru.tasks import Definition, named_tasks
+from lepta.darumeru.tasks import Definition, named_tasks, tasks
 from lepta.inference.settings import Thinking
 
 Api = Literal["completions", "chat"]  # of a server
@@ -37,7 +37,9 @@ class Benchmark(Thinking):
 
     data: str = Field(default="builtin", description="builtin, hub, or a folder of datasets")
     tasks: TaskNames = Field(default_factory=list, description="Names of tasks; default: all 17")
-    limit: int | None = Field(default=None, ge=1, description="Rows of each task; default: all")
+    limit: int | None = Field(
+        default=None, ge=1, description="Rows of each task (PARus asks each one twice); default: all"
+    )
     shots: int = Field(
         default=5, ge=0, description="Examples before a question in plain text; a chat template gets none"
     )
@@ -65,7 +67,7 @@ class TaskChoice(Section):
 
     data: str = Field(default=BUILTIN, description="builtin, hub or a folder of datasets")
     tasks: JoinedTaskNames = Field(
-        default_factory=list, description="Names joined by commas, as docs/darumeru.md lists them; default: all 17"
+        default_factory=list, description=f"Names joined by commas; default: all 17 ({', '.join(tasks())})"
     )
     legacy: bool = Field(default=False, description="Definitions of the paper's runs")
 
@@ -81,7 +83,9 @@ class RunSettings(TaskChoice):
     shots: int | None = Field(
         default=None, ge=0, description="Examples before a question; default: 0 for chat, 5 for plain"
     )
-    limit: int | None = Field(default=None, ge=1, description="Rows of each task; default: all")
+    limit: int | None = Field(
+        default=None, ge=1, description="Rows of each task (PARus asks each one twice); default: all"
+    )
     chat: bool | None = Field(
         default=None, description="Chat template or plain text; default: chat if there is a template"
     )

@@ -256,7 +256,7 @@ def comparison_table(differences: Mapping[str, Difference], first: str, second: 
 def _numbers(estimate: Estimate | None, sign: str = "") -> tuple[str, str]:
     if estimate is None:
         return "-", ""
-    value = f"{estimate.value:{sign}.3f}"
+    value = f"{estimate.value:{sign}z.3f}"
     if estimate.low is None:
         return value, ""
-    return value, f"{estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
+    return value, f"{estimate.low:{sign}z.3f} to {estimate.high:{sign}z.3f}"

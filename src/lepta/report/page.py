@@ -32,8 +32,8 @@ def decimal(value: float | None, places: int = 2) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference."""
-    return f"{value:+.3f}"
+    """A difference; one that rounds to zero has no minus."""
+    return f"{value:+z.3f}"
 
 
 def percent(share: float | None) -> str:
