@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConf
 from typer.testing import CliRunner
 
 from lepta.cli import app
-from lepta.cli.plan import _fits, _times
+from lepta.cli.plan import _fits, _price, _text_note, _times
 from lepta.core.errors import LeptaError
 from lepta.core.tables import duration, significant
 from lepta.models.weights import count_weights
@@ -722,12 +722,23 @@ def test_command_prints_tables_and_json(tmp_path):
     assert row["cost"] == pytest.approx(0.5 * 2 * row["hours_in_all"]) and row["cost"] > 0
     assert "here" in facts["devices"][-1] and "cost" not in facts["devices"][-1]  # this machine costs nothing
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
+    verdict = "fits" if row["fits"] else "does not fit as it stands"
+    short = f"In short: 2 x L4: {duration(row['hours_in_all'])}, cost {significant(row['cost'])}; {verdict} ("
+    assert shown.splitlines()[1].startswith(short)
+    assert shown.splitlines()[2].startswith(f"In short: {facts['devices'][-1]['name']}: ")
     line, fits = (line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4"))
     assert significant(row["cost"]) in line and f"{row['needs_gib']:,.1f}" in fits
     assert " ".join(line).count(duration(row["hours_in_all"])) >= 1
     assert CliRunner().invoke(app, [*priced[:-1], "inf"]).exception.args[0].startswith("--price inf: expected")
     assert [stage["name"] for stage in facts["stages"]] == ["stage 1", "stage 2"]
     assert facts["devices"][0]["name"] == "L4" and facts["base"]["shape_from"] == "table of known models"
+
+
+def test_small_amounts_in_words():
+    assert [_price(cost) for cost in (0.0, 0.0000219, 0.0123, 57.46)] == ["0", "< 0.01", "0.0123", "57.5"]
+    side = {"characters": 5000, "how": "counted", "tokens": 1000, "passes": 0.0}
+    assert _text_note(side) == "5.00 k characters (counted)"
+    assert _text_note(side | {"passes": 0.5}).endswith("the budget goes 0.50 times through them")
 
 
 def test_time_in_a_narrow_terminal_keeps_names_of_devices_whole():

@@ -80,6 +80,8 @@ def plan(
     base = facts["base"]
     shape = f"{base['layers']} layers of width {base['width']:,}; {base['shape_from']}"
     say(f"{facts['recipe']}: {base['name']}, {_count(base['weights'])} weights ({shape})")
+    for line in _in_short(facts, named=bool(gpu)):
+        say(line)
     for view in _views(facts):
         table, notes = view(facts)
         console.print()
@@ -99,6 +101,25 @@ def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
         row["hours_in_all"] = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
         if price is not None and "here" not in row:
             row["cost"] = price * row["number"] * row["hours_in_all"]
+
+
+def _in_short(facts: dict[str, Any], named: bool) -> list[str]:
+    """Time, cost and memory in a line for each device that was named; of all devices, the machine at hand alone."""
+    if not (facts["stages"] or "calibration" in facts or "distillation" in facts):
+        return []
+    lines = []
+    for row in facts["devices"] if named else facts["devices"][-1:]:
+        cost = f", cost {_price(row['cost'])}" if "cost" in row else ""
+        fits = "fits" if row["fits"] else "does not fit as it stands"
+        room = f"{row['needs_gib']:,.1f} of {row['memory_gib']:,.1f} GiB"
+        time = _rough_time(row["hours_in_all"])
+        lines.append(f"In short: {_device(row)}: {time}{cost}; {fits} ({room})")
+    return lines
+
+
+def _price(cost: float) -> str:
+    """A cost, no finer than a hundredth."""
+    return "< 0.01" if 0 < cost < 0.01 else significant(cost)
 
 
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
@@ -168,7 +189,7 @@ def _text_note(side: dict[str, Any]) -> str:
     if side["characters"] is None:
         return f"amount of text not known ({side['how']})"
     size = f"{_count(side['characters'])} characters ({side['how']})"
-    if side["passes"] is None:
+    if not side["passes"]:  # unknown, or none of it is used
         return size
     return f"{size}, {_count(side['tokens'])} tokens; the budget goes {side['passes']:.2f} times through them"
 
@@ -236,7 +257,7 @@ def _times(facts: dict[str, Any]) -> View:
     for row in devices:
         cells = [_rough_time(row[field]) for field in times.values()]
         if priced:
-            cells.append(significant(row["cost"]) if "cost" in row else NO_COST)
+            cells.append(_price(row["cost"]) if "cost" in row else NO_COST)
         table.add_row(_device(row), *cells)
     return table, [caption]
 
