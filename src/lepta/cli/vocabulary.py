@@ -54,6 +54,7 @@ def _cheapest_size(
     from lepta.models.folder import MODEL_FILES
     from lepta.models.weights import count_weights
     from lepta.text.locate import locate
+    from lepta.vocabulary.budget import TOLERANCE
     from lepta.vocabulary.build import choose_size
 
     built, points, chosen = choose_size(original, settings, count_weights(locate(model, hub_files=MODEL_FILES)))
@@ -71,6 +72,11 @@ def _cheapest_size(
         table.add_row(*cells)
         before = point
     console.print(table)
+    best = min(points, key=lambda point: point.compute)
+    say(
+        f"Taken: {chosen.added:,}, the fewest with which text costs at most {TOLERANCE:.0%} more than at its cheapest "
+        f"({best.added:,}: {best.compute:.1%})."
+    )
     return built, {}
 
 
