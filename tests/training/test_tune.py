@@ -293,7 +293,8 @@ def test_a_dry_run_says_what_fills_memory_and_that_steps_are_few(smollm2_folder,
 
     one = memory()
     assert memory(micro_batch=8) > one > 4 * 134_515_008 / 2**30  # the weights alone
-    assert "steps: 2, of 8 rows each, too few to learn from" in capsys.readouterr().err
+    noted = " ".join(capsys.readouterr().err.split())
+    assert "steps: 2, of 8 rows each, too few to learn from; --batch 1 makes 10" in noted
 
 
 @pytest.mark.parametrize(("batch", "steps", "expected"), [(128, 1, 0), (10, 5, 0), (5, 10, 1), (4, 13, 1)])

@@ -6,19 +6,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
-from operator import itemgetter
 
 import numpy as np
 import pytest
 import regex
-from conftest import SMOLLM2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.core.output import read_manifest
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary, count_corpus, save_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
@@ -430,16 +428,16 @@ def test_a_word_of_a_megabyte_in_the_corpus_takes_seconds(tmp_path, tiny_llama3,
 CORPUS = ["starter:ru/valid"]
 
 
-def test_an_automatic_size_says_why(tmp_path):
-    arguments = ["vocab", "build", "--tokenizer", SMOLLM2, "--corpus", "starter:ru/valid", "--size", "auto"]
-    run = partial(CliRunner().invoke, app, env={"COLUMNS": "200"}, catch_exceptions=False)
-    facts = json.loads(run([*arguments, "--output", str(tmp_path / "json"), "--json"]).stdout)
-    best = min(facts["curve"], key=itemgetter("compute"))
-    taken = next(point for point in facts["curve"] if point["compute"] <= 1.01 * best["compute"])
-    said = run([*arguments, "--output", str(tmp_path / "words")]).stdout
-    assert f"Taken: {taken['added']:,}, the fewest with which text costs at most 1% more" in said
-    assert f"at its cheapest ({best['added']:,}: {best['compute']:.1%})." in said and "-0.00%" not in said
-    assert open_tokenizer(tmp_path / "words").vocabulary().size == 49_152 + taken["added"]
+def test_an_automatic_size_says_why(tiny_model_folder, tiny_tokenizer, tmp_path):
+    model = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+    arguments = ["--tokenizer", str(model), "--corpus", "starter:ru/valid", "--size", "auto"]
+    command = ["vocab", "build", *arguments, "--output", str(tmp_path / "new")]
+    said = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False).stdout
+    added = read_manifest(tmp_path / "new")["facts"]["added"]
+    assert open_tokenizer(tmp_path / "new").vocabulary().size == 4_000 + added
+    assert f"Taken: {added:,}, the fewest with which text costs at most 1% more" in said and "-0.00%" not in said
+    best, share = regex.search(r"at its cheapest \(([\d,]+): ([\d.]+)%\)", said).groups()
+    assert int(best.replace(",", "")) >= added and float(share) < 100
 
 
 # Bad input.

@@ -32,7 +32,7 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> d
     """Cost of distillation from one model folder to another; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
     cost = distillation_cost(settings, shape, old_rows, len(new_ids(original, model)), OLD_TOKENS)
-    return _cost(shape, None, settings.tokens, cost.operations)
+    return _cost(shape, None, settings.tokens, cost.operations) | {"memory_gib": round(cost.memory / GIB, 1)}
 
 
 def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:

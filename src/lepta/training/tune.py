@@ -100,8 +100,8 @@ def _laid_out(store: TokenStore, settings: TuneSettings, seed: int, number: int)
     steps = math.ceil(len(rows) / settings.batch)
     if steps < FEW_STEPS and settings.batch > 1:
         console.print(
-            f"  note: steps: {steps}, of {settings.batch} rows each, too few to learn from; a smaller batch "
-            "(--batch) makes more of them"
+            f"  note: steps: {steps}, of {settings.batch} rows each, too few to learn from; "
+            f"--batch {max(1, len(rows) // FEW_STEPS)} makes {FEW_STEPS} of them"
         )
     return rows, steps
 

@@ -35,13 +35,18 @@ class Measure:
     vocabulary_tokens: int  # special ones not counted
     unused_tokens: int  # those among them that the text never uses
 
+    @property
+    def characters_per_token(self) -> float:
+        """0 if there is no text."""
+        return self.characters / max(self.tokens, 1)
+
     def summary(self) -> dict[str, float | int]:
         """Numbers as people quote them; `single_token_words` and `unused_share` are shares from 0 to 1."""
         tokens = max(self.tokens, 1)
         return {
             "characters": self.characters,
             "tokens": self.tokens,
-            "characters_per_token": self.characters / tokens,
+            "characters_per_token": self.characters_per_token,
             "bytes_per_token": self.utf8_bytes / tokens,
             "words_per_token": self.words / tokens,
             "single_token_words": self.single_token_words / max(self.words, 1),
