@@ -88,7 +88,7 @@ def test_a_teacher_is_whole_in_every_process(place, tiny_model_folder, tiny_toke
 def test_a_batch_that_cannot_be_shared_is_one_line(place):
     """Under torchrun itself, as people start it."""
     options = ["--standalone", "--nproc_per_node", "2", "-m", "lepta", *command("odd", "--batch", "3")]
-    run = python("torch.distributed.run", *options, cwd=place, timeout=120)
+    run = python("torch.distributed.run", *options, cwd=place)
     assert run.returncode
     assert "lepta: --batch: 3 examples per step cannot be shared by 2 processes equally" in run.stderr
     assert not (place / "odd").exists()
