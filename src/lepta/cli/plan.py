@@ -1,7 +1,7 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
 NO_COST = "-"
+CHECKPOINTED = {True: " (checkpointed)", False: ""}
 MINUTE, DAY = 1 / 60, 24  # hours
 FLOOR = f"Python and torch themselves ({CONTEXT / GIB:g} GiB on a GPU, {CPU_OVERHEAD / GIB:g} GiB on a CPU)"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
@@ -103,22 +104,24 @@ def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
             row["cost"] = price * row["number"] * row["hours_in_all"]
 
 
-def _in_short(facts: dict[str, Any], named: bool) -> list[str]:
+def _in_short(facts: dict[str, Any], named: bool) -> Iterator[str]:
     """Time, cost and memory in a line for each device that was named; of all devices, the machine at hand alone."""
     if not (facts["stages"] or "calibration" in facts or "distillation" in facts):
-        return []
-    lines = []
-    for row in facts["devices"] if named else facts["devices"][-1:]:
-        cost = f", cost {_price(row['cost'])}" if "cost" in row else ""
+        return
+    for row in facts["devices"]:
+        if not named and "here" not in row:
+            continue
+        needs = _rough_time(row["hours_in_all"])
+        if "cost" in row:
+            needs += f", cost {_price(row['cost'])}"
         fits = "fits" if row["fits"] else "does not fit as it stands"
-        room = f"{row['needs_gib']:,.1f} of {row['memory_gib']:,.1f} GiB"
-        time = _rough_time(row["hours_in_all"])
-        lines.append(f"In short: {_device(row)}: {time}{cost}; {fits} ({room})")
-    return lines
+        yield f"In short: {_device(row)}: {needs}; {fits} ({row['needs_gib']:,.1f} of {row['memory_gib']:,.1f} GiB)"
 
 
-def _price(cost: float) -> str:
+def _price(cost: float | None) -> str:
     """A cost, no finer than a hundredth."""
+    if cost is None:
+        return NO_COST
     return "< 0.01" if 0 < cost < 0.01 else significant(cost)
 
 
@@ -148,8 +151,14 @@ def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
 
 def _add_counts(table: Table, fields: Iterable[str], columns: Sequence[dict[str, Any]]) -> None:
     for field in fields:
-        if any(column[field] for column in columns):
-            table.add_row(field.replace("_", " "), *(_count(column[field]) for column in columns))
+        values = _each(columns, field)
+        if any(values):
+            table.add_row(field.replace("_", " "), *map(_count, values))
+
+
+def _each(columns: Sequence[dict[str, Any]], field: str) -> list[Any]:
+    """What all columns have in one field."""
+    return [column[field] for column in columns]
 
 
 def _vocabulary(facts: dict[str, Any]) -> View:
@@ -176,11 +185,11 @@ def _vocabulary(facts: dict[str, Any]) -> View:
 
 def _training(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    table = number_table("", *(stage["name"] for stage in stages), title="Training")
-    table.add_row("trains", *(stage["trains"] for stage in stages))
+    table = number_table("", *_each(stages, "name"), title="Training")
+    table.add_row("trains", *_each(stages, "trains"))
     _add_counts(table, AMOUNTS, stages)
     table.add_section()
-    _add_counts(table, WEIGHTS, [stage["weights"] for stage in stages])
+    _add_counts(table, WEIGHTS, _each(stages, "weights"))
     sides = (facts["text"]["target"], facts["text"]["source"])
     return table, [f"{side['language']}: {_text_note(side)}" for side in sides if side["sources"]]
 
@@ -196,9 +205,9 @@ def _text_note(side: dict[str, Any]) -> str:
 
 def _flops(facts: dict[str, Any]) -> View:
     stages = facts["stages"]
-    table = number_table("FLOP per token", *(stage["name"] for stage in stages), title="Operations")
-    _add_counts(table, FLOPS, [stage["flops_per_token"] for stage in stages])
-    table.add_row("[bold]FLOP of the stage[/]", *(_count(stage["flops"]) for stage in stages))
+    table = number_table("FLOP per token", *_each(stages, "name"), title="Operations")
+    _add_counts(table, FLOPS, _each(stages, "flops_per_token"))
+    table.add_row("[bold]FLOP of the stage[/]", *map(_count, _each(stages, "flops")))
     return table, [
         "Body 2 per weight and pass; attention 6 x layers x block x width of heads; head 2 per weight and pass."
     ]
@@ -224,8 +233,8 @@ def _memory(facts: dict[str, Any]) -> View:
     headings, blocks, columns = [], [], []
     for stage in facts["stages"]:
         for sharding, parts in stage["memory_gib"].items():
-            headings.append(stage["name"] + ("" if sharding == "one process" else f", {sharding}"))
-            blocks.append(f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}")
+            headings.append(f"{stage['name']}, {sharding}".removesuffix(", one process"))
+            blocks.append(f"{stage['micro_batch']}{CHECKPOINTED[stage['gradient_checkpointing']]}")
             columns.append(parts)
     table = number_table("", *headings, title="Memory of one GPU, GiB")
     table.add_row("blocks at once", *blocks)
@@ -238,26 +247,28 @@ def _memory(facts: dict[str, Any]) -> View:
 def _times(facts: dict[str, Any]) -> View:
     devices = facts["devices"]
     caption = f"GPUs at {devices[0]['share_of_peak']:.0%} of their peak (--mfu); time as the recipe stands."
-    times = {"pre-training": "hours"} if facts["stages"] else {}
+    times = {}
     if "distillation" in facts:
-        times = {"distillation": "distillation_hours"} | times
+        times["distillation"] = "distillation_hours"
+    if facts["stages"]:
+        times["pre-training"] = "hours"
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."
     caption += (
         " Vocabulary, initialisation, propagation and evaluation are not counted: minutes, hours with a benchmark."
     )
-    priced = "cost" in devices[0]
-    if priced:
-        caption += " Cost: --price x devices x hours in all."
-    costs = ["cost"] if priced else []
     if len(times) > 1:
         times["in all"] = "hours_in_all"
-    table = number_table("device", *times, *costs, title="Time")
+    headings, priced = [*times], "cost" in devices[0]
+    if priced:
+        headings.append("cost")
+        caption += " Cost: --price x devices x hours in all."
+    table = number_table("device", *headings, title="Time")
     for row in devices:
         cells = [_rough_time(row[field]) for field in times.values()]
         if priced:
-            cells.append(_price(row["cost"]) if "cost" in row else NO_COST)
+            cells.append(_price(row.get("cost")))
         table.add_row(_device(row), *cells)
     return table, [caption]
 
@@ -295,8 +306,9 @@ def _verdict(row: dict[str, Any]) -> str:
 def _change(change: dict[str, Any]) -> str:
     settings = dict(change)
     sharding, number = settings.pop("sharding", None), settings.pop("gpus", None)
-    words = [f"{sharding} on {number} GPUs"] if sharding else []
-    words += [f"{name}: {str(value).lower()}" for name, value in settings.items()]
+    words = [f"{name}: {str(value).lower()}" for name, value in settings.items()]
+    if sharding:
+        words.insert(0, f"{sharding} on {number} GPUs")
     return ", ".join(words)
 
 

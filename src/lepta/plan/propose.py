@@ -3,6 +3,7 @@
 Try: lepta new my.yaml --base Qwen/Qwen3-0.6B-Base --language kk --text corpora/kk/train --valid corpora/kk/valid
 """
 
+import fnmatch
 import json
 import re
 from collections.abc import Sequence
@@ -54,9 +55,10 @@ def propose(wish: Wish) -> str:
     most = MOST_ADDED[shape is not None and shape.body > LARGE]
     characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
     budget, assumed = _budget(wish, shape)
-    tokens = budget if amount.characters is None else amount.characters // CHARACTERS_PER_TOKEN
+    tokens, enough = budget, True
+    if amount.characters is not None:
+        tokens, enough = amount.characters // CHARACTERS_PER_TOKEN, amount.characters >= SMALL
     pretrained = _rounded(max(100, min(tokens, budget)))
-    enough = amount.characters is None or amount.characters >= SMALL
     view = vars(wish) | {
         "variants": _variants(wish.variants),
         "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
@@ -135,6 +137,5 @@ def _listed(values: Sequence[str]) -> str:
 
 def valid_of(text: Sequence[str]) -> list[str]:
     """Held-out text that belongs to training text, where that is known: of the starter corpus."""
-    ends = "/train"
-    known = [source for source in text if source.startswith(STARTER) and source.endswith(ends)]
-    return [source.removesuffix(ends) + "/valid" for source in known]
+    known = fnmatch.filter(text, f"{STARTER}*/train")
+    return [source.removesuffix("/train") + "/valid" for source in known]

@@ -116,7 +116,7 @@ GGUF_FIELDS = {
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
 }
-
+GGUF_KINDS = {"gemma3": "gemma3_text"}  # of a model that sees images too, GGUF has the part for text alone
 
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 
@@ -241,8 +241,7 @@ def _from_gguf(source: str, file: Path) -> Shape:
     fields, counted = read_gguf_fields(file), count_weights(file)
     kind = str(fields.get("general.architecture"))
     config = {ours: fields[f"{kind}.{theirs}"] for theirs, ours in GGUF_FIELDS.items() if f"{kind}.{theirs}" in fields}
-    # Of a model that sees images too, GGUF has the part for text alone.
-    config["model_type"] = "gemma3_text" if kind == "gemma3" else kind
+    config["model_type"] = GGUF_KINDS.get(kind, kind)
     config["vocab_size"] = counted.rows
     config["tie_word_embeddings"] = counted.matrices == 1
     shape = _from_config(source, config, str(file))
@@ -310,8 +309,10 @@ def _built(config: str) -> tuple[Any, int, tuple[Linear, ...], bool]:
     with torch.device("meta"):
         model: Any = kind.from_config(whole)
     rows, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    tied = bool(getattr(whole, "tie_word_embeddings", False)) if head is None else head.weight is rows
-    ends = {id(rows)} if head is None else {id(rows), id(head.weight)}
+    tied, ends = bool(getattr(whole, "tie_word_embeddings", False)), {id(rows)}
+    if head is not None:
+        tied = head.weight is rows
+        ends.add(id(head.weight))
     body = sum(math.prod(p.shape) for p in model.parameters() if id(p) not in ends)
     found: Counter[tuple[str, int, int]] = Counter()
     for path in linear_layers(model):

@@ -1,5 +1,6 @@
 """How much text there is, and how much of it a token holds: counted or measured where it can be, else estimated."""
 
+import itertools
 import math
 from functools import cache
 from pathlib import Path
@@ -34,7 +35,8 @@ FAR_SIZE, FAR_CORPUS = 2, 10  # ratios beyond which an estimate is called rough
 # characters of text, 3.08 from these and wordfreq:ru, 3.21 from 1.0 M.
 WORD_LIST = 400_000
 SPECIAL_TOKENS = 300  # that variants of one tokenizer differ by at most
-RUSSIAN, ENGLISH = ("ru", "rus", "russian"), ("en", "eng", "english")
+# What recipes may call the languages for which there are measurements -> codes in the table
+CODES = {"ru": "ru", "rus": "ru", "russian": "ru", "en": "en", "eng": "en", "english": "en"}
 
 
 class Amount(NamedTuple):
@@ -64,7 +66,7 @@ def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
     If their files have more than `counted` bytes, the beginnings of up to 100 of them are read, and the sizes of all
     tell the rest. LeptaError if a source that is here cannot be read.
     """
-    sources = [source for source in sources if not is_word_list(source)]
+    sources = list(itertools.filterfalse(is_word_list, sources))
     files: list[tuple[Path, str]] = []
     for source in sources:
         if source.startswith(DATASET):
@@ -151,16 +153,9 @@ def measured_vocabularies() -> dict[str, Any]:
     return shipped_data("plan/vocabularies.yaml")
 
 
-def language_code(name: str) -> str | None:
-    """`ru` or `en` where there are measurements for a language, by its name in a recipe."""
-    if name.lower() in RUSSIAN:
-        return "ru"
-    return "en" if name.lower() in ENGLISH else None
-
-
 def original_estimate(tokenizer: str | None, language: str) -> Density:
     """Characters per token of an original vocabulary, from the table."""
-    code, known = language_code(language), measured_vocabularies()["tokenizers"].get(tokenizer)
+    code, known = CODES.get(language.lower()), measured_vocabularies()["tokenizers"].get(tokenizer)
     if code is None or known is None:
         return Density(None, "not known: nothing was measured of this tokenizer in this language")
     return Density(known[code], "from docs/vocabulary.md")
@@ -178,7 +173,7 @@ def new_estimate(tokenizer: str | None, settings: VocabularySettings, size: int,
     They are those of the measured vocabulary of the scenario that is nearest in its number of tokens and in the size
     of its corpus; `tokenizer` is the name of the original among those that were measured.
     """
-    table, code = measured_vocabularies(), language_code(language)
+    table, code = measured_vocabularies(), CODES.get(language.lower())
     known = table["tokenizers"].get(tokenizer)
     if code is None or known is None:
         return Density(None, f"not known: no vocabulary of this kind was measured; {TRY}")
@@ -215,9 +210,13 @@ def _ratio(one: float, other: float) -> float:
 def _comparable(row: dict[str, Any], known: dict[str, Any]) -> bool:
     """A vocabulary that replaces another depends on its kind only; one that extends it, on the tokenizer itself."""
     measured_on = measured_vocabularies()["tokenizers"][row["tokenizer"]]
-    return measured_on["kind"] == known["kind"] if row["scenario"] in ("bpe", "unigram") else measured_on is known
+    if row["scenario"] in ("bpe", "unigram"):
+        return measured_on["kind"] == known["kind"]
+    return measured_on is known
 
 
 def _learned(scenario: str, known: dict[str, Any], size: int) -> int:
     """Tokens by which two vocabularies of a scenario are compared: new ones if they extend, else all."""
-    return max(size - known["tokens"] if scenario == "extended" else size, 1)
+    if scenario == "extended":
+        size -= known["tokens"]
+    return max(size, 1)

@@ -50,16 +50,17 @@ def stage_weights(shape: Shape, settings: PretrainSettings, first_new: int) -> S
     """Count what trains; `shape` has the new vocabulary, whose first `first_new` rows are those of old tokens."""
     old, new = first_new * shape.width, (shape.rows - first_new) * shape.width
     trained_old = 0 if settings.keeps_old_rows else old
-    full = settings.trains == "full"
+    trained_body = shape.body if settings.trains == "full" else 0
+    heads = shape.matrices - 1  # that are not the input embeddings
     return StageWeights(
         new_rows=new,
         old_rows=trained_old,
-        new_head=0 if shape.tied else new,
-        old_head=0 if shape.tied else trained_old,
+        new_head=heads * new,
+        old_head=heads * trained_old,
         lora=lora_weights(shape, settings.lora) if settings.trains_lora else 0,
-        body=shape.body if full else 0,
+        body=trained_body,
         frozen_rows=(old - trained_old) * shape.matrices,
-        frozen_body=0 if full else shape.body,
+        frozen_body=shape.body - trained_body,
     )
 
 
@@ -246,33 +247,32 @@ def fit(shape: Shape, settings: PretrainSettings, first_new: int, limit: float, 
     now = needs(settings, processes, sharding)
     if now <= limit:
         return Fit(True, now, {}, None)
-    for number, way, quantise in _ways(processes):
+    for number, way, body in _ways(processes):
         if settings.batch % number:
             continue
         moved: Change = {"sharding": way, "gpus": number} if way != sharding else {}
-        for change in _changes(settings, settings.batch // number, quantise):
+        for change in _changes(settings, settings.batch // number, body):
             then = needs(settings.model_copy(update=change), number, way)
             if then <= limit:
                 return Fit(False, now, moved | change, then)
     return Fit(False, now, {}, None)
 
 
-def _ways(processes: int) -> Iterator[tuple[int, Sharding, bool]]:
-    """GPUs, sharding, and whether the body is to be in 4 bits: 4-bit weights are not sharded."""
-    yield processes, usual_sharding(processes), False
+def _ways(processes: int) -> Iterator[tuple[int, Sharding, Change]]:
+    """GPUs, sharding, and what becomes of the body: 4-bit weights are not sharded."""
+    yield processes, usual_sharding(processes), {}
     if processes > 1:
-        yield processes, "FSDP2", False
-    yield processes, usual_sharding(processes), True
+        yield processes, "FSDP2", {}
+    yield processes, usual_sharding(processes), {"body_dtype": "4bit"}
     for number in (2, 4, 8):
         if number > processes:
-            yield number, "FSDP2", False
+            yield number, "FSDP2", {}
 
 
-def _changes(settings: PretrainSettings, share: int, quantise: bool) -> Iterator[Change]:
+def _changes(settings: PretrainSettings, share: int, body: Change) -> Iterator[Change]:
     """Changes of a stage that save memory, mildest first; a process has `share` blocks of a step."""
-    if quantise and (settings.trains == "full" or settings.body_dtype == "4bit"):
+    if body and (settings.trains == "full" or settings.body_dtype == "4bit"):
         return
-    bodies: Change = {"body_dtype": "4bit"} if quantise else {}
     checkpointings: list[Change] = [{}]
     if not settings.gradient_checkpointing:
         checkpointings.append({"gradient_checkpointing": True})
@@ -281,4 +281,4 @@ def _changes(settings: PretrainSettings, share: int, quantise: bool) -> Iterator
         for size in range(min(now, share), 0, -1):
             if share % size == 0:
                 smaller: Change = {"micro_batch": size} if size != now else {}
-                yield bodies | checkpointing | smaller
+                yield body | checkpointing | smaller
