@@ -232,6 +232,14 @@ def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model
     assert english.sum() >= 3900, "rows of Cyrillic letters alone have moved"
 
 
+def test_text_that_is_short_for_the_new_tokens_is_told_before():
+    settings = DistillSettings(tokens=1000, occurrences=8, source_share=0.5)
+    told = settings.too_short_for(200)
+    assert told is not None and "1,000 tokens of text are few for 200 new" in told and "more than 1,600 are" in told
+    assert settings.too_short_for(125) is None
+    assert "500 tokens of text" in str(settings.model_copy(update={"lora_rank": 4}).too_short_for(125))
+
+
 @untied
 def test_another_model_is_refused(pair, tiny_model_folder, tiny_tokenizer, tiny_extended, tmp_path):
     other = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer, seed=7)

@@ -77,6 +77,16 @@ class DistillSettings(Section):
         """Tokens of text in the source language: it is read only where the body learns."""
         return round(self.tokens * self.source_share) if self.lora_rank else 0
 
+    def too_short_for(self, new_tokens: int) -> str | None:
+        """What to say of text that cannot have each of so many new tokens `occurrences` times; None if it can."""
+        target, needed = self.tokens - self.source_tokens, new_tokens * self.occurrences
+        if target >= needed:
+            return None
+        return (
+            f"{target:,} tokens of text are few for {new_tokens:,} new tokens: for each to occur {self.occurrences} "
+            f"times, more than {needed:,} are needed; rows of tokens that do not occur stay as they are"
+        )
+
     @model_validator(mode="after")
     def _tokens_fill_a_batch(self) -> "DistillSettings":
         """Too few tokens for a batch of the shortest passages are told at once, not when the text has been read."""

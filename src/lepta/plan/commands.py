@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lepta.core.progress import console
 from lepta.distillation.settings import DistillSettings
 from lepta.models.load import device, load_tokenizer, opened
 from lepta.plan.devices import this_machine
@@ -31,7 +32,10 @@ def pretraining_cost(model: Path, original: str | Path | None, settings: Pretrai
 def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> dict[str, Any]:
     """Cost of distillation from one model folder to another; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
-    cost = distillation_cost(settings, shape, old_rows, len(new_ids(original, model)), OLD_TOKENS)
+    new_rows = len(new_ids(original, model))
+    if note := settings.too_short_for(new_rows):
+        console.print(f"  note: {note}", highlight=False)
+    cost = distillation_cost(settings, shape, old_rows, new_rows, OLD_TOKENS)
     return _cost(shape, None, settings.tokens, cost.operations) | {"memory_gib": round(cost.memory / GIB, 1)}
 
 
