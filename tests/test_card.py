@@ -115,6 +115,8 @@ def test_every_folder_that_may_be_published_has_a_card(made, name):
     assert "## What it is worse at" in card and str(made) not in card
     assert "vocabulary: extended" in card or name == "patched"
     assert ("The base model that the rows" in card) == (name in ("propagated", "tuned"))
+    inherited = "The base model that its rows come from: languages and skills that were not in the training text may"
+    assert (inherited in card) == (name in ("propagated", "tuned"))
     if name in ("pretrained", "propagated", "tuned"):
         assert "continued pre-training on text" in card
         assert facts["language"] == ["ru", "en"] and "starter:ru/valid" in card

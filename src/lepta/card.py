@@ -295,6 +295,7 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         if "adapted" in one.manifest["sources"]:
             of_rows = line_of(Path(str(one.manifest["sources"]["adapted"])))
             break
+    rows_kind = of_rows[-1].kind if of_rows else None
     view = {
         "metadata": metadata(origin, read_json(step.folder / "config.json")),
         "mark": OURS,
@@ -305,6 +306,7 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         "version": __version__,
         "steps": list(map(_history, line_of(step.folder))),
         "of_rows": list(map(_history, of_rows)),
+        "rows_kind": rows_kind,
         "texts": [(", ".join(unique(steps)), *text) for text, steps in texts.items()],
         "measures": measured,
         "maps": facts.get("maps") or {},

@@ -16,7 +16,7 @@ import pytest
 
 from lepta.core.errors import LeptaError
 from lepta.deployment.gguf import COMMAND, export_gguf, find_converter
-from lepta.deployment.llama_server import BINARIES, find_server
+from lepta.deployment.llama_server import BINARIES, LlamaServer, find_server
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 
@@ -65,6 +65,14 @@ def test_no_converter(model, tmp_path, monkeypatch):
             find_converter(place)
     with pytest.raises(LeptaError, match="--llama-server nowhere: no such program"):
         find_server("nowhere")
+
+
+def test_a_server_that_crashes_is_told_from_a_file_that_is_bad(tmp_path):
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\nkill -ILL $$\n")
+    server.chmod(0o755)
+    with pytest.raises(LeptaError, match=r"ended by SIGILL\. This says nothing of the file.*another --type"):
+        LlamaServer(str(server), tmp_path / "model.gguf").__enter__()
 
 
 def test_converter_of_another_version(model, other_converter, tmp_path):

@@ -160,6 +160,9 @@ def test_a_small_budget_sees_many_documents(tokenizer, tmp_path):
     seen = {part.split(".")[0] for block in ids_of(blocks) for part in tokenizer.decode(block).split("Документ ")[1:]}
     assert len(seen) > 5  # one, if documents were gone through whole
     assert TokenStore.open(tmp_path / "0").starts[-1] < 60_000  # of 240,000: only a part is tokenised
+    whole = len(tokenizer("".join(documents)).input_ids)
+    [passes] = blocks.facts(LENGTH)["passes"]
+    assert passes == pytest.approx(2000 / whole, rel=0.1), "of the whole text, not of that part"
 
 
 @pytest.mark.parametrize("length", [32, 64, 256])

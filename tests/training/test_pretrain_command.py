@@ -79,7 +79,7 @@ def test_rates_are_swept_on_a_part_of_the_text(place):
     rates = ["--learning-rate", "1e-6", "--learning-rate", "1e-2"]
     shown = run(place, "swept", *rates, "--valid", "starter:ru/valid", "--tokens", "2000").stdout
     facts = json.loads((place / "swept" / "manifest.json").read_text())["facts"]
-    assert f"text used: {facts['passes'][0]:.2f} passes of the target text" in shown
+    assert f"text used: {facts['passes'][0]:.2g} passes of the target text" in shown
     assert f"blocks filled: {percent(facts['full'])}\n" in shown
     assert "learning rates tried: 1e-06: " in shown and "held-out text: step 0 (0 tokens), target " in shown
     assert "passes:" not in shown and "full:" not in shown

@@ -63,7 +63,10 @@ class RunOptions(Section):
     """How a command that trains runs, whatever it trains."""
 
     seed: int = Field(
-        default=1, ge=0, le=LARGEST_SEED, description="Of all that is drawn; the same seed gives the same result"
+        default=1,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Of all that is drawn; the same seed gives the same result in the same precision",
     )
     force: bool = Field(default=False, description="Replace the output if it exists")
     dry_run: bool = Field(default=False, description="Say what would run, how much and how long; run nothing")

@@ -78,7 +78,7 @@ def _transfer(value: dict[str, Any]) -> str:
 
 
 def _passes(value: list[float]) -> str:
-    return ", ".join(f"{part:.2f} passes of the {side} text" for part, side in zip(value, SIDES, strict=False))
+    return ", ".join(f"{part:.2g} passes of the {side} text" for part, side in zip(value, SIDES, strict=False))
 
 
 def _text_used(whole: bool) -> str:

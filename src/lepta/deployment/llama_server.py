@@ -7,11 +7,13 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,7 +86,20 @@ class LlamaServer:
         self.log.seek(0)
         lines = [line for line in self.log.read().decode(errors="replace").splitlines() if "error" in line.lower()]
         why = lines[0].strip() if lines else "no answer"
-        raise LeptaError(f"{self.model}: llama.cpp ({self.binary}) does not load it: {why}")
+        raise LeptaError(f"{self.model}: llama.cpp ({self.binary}) does not load it: {self._crash() or why}")
+
+    def _crash(self) -> str | None:
+        """Which signal ended the server, and what to do; None if none did."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(1)  # a server that crashes closes its connections first
+        code = self.process.returncode
+        if code is None or code >= 0:
+            return None
+        return (
+            f"it was ended by {signal.Signals(-code).name}. This says nothing of the file: SIGILL means that this "
+            "build does not run on this processor with weights of such a type. Give another --type, another build of "
+            "llama.cpp, or leave --llama-server out"
+        )
 
     def _ask(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
@@ -99,7 +114,8 @@ class LlamaServer:
         try:
             status, answer = self._ask("POST", path, body)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise LeptaError(f"{self.binary}: no answer to {path} ({error}); is this llama.cpp's server?") from error
+            why = self._crash() or f"{error}; is this llama.cpp's server?"
+            raise LeptaError(f"{self.binary}: no answer to {path}: {why}") from error
         if status in refusals:
             return None
         if status != http.client.OK:

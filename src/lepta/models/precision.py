@@ -97,7 +97,7 @@ def faster_on_cpu(width: int, inner: int) -> torch.dtype:
 
 @torch.inference_mode()
 def _seconds(tokens: int, width: int, inner: int) -> tuple[float, float]:
-    """Least time of a product in float32 and in bfloat16 on one core; they take turns, and the first is not counted.
+    """Least processor time of a product in float32 and in bfloat16 on one core; they take turns, the first not counted.
 
     Whatever else runs on the machine makes a product slower, never faster; threads that wait for each other would show
     that and little else.
@@ -110,9 +110,9 @@ def _seconds(tokens: int, width: int, inner: int) -> tuple[float, float]:
     try:
         for _ in range(ROUNDS + 1):
             for (left, right), of_dtype in zip(pairs, times, strict=True):
-                started = time.perf_counter()
+                started = time.thread_time()  # waiting for a core that other work has does not count
                 torch.nn.functional.linear(left, right)
-                of_dtype.append(time.perf_counter() - started)
+                of_dtype.append(time.thread_time() - started)
     finally:
         torch.set_num_threads(threads)
     exact, fast = times

@@ -32,7 +32,7 @@ REDRAW = 4  # times the share of a text that is drawn, where a draw kept nothing
 MARGIN = 2.0  # times the text that a budget needs is tokenised: others reach up to 8 characters
 AT_ONCE = 1000  # parts of documents that are tokenised together
 WINDOW = 4096  # sections that are fitted together to blocks
-TOKENS, SECTIONS = "tokens.bin", "sections.npy"
+TOKENS, SECTIONS, SHARE = "tokens.bin", "sections.npy", "share.npy"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TokenStore:
 
     tokens: np.ndarray  # uint32, memory-mapped
     starts: np.ndarray  # int64, where each section starts; the last entry is the number of tokens
+    share: float = 1.0  # of the whole text, in characters
 
     @property
     def lengths(self) -> np.ndarray:
@@ -57,9 +58,10 @@ class TokenStore:
         with explained(folder, "tokens that an interrupted run has left are damaged", REMEDY):
             starts = np.load(folder / SECTIONS)
             tokens = np.memmap(folder / TOKENS, np.uint32, "r") if starts[-1] else np.zeros(0, np.uint32)
+            share = float(np.load(folder / SHARE)) if (folder / SHARE).is_file() else 1.0
             if starts[0] != 0 or starts[-1] != len(tokens) or (np.diff(starts) < 0).any():
                 raise ValueError(f"{SECTIONS} is not of {TOKENS}")
-        return TokenStore(tokens, starts)
+        return TokenStore(tokens, starts, share)
 
 
 def write_tokens(
@@ -95,6 +97,8 @@ def write_tokens(
                 starts.append(starts[-1] + len(section))
             done += sum(map(len, _paragraphs(batch)))
             bar.set(done / 1e6, f"{starts[-1]:,} tokens")
+    if characters:
+        np.save(folder / SHARE, min(done / characters, 1.0))
     partial = folder / f".{SECTIONS}"
     np.save(partial, np.asarray(starts, dtype=np.int64))
     partial.replace(folder / SECTIONS)  # the index comes last: where it is, the tokens are whole
@@ -241,7 +245,8 @@ class Blocks:
         passes = []
         for number, text in enumerate(self.texts):
             seen = self.sizes[self.text_of == number].sum()
-            passes.append(round(float(seen / max(text.store.starts[-1], 1)), 3))
+            whole = max(text.store.starts[-1], 1) / text.store.share
+            passes.append(float(f"{seen / whole:.3g}"))
         return {
             "tokens": int(self.sizes.sum()),
             "blocks": len(self),
