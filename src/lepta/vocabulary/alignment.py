@@ -85,7 +85,7 @@ class Aligner:
 
 
 def _byte_lengths(vocabulary: Vocabulary) -> np.ndarray:
-    return np.asarray([len(data or b"") for data in vocabulary.bytes_of], dtype=np.int64)
+    return np.fromiter(map(len, map(vocabulary.data, range(vocabulary.size))), np.int64, vocabulary.size)
 
 
 def _written(vocabulary: Vocabulary, ids: Sequence[int]) -> bytes:

@@ -1,5 +1,6 @@
 """Build a new vocabulary from a tokenizer and text: the scenarios of the paper (2.4.1)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,12 +43,13 @@ MOST_ADDED = 128_000  # tokens that size "auto" goes up to
 def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
     """Count the words of text sources (see `lepta.text.sources`) and word lists; `rules`: `Vocabulary.word_rules`."""
     counter = WordCounter(rules)
-    texts = [source for source in corpus if not is_word_list(source)]
-    if texts:
+    if texts := list(itertools.filterfalse(is_word_list, corpus)):
         with progress("counting words, million characters", None) as meter:
             counter.add(read_labelled(texts), meter)
-    lists = [source for source in corpus if is_word_list(source)]
-    total = float(counter.table().counts.sum()) * WORD_LIST_WEIGHT or WORD_LIST_ALONE if lists else 0.0
+    lists = list(filter(is_word_list, corpus))
+    total = 0.0
+    if lists:
+        total = float(counter.table().counts.sum()) * WORD_LIST_WEIGHT or WORD_LIST_ALONE
     for source in lists:
         with step(f"counting the words of {source}"):
             counter.add_counts(source, words_of_frequencies(word_frequencies(source), total))
@@ -99,7 +101,7 @@ def _built(source: TokenizerSource, settings: VocabularySettings) -> TokenizerSo
         start = read_vocabulary(kept, source.origin)
     if size is not None:
         _refuse_small(size, start.size)
-    number = settings.add if settings.add is not None else (size or 0) - start.size
+    number = settings.add or (size or 0) - start.size
     if scenario == "bpe":
         candidates = _candidates(table, table, vocabulary, settings)
         spec = extend(start, candidates.words, candidates.weights, number)
@@ -120,7 +122,7 @@ def _replaced(
     extended = _extended(source, start, table, settings, settings.add)
     built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec))
     facts: dict[str, Any] = extended.facts | {"most_changed": settings.most_changed}
-    if texts := [text for text in settings.keep_text if not is_word_list(text)]:
+    if texts := list(itertools.filterfalse(is_word_list, settings.keep_text)):
         facts["kept_text"] = changes(vocabulary, built.vocabulary(), texts)
         if facts["kept_text"]["share"] > settings.most_changed:
             raise LeptaError(_too_much_changes(facts["kept_text"], settings.most_changed))
@@ -256,8 +258,10 @@ def write_vocabulary(
     old, new = vocabulary_of(original), built.vocabulary()
     # From new to old: of two old tokens that are one now, both have a new id.
     new_id_of = VocabularyChange.between(new, old).old_id_of
-    id_map = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
-    limit = {name: value for name, value in built.facts.items() if name == "most_changed"}
-    replace(built, id_map={"scenario": scenario, **limit, "ids": id_map}).save(Path(folder))
-    kept = sum(new_id is not None for new_id in id_map)
+    id_map: dict[str, Any] = {"scenario": scenario}
+    if "most_changed" in built.facts:
+        id_map["most_changed"] = built.facts["most_changed"]
+    id_map["ids"] = [new_id if new_id >= 0 else None for new_id in new_id_of.tolist()]
+    replace(built, id_map=id_map).save(Path(folder))
+    kept = old.size - id_map["ids"].count(None)
     return {"old_size": old.size, "new_size": new.size, "kept": kept, **built.facts}

@@ -6,6 +6,7 @@ change.old_id_of[i]      # old id of token i, -1 if it is new: rows to copy
 change.moved             # old id -> new id: ids in configs that follow their tokens
 """
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ def _same_tokens(old: Vocabulary, new: Vocabulary) -> np.ndarray:
     same = np.full(new.size, -1, dtype=np.int64)
     # The same id comes first: an unchanged vocabulary maps to itself even where two tokens have the same bytes.
     shared = min(old.size, new.size)
-    equal_bytes = np.fromiter((a == b for a, b in zip(old.bytes_of, new.bytes_of, strict=False)), bool, shared)
+    equal_bytes = np.fromiter(map(operator.eq, old.bytes_of, new.bytes_of), bool, shared)
     equal_kind = (old.kinds[:shared] == new.kinds[:shared]) & (new.kinds[:shared] != Kind.HOLE)
     unchanged = np.flatnonzero(equal_bytes & equal_kind)
     same[unchanged] = unchanged

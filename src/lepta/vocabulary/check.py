@@ -76,7 +76,11 @@ def check_vocabulary(
 def check_dense(vocabulary: Vocabulary) -> Check:
     """All ids up to the largest are of a token."""
     holes = vocabulary.ids_of(Kind.HOLE)
-    found = f"{len(holes)} {'hole' if len(holes) == 1 else 'holes'}, first {holes[0]}" if holes else "no holes"
+    found = "no holes"
+    if len(holes) == 1:
+        found = f"1 hole, first {holes[0]}"
+    elif holes:
+        found = f"{len(holes)} holes, first {holes[0]}"
     return Check("ids are dense", not holes, f"{vocabulary.size:,} ids, {found}")
 
 
@@ -108,16 +112,19 @@ def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
 
     Bytes that the original has no token for either are forgiven, and without it those that hardly any text has.
     """
+    forgiven, reason = SELDOM, "text hardly has those"
+    if original:
+        forgiven, reason = _missing_bytes(original), "as in the original"
     missing = _missing_bytes(vocabulary)
-    lost = missing - (_missing_bytes(original) if original else SELDOM)
+    lost = missing - forgiven
     evidence = f"{256 - len(missing)} of 256"
     if missing:
         named = sorted(lost or missing)
-        evidence += f"; none for {', '.join(f'0x{byte:02X}' for byte in named[:BYTES_NAMED])}"
+        evidence += f"; none for {', '.join(map('0x{:02X}'.format, named[:BYTES_NAMED]))}"
         if len(named) > BYTES_NAMED:
             evidence += f" and {len(named) - BYTES_NAMED} more"
     if missing and not lost:
-        evidence += ", as in the original" if original else "; text hardly has those"
+        evidence += f"; {reason}"
     return Check("every byte has a token", not lost, evidence)
 
 
@@ -132,11 +139,11 @@ def check_round_trip(vocabulary: Vocabulary, original: Vocabulary | None, docume
     What the original loses just so is forgiven: an added token may take the spaces beside it.
     """
     decoded = _decoded(vocabulary, documents)
-    composed = [_normalized(vocabulary, document) for document in documents]
+    composed = _normalized(vocabulary, documents)
     wrong = [n for n, (a, b) in enumerate(zip(decoded, composed, strict=True)) if a != b]
     if original and wrong:
-        before = _decoded(original, [documents[n] for n in wrong])
-        wrong = [n for n, text in zip(wrong, before, strict=True) if decoded[n] != text]
+        before = _decoded(original, documents)
+        wrong = [n for n in wrong if decoded[n] != before[n]]
     evidence = f"{len(documents) - len(wrong):,} of {len(documents):,} documents"
     if wrong:
         evidence += f"; first lost: {_difference(composed[wrong[0]], decoded[wrong[0]])}"
@@ -148,15 +155,15 @@ def _decoded(vocabulary: Vocabulary, documents: Sequence[str]) -> list[str]:
     return texts
 
 
-def _normalized(vocabulary: Vocabulary, text: str) -> str:
-    """The text as a normalizer that tokens cannot undo leaves it; marks for spaces are undone by the decoder."""
+def _normalized(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
+    """Texts as a normalizer that tokens cannot undo leaves them; marks for spaces are undone by the decoder."""
     from tokenizers import Tokenizer, models
 
     rules = vocabulary.word_rules()["normalizer"]
     if not rules:
-        return text
+        return list(texts)
     plain = json.loads(Tokenizer(models.BPE()).to_str()) | {"normalizer": rules}
-    return Tokenizer.from_str(json.dumps(plain)).normalizer.normalize_str(text)
+    return list(map(Tokenizer.from_str(json.dumps(plain)).normalizer.normalize_str, texts))
 
 
 def _difference(expected: str, actual: str) -> str:
@@ -236,7 +243,7 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
         evidence += f"; first changed: {wrong[0]}"
     elif any(one.lost for one in changed):
         evidence += f"; tokens that gave up their ids are in {len(lost):,} of {len(given):,} texts given"
-        evidence += "".join(f"\n  {line}" for line in lost)
+        evidence += "\n  ".join(["", *lost])
     elif changed:
         evidence += f"; {len(changed)} changed, only in words with letters of the new tokens"
     return Check("ids of other text unchanged", not wrong and len(lost) <= limit * len(given), evidence)

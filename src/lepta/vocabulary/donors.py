@@ -38,7 +38,7 @@ class Candidates(NamedTuple):
         before, after = old.ids_by_bytes(Kind.TEXT), new.ids_by_bytes(Kind.TEXT)
         facts = {}
         for donor, tokens in self.of_donors.items():
-            candidates = {token.encode() for token in tokens} - before.keys()
+            candidates = set(map(str.encode, tokens)) - before.keys()
             facts[donor] = {"candidates": len(candidates), "taken": len(candidates & after.keys())}
         return facts
 

@@ -46,7 +46,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
     (formulas, quotations) do not make a text one of that script.
     """
     frequent = np.argsort(-weights)[:FREQUENT_WORDS]
-    letters = count_characters([words[n] for n in frequent.tolist()], weights[frequent])
+    letters = count_characters(list(map(words.__getitem__, frequent.tolist())), weights[frequent])
     scripts: Counter[str] = Counter()
     for character, weight in letters.items():
         for script in ("Latin", *SCRIPTS):
@@ -78,15 +78,14 @@ def extend(
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
     missing = _missing_characters(vocabulary, words, weights)
     counts = occurrences(weights)
-    words, counts = [words[n] for n in np.flatnonzero(counts).tolist()], counts[counts > 0]
-    data = [token or b"" for token in vocabulary.bytes_of]
+    words, counts = list(itertools.compress(words, counts)), counts[counts > 0]
     splits: list[Symbols] = []
     for ids in vocabulary.split(list(map(str.encode, words))):
-        splits.append(tuple([data[i] for i in ids]))
+        splits.append(tuple(map(vocabulary.data, ids)))
     if script:
         missing = [character for character in missing if regex.match(rf"\p{{Script={script}}}", character)]
     if missing:
-        splits = [_with_characters(vocabulary, word, split, missing) for word, split in zip(words, splits, strict=True)]
+        splits = list(map(partial(_with_characters, vocabulary, missing), words, splits))
     characters = list(map(str.encode, missing[:add]))
     symbols = known.union(characters)
     cut = _Cutter(script, symbols, splits).parts if script else partial(_whole_words, symbols)
@@ -131,12 +130,12 @@ class _Cutter:
             return [split]  # nearly all words of scripts that the vocabulary has the letters of
         parts: list[list[Unit]] = [[]]
         for unit in self._units(word, split):
-            steps = [b"".join(unit[:end]) for end in range(2, len(unit) + 1)]
+            steps = list(itertools.accumulate(unit))[1:]
             if self._symbols.issuperset(unit) and all(map(self._is_safe, steps)):
                 parts[-1].append(unit if steps else unit[0])
             else:
                 parts.append([])
-        return [part for part in parts if part]
+        return list(filter(None, parts))
 
     def _units(self, word: str, split: Symbols) -> list[Symbols]:
         characters: set[int] = set()  # bytes of the word that a character begins at
@@ -221,11 +220,11 @@ def _missing_characters(vocabulary: Vocabulary, words: Sequence[str], weights: n
     return [c for c, count in counts.most_common() if count >= least and c.encode() not in known]
 
 
-def _with_characters(vocabulary: Vocabulary, word: str, split: Symbols, missing: list[str]) -> Symbols:
+def _with_characters(vocabulary: Vocabulary, missing: list[str], word: str, split: Symbols) -> Symbols:
     """Split a word with the missing characters as tokens of their own."""
-    if not any(character in missing for character in word):
+    if set(word).isdisjoint(missing):
         return split
-    pieces = [piece for piece in regex.split("([" + regex.escape("".join(missing)) + "])", word) if piece]
+    pieces = list(filter(None, regex.split("([" + regex.escape("".join(missing)) + "])", word)))
     symbols: list[bytes] = []
     for piece, ids in zip(pieces, vocabulary.split(list(map(str.encode, pieces))), strict=True):
         if piece in missing:

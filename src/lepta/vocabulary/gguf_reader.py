@@ -51,8 +51,9 @@ class Reader(GGUFReader):
             first = [length, name, kind]
             size, parts, numbers, types = self._get_field_parts(offs, kind[0])
             places = [number + len(first) for number in numbers]
-            value = parts[0] if types[0] == GGUFValueType.ARRAY else None
-            held: Any = _Parts(first, value) if callable(value) else [*first, *parts]
+            held: Any = [*first, *parts]
+            if callable(parts[0]):
+                held = _Parts(first, parts[0])
             self._push_field(ReaderField(start, str(bytes(name), "utf-8"), held, places, types), skip_sum=True)
             offs += size
         return offs
@@ -66,20 +67,18 @@ class Reader(GGUFReader):
         start, types = orig_offs + ARRAY_HEAD, [GGUFValueType.ARRAY, kind]
         if kind == GGUFValueType.STRING:
             ends = self._ends_of_strings(start, number)
-            size = (ends[-1] if number else start) - orig_offs
 
             def text(place: int) -> Any:
-                begin = (ends[place - 1] if place else start) + 8
-                return self.data[begin : ends[place]]
+                return self.data[ends[place] + 8 : ends[place + 1]]
 
-            return size, [text], range(number), types
+            return ends[-1] - orig_offs, [text], range(number), types
         values = self._get(start, self.gguf_scalar_to_np[kind], number)
         return ARRAY_HEAD + values.nbytes, [lambda place: values[place : place + 1]], range(number), types
 
     def _ends_of_strings(self, offset: int, number: int) -> "array[int]":
-        """Where each of so many strings ends, one after the other."""
+        """Where the first of so many strings begins, and where each ends: they stand one after the other."""
         little = (sys.byteorder == "little") == (self.byte_order == "I")
-        length, data, ends = struct.Struct("<Q" if little else ">Q"), self.data.data, array("Q")
+        length, data, ends = struct.Struct("<Q" if little else ">Q"), self.data.data, array("Q", [offset])
         for _ in range(number):
             if offset + length.size > len(data):
                 raise ValueError("ends too early")

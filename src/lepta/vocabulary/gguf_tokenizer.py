@@ -134,9 +134,10 @@ def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
     if other := set(kinds) - set(range(NORMAL, BYTE + 1)):
         raise LeptaError(f"{path}: a token of type {min(other)}, expected {NORMAL} to {BYTE}; convert the model again")
     for token, score, kind in zip(tokens, scores, kinds, strict=True):
-        # llama.cpp finds user-defined tokens before it writes "▁" for spaces, so GGUF has their spaces as they are.
-        spaced = kind == USER_DEFINED and not prefix
-        proto.pieces.add(piece=token.replace(" ", SPACE) if spaced else token, score=score, type=kind)
+        if kind == USER_DEFINED and not prefix:
+            # llama.cpp finds these before it writes "▁" for spaces, so GGUF has their spaces as they are.
+            token = token.replace(" ", SPACE)
+        proto.pieces.add(piece=token, score=score, type=kind)
     [(piece, number)] = Counter(piece.piece for piece in proto.pieces).most_common(1)
     if number > 1:
         raise LeptaError(f"{path}: {number:,} tokens are {piece!r}, expected one; give the model's tokenizer.json")

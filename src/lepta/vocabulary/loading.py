@@ -72,7 +72,7 @@ def sample_text(vocabulary: Vocabulary) -> list[str]:
     """
     ids = vocabulary.ids_of(Kind.TEXT)
     even = np.unique(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids)), dtype=int)).tolist()
-    chosen = [*(ids[n] for n in even), *ids[-SAMPLED:]]
+    chosen = [*map(ids.__getitem__, even), *ids[-SAMPLED:]]
     words = [vocabulary.data(token_id).decode(errors="ignore").strip() for token_id in chosen]
     return [" ".join(words[start : start + WORDS]) for start in range(0, len(words), WORDS)]
 
@@ -84,8 +84,8 @@ def first_difference(loaded: Any, vocabulary: Vocabulary, texts: Sequence[str]) 
     """
     expected = vocabulary.encode(texts)
     actual = loaded(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    other = [text for text, a, b in zip(texts, actual, expected, strict=True) if a != b]
-    return len(texts) - len(other), other[0][:SHOWN] if other else None
+    other = [text[:SHOWN] for text, a, b in zip(texts, actual, expected, strict=True) if a != b]
+    return len(texts) - len(other), next(iter(other), None)
 
 
 def load_exact(folder: Path) -> Any:

@@ -97,8 +97,8 @@ def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tu
         words = list(chain.from_iterable(map(WORD.findall, texts)))
         whole |= _single_tokens(vocabulary, sorted(set(words) - whole.keys()))
         ids = np.fromiter(chain.from_iterable(vocabulary.encode(texts)), np.int64)
-        utf8_bytes = sum(len(text.encode()) for text in texts)
-        single = sum(whole[word] for word in words)
+        utf8_bytes = sum(map(len, map(str.encode, texts)))
+        single = sum(map(whole.__getitem__, words))
         for key in (source, None):
             counts[key] += (sum(map(len, texts)), utf8_bytes, len(words), len(ids), single)
             used[key][ids] = True
@@ -157,12 +157,12 @@ def parts_of(data: bytes) -> list[tuple[str, str]]:
             parts.append(("hex", run.hex(" ").upper()))
             continue
         for look, group in groupby(run, _look):
+            shown = list(group)
             if look == "text":
-                parts.append((look, "".join(group)))
+                shown = ["".join(shown)]
             elif look == "code":
-                parts += [(look, f"U+{ord(character):04X}") for character in group]
-            else:
-                parts += [(look, character) for character in group]
+                shown = list(map("U+{:04X}".format, map(ord, shown)))
+            parts += [(look, characters) for characters in shown]
     return parts
 
 

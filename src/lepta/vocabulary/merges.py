@@ -94,15 +94,15 @@ class _Alphabet:
     """
 
     def __init__(self, splits: Sequence[Sequence[Unit]]) -> None:
-        different = {unit for split in splits for unit in split}
+        different = set(itertools.chain.from_iterable(splits))
         units = sorted(unit for unit in different if isinstance(unit, tuple))
         symbols = sorted(unit for unit in different if isinstance(unit, bytes))
         self.size = 2 * len(units) + len(symbols)
         if self.size > LAST_PRIVATE - FIRST_PRIVATE:
             raise LeptaError(f"corpus: {self.size:,} different symbols in it, more than there are private code points")
         points = iter(map(chr, range(FIRST_PRIVATE, LAST_PRIVATE)))
-        firsts = [next(points) for _ in units]
-        pairs = [first + next(points) for first in firsts]
+        firsts = list(itertools.islice(points, len(units)))
+        pairs = list(map(str.__add__, firsts, points))
         self._point: dict[Unit, str] = dict(zip(units, pairs, strict=True))
         self._unit_of = dict(zip(pairs, units, strict=True))
         self._data: dict[str, bytes] = {}
@@ -114,12 +114,12 @@ class _Alphabet:
 
     def written(self, split: Sequence[Unit]) -> str:
         """A word in code points."""
-        return "".join([self._point[unit] for unit in split])
+        return "".join(map(self._point.__getitem__, split))
 
     def merges(self, left: str, right: str) -> list[Merge]:
         """What a merge of code points stands for; a unit becomes one from left to right."""
         if unit := self._unit_of.get(left + right):
-            return [Merge(before, symbol) for before, symbol in zip(itertools.accumulate(unit), unit[1:], strict=False)]
+            return list(map(Merge, itertools.accumulate(unit), unit[1:]))
         first, second = b"".join(map(self._data.__getitem__, left)), b"".join(map(self._data.__getitem__, right))
         return [Merge(first, second)]
 

@@ -66,10 +66,11 @@ class TokenizerFile(BaseModel):
 
     @model_validator(mode="after")
     def _special_tokens_exist(self) -> "TokenizerFile":
-        processor = self.post_processor.model_dump() if self.post_processor else {}
+        if not self.post_processor:
+            return self
         names = set(ids_of(self.model.vocab))
         names |= {token.content for token in self.added_tokens or []}
-        if unknown := sorted(_named_by(processor) - names):
+        if unknown := sorted(_named_by(self.post_processor.model_dump()) - names):
             raise ValueError(f"post_processor: names the token {unknown[0]!r}, which the vocabulary does not have")
         return self
 
@@ -82,7 +83,7 @@ def _named_by(processor: dict[str, Any]) -> set[str]:
         case "TemplateProcessing":
             return set().union(*(entry["tokens"] for entry in processor["special_tokens"].values()))
         case "BertProcessing" | "RobertaProcessing":
-            return {processor[role][0] for role in ("sep", "cls")}
+            return {processor["sep"][0], processor["cls"][0]}
     return set()
 
 
@@ -182,7 +183,7 @@ def check_runs(tokenizer: Tokenizer, spec: dict[str, Any], where: object) -> Non
     """LeptaError unless a tokenizer turns text into ids, also text that is hard for its regular expressions."""
     letters = sorted({*LETTERS}.union(*_patterns(spec)))
     runs = [letter * RUN for letter in letters]
-    texts = [*PROBE, "".join(runs), *(f"{run}!" for run in runs)]  # of a pattern that ends with "$" nothing may follow
+    texts = [*PROBE, "".join(runs), *map("{}!".format, runs)]  # of a pattern that ends with "$" nothing may follow
     with explained(where, "cannot turn text into tokens", REMEDY), _quiet():
         tokenizer.encode_batch(texts)
 

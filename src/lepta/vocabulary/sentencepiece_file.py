@@ -51,12 +51,12 @@ def spec_and_config(proto: Any) -> tuple[Spec, Config]:
         token_id = getattr(trainer, f"{role}_id")
         if token_id >= 0:
             roles[f"{role}_token"] = pieces[token_id].piece
-    first = {roles["bos_token"]: trainer.bos_id} if roles.get("bos_token") else {}
+    bos = roles.get("bos_token", "")
     spec = parts.tokenizer_json(
-        _bpe(proto) if trainer.model_type == BPE else _unigram(proto),
+        {BPE: _bpe, UNIGRAM: _unigram}[trainer.model_type](proto),
         added,
         normalizer=_normalizer(normalizer),
-        post_processor=parts.around(first, {}),
+        post_processor=parts.start_with(bos, {bos: trainer.bos_id}),
         decoder=parts.sentencepiece_decoder(strips=normalizer.add_dummy_prefix),
     )
     # The order of keys in files written by earlier versions.
@@ -80,8 +80,8 @@ def _bpe(proto: Any) -> Part:
     """SentencePiece merges the neighbours that together make the piece of the best score, as tiktoken does by rank."""
     # User-defined pieces come first: whatever stands beside them, they are whole.
     ranked = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
-    ordinary = [(-piece.score, i, piece.piece) for i, piece in enumerate(proto.pieces) if piece.type == NORMAL]
-    ranked += [piece for _, _, piece in sorted(ordinary)]
+    ordinary = (piece for piece in proto.pieces if piece.type == NORMAL)
+    ranked += [piece.piece for piece in sorted(ordinary, key=lambda piece: -piece.score)]
     return parts.bpe_model(
         {piece.piece: i for i, piece in enumerate(proto.pieces)},
         parts.pairs_of(ranked),
@@ -112,23 +112,25 @@ def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | Non
     model, proto = spec["model"], sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     if model["type"] not in ("BPE", "Unigram") or not _describe_text(spec, proto.normalizer_spec):
         return None
-    bpe = model["type"] == "BPE"
-    scores = _merge_scores(model) if bpe else dict(model["vocab"])
     added = {token["content"]: token for token in spec.get("added_tokens") or []}
-    ids = parts.ids_of(model["vocab"]) | {token: entry["id"] for token, entry in added.items()}
+    ids = parts.ids_of(model["vocab"]) | dict(parts.added_tokens_of(spec))
     tokens = {i: token for token, i in ids.items()}
-    unknown = model.get("unk_token") if bpe else tokens.get(model.get("unk_id"))
+    if model["type"] == "BPE":
+        model_type, scores, unknown = BPE, _merge_scores(model), model.get("unk_token")
+    else:
+        model_type, scores, unknown = UNIGRAM, dict(model["vocab"]), tokens.get(model.get("unk_id"))
     if unknown not in ids:
         return None  # SentencePiece needs one
     byte_fallback, lowest = bool(model.get("byte_fallback")), min(scores.values(), default=0.0) - 1
     for i in range(1 + max(tokens)):
-        token = tokens.get(i, f"<hole {i}>")
-        kind = UNKNOWN if token == unknown else _kind(token, added.get(token), byte_fallback)
-        kind = kind if i in tokens else UNUSED
-        score = scores.get(token, lowest) if kind in (NORMAL, USER_DEFINED) else 0.0
+        token, kind, score = tokens.get(i, f"<hole {i}>"), UNUSED, 0.0
+        if i in tokens:
+            kind = _kind(token, unknown, added.get(token), byte_fallback)
+        if kind in (NORMAL, USER_DEFINED):
+            score = scores.get(token, lowest)
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer = proto.trainer_spec
-    trainer.model_type, trainer.byte_fallback = BPE if bpe else UNIGRAM, byte_fallback
+    trainer.model_type, trainer.byte_fallback = model_type, byte_fallback
     trainer.vocab_size = len(proto.pieces)
     for role, token in {**roles, "unk_token": unknown}.items():
         name = role.removesuffix("_token")
@@ -138,8 +140,10 @@ def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | Non
     return bytes(proto.SerializeToString())
 
 
-def _kind(token: str, added: Part | None, byte_fallback: bool) -> int:
-    """The type of a piece that is not the unknown one."""
+def _kind(token: str, unknown: str, added: Part | None, byte_fallback: bool) -> int:
+    """The type of a piece."""
+    if token == unknown:
+        return UNKNOWN
     if added:
         return CONTROL if added["special"] else USER_DEFINED
     return BYTE if byte_fallback and BYTE_TOKEN.fullmatch(token) else NORMAL

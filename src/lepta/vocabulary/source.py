@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ from lepta.vocabulary.tokenizer_json import (
     add_special_tokens,
     added_token,
     added_tokens_decoder,
-    around,
+    added_tokens_of,
     config_for_all_versions,
     config_with_ids,
     ids_of,
+    start_with,
 )
 from lepta.vocabulary.tokens import Vocabulary
 
 # Where a folder has its tokens, the first that is there; the other files add roles, chat markers and templates to them.
 SENTENCEPIECE_FILE, UNIGRAM_FILE = "tokenizer.model", "spiece.model"
+SENTENCEPIECE_FILES = {"BPE": SENTENCEPIECE_FILE, "Unigram": UNIGRAM_FILE}
 TOKEN_FILES = ("tokenizer.json", SENTENCEPIECE_FILE, "tekken.json")
 CONFIG, ROLES, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # The names are transformers' own; the last is what processors of images were saved with.
@@ -82,7 +85,7 @@ class TokenizerSource:
         if isinstance(templates, str):
             templates = {"default": templates}
         for name, template in templates.items():
-            file = folder / (CHAT_TEMPLATE if name == "default" else f"{NAMED_TEMPLATES}/{name}.jinja")
+            file = folder / {"default": CHAT_TEMPLATE}.get(name, f"{NAMED_TEMPLATES}/{name}.jinja")
             file.parent.mkdir(exist_ok=True)
             file.write_text(template, encoding="utf-8")
         if self.id_map is not None:
@@ -94,15 +97,14 @@ class TokenizerSource:
         The converter takes any `tokenizer.model` for BPE, so a Unigram has the name that T5's has. Nothing is written
         for other families.
         """
-        roles = {role: content_of(token) for role, token in self.config.items() if role in SPECIAL_ROLES}
-        model = as_sentencepiece(self.spec, roles)
+        model = as_sentencepiece(self.spec, _roles_in(self.config))
         if model is None:
             return {}
-        unigram = self.spec["model"]["type"] == "Unigram"
-        (folder / (UNIGRAM_FILE if unigram else SENTENCEPIECE_FILE)).write_bytes(model)
-        plain = [token for token in self.spec.get("added_tokens") or [] if not token["special"]]
+        (folder / SENTENCEPIECE_FILES[self.spec["model"]["type"]]).write_bytes(model)
+        if all(map(itemgetter("special"), self.spec.get("added_tokens") or [])):
+            return {}
         # Here the converter sees which tokens are matched in text as they are written; of the model it does not ask.
-        return {"added_tokens_decoder": added_tokens_decoder(self.spec)} if plain else {}
+        return {"added_tokens_decoder": added_tokens_decoder(self.spec)}
 
 
 AnyTokenizer = TokenizerSource | str | Path
@@ -174,20 +176,23 @@ def _read_folder(folder: Path) -> TokenizerSource:
     template = _chat_template(folder, own.pop("chat_template", None))
     roles = _read_optional(folder / ROLES)  # older folders keep the roles here; in the config is where they live now
     # Only as text: transformers takes objects with settings from this file, from the config not.
-    config = source.config | {role: content_of(roles[role]) for role in SPECIAL_ROLES if role in roles} | own
+    config = source.config | _roles_in(roles) | own
     spec = _with_added_tokens(source.spec, folder, roles | config)
     if file.name != TOKEN_FILES[0]:  # the class that the config names would read the other file, in its own way
         spec = _with_start_of_text(spec, config)
         config = config_with_ids(config, spec)
-    id_map = read_json(folder / ID_MAP) if (folder / ID_MAP).is_file() else None
-    if id_map is not None:
+    id_map = None
+    if (folder / ID_MAP).is_file():
+        id_map = read_json(folder / ID_MAP)
         conform(IdMap, id_map, folder / ID_MAP, "build the vocabulary again")
     return TokenizerSource(spec, config, template, str(folder), id_map=id_map)
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
     """A file beside the tokenizer, if it is there, with fields that are what they should be."""
-    content = read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    content = read_json(file)
     if file.name == ADDED_TOKENS:
         conform(AddedTokens, {"tokens": content}, file, REMEDY)
     else:
@@ -203,12 +208,14 @@ def _chat_template(folder: Path, given: Any) -> str | dict[str, str] | None:
     for file in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
         templates[file.stem] = read_utf8(file)
     if not templates:
-        given = given or _read_optional(folder / OLD_TEMPLATE).get("chat_template")
-    if not templates and isinstance(given, str):
-        return given or None
-    if not templates and given:
-        templates = {entry["name"]: entry["template"] for entry in given}
-    return templates["default"] if list(templates) == ["default"] else templates or None
+        given = given or _read_optional(folder / OLD_TEMPLATE).get("chat_template") or []
+        if isinstance(given, str):
+            return given
+        for entry in given:
+            templates[entry["name"]] = entry["template"]
+    if list(templates) == ["default"]:
+        return templates["default"]
+    return templates or None
 
 
 def chat_template_of(place: Path) -> str | dict[str, str] | None:
@@ -231,8 +238,8 @@ def _with_added_tokens(spec: Spec, folder: Path, settings: Config) -> Spec:
         named = [*map(settings.get, SPECIAL_ROLES), *(settings.get("additional_special_tokens") or [])]
         special = set(map(content_of, named))
         tokens = [added_token(i, token, token in special) for token, i in _read_optional(file).items()]
-    known = {token["content"]: token["id"] for token in spec.get("added_tokens") or []}
-    missing = sorted((token for token in tokens if token["content"] not in known), key=lambda token: token["id"])
+    known = dict(added_tokens_of(spec))
+    missing = sorted((token for token in tokens if token["content"] not in known), key=itemgetter("id"))
     if not missing:
         return spec
     ids = ids_of(spec["model"]["vocab"]) | known
@@ -252,10 +259,13 @@ def _with_start_of_text(spec: Spec, settings: Config) -> Spec:
     """Put the token for the start of text before each text, or nothing, if the config says which."""
     if "add_bos_token" not in settings:
         return spec
-    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    bos = content_of(settings.get("bos_token")) or ""
-    first = {bos: ids[bos]} if settings["add_bos_token"] and bos in ids else {}
-    return spec | {"post_processor": around(first, {})}
+    bos = settings["add_bos_token"] and content_of(settings.get("bos_token"))
+    return spec | {"post_processor": start_with(bos or None, dict(added_tokens_of(spec)))}
+
+
+def _roles_in(config: Config) -> dict[str, str | None]:
+    """Role -> text of the special tokens that a config names."""
+    return {role: content_of(config[role]) for role in SPECIAL_ROLES if role in config}
 
 
 def content_of(token: Any) -> str | None:

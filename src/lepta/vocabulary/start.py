@@ -1,13 +1,14 @@
 """The vocabularies that scenarios start from: an alphabet (`bpe`), or the most useful old tokens (`optimized`)."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import step
 from lepta.vocabulary.extend import count_characters
-from lepta.vocabulary.families import ByteLevelBPE, byte_token
+from lepta.vocabulary.families import ByteLevelBPE, byte_token, to_byte_alphabet
 from lepta.vocabulary.scenarios import KeepBy
 from lepta.vocabulary.tokenizer_json import Part, Spec, components, model_with, rebuild, sentencepiece_decoder
 from lepta.vocabulary.tokens import Kind, Vocabulary
@@ -20,8 +21,8 @@ ORDINARY = (Kind.TEXT, Kind.BYTE)
 def alphabet(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray) -> Spec:
     """The tokenizer with nothing but special tokens (and their merges), bytes and characters: where `bpe` starts."""
     if isinstance(vocabulary, ByteLevelBPE):
-        return _restart(vocabulary, [vocabulary.written(bytes([byte])) for byte in range(256)])
-    characters = (vocabulary.written(character.encode()) for character in _characters(words, weights))
+        return _restart(vocabulary, list(to_byte_alphabet(bytes(range(256)))))
+    characters = map(vocabulary.written, map(str.encode, _characters(words, weights)))
     spec = _restart(vocabulary, [*map(byte_token, range(256)), *characters])
     strips = any(map(_strips, components(spec.get("decoder"))))
     return spec | {"model": spec["model"] | {"byte_fallback": True}, "decoder": sentencepiece_decoder(strips)}
@@ -36,9 +37,9 @@ def _strips(step: Part) -> bool:
 def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
     """The most frequent characters that make up `CHARACTER_COVERAGE` of the text."""
     counts = count_characters(words, weights)
-    characters = [character for character, _ in counts.most_common()]
-    shares = np.cumsum([counts[character] for character in characters]) / counts.total()
-    return characters[: int(np.searchsorted(shares, CHARACTER_COVERAGE)) + 1]
+    ranked = dict(counts.most_common())
+    shares = np.cumsum(list(ranked.values())) / counts.total()
+    return list(ranked)[: int(np.searchsorted(shares, CHARACTER_COVERAGE)) + 1]
 
 
 @step("choosing the tokens to keep")
@@ -63,8 +64,8 @@ def kept_tokens(
     if by == "frequency":
         usage = vocabulary.usage(words, weights)
     kept = most_useful(sorted(ids, key=lambda i: (-usage[i], i)), most, vocabulary.merge_parts, kept)
-    strings = {i: token for token, i in vocabulary.spec["model"]["vocab"].items()}
-    return _restart(vocabulary, [strings[i] for i in ids if i in kept])
+    by_id = sorted(vocabulary.spec["model"]["vocab"].items(), key=itemgetter(1))
+    return _restart(vocabulary, [token for token, i in by_id if i in kept])
 
 
 def most_useful(order: Sequence[int], most: int, parts: dict[int, tuple[int, ...]], kept: set[int]) -> set[int]:
@@ -91,7 +92,7 @@ def number_to_keep(vocabulary: Vocabulary, number: int | None) -> int:
 
 def _always_kept(vocabulary: Vocabulary) -> set[int]:
     parts = vocabulary.merge_parts
-    kept = {i for i in vocabulary.ids_of(*ORDINARY) if i not in parts}
+    kept = set(vocabulary.ids_of(*ORDINARY)) - parts.keys()
     for i in vocabulary.ids_of(Kind.SPECIAL):
         kept |= closure(i, parts, kept)
     return kept

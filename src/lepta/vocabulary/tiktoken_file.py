@@ -115,13 +115,12 @@ def read_tekken(path: Path) -> tuple[Spec, Config]:
 def _spec_and_config(tokens: Mapping[int, bytes], specials: dict[int, str], known: _Known) -> tuple[Spec, Config]:
     written = {token_id: to_byte_alphabet(token) for token_id, token in tokens.items()}
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
-    first = {known.starts_with: vocab[known.starts_with]} if known.starts_with else {}
     spec = parts.tokenizer_json(
         parts.bpe_model(vocab, parts.pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
-        [parts.added_token(i, token) for i, token in specials.items()],
+        list(itertools.starmap(parts.added_token, specials.items())),
         normalizer=known.normalizer,
         pre_tokenizer=parts.split_bytes(known.regex),
-        post_processor=parts.around(first, {}),
+        post_processor=parts.start_with(known.starts_with, vocab),
         decoder=parts.byte_level(use_regex=True),
     )
     return spec, parts.tokenizer_config(known.roles)

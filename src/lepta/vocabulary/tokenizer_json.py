@@ -6,7 +6,7 @@ format is that of the library `tokenizers`.
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 Part = dict[str, Any]
@@ -89,6 +89,13 @@ def around(first: Mapping[str, int], last: Mapping[str, int]) -> Part | None:
         "pair": texts[0] + texts[1],
         "special_tokens": tokens,
     }
+
+
+def start_with(token: str | None, ids: Mapping[str, int]) -> Part | None:
+    """A post-processor that puts a special token before each text; None if there is no such token."""
+    if not token or token not in ids:
+        return None
+    return around({token: ids[token]}, {})
 
 
 def added_token(token_id: int, content: str, special: bool = True) -> Part:
@@ -192,17 +199,29 @@ def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> P
         case "TemplateProcessing":
             tokens = {}
             for name, entry in processor["special_tokens"].items():
-                tokens[name] = entry | {"ids": [ids[token] for token in entry["tokens"]]}
+                tokens[name] = entry | {"ids": list(map(ids.__getitem__, entry["tokens"]))}
             return processor | {"special_tokens": tokens}
         case "BertProcessing" | "RobertaProcessing":
-            return processor | {role: [processor[role][0], ids[processor[role][0]]] for role in ("sep", "cls")}
+            sep, cls = processor["sep"][0], processor["cls"][0]
+            return processor | {"sep": [sep, ids[sep]], "cls": [cls, ids[cls]]}
         case _:
             return processor
 
 
+def tokens_of(vocab: Any) -> Iterable[tuple[str, int]]:
+    """Tokens with their ids in the vocabulary of a BPE, a mapping, or of a Unigram, a list of pieces with scores."""
+    return vocab.items() if isinstance(vocab, dict) else [(piece[0], i) for i, piece in enumerate(vocab)]
+
+
 def ids_of(vocab: Any) -> dict[str, int]:
-    """Token -> id in the vocabulary of a BPE, a mapping, or of a Unigram, a list of pieces with scores by id."""
-    return dict(vocab) if isinstance(vocab, dict) else {piece[0]: number for number, piece in enumerate(vocab)}
+    """Token -> id in the vocabulary of a BPE or of a Unigram."""
+    return dict(tokens_of(vocab))
+
+
+def added_tokens_of(spec: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Added tokens with their ids."""
+    for token in spec.get("added_tokens") or []:
+        yield token["content"], token["id"]
 
 
 def add_special_tokens(spec: Spec, tokens: Sequence[Mapping[str, Any]]) -> Spec:
@@ -227,7 +246,7 @@ def config_with_ids(config: Mapping[str, Any], spec: Spec) -> Config:
     `PreTrainedTokenizerFast` runs what `tokenizer.json` says; classes of single models (`LlamaTokenizer`) rebuild parts
     of it as they think best.
     """
-    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    ids = dict(added_tokens_of(spec))
     changed = dict(config) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     if isinstance(config.get("added_tokens_decoder"), dict):
         tokens = config["added_tokens_decoder"].values()
@@ -259,8 +278,8 @@ def added_tokens_decoder(spec: Spec) -> dict[str, Part]:
 def merge_lines(pairs: Sequence[tuple[str, str]], like: Sequence[Any]) -> list[Any]:
     """Merges as the file writes them: older files "a b", newer ones ["a", "b"]."""
     if like and isinstance(like[0], str):
-        return [" ".join(pair) for pair in pairs]
-    return [list(pair) for pair in pairs]
+        return list(map(" ".join, pairs))
+    return list(map(list, pairs))
 
 
 def model_with(model: Part, vocab: Mapping[str, int]) -> Part:

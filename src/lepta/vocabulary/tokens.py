@@ -6,7 +6,9 @@ alphabets of their own ("Ġпр" or "▁пр"), and feeding one tokenizer the st
 
 import itertools
 import json
+import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from functools import cached_property
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lepta.vocabulary.tokenizer_json import merge_pairs
+from lepta.vocabulary.tokenizer_json import added_tokens_of, merge_pairs, tokens_of
 
 
 class Kind(IntEnum):
@@ -39,8 +41,8 @@ class Vocabulary(ABC):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
-        tokens = self._token_strings()
-        added = {token["id"]: token["content"] for token in spec.get("added_tokens") or []}
+        tokens = {token_id: token for token, token_id in tokens_of(spec["model"]["vocab"])}
+        added = {token_id: literal for literal, token_id in added_tokens_of(spec)}
         self.size = 1 + max(max(tokens, default=-1), max(added, default=-1))
         self.bytes_of: list[bytes | None] = [None] * self.size
         self.kinds = np.full(self.size, Kind.HOLE, dtype=np.uint8)
@@ -51,10 +53,6 @@ class Vocabulary(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size:,} ids)"
-
-    def _token_strings(self) -> dict[int, str]:
-        """Id -> token as `tokenizer.json` writes it."""
-        return {token_id: token for token, token_id in self.spec["model"]["vocab"].items()}
 
     @abstractmethod
     def _read(self, token: str) -> tuple[bytes, Kind]:
@@ -107,9 +105,9 @@ class Vocabulary(ABC):
     def special_layout(self) -> tuple[list[str], list[str]]:
         """Special tokens that stand before all other tokens, and those that stand after, both in order of id."""
         first = min(self.ids_of(Kind.TEXT, Kind.BYTE), default=0)
-        specials = self.ids_of(Kind.SPECIAL)
-        before = [self.data(i).decode() for i in specials if i < first]
-        return before, [self.data(i).decode() for i in specials[len(before) :]]
+        ids = self.ids_of(Kind.SPECIAL)
+        before, specials = bisect_left(ids, first), [self.data(i).decode() for i in ids]
+        return specials[:before], specials[before:]
 
     def spelled_specials(self) -> set[str]:
         """Added tokens that merges or pieces lead to as well: Gemma lists its runs of spaces so."""
@@ -151,12 +149,10 @@ def _last_pair(token: str, ranks: dict[tuple[str, str], int]) -> tuple[str, ...]
     """Merge a token up from its characters until two symbols are left; nothing if it does not come to that."""
     symbols = list(token)
     while len(symbols) > 2:
-        pairs = ((ranks.get(pair), n) for n, pair in enumerate(itertools.pairwise(symbols)))
-        best = min(((rank, n) for rank, n in pairs if rank is not None), default=None)
-        if best is None:
+        n, pair = min(enumerate(itertools.pairwise(symbols)), key=lambda place: ranks.get(place[1], math.inf))
+        if pair not in ranks:
             return ()
-        n = best[1]
-        symbols[n : n + 2] = ["".join(symbols[n : n + 2])]
+        symbols[n : n + 2] = ["".join(pair)]
     return tuple(symbols)
 
 

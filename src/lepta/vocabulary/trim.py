@@ -22,7 +22,7 @@ def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Sp
     Word lists of the table do not count. Ids of new tokens stay dense and in order. LeptaError if there is no text, or
     no new token would be left.
     """
-    of_text = np.array([not is_word_list(name) for name in table.names], dtype=np.bool_)[table.sources]
+    of_text = ~np.array(list(map(is_word_list, table.names)), dtype=np.bool_)[table.sources]
     if not of_text.any():
         raise LeptaError("`trim`: the corpus has word lists alone; expected text, whose tokens can be counted")
     counts = np.asarray(table.counts[:, np.flatnonzero(of_text)].sum(axis=1)).ravel()
@@ -45,7 +45,7 @@ def without_rare(spec: Spec, first_new: int, table: WordTable, least: int) -> Sp
 def _only(spec: Spec, first_new: int, kept: set[int]) -> Spec:
     """The tokenizer with some of its new tokens, and the merges that they and the old ones need."""
     model = spec["model"]
-    vocab = {token: i for token, i in model["vocab"].items() if i < first_new}
-    new = [token for token, i in model["vocab"].items() if i >= first_new and i in kept]
-    vocab |= {token: first_new + number for number, token in enumerate(sorted(new, key=model["vocab"].__getitem__))}
+    new = sorted(i for i in kept if i >= first_new)
+    id_of = dict(zip(new, range(first_new, first_new + len(new)), strict=True))
+    vocab = {token: id_of.get(i, i) for token, i in model["vocab"].items() if i in kept}
     return spec | {"model": model_with(model, vocab)}

@@ -35,7 +35,7 @@ def changed_texts(old: Vocabulary, new: Vocabulary, documents: Sequence[str]) ->
     """Those documents whose ids are others, one after the other."""
     change = VocabularyChange.between(old, new)
     kept = set(change.moved)
-    added = "".join(_text(new.data(i)) for i in change.new_ids.tolist())
+    added = "".join(map(_text, map(new.data, change.new_ids.tolist())))
     patterns = (rf"\p{{Script={script}}}" for script in ("Latin", *SCRIPTS))
     letters = regex.compile("|".join(pattern for pattern in patterns if regex.search(pattern, added)) or r"(?!)")
     for document, after, before in zip(documents, new.encode(documents), old.encode(documents), strict=True):

@@ -80,7 +80,7 @@ def train_unigram(vocabulary: Vocabulary, words: Sequence[str], weights: np.ndar
         pre_tokenizer=spaces,
         decoder=parts.sentencepiece_decoder(strips=False),
     )
-    if UNKNOWN not in {token["content"] for token in spec["added_tokens"]}:
+    if UNKNOWN not in dict(parts.added_tokens_of(spec)):
         spec["added_tokens"].insert(0, parts.added_token(ids[UNKNOWN], UNKNOWN))
     return spec
 

@@ -54,7 +54,7 @@ class WordTable:
         """Only the words that a regular expression matches in full."""
         compiled = regex.compile(pattern)
         rows = [n for n, word in enumerate(self.words) if compiled.fullmatch(word)]
-        return WordTable([self.words[n] for n in rows], self.counts[rows], self.sources, self.names)
+        return WordTable(list(map(self.words.__getitem__, rows)), self.counts[rows], self.sources, self.names)
 
     def hold_out(self) -> tuple["WordTable", "WordTable"]:
         """Leave out the first part of each source that has several; gives what is left, and what was left out."""
@@ -109,9 +109,11 @@ class WordCounter:
         source = self._names.setdefault(name, len(self._names))
         column = self._columns.setdefault((source, 0), len(self._columns))
         cut: defaultdict[str, float] = defaultdict(float)
+        normalizer, pre_tokenizer = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
         for word, count in counts.items():
-            text = self._tokenizer.normalizer.normalize_str(word) if self._tokenizer.normalizer else word
-            for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            if normalizer:
+                word = normalizer.normalize_str(word)
+            for piece, _ in pre_tokenizer.pre_tokenize_str(word):
                 cut[piece] += count
         self._note(column, dict(cut))
 
@@ -120,7 +122,7 @@ class WordCounter:
         self._gather()
         sources = np.array([source for source, _ in self._columns], dtype=np.int64)
         words = sorted(self._ids)
-        return WordTable(words, self._table[[self._ids[word] for word in words]], sources, list(self._names))
+        return WordTable(words, self._table[list(map(self._ids.__getitem__, words))], sources, list(self._names))
 
     def _column(self, document: Document) -> int:
         name = document.source if document.source in self._names or len(self._names) < MOST_SOURCES else "others"
