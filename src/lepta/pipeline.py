@@ -106,7 +106,9 @@ def _check_templates(recipe: Recipe) -> None:
     variants = {variant.model or recipe.base for variant in recipe.variants.values()}
     for source, settings in _templates_needed(recipe).items():
         thinks = thinking and source in variants
-        template = chat_template_of(locate(source, hub_files=MODEL_FILES)) if settings or thinks else None
+        if not settings and not thinks:
+            continue
+        template = chat_template_of(locate(source, hub_files=MODEL_FILES))
         if thinks and not block_of(template):
             raise LeptaError(f"{source}: its chat template has no block of thinking; leave `thinking` off")
         if settings and not template:
@@ -169,7 +171,7 @@ class _Layout:
             original = open_tokenizer(base)
             if settings.size == "auto":
                 built, points, _ = choose_size(original, settings, count_weights(base))
-                write_json(folder / "size_curve.json", [vars(point) for point in points])
+                write_json(folder / "size_curve.json", list(map(vars, points)))
             else:
                 built = build(original, settings)
             return write_vocabulary(built, original, settings.scenario, folder)
@@ -299,8 +301,8 @@ class _Layout:
                 if one.adapted:
                     write_card(one.folder, measured(data["evaluation"], one.name))
             for pair in data["darumeru"]:
-                folders = [out / name for name in pair["stages"]]
-                write_comparison_page(folders, [read_results(one) for one in folders], pair, folder / pair["page"])
+                folders = list(map(out.joinpath, pair["stages"]))
+                write_comparison_page(folders, list(map(read_results, folders)), pair, folder / pair["page"])
             return {}
 
         return self.add("report", inputs, {"name": recipe.name}, run)

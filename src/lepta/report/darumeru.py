@@ -1,8 +1,10 @@
 """Darumeru as self-contained HTML pages, one model with its wrong answers and two side by side, and as tables."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lepta.report.page import write_page
 
 RUN, COMPARISON = "darumeru_run.html.j2", "darumeru_comparison.html.j2"
 SHOWN = 50  # answers of a task
+BOLD = dict.fromkeys((TOTAL, *COLUMN_SIZES), "bold")  # lines of a table
 NO_SCORES = ("gold", "answer", "label_mass")  # values of a sample that are no score
 NO_CONDITIONS = ("tasks", "columns", "micro_avg", "refused", "shots")  # of a summary
 
@@ -70,7 +73,7 @@ def write_comparison_page(
         {
             **pair,
             "chart": score_chart(pair["rows"], pair["names"]),
-            "conditions": [_conditions(read_summary(folder)) for folder in folders],
+            "conditions": list(map(_conditions, map(read_summary, folders))),
             "drills": drills,
         },
         file,
@@ -94,7 +97,7 @@ def side_by_side(
         if summaries[0].tasks.keys() & summaries[1].tasks.keys():
             differences = compare(first, second, seed=seed)
     known = tasks(summaries[0].definition)
-    rows = _rows(known, [_estimates(asdict(summary)) for summary in summaries])
+    rows = _rows(known, list(map(_estimates, map(asdict, summaries))))
     for row in rows:
         row["difference"] = None
         if found := differences.get(row["name"]):
@@ -150,7 +153,7 @@ def worth(task: Task, record: Record) -> float:
         return float(values["correct"])
     if "most" in values:
         return float(values["points"] / values["most"])
-    return sum(values[name] for name in task.measure.headline) / len(task.measure.headline)
+    return sum(map(values.__getitem__, task.measure.headline)) / len(task.measure.headline)
 
 
 def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
         "samples": len(records),
         "wrong": len(wrong),
         "errors": sum("error" in record for record in records),
-        "shown": [_shown(task, record) for record in wrong[:SHOWN]],
+        "shown": list(map(partial(_shown, task), wrong[:SHOWN])),
     }
 
 
@@ -176,11 +179,12 @@ def _changed(task: Task, first: Sequence[Record], second: Sequence[Record]) -> d
     changes.sort(key=lambda change: -abs(change[0]))
     lost = [pair for change, *pair in changes if change < 0]
     won = [pair for change, *pair in changes if change > 0]
+    shown = partial(_shown, task)
     return {
         "title": task.title,
         "samples": len(changes),
-        "lost": {"number": len(lost), "shown": [_shown(task, *pair) for pair in lost[:SHOWN]]},
-        "won": {"number": len(won), "shown": [_shown(task, *pair) for pair in won[:SHOWN]]},
+        "lost": {"number": len(lost), "shown": list(itertools.starmap(shown, lost[:SHOWN]))},
+        "won": {"number": len(won), "shown": list(itertools.starmap(shown, won[:SHOWN]))},
     }
 
 
@@ -223,15 +227,10 @@ def summary_table(summary: Summary, name: str) -> Table:
     if summary.definition == "legacy":
         name += ", legacy definitions"
     table = number_table("task", "score", "95 %", "samples", title=name)
-    of_column: dict[str, list[Task]] = {column: [] for column in COLUMN_SIZES}
-    for task in tasks(summary.definition).values():
-        if summary.refused.get(task.name) != "missing":
-            of_column[task.column].append(task)
-    for column, asked in of_column.items():
-        if not asked:
-            continue
+    asked = [task for task in tasks(summary.definition).values() if summary.refused.get(task.name) != "missing"]
+    for column, members in itertools.groupby(asked, attrgetter("column")):
         table.add_row(f"[bold]{column}", *_numbers(summary.columns.get(column)), "", style="bold")
-        for task in asked:
+        for task in members:
             if found := summary.tasks.get(task.name):
                 table.add_row(f"  {task.title}", *_numbers(found.score), f"{found.samples:,}")
             else:
@@ -248,7 +247,7 @@ def comparison_table(differences: Mapping[str, Difference], first: str, second: 
     for name, found in differences.items():
         value, interval = _numbers(found.difference, sign="+")
         p = "" if found.p is None else f"{found.p:.3f}"
-        style = "bold" if name == TOTAL or name in COLUMN_SIZES else ""
+        style = BOLD.get(name)
         table.add_row(name, f"{found.first:.3f}", f"{found.second:.3f}", value, interval, p, style=style)
     return table
 
