@@ -104,9 +104,9 @@ def test_a_model_that_cannot_think_is_refused(loaded):
 )
 def test_a_budget_that_is_used_up_ends_the_thinking(loaded, budget, said, ended):
     model, tokenizer = loaded
-    (thought,) = think_here(model, tokenizer, [chat_prompt(tokenizer, ASKED, True)], budget, 4)
-    assert thought.prompt == OFF.replace("\n\n</think>", f"{said}</think>")
-    assert thought.thinking == (said if ended else "")
+    thoughts = think_here(model, tokenizer, [chat_prompt(tokenizer, ASKED, True)], budget, 4)
+    assert thoughts.prompts == [OFF.replace("\n\n</think>", f"{said}</think>")]
+    assert thoughts.thinking == [said if ended else ""]
 
 
 def test_answers_of_reports_hold_no_thinking(loaded):

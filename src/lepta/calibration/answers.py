@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -84,7 +83,7 @@ def count_answers(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
     `answered` have an answer that can be learned from, `empty` and `unfinished` only such ones, `refused` none.
     """
-    counts: Counter[str] = Counter()
+    counts = dict.fromkeys(("prompts", "answered", "refused", "empty", "unfinished", "answer_tokens"), 0)
     for row in rows:
         counts["prompts"] += 1
         if "refused" in row:
@@ -92,4 +91,4 @@ def count_answers(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
             continue
         counts["answered" if usable(row) else str(fault(row["answers"][0]))] += 1
         counts["answer_tokens"] += sum(answer["tokens"] for answer in row["answers"])
-    return {name: counts[name] for name in ("prompts", "answered", "refused", "empty", "unfinished", "answer_tokens")}
+    return counts

@@ -77,8 +77,9 @@ def opened_writer(place: Place, settings: AnswerSettings, work: Path | None = No
         return
     with opened(place.model) as checkpoint:
         choose = partial(fast_dtype, checkpoint.folder)
-        dtype = recorded_dtype(work, choose) if work else choose()
-        model, tokenizer = load_model(checkpoint.folder, dtype), load_tokenizer(checkpoint.folder)
+        if work:
+            choose = partial(recorded_dtype, work, choose)
+        model, tokenizer = load_model(checkpoint.folder, choose()), load_tokenizer(checkpoint.folder)
         yield LocalWriter(model, tokenizer, settings.context, settings.batch)
 
 
@@ -110,7 +111,9 @@ def calibration_stages(
             {"prompts": settings.prompts} if settings.prompts else {},
         )
     ]
+    made_of = {"answers": answers}
     if settings.judge and settings.prompts:
+        made_of["grades"] = grades
         judge = original if settings.judge.model == SELF else Place.of(settings.judge)
         key = {**settings.judge.model_dump(exclude={"keep"}), **judge.key, "rubric": load_rubric().version}
         run = partial(make_grades, answers, judge, settings, seed)
@@ -119,8 +122,7 @@ def calibration_stages(
     texts = {"copies": copies.text} if copies.number else {}
     if copies.number and apart:
         texts["apart from"] = apart
-    made_of = {"answers": answers} | ({"grades": grades} if len(stages) > 1 else {})
-    key = {"seed": seed, "keep": settings.judge.keep if settings.judge else None}
+    key = {"seed": seed, "keep": settings.judge and settings.judge.keep}
     key |= copies.model_dump(exclude={"text", "apart_from"})
     stages.append(
         Stage(name_of("examples"), made_of, key, partial(make_examples, made_of, settings, apart, seed), texts)
@@ -192,8 +194,10 @@ def make_examples(
         graded = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in chosen.items())
         reason = graded or _none_whole(list(read_rows(made_of["answers"] / ANSWERS)), settings)
         raise LeptaError(f"calibrate: nothing to learn from: no answer was kept ({reason}), no copies")
-    left_out = {name: chosen[name] for name in ("low_grades", "unreadable_grades")} if grades else {}
-    return {"kept": chosen["kept"], **left_out, **copied, "examples": chosen["kept"] + len(copies)}
+    counts = {"kept": chosen["kept"]}
+    if grades:
+        counts |= {"low_grades": chosen["low_grades"], "unreadable_grades": chosen["unreadable_grades"]}
+    return {**counts, **copied, "examples": chosen["kept"] + len(copies)}
 
 
 def _none_whole(answers: Sequence[dict[str, Any]], settings: CalibrateSettings) -> str:

@@ -53,12 +53,14 @@ def measure_effect(
             summary = run(backend, settings.benchmark, samples, settings.tasks, limit=settings.limit)
             for task, part in summary.tasks.items():
                 tasks[task] = asdict(part.score) | {"samples": part.samples, "parts": part.parts}
-        fresh = (new_ids(original, place) if original else None) or None  # nothing is known of no new tokens
+        fresh = None  # nothing is known of no new tokens, and of no prompts
+        if original and prompts:
+            fresh = new_ids(original, place) or None
         written = answers(model, tokenizer, prompts, settings.max_tokens, f"{name}: writing answers", settings.budget)
         found[name] = {
             "bits_per_byte": scores,
             "tasks": tasks,
-            "new_token_share": written.share_of(fresh) if prompts else None,
+            "new_token_share": written.share_of(fresh),
             "answers": written.texts,
         }
         del model, tokenizer

@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -84,10 +84,9 @@ def read_grades(reply: str) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class _Question:
-    """One answer to be graded: `key` names the row, `number` the answer in it."""
+    """One answer to be graded: `place` is the id of its row, and its number there."""
 
-    key: str
-    number: int
+    place: tuple[str, int]
     messages: list[Message]
 
 
@@ -111,24 +110,25 @@ def grade_answers(
             for row in part:
                 for number in usable(row):
                     shown = rubric.conversation(row["messages"], row["answers"][number]["text"])
-                    asked.append(_Question(row["id"], number, shown))
+                    asked.append(_Question((row["id"], number), shown))
             first: Grades = {}
             second: Grades = {}
-            twice = [question for question in asked if _drawn(question.key, settings.repeat_share)]
+            twice = [question for question in asked if _drawn(question.place[0], settings.repeat_share)]
             try:
-                _grade(asked, judge, settings, rubric, seed, first, greedy=True)
-                _grade(twice, judge, settings, rubric, seed + 1, second, greedy=False)
+                _grade(asked, judge, settings, rubric, seed, first, 0.0)
+                _grade(twice, judge, settings, rubric, seed + 1, second, SECOND_LOOK)
             except Stopped:
-                missing = {question.key for question in asked if not _read(first, question)}
-                missing |= {question.key for question in twice if not _read(second, question)}
+                missing = _unread(asked, first) | _unread(twice, second)
                 journal.add(_row(row, first, second) for row in part if row["id"] not in missing)
                 raise
             journal.add(_row(row, first, second) for row in part)
             bar.set(len(journal.done))
 
 
-def _read(grades: Grades, question: _Question) -> bool:
-    return "unreadable" not in grades.get((question.key, question.number), {"unreadable": ""})
+def _unread(questions: Sequence[_Question], grades: Grades) -> set[str]:
+    """Ids of the rows with an answer whose grades could not be read."""
+    unread = {"unreadable": ""}
+    return {question.place[0] for question in questions if "unreadable" in grades.get(question.place, unread)}
 
 
 def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
@@ -151,14 +151,13 @@ def _grade(
     rubric: Rubric,
     seed: int,
     grades: Grades,
-    greedy: bool,
+    temperature: float,
 ) -> None:
     """Ask until the grades can be read, up to so many times; what was read is in `grades` also if the judge stops."""
     left = [(question, question.messages) for question in questions]
     for tried in range(settings.tries):
         if not left:
             break
-        temperature = 0.0 if greedy and not tried else SECOND_LOOK
         sampling = Sampling(settings.max_tokens, temperature=temperature, seed=seed + 1000 * tried)
         stopped: Stopped | None = None
         replies: Sequence[list[Answer] | Refusal | None]
@@ -168,24 +167,23 @@ def _grade(
             stopped, replies = error, error.done
         unread = []
         for (question, _), reply in zip(left, replies, strict=True):
-            place = question.key, question.number
             if isinstance(reply, Refusal):
-                grades[place] = {"unreadable": reply.reason[:200]}
+                grades[question.place] = {"unreadable": reply.reason[:200]}
             elif reply and (found := read_grades(reply[0].text)):
-                grades[place] = dict(found)
+                grades[question.place] = dict(found)
             elif reply:
-                grades[place] = {"unreadable": reply[0].text[:200]}
+                grades[question.place] = {"unreadable": reply[0].text[:200]}
                 said = {"role": "assistant", "content": reply[0].text or "..."}
                 unread.append((question, [*question.messages, said, {"role": "user", "content": rubric.again}]))
         if stopped:
             raise stopped
-        left = unread
+        left, temperature = unread, SECOND_LOOK
 
 
 def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:
     """How many answers were graded, how often each grade was given, and how far repeated grades agree."""
     counts: Counter[str] = Counter()
-    given = {scale: Counter[int]() for scale in SCALES}
+    given: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for row in grades:
         for grade in filter(None, row["grades"]):
             if "unreadable" in grade:
@@ -212,7 +210,7 @@ def count_grades(grades: Iterable[dict[str, Any]], keep: int) -> dict[str, Any]:
 
 def good(grade: dict[str, int], keep: int) -> bool:
     """Whether both grades are at least so high."""
-    return min(grade[scale] for scale in SCALES) >= keep
+    return min(grade.values()) >= keep
 
 
 def kept_answers(
@@ -245,7 +243,7 @@ def _best(grades: list[dict[str, Any] | None], keep: int, counts: Counter[str]) 
     if not read:
         counts["unreadable_grades"] += 1
         return None
-    number, grade = max(read, key=lambda item: (good(item[1], keep), sum(item[1][scale] for scale in SCALES)))
+    number, grade = max(read, key=lambda item: (good(item[1], keep), sum(item[1].values())))
     if good(grade, keep):
         return number
     counts["low_grades"] += 1

@@ -15,7 +15,7 @@ from lepta.inference.chat import Message, chat_prompt
 from lepta.inference.client import AT_ONCE, SECONDS, Client, Refused
 from lepta.inference.generation import generate_batch
 from lepta.inference.scoring import Question, Scorer, branches_of, token_ids
-from lepta.inference.thinking import Thought, split_thinking, think_here
+from lepta.inference.thinking import Thoughts, split_thinking, think_here
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class LocalWriter:
 
     def _filled(self, prompts: list[str], form: Form, sampling: Sampling) -> list[list[Answer]]:
         """Replies that have the form: its text is given, and of each value the model says how likely it is."""
-        prompts = [thought.prompt for thought in self._thoughts(prompts, sampling)]
+        prompts = self._thoughts(prompts, sampling).prompts
         scorer = Scorer(self._model)
         scorer.share(token_ids(self._tokenizer, prompts))
         values = tuple(map(str, form.values))
@@ -165,18 +165,18 @@ class LocalWriter:
             each, samples = samples, 1
         repeated = itertools.chain.from_iterable(itertools.repeat(prompt, each) for prompt in prompts)
         thoughts = self._thoughts(list(repeated), sampling)
-        ids = token_ids(self._tokenizer, [thought.prompt for thought in thoughts])
+        ids = token_ids(self._tokenizer, thoughts.prompts)
         written = generate_batch(self._model, self._tokenizer, ids, sampling.max_tokens, samples, sampling.temperature)
         answers = []
         for number, one in enumerate(written):
             _, text = split_thinking(self._tokenizer.decode(one.ids, skip_special_tokens=True))
-            thinking = thoughts[number // samples].thinking
+            thinking = thoughts.thinking[number // samples]
             answers.append(Answer(text.strip(), len(one.ids), one.ended, thinking.strip()))
         return [answers[n : n + sampling.samples] for n in range(0, len(answers), sampling.samples)]
 
-    def _thoughts(self, prompts: list[str], sampling: Sampling) -> list[Thought]:
+    def _thoughts(self, prompts: list[str], sampling: Sampling) -> Thoughts:
         if not sampling.thinking:
-            return [Thought(prompt, "") for prompt in prompts]
+            return Thoughts(prompts, [""] * len(prompts))
         budget, temperature = sampling.thinking, sampling.temperature
         return think_here(self._model, self._tokenizer, prompts, budget, self._batch, temperature)
 
@@ -213,9 +213,12 @@ class ServerWriter:
         failed: BaseException | None = None
         done: list[Written | None] = []
         for call in calls:
-            error = None if call.cancelled() else call.exception()
-            failed = failed or error
-            done.append(None if call.cancelled() or error else call.result())
+            done.append(None)
+            if call.cancelled():
+                continue
+            failed = failed or call.exception()
+            if not call.exception():
+                done[-1] = call.result()
         if failed:
             raise Stopped(str(failed), done) from failed
         return [call.result() for call in calls]

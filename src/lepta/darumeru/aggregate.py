@@ -36,6 +36,11 @@ class TaskResult:
     # What must be equal for two results to be compared: hashes of data and prompt, version, number of shots.
     conditions: Mapping[str, str | int] = field(default_factory=dict)
 
+    @property
+    def ids(self) -> set[str]:
+        """Of the samples."""
+        return {score.id for score in self.scores}
+
 
 def task_result(task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int) -> TaskResult:
     """Put together what a runner has of one task, from the dataset as it was asked and the examples asked for."""
@@ -119,7 +124,7 @@ def summarise(results: Sequence[TaskResult], seed: int = 1, partial: bool = Fals
     """
     definition, whole, refused = _checked(results)
     if refused and not partial:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        reasons = "; ".join(map(": ".join, refused.items()))
         raise LeptaError(f"no total from part of the tasks: {reasons}")
     known = tasks(definition)
     scores, summaries = {}, {}
@@ -192,9 +197,8 @@ def _reason_not_whole(task: Task, result: TaskResult | None) -> str:
         return "missing"
     if result.errors:
         return f"{len(result.errors)} errors, the first: {result.errors[0]}"
-    different = len({score.id for score in result.scores})
-    if different < len(result.scores):
-        return f"{len(result.scores) - different} samples are there twice"
+    if len(result.ids) < len(result.scores):
+        return f"{len(result.scores) - len(result.ids)} samples are there twice"
     if len(result.scores) != result.expected or not result.expected:
         return f"{len(result.scores)} of {result.expected} samples"
     try:
@@ -209,7 +213,7 @@ def _refuse_unlike(first: TaskResult, second: TaskResult) -> None:
     unlike = sorted(key for key in keys if first.conditions.get(key) != second.conditions.get(key))
     if unlike:
         raise LeptaError(f"{first.task}: the results differ in {', '.join(unlike)}; compare runs of the same settings")
-    if {score.id for score in first.scores} != {score.id for score in second.scores}:
+    if first.ids != second.ids:
         raise LeptaError(f"{first.task}: the results are of different samples; compare runs on the same data")
 
 
@@ -242,7 +246,7 @@ def _weights(units: Units, draws: int, seed: int, group: str) -> Iterator[Counts
         number = min(step, draws - start)
         offsets = np.arange(number)[:, None] * size
         chosen = [place[generator.integers(0, len(place), (number, len(place)))] + offsets for place in places]
-        flat = np.concatenate([part.ravel() for part in chosen])
+        flat = np.concatenate(chosen, axis=1).ravel()
         yield np.bincount(flat, minlength=number * size).reshape(number, size).astype(float)
 
 
@@ -252,7 +256,7 @@ def _with_totals(scores: Mapping[str, _Bootstrap], known: Mapping[str, Task]) ->
     for column in COLUMN_SIZES:
         names = [name for name, task in known.items() if task.column == column]
         if scores.keys() >= set(names):
-            result[column] = _mean([scores[name] for name in names])
+            result[column] = _mean(list(map(scores.__getitem__, names)))
     if len(scores) == len(known):
         result[TOTAL] = _mean(list(scores.values()))
     return result

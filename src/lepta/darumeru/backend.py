@@ -68,7 +68,7 @@ class Backend(ABC):
         if how.chat and not tokenizer.chat_template:
             raise LeptaError("chat: the tokenizer has no chat template; ask with plain text (--plain)")
         self._tokenizer, self._facts = tokenizer, facts
-        self.chat = bool(tokenizer.chat_template) if how.chat is None else how.chat
+        self.chat = how.chat is not False and bool(tokenizer.chat_template)
         self.context, self.thinking = how.context, how.thinking
         if self.thinking and not self.chat:
             raise LeptaError("thinking: needs a chat template; plain text has no thinking in it")

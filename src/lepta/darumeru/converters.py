@@ -103,7 +103,7 @@ def letter(record: Record) -> str:
 
 
 def _four_choices(record: Record) -> list[str]:
-    choices = record.get("options", "choices") or [record[name] for name in LETTERS]
+    choices = record.get("options", "choices") or list(map(record.__getitem__, LETTERS))
     if len(choices) != len(LETTERS):
         raise LeaveOut(f"{len(choices)} choices, not 4")
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):
@@ -137,7 +137,7 @@ def _answers_in_context(record: Record) -> list[str]:
         raise LeaveOut("no answer in the text")
     if not any(text in record["context"] for text in texts):
         raise LeaveOut("the answer is not in the text")
-    return list(dict.fromkeys(text.strip() for text in texts))
+    return list(dict.fromkeys(map(str.strip, texts)))
 
 
 def _marked_pronoun(record: Record) -> Fields:

@@ -94,11 +94,12 @@ def checked(name: str, source: str, test: Iterable[Row], shots: Iterable[Row]) -
 def _file(plain: Path) -> Path:
     """The file, or the packed one beside it."""
     packed = plain.with_name(f"{plain.name}.gz")
-    if plain.is_file() and packed.is_file():
+    files = list(filter(Path.is_file, (plain, packed)))
+    if len(files) == 2:
         raise LeptaError(f"{plain}: there is {packed.name} too; keep one of them")
-    if not plain.is_file() and not packed.is_file():
+    if not files:
         raise LeptaError(f"{plain}: no such file, and no {packed.name}; docs/darumeru.md says what belongs there")
-    return plain if plain.is_file() else packed
+    return files[0]
 
 
 def read_rows(name: str, path: Path) -> list[Row]:

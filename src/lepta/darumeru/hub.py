@@ -68,7 +68,9 @@ def fetch(name: str) -> tuple[list[Row], list[Row]]:
     published = PUBLISHED[name]
     test = list(itertools.islice(_rows(name, published, published.test, published.prefix), published.most))
     shots = list(_rows(name, published, published.shots, published.prefix or "{split}-"))
-    return test, set_aside(shots, RUCOLA_SHOTS)[1] if name == "rucola" else shots
+    if name == "rucola":
+        _, shots = set_aside(shots, RUCOLA_SHOTS)
+    return test, shots
 
 
 def _rows(name: str, published: Published, split: str, prefix: str) -> Iterator[Row]:

@@ -31,8 +31,10 @@ def import_dataset(
     """
     copies = dataset.startswith("copy")
     found, left_out = read_format(format_name, files, dataset)
+    options = {"shots": shots}
     if copies:
         found = _drawn(found, rows + shots, seed)
+        options |= {"rows": rows, "seed": seed}
     if shots_files:
         pool, _ = read_format(format_name, shots_files, dataset)
         examples = [row.model_copy(update={"id": f"shot-{row.id}"}) for row in set_aside(pool, shots)[1]]
@@ -46,7 +48,7 @@ def import_dataset(
     facts: Fields = {
         "format": format_name,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in [*files, *shots_files]},
-        "options": {"shots": shots} | ({"rows": rows, "seed": seed} if copies else {}),
+        "options": options,
         "left_out": dict(left_out),
     }
     if note := FORMATS[format_name].note:

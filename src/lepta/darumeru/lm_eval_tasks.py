@@ -39,18 +39,19 @@ class DarumeruTask(ConfigurableTask):
             key: self._darumeru.messages(sample, self._darumeru.shots(dataset, sample, facts["shots"]))
             for key, sample in self._samples.items()
         }
-        generates = self._darumeru.method == "generate"
         settings = {
             "task": config["task"],
             "metadata": {**facts, "version": self._darumeru.version},
-            "output_type": "generate_until" if generates else "multiple_choice",
-            "generation_kwargs": self._generation(()) if generates else None,
+            "output_type": "multiple_choice",
+            "generation_kwargs": None,
             "test_split": "test",
             "num_fewshot": 0,  # examples are part of the prompt
             "doc_to_text": "question",
             "doc_to_target": "target",
             "metric_list": [],
         }
+        if self._darumeru.method == "generate":
+            settings |= {"output_type": "generate_until", "generation_kwargs": self._generation(())}
         super().__init__(config=settings)
 
     def download(self, *arguments: Any, **options: Any) -> None:
@@ -88,7 +89,7 @@ class DarumeruTask(ConfigurableTask):
         options.pop("chat_template", None)
         kind, arguments = "loglikelihood", list[Any](sample.continuations)
         if self._darumeru.method == "generate":
-            stops = () if chat else self._darumeru.stop_for(sample)
+            stops = self._darumeru.stop_for(sample, chat)
             kind, arguments = "generate_until", [self._generation(stops)]
         return [
             Instance(request_type=kind, doc=doc, arguments=(ctx, argument), idx=n, **options)

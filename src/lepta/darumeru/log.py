@@ -115,7 +115,7 @@ class TaskLog:
     def finish(self, order: Sequence[str]) -> None:
         """Sort samples as the task has them: then the file does not depend on how often the run was killed."""
         if list(self.records) != list(order):
-            self._write([self.records[key] for key in order])
+            self._write(list(map(self.records.__getitem__, order)))
 
     def _write(self, records: Sequence[Record]) -> None:
         write_rows(self.path, [self._header, *records])
@@ -170,7 +170,7 @@ def read_log(path: Path) -> tuple[Record, list[Record]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> Record:
     """A line of a log: the header, or a sample."""
-    record = parsed_row(line, f"{path}, line {number}", Header if number == 1 else LoggedSample)
+    record = parsed_row(line, f"{path}, line {number}", {1: Header}.get(number, LoggedSample))
     if number == 1 and record["task"] != path.stem:
         raise LeptaError(f"{path}, line 1: task: expected {path.stem!r}, as the file is called; {REMEDY}")
     return record
@@ -181,7 +181,7 @@ def read_results(folder: Path) -> Results:
     paths = _logs(folder)
     if not paths:
         raise LeptaError(f"{folder}: no {SAMPLES}/TASK.jsonl; expected the output folder of `lepta darumeru run`")
-    logs = {path: read_log(path) for path in paths}
+    logs = dict(zip(paths, map(read_log, paths), strict=True))
     first = _of_all_tasks(logs[paths[0]][0])
     for path, (header, _) in logs.items():
         if unlike := different(_of_all_tasks(header), first):

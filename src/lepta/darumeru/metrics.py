@@ -36,7 +36,7 @@ STRESS = "\u0301"
 
 def pick(labels: Sequence[str], log_probs: Sequence[float]) -> str:
     """The label with the highest log-probability; of equal ones the first."""
-    if len(labels) != len(log_probs) or any(math.isnan(value) for value in log_probs):
+    if len(labels) != len(log_probs) or any(map(math.isnan, log_probs)):
         raise LeptaError(f"labels {', '.join(labels)}: expected one log-probability each, found {list(log_probs)}")
     # Equal values mean that the labels were not told apart, and any choice would say nothing about the model.
     if len(labels) > 1 and min(log_probs) == max(log_probs):
@@ -108,7 +108,7 @@ def token_f1(answer: str, gold: str) -> float:
     if not answer_words or not gold_words:
         return float(answer_words == gold_words)
     shared = Counter(answer_words) & Counter(gold_words)
-    return _f1(shared.total(), len(gold_words), len(answer_words))
+    return 2 * shared.total() / (len(gold_words) + len(answer_words))
 
 
 def exact_match(answer: str, gold: str) -> float:
@@ -119,10 +119,6 @@ def exact_match(answer: str, gold: str) -> float:
 def best(score: Callable[[str, str], float], answer: str, golds: Sequence[str]) -> float:
     """Best score of an answer over all golds."""
     return max(score(answer, gold) for gold in golds)
-
-
-def _f1(shared: int, in_reference: int, in_answer: int) -> float:
-    return 2 * shared / (in_reference + in_answer) if shared else 0.0
 
 
 # --- the Russian school-leaving exam ----------------------------------------------------------------------------------
@@ -193,7 +189,7 @@ def lemma(word: str) -> str:
 
 def lemmas(text: str) -> list[str]:
     """Lemmas of a text: lower case, punctuation to space, each word by its dictionary form (pymorphy3)."""
-    return [lemma(word) for word in NOT_WORD.sub(" ", text.lower().replace(STRESS, "")).split()]
+    return list(map(lemma, NOT_WORD.sub(" ", text.lower().replace(STRESS, "")).split()))
 
 
 class Rouge(NamedTuple):
@@ -219,12 +215,12 @@ def rouge_of_counts(answer: Counter[tuple[str, ...]], reference: Counter[tuple[s
     shared, written, wanted = (answer & reference).total(), answer.total(), reference.total()
     if not shared:
         return Rouge(0.0, 0.0, 0.0)
-    return Rouge(shared / wanted, shared / written, _f1(shared, wanted, written))
+    return Rouge(shared / wanted, shared / written, 2 * shared / (wanted + written))
 
 
 def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
     """Share of the k gold items (indices) that is among the k highest scores; of equal ones the first wins."""
-    if any(math.isnan(score) for score in scores):
+    if any(map(math.isnan, scores)):
         raise LeptaError("R-precision: a score is not a number; expected one log-probability for each sentence")
     order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable, so the first of equal scores comes first
     return len(set(order[: len(gold)]) & set(gold)) / len(gold)
@@ -236,17 +232,16 @@ def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:
 def copied_share(reference: Sequence[Hashable], copy: Sequence[Hashable]) -> float:
     """Longest common subsequence of token ids (or characters), divided by the length of the longer text."""
     # By the longer one: neither stopping early nor going on after the end passes as a copy.
-    longest = max(len(reference), len(copy))
-    return LCSseq.similarity(reference, copy) / longest if longest else 0.0
+    return LCSseq.similarity(reference, copy) / max(len(reference), len(copy), 1)
 
 
 def legacy_copied_share(reference: str, copy: str) -> float:
     """Longest common subsequence of characters by the length of the copy, for comparing with published numbers only."""
     # As in the paper's code, where the first tenth of a text scores 1.
     reference, copy = reference.strip(), copy.strip()
-    return LCSseq.similarity(reference, copy) / len(copy) if copy else 0.0
+    return LCSseq.similarity(reference, copy) / max(len(copy), 1)
 
 
 def copied_length(reference: int, emitted: int) -> float:
     """How near the number of emitted tokens is to that of the reference: min(p/s, s/p), 0 if there are none."""
-    return min(emitted, reference) / max(emitted, reference) if emitted and reference else 0.0
+    return min(emitted, reference) / max(emitted, reference, 1)

@@ -104,8 +104,8 @@ def limited(task: Task, dataset: Dataset, limit: int | None) -> Dataset:
 
 def fit(task: Task, dataset: Dataset, sample: Sample, shots: int, backend: Backend) -> PromptedSample:
     """Write the prompt with as many whole examples as find room beside the answer; an error if none is too many."""
-    answers = [len(backend.tokens(text)) + 1 for text in sample.continuations]
-    room = backend.thinking + max([task.max_new_tokens, *answers])
+    longest = 1 + max(map(len, map(backend.tokens, sample.continuations)), default=-1)
+    room = backend.thinking + max(task.max_new_tokens, longest)
     examples = task.shots(dataset, sample, shots)
     for number in range(len(examples), -1, -1):
         prompt = backend.render(task.messages(sample, examples[:number]))
@@ -210,13 +210,13 @@ def _ask_batch(task: Task, backend: Backend, batch: Sequence[PromptedSample]) ->
     if task.method == "generate":
         requests = []
         for item, prompt in zip(batch, prompts, strict=True):
-            stops = () if backend.chat else task.stop_for(item.sample)
+            stops = task.stop_for(item.sample, backend.chat)
             requests.append(GenerationRequest(prompt, stops, task.longest_for(item.sample)))
         return backend.generate(requests, task.max_new_tokens)
     questions = [Question(prompt, item.sample.continuations) for item, prompt in zip(batch, prompts, strict=True)]
     if task.method == "choose":
         return backend.choose(questions)
-    return [backend.sentence_logprobs(question) for question in questions]
+    return list(map(backend.sentence_logprobs, questions))
 
 
 def _record(task: Task, backend: Backend, item: PromptedSample, result: Any) -> Record:
@@ -256,7 +256,7 @@ def _answer(task: Task, backend: Backend, sample: Sample, result: Any) -> Answer
         tokens, reference = backend.tokens(text.strip()), backend.tokens(sample.target.strip())
         return Answer(text=text, emitted=result.emitted, tokens=tokens, reference_tokens=reference)
     if task.method == "choose":
-        mass = min(1.0, sum(math.exp(value) for value in result))
+        mass = min(1.0, sum(map(math.exp, result)))
         return Answer(label=pick(task.labels, result) if result else NO_LABEL, label_mass=mass)
     return Answer(log_probs=tuple(result))
 

@@ -61,7 +61,7 @@ class ServerBackend(_Server):
         def write(begun: list[str]) -> list[str]:
             return at_once(partial(self._thinking, block, options), self.ids(begun))
 
-        return [thought.prompt for thought in think(prompts, block, write)]
+        return think(prompts, block, write).prompts
 
     def _thinking(self, block: Block, options: dict[str, Any], ids: Sequence[int]) -> str:
         choice = self._complete(ids, **options)
@@ -95,22 +95,23 @@ class ServerBackend(_Server):
             return tuple(at_once(lambda branch: sum(self._echo(branch.ids)[start:]), branches))
         choice = self._complete(branches[0].ids[:start], max_tokens=1, logprobs=TOP)
         top = field(choice, "logprobs", "top_logprobs", 0, kind=dict)
-        labels = [self._tokenizer.decode([branch.ids[start]]) for branch in branches]
-        found = [self._value(top, branch.ids[start]) for branch in branches]
-        if all(value is None for value in found):
+        absent = min(top.values(), default=0.0) - 1
+        found = [self._value(top, branch.ids[start], absent) for branch in branches]
+        if set(found) == {absent}:
+            labels = [self._tokenizer.decode([branch.ids[start]]) for branch in branches]
             raise LeptaError(
                 f"{self._client.url}: none of {', '.join(labels)} is among the {len(top)} most likely tokens"
             )
-        return tuple(min(top.values()) - 1 if value is None else value for value in found)
+        return tuple(found)
 
-    def _value(self, top: Mapping[str, float], token: int) -> float | None:
+    def _value(self, top: Mapping[str, float], token: int, absent: float) -> float:
         """Log-probability of a token among the most likely ones, which a server calls by their texts."""
         raw, text = self._tokenizer.convert_ids_to_tokens(token), self._tokenizer.decode([token])
         names = [text, raw]
         if raw.startswith("▁"):  # decoding takes the space of a SentencePiece token away; few servers do
             shown = any(name.startswith((" ", "▁")) for name in top)
             names = [f" {text.lstrip()}", raw] if shown else [text]
-        return next((top[name] for name in names if name in top), None)
+        return next((top[name] for name in names if name in top), absent)
 
     def _generate(self, request: GenerationRequest, ids: Sequence[int], max_tokens: int) -> Completion:
         options = {"prompt": list(ids), "max_tokens": max_tokens}
@@ -196,9 +197,9 @@ def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
     in the first two places: elsewhere they are words.
     """
     exact = [f"(?i:{label})" if len(label) > 1 else label for label in map(re.escape, labels)]
-    alike = [ALIKE.get(label, way) for label, way in zip(labels, exact, strict=True)]
+    alike = list(map(ALIKE.get, labels, exact))
     for before, ways, after in ((r"^\W*", alike, ENDS), (ANSWER, alike, ENDS), (r"(?<!\w)", exact, r"(?!\w)")):
-        groups = "|".join(f"({way})" for way in ways)
+        groups = "|".join(map("({})".format, ways))
         if match := re.search(f"{before}(?:{groups}){after}", text):
             chosen = [LEFT] * len(labels)
             chosen[(match.lastindex or 1) - 1] = CHOSEN

@@ -25,7 +25,7 @@ def _known(names: list[str]) -> list[str]:
 
 def _one_by_one(names: list[str]) -> list[str]:
     """Names of a list whose entries are names joined by commas."""
-    return [name.strip() for name in ",".join(names).split(",") if name.strip()]
+    return list(filter(None, map(str.strip, ",".join(names).split(","))))
 
 
 TaskNames = Annotated[list[str], AfterValidator(_known)]

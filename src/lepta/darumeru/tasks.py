@@ -152,9 +152,9 @@ class Task:
         template = templates[zlib.crc32(sample.row.id.encode()) % len(templates)]
         return self.prompt.fill(headline + template, sample.row)
 
-    def stop_for(self, sample: Sample) -> tuple[str, ...]:
-        """Strings that end the answer to one sample: none that its right answer holds."""
-        return tuple(string for string in self.stop if string not in sample.target)
+    def stop_for(self, sample: Sample, chat: bool = False) -> tuple[str, ...]:
+        """Strings that end the answer to one sample: none that its right answer holds, and none of a chat model."""
+        return tuple(string for string in self.stop if string not in sample.target and not chat)
 
     def longest_for(self, sample: Sample) -> int | None:
         """Characters after which the answer to one sample is cut."""
@@ -175,7 +175,7 @@ class Task:
 
 def _labelled(task: Task, row: Row) -> list[Sample]:
     """One sample that chooses among the labels."""
-    return [Sample(row.id, row, row.label, tuple(f" {label}" for label in task.labels))]
+    return [Sample(row.id, row, row.label, tuple(map(" {}".format, task.labels)))]
 
 
 def _both_orders(task: Task, row: CauseRow) -> list[Sample]:
@@ -195,7 +195,7 @@ def _summary(task: Task, row: ArticleRow) -> list[Sample]:
 
 def _each_sentence(task: Task, row: ArticleRow) -> list[Sample]:
     right = row.sentences[row.extractive[0]]
-    return [Sample(row.id, row, right, tuple(f" {sentence}" for sentence in row.sentences))]
+    return [Sample(row.id, row, right, tuple(map(" {}".format, row.sentences)))]
 
 
 def _paragraph(task: Task, row: CopyRow) -> list[Sample]:
@@ -260,8 +260,9 @@ def _grade_copy(task: Task, sample: Sample, answer: Answer) -> Values:
     _needed(task, sample, text=answer.text, tokens=tokens, reference_tokens=reference, emitted=emitted)
     if not reference:
         raise LeptaError(f"{task.name}, {sample.id}: the reference has no tokens; it is {sample.target!r}")
-    legacy = legacy_copied_share(sample.target, answer.text or "")
-    share = legacy if task.definition == "legacy" else copied_share(reference, tokens or ())
+    share = copied_share(reference, tokens or ())
+    if task.definition == "legacy":
+        share = legacy_copied_share(sample.target, answer.text or "")
     longest = task.longest_for(sample)
     whole = longest is None or len(answer.text or "") < longest  # else it was cut
     return {
@@ -324,7 +325,7 @@ def _task(name: str, definition: Definition, kind: str, legacy: Mapping[str, Any
         definition=definition,
         method=parts.method,
         measure=parts.measure(**measured),
-        prompt=PROMPTS[name if name in PROMPTS else entry["dataset"]],
+        prompt=PROMPTS.get(name) or PROMPTS[entry["dataset"]],
         make=parts.make,
         grade=parts.grade,
         stop=parts.stop,

@@ -49,8 +49,7 @@ class TransformersBackend(Backend):
         if not self.thinking:
             return list(prompts)
         with self._evaluating():
-            thoughts = think_here(self._model, self._tokenizer, prompts, self.thinking, len(prompts))
-        return [thought.prompt for thought in thoughts]
+            return think_here(self._model, self._tokenizer, prompts, self.thinking, len(prompts)).prompts
 
     def choose(self, questions: Sequence[Question]) -> list[tuple[float, ...]]:
         """Log-likelihood of each continuation of each question, over all its tokens."""

@@ -20,6 +20,6 @@ def answers(
     """Answer conversations, after at most `thinking` tokens of thinking; `description` is the progress bar's."""
     prompts = [begun_answer(tokenizer, messages, thinking > 0) for messages in conversations]
     if thinking:
-        prompts = [thought.prompt for thought in think_here(model, tokenizer, prompts, thinking, BATCH)]
+        prompts = think_here(model, tokenizer, prompts, thinking, BATCH).prompts
     written = generate(model, tokenizer, prompts, max_tokens, description)
     return replace(written, texts=[split_thinking(text)[1] for text in written.texts])

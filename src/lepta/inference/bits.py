@@ -11,7 +11,7 @@ import torch
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import progress
-from lepta.inference.scoring import in_batches, padded
+from lepta.inference.scoring import in_batches, padded, token_ids
 from lepta.models.loss import IGNORED, patch_chunked_loss
 from lepta.text.sources import read_documents
 
@@ -74,8 +74,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
     """Score every byte of texts, each by itself after the token that starts a text."""
     start = start_of_text(tokenizer)
     patch_chunked_loss(model)
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    rows = sorted(((start, *ids) for ids in encoded), key=len)
+    rows = sorted(token_ids(tokenizer, texts, (start,)), key=len)
     nats, done, total = 0.0, 0, sum(map(len, rows))
     with progress(f"{description}, tokens", total) as bar:
         for batch in in_batches(rows, _tokens_at_once(model)):
@@ -85,7 +84,7 @@ def score_text(model: Any, tokenizer: Any, texts: Sequence[str], description: st
             bar.set(done)
     return TextScore(
         bits=nats / math.log(2),
-        utf8_bytes=sum(len(text.encode()) for text in texts),
+        utf8_bytes=sum(map(len, map(str.encode, texts))),
         characters=sum(map(len, texts)),
         tokens=_predicted(rows),
     )

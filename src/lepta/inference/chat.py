@@ -56,7 +56,7 @@ def memory_limit(size: int) -> Iterator[None]:
 
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    smallest = min([in_use + size, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    smallest = min({in_use + size, soft, hard} - {resource.RLIM_INFINITY})
     resource.setrlimit(resource.RLIMIT_AS, (smallest, hard))
     try:
         yield
@@ -78,9 +78,11 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = Fa
     `add_generation_prompt`.
     """
     templates = options.get("chat_template") or tokenizer.chat_template or ""
-    longest = MOST_OF_TEMPLATE + LONGEST_ESCAPE * sum(len(str(message)) for message in messages)
+    if not isinstance(templates, dict):
+        templates = {"default": templates}
+    longest = MOST_OF_TEMPLATE + LONGEST_ESCAPE * sum(map(len, map(str, messages)))
     try:
-        for template in templates.values() if isinstance(templates, dict) else [templates]:
+        for template in templates.values():
             _refuse_powers(template)
         with time_limit(SECONDS), memory_limit(MEMORY):
             options |= switches(thinking)
@@ -101,10 +103,11 @@ def begun_answer(tokenizer: Any, messages: Sequence[Message], thinking: bool = F
     a block and it has none.
     """
     block = needed_block(tokenizer.chat_template) if thinking else block_of(tokenizer.chat_template)
-    begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    begun, asked = "", messages
+    if messages[-1]["role"] == "assistant" and messages[-1]["content"]:
+        begun, asked = messages[-1]["content"], messages[:-1]
     if begun and not thinking:
         return render_chat(tokenizer, messages, continue_final_message=True)
-    asked = messages[:-1] if begun else messages
     text = render_chat(tokenizer, asked, thinking, add_generation_prompt=True)
     if block and (thinking or block.always or text.rstrip().endswith(block.start.rstrip())):
         text = block.put_behind(text)

@@ -11,6 +11,7 @@ import torch
 
 from lepta.core.progress import progress
 from lepta.core.settings import as_list
+from lepta.inference.scoring import token_ids
 
 BATCH = 16  # prompts
 
@@ -116,7 +117,7 @@ class Generated:
         if wanted is None:
             return None
         ids = list(itertools.chain.from_iterable(self.ids))
-        return sum(token in wanted for token in ids) / max(len(ids), 1)
+        return sum(map(wanted.__contains__, ids)) / max(len(ids), 1)
 
     def over_canonical(self, tokenizer: Any) -> float:
         """Tokens written for each token that the tokenizer makes of the same texts (their canonical tokenisation).
@@ -149,8 +150,7 @@ def generate(
     started = time.perf_counter()
     with progress(description, len(prompts)) as bar:
         for first in range(0, len(prompts), batch):
-            encoded = tokenizer(list(prompts[first : first + batch]), add_special_tokens=False)["input_ids"]
-            opened = [[*start, *prompt] for prompt in encoded]
+            opened = token_ids(tokenizer, prompts[first : first + batch], start)
             ids += [written.ids for written in generate_batch(model, tokenizer, opened, max_tokens)]
             bar.set(len(ids))
     seconds = time.perf_counter() - started

@@ -49,8 +49,10 @@ def common(texts: Sequence[Sequence[int]]) -> int:
     return len(first)
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str], start: Ids = ()) -> list[Ids]:
+def token_ids(tokenizer: Any, texts: Sequence[str], start: Sequence[int] = ()) -> list[Ids]:
     """Ids of texts that hold their special tokens already; `start` is put before each."""
+    if not texts:
+        return []
     return [(*start, *ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
@@ -61,7 +63,7 @@ def branches_of(tokenizer: Any, question: Question, together: bool, start: Ids =
     differently before a continuation, or cut off its space. `together` has them begin at one place for all
     continuations, so that their probabilities compare; LeptaError if two of these have the same ids.
     """
-    whole = [question.prompt + continuation for continuation in question.continuations]
+    whole = map(question.prompt.__add__, question.continuations)
     prompt, *texts = token_ids(tokenizer, [question.prompt, *whole], start)
     if not together:
         return [Branch(text, max(1, common([prompt, text]))) for text in texts]

@@ -7,7 +7,7 @@ answer alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,12 +52,11 @@ BLOCKS = (
 )
 
 
-@dataclass(frozen=True)
-class Thought:
-    """A prompt whose block is filled in, and what it was filled with; "" if that had to be ended."""
+class Thoughts(NamedTuple):
+    """Prompts whose blocks are filled in, and what each was filled with; "" if that had to be ended."""
 
-    prompt: str
-    thinking: str
+    prompts: list[str]
+    thinking: list[str]
 
 
 def switches(on: bool) -> dict[str, bool]:
@@ -86,9 +85,11 @@ def split_thinking(text: str) -> tuple[str, str]:
         if block.always:
             continue  # servers take it out themselves, and its end also ends turns of other models
         thinking, ended, answer = text.rpartition(block.end)
-        begun = (thinking if ended else text).lstrip()
-        if ended or begun.startswith(block.start.rstrip()):
-            return begun.removeprefix(block.start.rstrip()).strip(), answer.strip() if ended else ""
+        if not ended:
+            thinking, answer = text, ""
+        begun, start = thinking.lstrip(), block.start.rstrip()
+        if ended or begun.startswith(start):
+            return begun.removeprefix(start).strip(), answer.strip()
     return "", text
 
 
@@ -98,19 +99,20 @@ def filled(prompt: str, block: Block, thinking: str) -> str:
     return f"{before}{block.start}{thinking}{block.end}{after}"
 
 
-def think(prompts: Sequence[str], block: Block, write: Callable[[list[str]], list[str]]) -> list[Thought]:
+def think(prompts: Sequence[str], block: Block, write: Callable[[list[str]], list[str]]) -> Thoughts:
     """Fill in the block of each prompt; `write` goes on with texts, special tokens shown, at most for the budget."""
     begun = [prompt.rpartition(block.empty)[0] + block.start for prompt in prompts]
-    thoughts = []
+    thoughts = Thoughts([], [])
     for prompt, text in zip(prompts, write(begun), strict=True):
         thinking, ended, _ = text.partition(block.end)
-        thoughts.append(Thought(filled(prompt, block, thinking.rstrip("\ufffd")), thinking if ended else ""))
+        thoughts.prompts.append(filled(prompt, block, thinking.rstrip("\ufffd")))
+        thoughts.thinking.append(thinking if ended else "")
     return thoughts
 
 
 def think_here(
     model: Any, tokenizer: Any, prompts: Sequence[str], budget: int, batch: int, temperature: float = 0.0
-) -> list[Thought]:
+) -> Thoughts:
     """Have a model of transformers think, for at most `budget` tokens about each prompt, `batch` prompts at once."""
     block = needed_block(tokenizer.chat_template)
 
