@@ -1,7 +1,7 @@
 """Commands in processes of their own, as people run them, without the seconds that importing torch takes.
 
-The process is forked from a server that has imported them (the `multiprocessing` one). LEPTA itself is imported anew
-each time, in the environment that the command is given.
+The process is forked from a server that has imported them, and LEPTA (the `multiprocessing` one). What looks at the
+environment when it is imported is made anew, in the environment that the command is given.
 """
 
 import multiprocessing
@@ -16,12 +16,15 @@ import time
 from pathlib import Path
 from unittest.mock import patch
 
+from lepta.cli import COMMANDS
+
 FORKS = multiprocessing.get_context("forkserver")
 # Packages that look at nothing in the environment that a test may set, but these two, which `lepta.cli.main` sets.
 PRELOAD = ["accelerate", "peft", "scipy.sparse", "torch", "transformers.trainer"]
 PRELOAD += ["transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"]
 PRELOAD += ["google.protobuf.descriptor_pb2", "pydantic.dataclasses", "pydantic.type_adapter", "rapidfuzz.process"]
 PRELOAD += ["rich.progress", "sentencepiece.sentencepiece_model_pb2", "typer.main"]
+PRELOAD += ["lepta.learning", "lepta.pipeline", *(f"lepta.cli.{module}" for module, _ in COMMANDS.values())]
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 INTERRUPT = 0.02  # seconds between looks at what a command does
 
@@ -93,5 +96,14 @@ def _run(module, arguments, cwd, environment, largest_file, output):
         os.dup2(os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    _make_terminals()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__")
+
+
+def _make_terminals():
+    from lepta.cli import common
+    from lepta.core import progress
+
+    for console in (common.console, progress.console):
+        vars(console).update(vars(progress.terminal(console.stderr)))

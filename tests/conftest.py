@@ -9,12 +9,14 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import copy
 import itertools
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
@@ -35,23 +37,55 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder by its name, which one process of this run fills for all of them; it has the name when it is whole."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        with FileLock(place / f"{name}.lock"):
+            if not (place / name).exists():
+                partial = tmp_path_factory.mktemp(name)
+                fill(partial)
+                partial.rename(place / name)
+        return place / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_once(made_once: Callable[..., Path]) -> Callable[[str, Callable[[], TokenizerSource]], TokenizerSource]:
+    """A tokenizer by its name, which one process of this run builds for all of them."""
+
+    def tokenizer(name: str, build: Callable[[], TokenizerSource]) -> TokenizerSource:
+        def fill(folder: Path) -> None:
+            (folder / "tokenizer.pickle").write_bytes(pickle.dumps(build()))
+
+        built: TokenizerSource = pickle.loads((made_once(name, fill) / "tokenizer.pickle").read_bytes())
+        return built
+
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> TokenizerSource:
     """The tokenizer of SmolLM2: 49,152 ids, byte-level BPE, 17 special tokens."""
     return open_tokenizer(SMOLLM2)
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_folder(made_once: Callable[..., Path]) -> Path:
     """SmolLM2-135M-Instruct as a folder: the one real model, imported once."""
     from lepta.models.load import model_folder
 
-    return model_folder(SMOLLM2, tmp_path_factory.mktemp("smollm2"))
+    return made_once("smollm2", lambda folder: model_folder(SMOLLM2, folder))
 
 
 @pytest.fixture(scope="session")
-def extended(smollm2: TokenizerSource) -> TokenizerSource:
+def extended(smollm2: TokenizerSource, built_once: Callable[..., TokenizerSource]) -> TokenizerSource:
     """SmolLM2's tokenizer with 2,000 Russian tokens."""
-    return build_vocabulary(smollm2, ["starter:ru/train"], "extended", add=ADDED)
+    return built_once("extended", lambda: build_vocabulary(smollm2, ["starter:ru/train"], "extended", add=ADDED))
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +110,15 @@ def tiny_tokenizer(smollm2: TokenizerSource) -> TokenizerSource:
 
 
 @pytest.fixture(scope="session")
-def tiny_extended(tiny_tokenizer: TokenizerSource) -> TokenizerSource:
+def tiny_extended(tiny_tokenizer: TokenizerSource, built_once: Callable[..., TokenizerSource]) -> TokenizerSource:
     """The tiny tokenizer with 300 Russian tokens, learned from fewer words than usual to save seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lepta.vocabulary.merges.OCCURRENCES", 50_000)
-        return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", add=300)
+
+    def build() -> TokenizerSource:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lepta.vocabulary.merges.OCCURRENCES", 50_000)
+            return build_vocabulary(tiny_tokenizer, ["starter:ru/valid"], "extended", add=300)
+
+    return built_once("tiny-extended", build)
 
 
 @pytest.fixture(scope="session")

@@ -159,6 +159,9 @@ def test_help_names_options_and_no_fields_of_recipes(command):
     assert set(re.findall(r"`(\w+)`", " ".join(texts))) <= rows
 
 
+CALIBRATE = "calibrate --original x --prompts x --no-judge"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -178,9 +181,21 @@ def test_help_names_options_and_no_fields_of_recipes(command):
     ],
 )
 def test_a_wrong_place_is_told_before_torch_is_imported(command, tmp_path):
+    assert refused_without_torch(command, tmp_path).startswith("lepta: nope")
+
+
+@pytest.mark.parametrize("options", ["pretrain --text x --tokens 4", "tune --data x", CALIBRATE])
+def test_a_batch_that_cannot_be_shared_is_told_before_torch_is_imported(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = refused_without_torch(f"{options} --model x --output y --batch 3", tmp_path)
+    assert "batch: 3 examples per step cannot be shared by 2 processes equally" in error
+
+
+def refused_without_torch(command, folder):
+    """What a command says that ends before it imports what takes seconds."""
     code = "import sys, lepta.cli; sys.argv[1:] = sys.argv[1].split()\ntry: lepta.cli.main()\n"
     code += "except SystemExit as end: code = end.code\n"
     code += "heavy = {'torch', 'transformers'} & set(sys.modules); assert code == 2 and not heavy, (code, heavy)"
-    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, cwd=folder)
     assert not done.returncode, done.stderr
-    assert done.stderr.startswith("lepta: nope")
+    return done.stderr

@@ -1,7 +1,6 @@
 """What all commands share: options, and how results are printed."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,14 +15,14 @@ from rich.markup import escape
 from lepta.cli.words import line
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
-from lepta.core.progress import Terminal
+from lepta.core.progress import Terminal, terminal
 from lepta.core.settings import Section
 from lepta.text.locate import locate
 
 if TYPE_CHECKING:
     from lepta.models.folder import Checkpoint
 
-console = Terminal(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+console = terminal()
 
 MOST_GPUS = 100_000  # that work together; no cluster has more
 OUTPUT = "Output"  # heading of options that all commands have

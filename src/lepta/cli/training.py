@@ -23,7 +23,7 @@ from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
 from lepta.text.settings import Language, Text
 from lepta.text.sources import BENCHMARK
-from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings
+from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings, check_batch
 
 ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
 ApartFrom = Annotated[
@@ -179,6 +179,7 @@ def pretrain(
         )
     if original is None:
         _check_original(settings)
+    check_batch(settings)
     check_places([str(model), original, settings.teacher], [output], options.force)
     from lepta.learning import check_teacher, sources_of
     from lepta.learning import pretrain as learn
@@ -256,6 +257,7 @@ def tune(
 
     Try: lepta tune --model my/chat --data conversations.jsonl --output my/tuned
     """
+    check_batch(settings)
     check_places([model], [output], options.force)
     if not copies.text:
         if copies.model_fields_set:
@@ -297,6 +299,7 @@ def calibrate(
     """
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
+    check_batch(settings.tune)
     check_places([str(model), original.model], [], options.force)
     from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.plan.calibration import calibration_cost_here

@@ -8,3 +8,8 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def launched_processes() -> int:
+    """Processes that `torchrun` or `accelerate launch` started as one run; this asks no library."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

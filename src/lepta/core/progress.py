@@ -34,7 +34,12 @@ class Terminal(Console):
         return super().render_str(printable(text), **options)
 
 
-console = Terminal(stderr=True, quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one speaks
+def terminal(stderr: bool = False) -> Terminal:
+    """A console; of several processes the first one speaks."""
+    return Terminal(stderr=stderr, quiet=os.environ.get("RANK", "0") != "0")
+
+
+console = terminal(stderr=True)
 SECONDS_BEFORE_LINE, SECONDS_BETWEEN_LINES = 2, 20  # of a log: what is done sooner is not worth a line
 
 

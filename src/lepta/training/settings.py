@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from lepta.core.errors import LeptaError
+from lepta.core.machine import launched_processes
 from lepta.core.settings import Section, Sources, as_list
 from lepta.darumeru.settings import Benchmark
 
@@ -110,6 +111,11 @@ class TuneSettings(Section):
         if self.trains == "full" and self.body_dtype in QUANTISED:
             raise ValueError(f"`body_dtype`: {self.body_dtype} weights cannot train; give another `trains`")
         return self
+
+
+def check_batch(settings: "PretrainSettings | TuneSettings") -> None:
+    """LeptaError if the processes that were launched cannot share a batch equally; for before anything is loaded."""
+    split_batch(settings.batch, settings.micro_batch, launched_processes())
 
 
 def split_batch(batch: int, micro_batch: int | None, processes: int) -> tuple[int, int]:
