@@ -16,6 +16,7 @@ import yaml
 from lepta.core.errors import LeptaError, explained
 from lepta.core.output import CARD, MANIFEST, read_manifest
 from lepta.core.reading import is_there, read_json
+from lepta.core.settings import as_list, nonempty
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
 from lepta.text.locate import HUB_ID, locate, short_name
@@ -205,9 +206,7 @@ def origin_of(folder: Path) -> Origin:
     origin.base = _nearest_on_hub(line, known, header)
     licence = LICENCE.fullmatch(_gguf_text(header, "general.license"))
     origin.licence = str(known.get("license") or (licence and licence[0]) or "unknown")
-    spoken = known.get("language") or []
-    if isinstance(spoken, str):
-        spoken = [spoken]
+    spoken = as_list(known.get("language") or [])
     languages, datasets = [], []
     for step in all_steps(folder):
         for label, text in step.texts():
@@ -343,7 +342,7 @@ def patch_card(original: Path) -> str:
 
 
 def _as_yaml(facts: dict[str, Any]) -> str:
-    known = {name: value for name, value in facts.items() if value} | {"tags": ["lepta", "vocabulary-adaptation"]}
+    known = nonempty(facts) | {"tags": ["lepta", "vocabulary-adaptation"]}
     return str(yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
 
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from lepta.card import write_card
 from lepta.core.errors import LeptaError
 from lepta.core.journal import read_record
+from lepta.core.machine import versions_of
 from lepta.core.output import (
     DESCRIPTIONS,
     MANIFEST,
@@ -201,20 +202,17 @@ class Pipeline:
         """Stage names in order."""
         return [stage.name for stage in self.stages]
 
-    def _check_stage(self, name: str | None) -> None:
-        if name is not None and name not in self.names():
-            raise LeptaError(f"--from {name}: no such stage; this recipe has {', '.join(self.names())}")
-
-    def _check_texts(self) -> None:
-        """Find every text before anything runs; LeptaError names the first that is missing, or its package."""
+    def _check(self, start: str | None) -> None:
+        """Find the first stage and every text before anything runs; LeptaError names what is missing."""
+        if start is not None and start not in self.names():
+            raise LeptaError(f"--from {start}: no such stage; this recipe has {', '.join(self.names())}")
         for stage in self.stages:
             for source in itertools.chain.from_iterable(stage.texts.values()):
                 check_source(source)
 
     def status(self, start: str | None = None, force: bool = False) -> list[Verdict]:
         """Tell for every stage whether it would run. A stage after one that runs is judged by its present inputs."""
-        self._check_stage(start)
-        self._check_texts()
+        self._check(start)
         verdicts: list[Verdict] = []
         rerun: set[Path] = set()
         for stage in self.stages:
@@ -240,8 +238,7 @@ class Pipeline:
 
         `report` is told one line about each stage.
         """
-        self._check_stage(start)
-        self._check_texts()
+        self._check(start)
         forced = False
         for stage in self.stages:
             forced = forced or force or stage.name == start
@@ -270,8 +267,9 @@ class Pipeline:
                 return "another run is writing it now"
             return "interrupted, goes on" if _is_costly(partial_of(folder)) else "interrupted, starts again"
         manifest = read_manifest(folder)
-        if missing := [str(path) for path in stage.inputs.values() if not path.exists()]:
-            return f"{missing[0]} is missing"
+        for path in stage.inputs.values():
+            if not path.exists():
+                return f"{path} is missing"
         if difference := _difference(manifest["key"], stage.key(self.hashes), lambda name: self._called(stage, name)):
             return difference
         if self.hashes.files(folder) != manifest["outputs"]:
@@ -324,10 +322,11 @@ class Pipeline:
 def _prepare(partial: Path, key: dict[str, Any], resume: bool) -> None:
     """Leave in a stage's folder only checkpoints of an interrupted run with the same key, if it is to go on."""
     marker = partial / CHECKPOINTS / "key.json"
-    old = read_record(marker, Key).model_dump() if resume and marker.is_file() else None
-    if old and _without_step_settings(old) == _without_step_settings(key):
-        old = key
-    if old:
+    old = None
+    if resume and marker.is_file():
+        old = read_record(marker, Key).model_dump()
+        if _without_step_settings(old) == _without_step_settings(key):
+            old = key
         _refuse_other_checkpoints(partial, old, key)
     if old != key:
         shutil.rmtree(partial, ignore_errors=True)
@@ -374,7 +373,7 @@ def _is_costly(partial: Path) -> bool:
 @cache
 def environment() -> dict[str, str | int | None]:
     """Versions and machine, for the manifest."""
-    versions = {name: metadata.version(name) for name in LIBRARIES}
+    versions = versions_of(*LIBRARIES)
     for name in OPTIONAL_LIBRARIES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)

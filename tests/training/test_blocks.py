@@ -104,7 +104,7 @@ def test_a_pass_uses_every_section_before_any_comes_again(lengths, tokens, batch
     assert sizes[: max(0, len(sizes) - batch)].sum() < tokens
     counts = np.bincount(packed.members, minlength=len(lengths))
     assert counts.max() - counts.min() <= 1
-    assert [len(packed.sections(n)) for n in range(len(sizes))] == np.diff([0, *packed.ends]).tolist()
+    assert [len(packed.sections(n)) for n in range(len(sizes))] == np.diff(packed.starts).tolist()
 
 
 def test_text_without_a_token_raises():

@@ -129,6 +129,13 @@ def print_json(value: Any) -> None:
         sys.stdout.write(f"{text}\n")
 
 
+def print_results(results: Sequence[Any]) -> None:
+    """Print results as JSON: a list of several, one by itself."""
+    if len(results) == 1:
+        [results] = results
+    print_json(results)
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return vars(value)

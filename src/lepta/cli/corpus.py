@@ -87,7 +87,7 @@ def print_report(facts: dict[str, Any]) -> None:
         amounts = (row["read"]["documents"], lost, row["kept"]["documents"], row["written"]["documents"])
         taken_out = sum(row["removed"].values()) / max(row["kept"]["characters"], 1)
         characters = f"{row['written']['characters'] / 1e6:,.2f}"
-        table.add_row(escape(name), *(f"{number:,}" for number in amounts), characters, f"{taken_out:.1%}")
+        table.add_row(escape(name), *map("{:,}".format, amounts), characters, f"{taken_out:.1%}")
     console.print(table)
     reasons = number_table("why documents are dropped", "documents", "of those\nread")
     for source in facts["sources"]:
@@ -95,7 +95,7 @@ def print_report(facts: dict[str, Any]) -> None:
     for reason, lost in facts["total"]["dropped"].items():
         per = (facts["sources"][name]["dropped"].get(reason, {}).get("documents", 0) for name in facts["sources"])
         share = lost["documents"] / facts["total"]["read"]["documents"]
-        reasons.add_row(escape(reason), f"{lost['documents']:,}", f"{share:.1%}", *(f"{number:,}" for number in per))
+        reasons.add_row(escape(reason), f"{lost['documents']:,}", f"{share:.1%}", *map("{:,}".format, per))
     if facts["total"]["dropped"]:
         console.print(reasons)
     for reason, meaning in REASONS.items():
@@ -117,7 +117,7 @@ def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
         most_first = sorted(reasons.items(), key=lambda item: -item[1])
         why = ", ".join(f"{number:,} {reason}" for reason, number in most_first)
         share = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
-        estimates = (row[unit] for unit in ("characters", "tokens_about"))
+        estimates = row["characters"], row["tokens_about"]
         sizes = ("?" if amount is None else significant(amount / 1e6) for amount in estimates)
         kept = f"{row['kept_of_read']:.1%}"
         table.add_row(escape(name), significant(row["bytes"] / 1e6), share, kept, *sizes, escape(why))

@@ -120,7 +120,7 @@ def _print(model: str, found: "Deployment") -> None:
     names = [Column(no_wrap=True) for _ in ("program", "verdict", "how")]
     table = Table(*names, Column(overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, verdict in found.verdicts.items():
-        words = escape(verdict.reason) + (f"\n-> {escape(verdict.step)}" if verdict.step else "")
+        words = "\n-> ".join(map(escape, filter(None, (verdict.reason, verdict.step))))
         how = "run here" if verdict.tried else "by rules"
         table.add_row(name, f"[{MARKS[verdict.status]}]{verdict.status}[/]", how, words)
     console.print(table)

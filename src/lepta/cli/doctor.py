@@ -16,7 +16,7 @@ import lepta
 from lepta.cli.common import AsJson, console, print_json, say
 from lepta.cli.words import counted
 from lepta.core.errors import LeptaError
-from lepta.core.machine import usable_cores
+from lepta.core.machine import usable_cores, versions_of
 from lepta.core.output import free_bytes
 from lepta.core.tables import narrow_table
 from lepta.recipe import read_recipe
@@ -55,7 +55,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     versions = {"lepta": f"{lepta.__version__} in {Path(lepta.__file__).parent}", "python": platform.python_version()}
     facts: dict[str, Any] = {
-        "versions": versions | {name: metadata.version(name) for name in LIBRARIES},
+        "versions": versions | versions_of(*LIBRARIES),
         "devices": _devices(),
         "extras": _extras(),
         "programs": {program: shutil.which(program) for program in CONSUMERS},
@@ -167,11 +167,14 @@ def _programs_table(programs: dict[str, str | None]) -> Table:
 
 def _install_lines(programs: dict[str, str | None]) -> list[str]:
     """How to install the programs that are missing."""
-    missing = [program for program, place in programs.items() if place is None]
-    if not missing:
-        return []
-    lines = [f"  {program}: {CONSUMERS[program][1]}" for program in missing]
-    return ["To install these, each pip in an environment of its own (on Linux vllm and torch come with CUDA):", *lines]
+    lines = []
+    for program, place in programs.items():
+        if place is None:
+            lines.append(f"  {program}: {CONSUMERS[program][1]}")
+    if lines:
+        heading = "To install these, each pip in an environment of its own (on Linux vllm and torch come with CUDA):"
+        lines.insert(0, heading)
+    return lines
 
 
 def _missing_for_demo(extras: dict[str, dict[str, Any]], free_memory: float) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from lepta.cli.common import AsJson, Models, check_places, console, print_json, say
+from lepta.cli.common import AsJson, Models, check_places, console, print_results, say
 from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
@@ -47,20 +47,22 @@ def measure(
     conversations = list(read_conversations(answers or []))
     found = [score_windows(model, texts, window, dtype, conversations) for model in models]
     if as_json:
-        print_json(found[0] if len(found) == 1 else found)
+        print_results(found)
     else:
         _print(found)
 
 
 def _print(found: "list[ModelMeasure]") -> None:
     heads = ["bits\nper byte", "characters\nper token", "tokens", "characters/s", "precision"]
-    with_answers = found[0].answers_bits_per_byte is not None
-    table = number_table("model", *heads, *(["answers,\nbits per byte"] if with_answers else []))
+    if found[0].answers_bits_per_byte is not None:
+        heads.append("answers,\nbits per byte")
+    table = number_table("model", *heads)
     for one in found:
-        answers = [] if one.answers_bits_per_byte is None else [f"{one.answers_bits_per_byte:.4f}"]
         speed = f"{one.characters / one.seconds:,.0f}" if one.seconds else ""
-        numbers = f"{one.bits_per_byte:.4f}", f"{one.characters_per_token:.3f}", f"{one.tokens:,}"
-        table.add_row(escape(one.model), *numbers, speed, one.dtype, *answers)
+        cells = [f"{one.bits_per_byte:.4f}", f"{one.characters_per_token:.3f}", f"{one.tokens:,}", speed, one.dtype]
+        if one.answers_bits_per_byte is not None:
+            cells.append(f"{one.answers_bits_per_byte:.4f}")
+        table.add_row(escape(one.model), *cells)
     console.print(table)
     first = found[0]
     say(f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters")

@@ -19,15 +19,16 @@ from lepta.cli.common import (
     check_places,
     console,
     opened,
-    print_json,
+    print_results,
     print_warnings,
     result,
     say,
 )
 from lepta.cli.options import WRITING, WRITING_ANEW, Flags, takes_settings
+from lepta.cli.words import spelt
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
-from lepta.core.settings import Section
+from lepta.core.settings import Section, nonempty
 from lepta.core.tables import number_table
 from lepta.embeddings.settings import PropagateSettings
 from lepta.stages import write_manifest
@@ -36,6 +37,7 @@ from lepta.text.sources import read_documents
 from lepta.vocabulary.scenarios import LARGEST_PADDING
 
 NAMES = Flags(headings={"": "Options"})
+TAKEN = {True: "taken", False: ""}
 
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
 
@@ -124,8 +126,7 @@ def propagate(
         judge = Judge.of(texts.valid, settings.answers) if settings.several else None
         pairs = list(zip(models[2:], folders, strict=True))
         facts = propagate_best(models[0], models[1], pairs, settings, judge, **options)
-        read = {"weigh_by": texts.weigh_by, "valid": texts.valid, "answers": settings.answers}
-        read = {label: sources for label, sources in read.items() if sources}
+        read = nonempty({"weigh_by": texts.weigh_by, "valid": texts.valid, "answers": settings.answers})
         key = settings.model_dump(exclude={"answers"})
         for name, variant, folder, fact in zip(instruct, models[2:], folders, facts, strict=True):
             inputs = {"base": models[0].folder, "adapted": models[1].folder, "instruct": variant.folder}
@@ -133,7 +134,7 @@ def propagate(
             write_manifest("propagate", folder, inputs, key, fact, named, read)
     results = [{"output": str(target), **fact} for target, fact in zip(targets, facts, strict=True)]
     if writing.as_json:
-        print_json(results[0] if len(results) == 1 else results)
+        print_results(results)
     else:
         _print_maps(results)
 
@@ -169,7 +170,7 @@ def _print_errors(name: str, taken: str, errors: dict[str, float], whole: dict[s
     """The methods by what decided between them where no text was read."""
     table = number_table("method", "held-out\nerror", "error over\nall tokens", "")
     for method, error in sorted(whole.items(), key=lambda item: item[1]):
-        table.add_row(method, f"{errors[method]:.3g}", f"{error:.3g}", "taken" if method == taken else "")
+        table.add_row(method, f"{errors[method]:.3g}", f"{error:.3g}", TAKEN[method == taken])
     console.print(table)
     say(
         f"{name}: {taken} is taken, which has the least error over all tokens of the new vocabulary. The held-out "
@@ -189,7 +190,7 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         values = {way[name] for way in tried}
         if len(values) > 1:
             settings.append(name)
-    heads = [name.replace("_", " ") for name in [*settings, *measures]]
+    heads = list(map(spelt, [*settings, *measures]))
     why = "the fewest bits per byte"
     if len(measures) > 1:
         heads.append("of both,\nsum")
@@ -199,9 +200,9 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         scores = list(map(way.get, measures))
         if len(measures) > 1:
             scores.append(sum(scores))
-        cells = [f"{way[name]:g}" for name in settings] + [f"{score:.4f}" for score in scores]
+        cells = [*map("{:g}".format, map(way.get, settings)), *map("{:.4f}".format, scores)]
         taken = all(way[name] == chosen[name] for name in ("method", "delta_scale", "body_delta"))
-        table.add_row(way["method"], *cells, "taken" if taken else "")
+        table.add_row(way["method"], *cells, TAKEN[taken])
     console.print(table)
     say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({chosen.get('why', why)})")
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from lepta.core.errors import LeptaError
-from lepta.core.settings import Section, validated
+from lepta.core.errors import LeptaError, said_of
+from lepta.core.settings import Section, as_list, validated
 
 SETTINGS = "Settings"  # heading of options that name none
 QUOTED = re.compile(r"`([\w.]+)`")  # how texts about settings name other ones
@@ -84,7 +84,7 @@ class _Names:
     def invalid(self, field: str, message: str) -> str:
         """What is wrong with the value of a field."""
         text, option = self.text(message, field), self.option(field)
-        return f"{option}: {text}" if option else text
+        return said_of(option, text)
 
     def error(self, message: str) -> str:
         """An error that came up while the command ran: it may begin with a field, its section before it or not."""
@@ -185,7 +185,7 @@ def _flag(path: tuple[str, ...], flags: Flags) -> str:
         return named
     *sections, name = path
     above = flags.names.get(".".join(sections), "-".join(sections))
-    return "--" + "-".join(part for part in (above, name) if part).replace("_", "-")
+    return "--" + "-".join(filter(None, (above, name))).replace("_", "-")
 
 
 def _heading(path: tuple[str, ...], flags: Flags) -> str:
@@ -209,26 +209,24 @@ def _parameter(option: _Option, names: _Names) -> inspect.Parameter:
     elif _is_list(info.annotation):
         kind = list[str]
         help_text += "; repeat for several"
-    shown = ", ".join(map(str, default)) if isinstance(default, list) else str(default)
+    shown = ", ".join(map(str, as_list(default)))
     if shown and not required and default is not None and default is not False:
         help_text += f" (default: {shown})"
-    return inspect.Parameter(
-        option.parameter,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if required else None,
-        annotation=Annotated[
-            kind if required else kind | None,
-            typer.Option(
-                flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=option.heading
-            ),
-        ],
+    shown_as = typer.Option(
+        flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=option.heading
     )
+    parameter = inspect.Parameter(
+        option.parameter, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, shown_as]
+    )
+    if required:
+        return parameter
+    return parameter.replace(default=None, annotation=Annotated[kind | None, shown_as])
 
 
 def _is_list(annotation: Any) -> bool:
     """Whether one of the kinds of value that a field takes is a list."""
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
-        return any(_is_list(part) for part in get_args(annotation))
+        return any(map(_is_list, get_args(annotation)))
     return get_origin(annotation) is list
 
 

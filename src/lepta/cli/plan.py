@@ -168,7 +168,7 @@ def _vocabulary(facts: dict[str, Any]) -> View:
     sizes = part["original_embedding_weights"], part["new_embedding_weights"]
     table.add_row("embedding weights", *map(_count, sizes), _decimal(sizes[1] / sizes[0]))
     shares = part["original_embedding_share"], part["new_embedding_share"]
-    table.add_row("their share of the model", *(f"{share:.1%}" for share in shares), "")
+    table.add_row("their share of the model", *map("{:.1%}".format, shares), "")
     weights = part["original_weights"], part["new_weights"]
     table.add_row("weights in all", *map(_count, weights), f"{1 + part['added_share']:.3f}")
     notes = []

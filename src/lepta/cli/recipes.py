@@ -41,8 +41,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     if as_json:
         print_json(summaries)
         return
-    corpora = {name: summary for name, summary in summaries.items() if name.startswith(CORPUS)}
-    _print_summaries("Recipes, for lepta adapt:", {name: summaries[name] for name in summaries if name not in corpora})
+    corpora = {name: summaries.pop(name) for name in list(summaries) if name.startswith(CORPUS)}
+    _print_summaries("Recipes, for lepta adapt:", summaries)
     _print_summaries("\nCorpus files, for lepta corpus prepare:", corpora)
 
 
@@ -90,7 +90,7 @@ def fields(
         say(f"  {field.name}: {field.takes}{_default(field)}")
         if field.meaning:
             console.print(Padding(Text(field.meaning), (0, 0, 0, 6), expand=False))
-    inside = f"{section}." if section else ""
+    inside = f"{section}.".lstrip(".")
     inner = {path: _first_line(model) for path, model in known.items() if path.startswith(inside) and path != section}
     if inner:
         _print_summaries("\nSections:", inner)

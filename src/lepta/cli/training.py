@@ -17,7 +17,7 @@ from lepta.cli.words import words_of
 from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
 from lepta.core.reading import read_json
-from lepta.core.settings import LARGEST_SEED, Section, Sources
+from lepta.core.settings import LARGEST_SEED, Section, Sources, nonempty
 from lepta.distillation.settings import DistillSettings
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
@@ -204,7 +204,7 @@ def pretrain(
             inputs,
             settings.model_dump(exclude={"teacher"}) | {"seed": options.seed},
             partial(learn, old, model, sides, settings, options.seed, teacher=teacher),
-            {label: names for label, names in sources.items() if names},
+            nonempty(sources),
             together=True,
             named=named,
         )

@@ -68,7 +68,7 @@ def _cheapest_size(
         cells = [f"{point.added:,}", f"{point.tokens:.1%}", f"{-step:z.2%}", f"{point.compute:.1%}"]
         cells.append(f"{point.embedding_weights / 1e6:,.1f} M")
         if point == chosen:
-            cells = [f"[bold]{cell}" for cell in cells]
+            cells = list(map("[bold]{}".format, cells))
         table.add_row(*cells)
         before = point
     console.print(table)
@@ -190,7 +190,8 @@ def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
     units = ("chars/\ntoken", "bytes/\ntoken", "words/\ntoken")
     table = number_table("tokenizer", "tokens", *units, "1-token\nwords", "unused\ntokens")
     for label, row in parts + named:
-        ratios = [f"{row[unit]:.3f}" for unit in ("characters_per_token", "bytes_per_token", "words_per_token")]
+        ratios = row["characters_per_token"], row["bytes_per_token"], row["words_per_token"]
         unused = f"{row['unused_tokens']:,} ({row['unused_share']:.1%})"
-        table.add_row(escape(label), f"{row['tokens']:,}", *ratios, f"{row['single_token_words']:.1%}", unused)
+        cells = [f"{row['tokens']:,}", *map("{:.3f}".format, ratios), f"{row['single_token_words']:.1%}", unused]
+        table.add_row(escape(label), *cells)
     console.print(table)

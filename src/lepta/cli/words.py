@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from lepta.core.shipped import shipped_data
-from lepta.core.tables import duration
+from lepta.core.tables import counted, duration
 
 SIDES = ("target", "source")  # texts of a run, in its order
 
@@ -55,11 +55,6 @@ def short(value: Any) -> str:
 def spelt(name: str) -> str:
     """A fact that has no other name; names of tensors stay as they are."""
     return name if "." in name else name.replace("_", " ")
-
-
-def counted(number: int, one: str) -> str:
-    """A number and what it counts: 1 token, 2 tokens."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:

@@ -77,6 +77,11 @@ def reason_of(error: BaseException) -> str:
     return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}..."
 
 
+def said_of(place: str | None, message: str) -> str:
+    """A message with the place that it is about, if it is about one."""
+    return f"{place}: {message}" if place else message
+
+
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     """The known name that an unknown one is most like, as a question; else the other words."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lepta.core.settings import Section, types_in
+from lepta.core.settings import Section, as_list, types_in
 
 KINDS = {str: "text", bool: "true | false", int: "whole number", float: "number", Path: "path"}
 
@@ -68,4 +68,4 @@ def _default(info: FieldInfo) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, as_list(value)))

@@ -1,6 +1,7 @@
 """Intervals of shares."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Z = 1.96  # standard deviations within which 95 % of a normal distribution lie
@@ -28,3 +29,8 @@ class Share:
     def of(cls, right: float, number: int) -> "Share":
         """With Wilson's interval; `number` is above 0."""
         return cls(right, number, right / number, *wilson(right / number, number))
+
+
+def shares_of(found: Mapping[str, Sequence[bool]]) -> dict[str, Share]:
+    """Of each of some names the share of what is true, in the order of the names."""
+    return {name: Share.of(sum(values), len(values)) for name, values in sorted(found.items())}

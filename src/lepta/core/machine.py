@@ -1,6 +1,7 @@
 """What of this machine a process may use."""
 
 import os
+from importlib import metadata
 
 
 def usable_cores() -> int:
@@ -13,3 +14,8 @@ def usable_cores() -> int:
 def launched_processes() -> int:
     """Processes that `torchrun` or `accelerate launch` started as one run; this asks no library."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def versions_of(*libraries: str) -> dict[str, str]:
+    """The versions of libraries that are installed."""
+    return dict(zip(libraries, map(metadata.version, libraries), strict=True))

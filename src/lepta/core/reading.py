@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from lepta.core.errors import LeptaError, reason_of
+from lepta.core.errors import LeptaError, reason_of, said_of
 
 # Bytes of a JSON file; reading it takes 35 times as many. The largest known tokenizer.json has 34 MB.
 LARGEST = 1 << 26
@@ -103,7 +103,7 @@ def _fault(fault: Any) -> str:
     place = ".".join(map(str, fault["loc"]))
     said = fault["msg"].removeprefix("Value error, ")
     message = said[:1].lower() + said[1:]
-    return f"{place}: {message}" if place else message
+    return said_of(place, message)
 
 
 def read_yaml(file: Path) -> Any:

@@ -2,13 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from lepta.core.errors import LeptaError, suggestion
+from lepta.core.errors import LeptaError, said_of, suggestion
 from lepta.core.reading import expanded, read_yaml
 from lepta.core.shipped import shipped_files, shipped_name
 
@@ -22,11 +22,17 @@ EXPECTED = {"model_type": "expected keys and values", "path_type": "expected the
 NUMBERS = (int, float, int | None, float | None)
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 Sources = Annotated[list[str], Field(min_length=1)]
+Value = TypeVar("Value")
 
 
 def as_list(value: Any) -> Any:
     """One value stands for a list of one."""
     return value if isinstance(value, list) else [value]
+
+
+def nonempty(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of some values that are neither empty nor None."""
+    return {name: value for name, value in values.items() if value}
 
 
 def known_script(name: str) -> str:
@@ -100,12 +106,8 @@ def read_settings(path: str | Path, model: type[Settings], kind: str, example: s
     return validated(model, content, str(path))
 
 
-def _of_field(field: str, message: str) -> str:
-    return f"{field}: {message}" if field else message
-
-
 def validated(
-    model: type[Settings], content: dict[str, Any], where: str, worded: Callable[[str, str], str] = _of_field
+    model: type[Settings], content: dict[str, Any], where: str, worded: Callable[[str, str], str] = said_of
 ) -> Settings:
     """Check values as `read_settings` does; messages begin with `where`.
 

@@ -28,6 +28,11 @@ def narrow_table(*columns: Column | str) -> Table:
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
+def counted(number: int, one: str) -> str:
+    """A number and what it counts: 1 token, 2 tokens."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
 def significant(value: float) -> str:
     """A number with three significant digits at least, all those before the point, and never 0.0 for a small one."""
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0

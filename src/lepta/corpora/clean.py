@@ -80,7 +80,7 @@ class Cleaner:
             text = _note(removed, name, text, step(text))
         share, foreign = 0.0, self._foreign and self._foreign.findall(text)
         if self._foreign and foreign:
-            share = min(sum(map(len, foreign)) / max(_count_letters(text), 1), 1.0)
+            share = min(sum(map(len, foreign)) / max(count_letters(text), 1), 1.0)
             text = _note(removed, "foreign lines", text, self._keep_lines(text, self._foreign))
             if self._settings.foreign_letters == "remove":
                 text = _note(removed, "foreign letters", text, self._foreign.sub("", text))
@@ -95,7 +95,7 @@ class Cleaner:
         kept = []
         for line in text.split("\n"):
             letters = sum(map(len, foreign.findall(line)))
-            if not letters or letters <= self._settings.foreign_line_share * _count_letters(line):
+            if not letters or letters <= self._settings.foreign_line_share * count_letters(line):
                 kept.append(line)
         return "\n".join(kept)
 
@@ -106,7 +106,8 @@ def _note(removed: dict[str, int], name: str, before: str, after: str) -> str:
     return after
 
 
-def _count_letters(text: str) -> int:
+def count_letters(text: str) -> int:
+    """Letters of a text, with their marks."""
     return sum(map(len, _LETTERS.findall(text)))
 
 
@@ -116,7 +117,7 @@ def strip_markup(text: str) -> str:
         for opening, closing in _UNSEEN:
             text = _strip_unseen(text, opening, closing)
         text = _INLINE_TAG.sub("", _BLOCK_TAG.sub("\n", text))
-    return html.unescape(text) if "&" in text else text
+    return html.unescape(text)
 
 
 def _strip_unseen(text: str, opening: "regex.Pattern[str]", closing: str | None) -> str:

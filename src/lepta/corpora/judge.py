@@ -11,13 +11,12 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
-from lepta.corpora.clean import Cleaned
+from lepta.corpora.clean import Cleaned, count_letters
 from lepta.corpora.overlap import WORDS, ngram_hashes, word_hashes
 from lepta.corpora.settings import Clean, Filters
 
 JUDGED = 1 << 20  # characters: of a longer document the rules about words and repeats see only so much
 NEXT_TO_NONE = 1e-9
-_LETTERS = regex.compile(r"[\p{L}\p{M}]+")
 # datatrove's name of a rule -> what the report says
 REASONS = {
     "gopher_short_doc": "few words",
@@ -47,10 +46,10 @@ class Judge:
 
     def reason(self, document: Cleaned) -> str | None:
         """Say why a document is dropped; None keeps it."""
-        if not document.text:
-            return "foreign" if document.foreign_share > self._foreign_share else "empty"
         if document.foreign_share > self._foreign_share:
             return "foreign"
+        if not document.text:
+            return "empty"
         return next((reason for rule in self._rules if (reason := rule(document.text))), None)
 
     def _form(self, text: str) -> str | None:
@@ -63,7 +62,7 @@ class Judge:
             return "long line"
         text = text[:JUDGED]
         solid = sum(map(len, text.split()))
-        if limits.min_letters and sum(map(len, _LETTERS.findall(text))) < limits.min_letters * solid:
+        if limits.min_letters and count_letters(text) < limits.min_letters * solid:
             return "few letters"
         return None
 

@@ -90,13 +90,13 @@ def build_index(settings: Decontaminate, clean: Clean, place: Path) -> dict[str,
     if clean.scripts:  # a line that is foreign by itself may be part of one that is not
         cleaners.append(Cleaner(clean.model_copy(update={"foreign_line_share": 1.0})))
     strings = short = 0
-    parts: list[np.ndarray] = []
+    parts = [np.empty(0, np.uint64)]
     for text in itertools.chain.from_iterable(map(strings_of, settings.against)):
         cleaned = {cleaner.clean(text).text for cleaner in cleaners}
         runs = {form: ngram_hashes(word_hashes(form), settings.ngram) for form in cleaned | {text}}
         strings, short = strings + 1, short + (not any(len(runs[form]) for form in cleaned))
         parts += runs.values()
-    index = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    index = np.unique(np.concatenate(parts))
     if not len(index):
         raise LeptaError(
             f"decontaminate.against: no string of {settings.ngram} words in {', '.join(settings.against)}; "
@@ -129,17 +129,20 @@ def strings_of(source: str) -> Iterator[str]:
         return
     for file in text_files(source):
         if file.name.endswith(".txt"):
-            yield from (document.text for document, _ in read_file(file))
+            for document, _ in read_file(file):
+                yield document.text
         else:
             for row in read_rows(file):
                 yield from _strings_in(row.value)
 
 
 def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, list):
+        for part in value:
             yield from _strings_in(part)
 
 
@@ -174,7 +177,7 @@ class Signatures(MinhashDedupSignature):
         smallest = np.full(self.num_hashes, np.iinfo(np.uint64).max, np.uint64)
         for start in range(0, len(shingles), BLOCK):
             np.minimum(smallest, (shingles[start : start + BLOCK] * (a | np.uint64(1)) + b).min(axis=0), out=smallest)
-        return [part.tolist() for part in np.split(smallest >> np.uint64(3), self.config.num_buckets)]
+        return (smallest >> np.uint64(3)).reshape(self.config.num_buckets, -1).tolist()
 
 
 class Clusters(MinhashDedupCluster):
@@ -185,11 +188,11 @@ class Clusters(MinhashDedupCluster):
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        parts = []
+        parts = [np.empty((0, 2), np.uint64)]
         for name in sorted(self.input_folder.list_files(glob_pattern="*.dups")):
             with self.input_folder.open(name, "rb") as file:
                 parts.append(np.frombuffer(file.read(), "<u4").astype(np.uint64).reshape(-1, 2))
-        documents = np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
+        documents = np.concatenate(parts)
         nodes, index = np.unique(documents[:, 0] << np.uint64(32) | documents[:, 1], return_inverse=True)
         left, right = index[::2], index[1::2]
         graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(len(nodes), len(nodes)))

@@ -41,7 +41,8 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
         parts.append(document_filter.tally.counts)
         share = position / task.size if task.size else None
         estimate[name] = _estimate(read, kept, share, source.weight, task.size)
-        seconds += (time.monotonic() - started) / share if share else 0.0
+        if share:
+            seconds += (time.monotonic() - started) / share
     whole = seconds * OVERHEAD / workers_of(settings.executor)
     return {"sample": Tally.sum(parts).counts, "estimate": estimate, "seconds": round(whole)}
 
@@ -53,11 +54,9 @@ def _signer(settings: CorpusSettings, work: Work) -> Signatures | None:
 
 
 def _estimate(read: int, kept: int, share: float | None, weight: float, size: int) -> dict[str, Any]:
-    whole = round(kept * weight / share) if share else None
-    return {
-        "bytes": size,
-        "sampled": share,
-        "kept_of_read": kept / read if read else 0.0,
-        "characters": whole,
-        "tokens_about": round(whole / CHARACTERS_PER_TOKEN) if whole is not None else None,
-    }
+    estimate = {"bytes": size, "sampled": share, "kept_of_read": kept / max(read, 1)}
+    whole = tokens = None
+    if share:
+        whole = round(kept * weight / share)
+        tokens = round(whole / CHARACTERS_PER_TOKEN)
+    return estimate | {"characters": whole, "tokens_about": tokens}

@@ -49,7 +49,7 @@ def divide(settings: CorpusSettings) -> list[Task]:
     for name, source in settings.sources.items():
         group: list[Input] = []
         for part in inputs_of(source):
-            if group and sum(there.size for there in group) + part.size > TASK:
+            if group and Task(name, group).size + part.size > TASK:
                 tasks.append(Task(name, group))
                 group = []
             group.append(part)
@@ -170,7 +170,7 @@ class Work:
 
     def pulses(self, stage: str) -> int:
         """Sum what all workers have read."""
-        texts = [file.read_text() for file in (self.folder / "progress" / stage).glob("*")]
+        texts = map(Path.read_text, (self.folder / "progress" / stage).glob("*"))
         return sum(map(int, filter(str.isdigit, texts)))
 
     def write_failure(self, stage: str, rank: int, error: BaseException) -> None:

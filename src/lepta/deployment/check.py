@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError, reason_of
+from lepta.core.machine import versions_of
 from lepta.core.output import DEPLOYMENT, MANIFEST, write_json
-from lepta.deployment.consumers import CONSUMERS, Deployed, Verdict, versions
+from lepta.deployment.consumers import CONSUMERS, Deployed, Verdict
 from lepta.models.folder import Checkpoint
 from lepta.version import __version__
 from lepta.vocabulary.source import open_tokenizer
@@ -32,7 +33,7 @@ class Deployment:
         """What `deployment.json` holds."""
         return {
             "lepta": __version__,
-            "asked_here": versions(),
+            "asked_here": versions_of("transformers", "tokenizers", "sentencepiece"),
             "model": self.facts,
             "consumers": [{"consumer": name, **asdict(verdict)} for name, verdict in self.verdicts.items()],
         }

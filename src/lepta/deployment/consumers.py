@@ -5,10 +5,10 @@ they did when they were tried stands in docs/deployment.md.
 """
 
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,8 +77,7 @@ class Deployed:
     @property
     def text_config(self) -> dict[str, Any]:
         """The config of the language model, which multimodal ones have inside."""
-        inner = self.checkpoint.config.get("text_config")
-        return inner if isinstance(inner, dict) else self.checkpoint.config
+        return self.checkpoint.config.get("text_config") or self.checkpoint.config
 
     @property
     def inner(self) -> str:
@@ -155,11 +154,13 @@ def transformers_4(model: Deployed) -> Verdict:
 
 def keys_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
     """What LEPTA would add to a config for transformers 4; the default that it takes anyway is left out."""
-    complete = for_all_versions(config)
-    added = {key: value for key, value in complete.items() if config.get(key) != value and key != "dtype"}
+    added = {}
+    for key, value in for_all_versions(config).items():
+        if config.get(key) != value and key != "dtype" and not key.endswith("_config"):
+            added[key] = value
     if added.get("rope_theta") == V4_ROPE_THETA:
         del added["rope_theta"]
-    return {key: value for key, value in added.items() if not key.endswith("_config")}
+    return added
 
 
 def tokenizers_python(model: Deployed) -> Verdict:
@@ -300,7 +301,7 @@ def draft_model(model: Deployed) -> Verdict:
     if model.draft is None:
         return _original_as_draft(model, step)
     own, other = model.vocabulary, model.draft.vocabulary()
-    same = sum(a == b for a, b in zip(own.bytes_of, other.bytes_of, strict=False))
+    same = sum(map(operator.eq, own.bytes_of, other.bytes_of))
     difference = abs(own.size - other.size)
     if same < min(own.size, other.size):
         return Verdict("fails", f"{same:,} of {own.size:,} ids mean the same", step, tried=True)
@@ -316,7 +317,7 @@ def _original_as_draft(model: Deployed, step: str) -> Verdict:
     if model.tokenizer.id_map is None:
         return Verdict("unknown", "name one with --draft")
     ids = model.tokenizer.id_map.get("ids") or []
-    kept = sum(new == old for old, new in enumerate(ids))
+    kept = sum(map(operator.eq, ids, range(len(ids))))
     if kept == len(ids) == model.vocabulary.size:
         return Verdict("works", "one with the original's vocabulary fits")
     reason = f"not the original's: {kept:,} of {model.vocabulary.size:,} ids mean the same"
@@ -354,8 +355,3 @@ CONSUMERS = {
     "peft": Consumer("PEFT", peft),
     "draft": Consumer("draft model", draft_model, reads_weights=False),
 }
-
-
-def versions() -> dict[str, str]:
-    """Of what is asked here."""
-    return {name: version(name) for name in ("transformers", "tokenizers", "sentencepiece")}

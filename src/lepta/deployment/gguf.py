@@ -4,7 +4,6 @@ Try: lepta export gguf my/result --type q8_0 --output my/result.gguf
 """
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -170,8 +169,7 @@ def _check_weights(model: Deployed) -> None:
 
 def _check_space(checkpoint: Checkpoint, kind: str, output: Path) -> None:
     """LeptaError if the disk has no room for the file."""
-    weights = sum(math.prod(entry.shape) for entry in checkpoint.entries.values())
-    needed, free = int(weights * BYTES[kind]), free_bytes(output)
+    needed, free = int(checkpoint.weights * BYTES[kind]), free_bytes(output)
     if needed > free:
         raise LeptaError(f"{output}: {needed / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free; free space")
 
@@ -181,7 +179,8 @@ def _convert(converter: Converter, settings: dict[str, Any], model: Path, output
     launcher = Path(__file__).with_name("launcher.py")
     arguments = [str(model), "--outfile", str(output), "--outtype", kind]
     command = [converter.python, str(launcher), json.dumps(settings), *arguments]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    environment = dict(os.environ, HF_HUB_OFFLINE="1")
+    environment.pop("PYTHONPATH", None)
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:

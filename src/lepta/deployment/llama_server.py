@@ -85,7 +85,7 @@ class LlamaServer:
             time.sleep(0.1)
         self.log.seek(0)
         lines = [line for line in self.log.read().decode(errors="replace").splitlines() if "error" in line.lower()]
-        why = lines[0].strip() if lines else "no answer"
+        why = next(iter(lines), "no answer").strip()
         raise LeptaError(f"{self.model}: llama.cpp ({self.binary}) does not load it: {self._crash() or why}")
 
     def _crash(self) -> str | None:
@@ -104,7 +104,7 @@ class LlamaServer:
     def _ask(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         try:
-            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+            connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read() or b"null")
         finally:
@@ -137,4 +137,4 @@ class LlamaServer:
         greedy = {"temperature": 0.0, "top_k": 1, "cache_prompt": False, "return_tokens": True}
         body = {"prompt": list(ids), "n_predict": tokens, **greedy}
         answer = self._post("/completion", body, refusals=(http.client.INTERNAL_SERVER_ERROR,))
-        return None if answer is None else list(map(int, answer["tokens"]))
+        return answer and list(map(int, answer["tokens"]))

@@ -16,6 +16,7 @@ from lepta.card import FRONT_MATTER, PATCH, front_matter, is_model, unique
 from lepta.core.errors import LeptaError
 from lepta.core.output import CARD, MANIFEST
 from lepta.core.reading import is_there, read_json, read_utf8
+from lepta.core.settings import as_list
 
 PUBLISHED = (
     *("*.safetensors", "*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "*.gguf", CARD),
@@ -121,8 +122,7 @@ def _card(folder: Path, repo: str, base_model: str | None, languages: Sequence[s
     if base_model and "base_model" not in facts:
         added = {"base_model": base_model, "base_model_relation": "finetune"}
     if languages:
-        named = facts.get("language") or []
-        added["language"] = unique([*languages, *([named] if isinstance(named, str) else named)])
+        added["language"] = unique([*languages, *as_list(facts.get("language") or [])])
     if not added:
         return text
     facts |= added

@@ -32,20 +32,23 @@ def body_changes(
     names = [name for name in base.entries if name not in outside]
     _same_tensors(base, adapted, names)
     floating = [name for name in names if base.is_floating(name) and adapted.is_floating(name)]
-    for name in sorted(set(names) - set(floating)) if scale != 0 else ():
+    if scale == 0:
+        return {}
+    for name in sorted(set(names) - set(floating)):
         if not same_values(base.raw(name), adapted.raw(name), None if scale else SAMPLE_BYTES):
             raise LeptaError(
                 f"{adapted.folder}: {name} ({adapted.entries[name].dtype}) differs from that of the base "
                 f"{base.folder}; a change of quantised numbers cannot be added to those of a variant. Leave such "
                 "changes behind with `body_delta` 0, or give models that are not quantised"
             )
-    changed = [name for name in floating if _differs(base, adapted, name, SAMPLE_ROWS)]
-    if changed and scale is None:
-        raise LeptaError(
-            f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {changed[0]} does too; "
-            "carry such changes into the variant with `body_delta` 1.0, or leave them behind with `body_delta` 0"
-        )
-    if not scale:
+    if scale is None:
+        for name in floating:
+            if _differs(base, adapted, name, SAMPLE_ROWS):
+                raise LeptaError(
+                    f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {name} does too; "
+                    "carry such changes into the variant with `body_delta` 1.0, or leave them behind with "
+                    "`body_delta` 0"
+                )
         return {}
     changed = [name for name in floating if _differs(base, adapted, name)]
     _same_tensors(base, instruct, changed)

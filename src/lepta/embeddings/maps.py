@@ -187,7 +187,9 @@ class MapFitter:
         errors = {name: error for name in candidates if (error := fit.error(name)) is not None}
         if method != "auto":
             return fit.propagation(method, errors)
-        whole = {name: error * (self._mixed**0.5 if name in ANCHORED else 1) for name, error in errors.items()}
+        whole = dict(errors)
+        for name in whole.keys() & ANCHORED:
+            whole[name] *= self._mixed**0.5
         found = fit.propagation(min(whole, key=lambda name: whole[name]), errors)
         return replace(found, held_out={**found.held_out, "whole": whole})
 

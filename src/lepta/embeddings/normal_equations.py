@@ -51,10 +51,10 @@ class NormalEquations:
     @cached_property
     def left(self) -> "LeftSide":
         """The base model's side, for all variants."""
-        gram = self._parts[0].gram()
+        gram, number = self._parts[0].gram(), self._parts[0].number
         for part in self._parts[1:]:
             gram += part.gram()
-        number = sum(part.number for part in self._parts)
+            number += part.number
         if self._smaller:
             gram += self._smaller.left.gram
             number += self._smaller.left.rows

@@ -116,7 +116,8 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     original, folder = Checkpoint.of(original), Path(folder)
     patch = locate(place, hub_files=PATCH_FILES)
     content = _read_content(patch)
-    rows = {e.name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for e in read_header(patch / ROWS)}
+    header = read_header(patch / ROWS)
+    rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in header.items()}
     _check_fit(patch, content, rows, original)
     same = rows[SAME][:].numpy()
     matrices = {}

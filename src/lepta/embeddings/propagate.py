@@ -1,5 +1,6 @@
 """LEP on folders: base, adapted base and instruct variants in; each variant with the new vocabulary out."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -73,8 +74,10 @@ def propagate(
     pairs = zip(made, scales, strict=True)
     bodies = [body_changes(base, adapted, variant.checkpoint, scale) for variant, scale in pairs]
     _check_finite(adapted)
-    weights = None if token_counts is None else np.sqrt(_padded(token_counts, adapted.rows) + 1.0)
-    fits = _fit(family, made, method, weights)
+    weights = np.ones(adapted.rows)
+    if token_counts is not None:
+        weights[: len(token_counts)] += token_counts
+    fits = _fit(family, made, method, np.sqrt(weights))
     done, shares = [], delta_scales or [1.0] * len(made)
     for variant, fitted, body, share, (_, folder) in zip(made, fits, bodies, shares, variants, strict=True):
         done.append(variant.write(fitted, body, share, Path(folder), hard_link))
@@ -92,7 +95,7 @@ class _Family:
 
 
 def _fit(
-    family: _Family, made: "list[_Variant]", method: AnyMethod, weights: np.ndarray | None
+    family: _Family, made: "list[_Variant]", method: AnyMethod, weights: np.ndarray
 ) -> list[dict[str, Propagation]]:
     """For each variant, the fit of each of its matrices; variants with as many rows share the base's part."""
 
@@ -109,8 +112,7 @@ def _fit(
             transfer = variant.transfer_of(_matrix(family.adapted, role), _matrix(variant.checkpoint, role))
             new_rows, rows = transfer.matrix.shape
             if rows not in fitters:
-                of_rows = None if weights is None else weights[:new_rows]
-                fitters[rows] = MapFitter(transfer, _matrix(family.base, role), stand_ins(rows), of_rows)
+                fitters[rows] = MapFitter(transfer, _matrix(family.base, role), stand_ins(rows), weights[:new_rows])
             fitted[role] = fitters[rows].fit(method, _matrix(variant.checkpoint, role))
     return fits
 
@@ -247,10 +249,10 @@ class _Variant:
         special = np.flatnonzero(self._family.new.kinds == Kind.SPECIAL)
         shared = special[old_id_of[special] >= 0]
         own = dict(zip(shared.tolist(), old_id_of[shared].tolist(), strict=True))
-        own |= {there: here for here, there in self.added.items()}
+        own |= zip(self.added.values(), self.added, strict=True)
         # A token may be without a row: one that was added to a tokenizer only.
-        places = np.array(sorted(place for place in own if own[place] < rows), dtype=np.int64)
-        return places, np.array([own[place] for place in places.tolist()], dtype=np.int64)
+        places = sorted(place for place in own if own[place] < rows)
+        return np.array(places, dtype=np.int64), np.array(list(map(own.get, places)), dtype=np.int64)
 
     def _rows(self, fit: Propagation, trained: Rows, own: Rows) -> ComputedRows:
         """Propagated rows with the variant's own in their places; rows beyond both get the variant's mean row.
@@ -290,8 +292,8 @@ def _length_warnings(name: str, adapted: float, instruct: float) -> list[str]:
 
 
 def _matrix(checkpoint: Checkpoint, role: str) -> Rows:
-    name = checkpoint.output_name if role == "output" else None
-    return checkpoint.rows_of(name or checkpoint.input_name)
+    names = {"input": checkpoint.input_name, "output": checkpoint.output_name or checkpoint.input_name}
+    return checkpoint.rows_of(names[role])
 
 
 def _check_finite(adapted: Checkpoint) -> None:
@@ -302,12 +304,6 @@ def _check_finite(adapted: Checkpoint) -> None:
                 f"{adapted.folder}: {name}: NaN or infinite values; expected a whole checkpoint of training that went "
                 "well; download it again or train again from an earlier one"
             )
-
-
-def _padded(counts: np.ndarray, rows: int) -> np.ndarray:
-    padded = np.zeros(rows)
-    padded[: len(counts)] = counts
-    return padded
 
 
 def _with_settings_of(own: TokenizerSource, tokenizer: TokenizerSource) -> TokenizerSource:
@@ -346,10 +342,10 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
         )
     if len({checkpoint.bias_name is None for checkpoint in (base, adapted, instruct)}) > 1:
         raise LeptaError("some of base, adapted and instruct add a bias to the logits and some do not")
-    for other in (base, adapted):
-        if unknown := [table for table in instruct.tables if table not in other.entries]:
+    for other, table in itertools.product((base, adapted), instruct.tables):
+        if table not in other.entries:
             raise LeptaError(
-                f"{other.folder}: no tensor {unknown[0]}, which {instruct.folder} has with a row for each token; "
+                f"{other.folder}: no tensor {table}, which {instruct.folder} has with a row for each token; "
                 "expected models of one architecture"
             )
 

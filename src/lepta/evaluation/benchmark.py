@@ -26,8 +26,10 @@ def ask(model: Model, settings: Benchmark, seed: int, folder: Path) -> dict[str,
     `refused` (task -> why it does not count). LeptaError if samples failed for a reason that may pass, such as memory.
     """
     work = folder / CHECKPOINTS / ASKED
-    thinking = settings.budget if model.chat else 0
-    with opened_backend(model.folder, Asking(None if model.chat else False, thinking=thinking), work) as backend:
+    asking = Asking(chat=False)
+    if model.chat:
+        asking = Asking(thinking=settings.budget)
+    with opened_backend(model.folder, asking, work) as backend:
         shots = 0 if backend.chat else settings.shots
         summary = run(backend, settings.data, work, settings.tasks, shots, limit=settings.limit, seed=seed)
     for name, (_, records) in read_results(work).items():
@@ -53,8 +55,10 @@ def scores_of(model: Any, tokenizer: Any, settings: Benchmark) -> dict[str, floa
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder, autocast_of(model):
         backend = TransformersBackend(model, tokenizer, "in training", Asking(chat=False))
         summary = run(backend, settings.data, Path(folder), settings.tasks, settings.shots, limit=settings.limit)
-    asked = settings.tasks or summary.refused
-    if reasons := [f"{name}: {summary.refused[name]}" for name in asked if name in summary.refused]:
-        raise LeptaError(f"pretrain.darumeru: {reasons[0]}; change tasks, limit or shots")
+    for name in settings.tasks or summary.refused:
+        if name in summary.refused:
+            raise LeptaError(f"pretrain.darumeru: {name}: {summary.refused[name]}; change tasks, limit or shots")
     scores = {f"darumeru/{name}": task.score.value for name, task in summary.tasks.items()}
-    return scores | ({"darumeru/Micro-Avg": summary.micro_avg.value} if summary.micro_avg else {})
+    if summary.micro_avg:
+        scores["darumeru/Micro-Avg"] = summary.micro_avg.value
+    return scores

@@ -15,7 +15,7 @@ from lepta.calibration.calibrate import Place, opened_writer
 from lepta.calibration.settings import AnswerSettings
 from lepta.calibration.writers import Refusal, Sampling
 from lepta.core.errors import LeptaError
-from lepta.core.intervals import Share
+from lepta.core.intervals import Share, shares_of
 from lepta.core.progress import progress
 from lepta.core.reading import parse_json, read_yaml
 from lepta.core.settings import Section, validated
@@ -57,9 +57,9 @@ class Count(Section):
 
     def holds(self, number: int) -> bool:
         """Whether a number is as it must be."""
-        least = self.at_least if self.exactly is None else self.exactly
-        most = self.at_most if self.exactly is None else self.exactly
-        return (least is None or number >= least) and (most is None or number <= most)
+        if self.exactly is not None:
+            return number == self.exactly
+        return (self.at_least or 0) <= number and (self.at_most is None or number <= self.at_most)
 
 
 class Rules(Section):
@@ -190,5 +190,4 @@ def instruction_following(
         for name, value in row["kept"].items():
             kept.setdefault(name, []).append(value)
     whole = sum(all(row["kept"].values()) for row in rows)
-    shares = {name: Share.of(sum(values), len(values)) for name, values in sorted(kept.items())}
-    return Followed(Share.of(whole, len(rows)), shares, rows)
+    return Followed(Share.of(whole, len(rows)), shares_of(kept), rows)

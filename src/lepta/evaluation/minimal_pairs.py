@@ -3,12 +3,13 @@
 A sentence counts as a whole, after the token that starts a text, so vocabularies may differ.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lepta.core.errors import LeptaError
-from lepta.core.intervals import Share
+from lepta.core.intervals import Share, shares_of
 from lepta.core.progress import progress
 from lepta.core.reading import expanded
 from lepta.evaluation.shipped import evaluation_file
@@ -34,7 +35,7 @@ def read_pairs(source: str | Path) -> list[Pair]:
     """Pairs of a file of rows, or of those that come with LEPTA (`ru`); LeptaError names a line that is none."""
     pairs = []
     for row in read_rows(evaluation_file(source, "pairs", ".jsonl")):
-        fields = [row.value.get(name) for name in ("good", "bad", "phenomenon")]
+        fields = list(map(row.value.get, ("good", "bad", "phenomenon")))
         if not all(isinstance(text, str) and text.strip() for text in fields) or fields[0] == fields[1]:
             raise LeptaError(
                 f'{row.where}: no pair; expected "good" and "bad", two different sentences, and "phenomenon"'
@@ -55,8 +56,7 @@ def minimal_pairs(model: str | Path, pairs: Sequence[Pair]) -> dict[str, Share]:
     found: dict[str, list[bool]] = {}
     for pair, is_right in zip(pairs, right, strict=True):
         found.setdefault(pair.phenomenon, []).append(is_right)
-    shares = {name: Share.of(sum(values), len(values)) for name, values in sorted(found.items())}
-    return shares | {ALL: Share.of(sum(right), len(right))}
+    return shares_of(found) | {ALL: Share.of(sum(right), len(right))}
 
 
 def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
@@ -70,6 +70,6 @@ def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:
             texts = [pair.good for pair in part] + [pair.bad for pair in part]
             branches = [Branch(ids, 1) for ids in token_ids(tokenizer, texts, (start,))]
             sums = list(map(sum, scorer.score(branches)))
-            right += [good > bad for good, bad in zip(sums[: len(part)], sums[len(part) :], strict=True)]
+            right += map(operator.gt, sums[: len(part)], sums[len(part) :])
             bar.set(len(right))
     return right

@@ -67,8 +67,7 @@ def compare_models(
     conversations = [list(prompt.messages) for prompt in asked]
     sampling = Sampling(settings.max_tokens, thinking=settings.budget)
     sides = [_texts(place, conversations, sampling, settings) for place in (first, second)]
-    shown = [_case(prompt, *pair) for prompt, *pair in zip(asked, *sides, strict=True)]
-    shown += [_case(prompt, *pair) for prompt, *pair in zip(asked, *reversed(sides), strict=True)]
+    shown = [*map(_case, asked, *sides), *map(_case, asked, *reversed(sides))]
     replies = _texts(judge, shown, Sampling(REPLY), settings, BETTER)
     verdicts = list(map(read_verdict, replies))
     swapped = [verdict and 3 - verdict for verdict in verdicts[len(asked) :]]

@@ -110,8 +110,10 @@ def propagate_best(
         # All variants in one call: the base's half of the normal equations serves them all.
         deltas, changes = [first.body_delta] * len(variants), [first.delta_scale] * len(variants)
         facts = propagate(base, adapted, variants, first.method, body_deltas=deltas, delta_scales=changes, **options)
-        by = {"chosen": {"by": "rows alone: no held-out text or answers are named"}} if settings.several else {}
-        return [fact | by for fact in facts]
+        if settings.several:
+            for fact in facts:
+                fact["chosen"] = {"by": "rows alone: no held-out text or answers are named"}
+        return facts
     found = []
     for instruct, folder in variants:
         try:

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ class Checkpoint:
     @property
     def embedding_names(self) -> list[str]:
         """Names of the matrices with a row for each token: one if tied, else two."""
-        return [self.input_name] if self.output_name is None else [self.input_name, self.output_name]
+        return list(filter(None, (self.input_name, self.output_name)))
 
     @property
     def bias_name(self) -> str | None:
@@ -165,7 +166,12 @@ class Checkpoint:
     @property
     def surplus(self) -> int:
         """Rows that the input embeddings have more than the head: Mllama has 8, for the image token."""
-        return 0 if self.output_name is None else self.rows - self.entries[self.output_name].shape[0]
+        return self.rows - self.entries[self.output_name or self.input_name].shape[0]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(entry.shape) for entry in self.entries.values())
 
     @property
     def width(self) -> int:
@@ -199,8 +205,8 @@ class Checkpoint:
         the model's code than rows, transformers has no such language model, or the model runs by Python code in its
         folder.
         """
-        for name in self.entries if self.stored_output is None else ():
-            if QUANTISED_HEAD.search(name):
+        for name in self.entries:
+            if self.stored_output is None and QUANTISED_HEAD.search(name):
                 raise LeptaError(
                     f"{self.entries[name].file}: {name} is of a head that is quantised, so its rows cannot be "
                     "replaced; expected lm_head.weight in 16 or 32 bits; take the model before it was quantised"
@@ -237,7 +243,7 @@ class Checkpoint:
         """Where all tensors lie, in the order of the files; of a file and an index transformers reads the file."""
         index = self.folder / INDEX
         if (self.folder / SINGLE).is_file() or not index.is_file():
-            return {entry.name: entry for entry in read_header(self._single_file())}
+            return read_header(self._single_file())
         weight_map = conform(Index, read_json(index), index, REMEDY).weight_map
         entries: dict[str, TensorEntry] = {}
         for file in map(self.folder.joinpath, sorted(set(weight_map.values()))):
@@ -245,7 +251,7 @@ class Checkpoint:
                 raise LeptaError(f"{index}: names {file}, which is outside the folder")
             if not file.is_file():
                 raise LeptaError(f"{index}: names {file.name}, which is missing; download it again")
-            entries |= {entry.name: entry for entry in read_header(file)}
+            entries |= read_header(file)
         for name, file_name in weight_map.items():
             if name not in entries or entries[name].file.name != file_name:
                 raise LeptaError(
@@ -291,7 +297,7 @@ class Checkpoint:
         names = [name for name in heads if not PREDICTION.match(name)]
         if len(names) > 1:
             raise LeptaError(f"{self.folder}: head: found {', '.join(names)}; name it with --output-embeddings")
-        return names[0] if names else None
+        return next(iter(names), None)
 
 
 AnyModel = Checkpoint | str | Path  # open already, a folder, or a hub id
@@ -306,8 +312,8 @@ def says_tied(config: dict[str, Any]) -> bool | None:
     return None
 
 
-def read_header(file: Path) -> list[TensorEntry]:
-    """Read where the tensors of a safetensors file lie; LeptaError if the file is not whole."""
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """Read where the tensors of a safetensors file lie, in their order; LeptaError if the file is not whole."""
     with explained(file, "not a whole safetensors file", REMEDY):
         with safe_open(file, framework="pt"):
             pass  # the library's own check of the whole header against the file's length
@@ -316,8 +322,8 @@ def read_header(file: Path) -> list[TensorEntry]:
             header = parse_json(data.read(length), file)
     offset = 8 + length
     header.pop("__metadata__", None)
-    entries = []
-    for name, value in header.items():
+    entries = {}
+    for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, end = value["data_offsets"]
-        entries.append(TensorEntry(name, value["dtype"], tuple(value["shape"]), file, offset + start, offset + end))
-    return sorted(entries, key=lambda entry: (entry.start, entry.end))
+        entries[name] = TensorEntry(name, value["dtype"], tuple(value["shape"]), file, offset + start, offset + end)
+    return entries

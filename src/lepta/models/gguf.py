@@ -165,9 +165,10 @@ def _complete_gemma3(path: Path, fields: dict[str, Any], model: Any) -> None:
         raise LeptaError(f"{path}: keys, values and rotations of different lengths; transformers has one for all")
     per_head = sizes["embedding_length"] // sizes["attention.head_count"]
     config.query_pre_attn_scalar = per_head if layers == GEMMA3_27B_LAYERS else head
-    pattern = sizes.get("attention.sliding_window_pattern", 6)
-    slides = pattern if isinstance(pattern, list) else [(layer + 1) % pattern != 0 for layer in range(layers)]
-    config.layer_types = ["sliding_attention" if here else "full_attention" for here in slides]
+    slides = sizes.get("attention.sliding_window_pattern", 6)
+    if not isinstance(slides, list):
+        slides = np.arange(1, layers + 1) % slides != 0
+    config.layer_types = np.where(slides, "sliding_attention", "full_attention").tolist()
     everywhere = {"rope_type": "default", "rope_theta": sizes["rope.freq_base"]}
     if (scaling := sizes.get("rope.scaling.type", "none")) != "none":
         if scaling != "linear":

@@ -80,13 +80,17 @@ def text_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
     Layers that attend to images (Mllama) do not run without one.
     """
     body = language_model(model)
-    start = next(path for path, module in model.named_modules() if module is body)
     silent = getattr(model.config.get_text_config(), "cross_attention_layers", None) or ()
     left_out = _inside_layers(model, silent)
     left_out.add(id(model.get_output_embeddings()))
-    for path, module in body.named_modules(prefix=start):
+    for path, module in body.named_modules(prefix=path_of(model, body)):
         if id(module) not in left_out:
             yield path, module
+
+
+def path_of(model: Any, wanted: nn.Module) -> str:
+    """The name of a module in a model."""
+    return next(path for path, module in model.named_modules() if module is wanted)
 
 
 def _inside_layers(model: Any, numbers: Iterable[int]) -> set[int]:

@@ -140,8 +140,9 @@ def _applied(
     if not torch.is_grad_enabled():  # a Function is told what could have gradients, not whether anybody wants them
         hidden, bias, parts = hidden.detach(), None if bias is None else bias.detach(), tuple(p.detach() for p in parts)
     rule = rule or LogitRule()
-    scaled = hidden if rule.scale == 1.0 else hidden * rule.scale
-    return _LinearCrossEntropy.apply(scaled, labels, bias, _Sum(divisor, rule.cap, shares), *parts)
+    if rule.scale != 1.0:
+        hidden = hidden * rule.scale
+    return _LinearCrossEntropy.apply(hidden, labels, bias, _Sum(divisor, rule.cap, shares), *parts)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def with_parts(stored: Rows, parts: Sequence[tuple[torch.Tensor, torch.Tensor]])
 def blocks(shape: tuple[int, ...] | torch.Size) -> Iterator[slice]:
     """Ranges of rows that take about `BLOCK_BYTES` each in float32; a single number is one row."""
     length = max(1, BLOCK_BYTES // (4 * max(1, math.prod(shape[1:]))))
-    end = shape[0] if shape else 1
+    end = math.prod(shape[:1])
     for start in range(0, end, length):
         yield slice(start, min(start + length, end))
 
@@ -141,7 +141,7 @@ def finite(rows: torch.Tensor) -> bool:
 
 def precision(matrix: Rows) -> torch.dtype:
     """What products of a matrix are computed in: float32, unless it is float64 itself."""
-    return torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    return torch.promote_types(matrix.dtype, torch.float32)
 
 
 def gather(rows: np.ndarray, matrix: Rows, minus: Rows | None = None) -> torch.Tensor:

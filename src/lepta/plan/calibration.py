@@ -1,7 +1,6 @@
 """What self-calibration costs at most: answers, grades, steps, tokens and operations."""
 
 import itertools
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,7 @@ def calibration_cost_here(propagated: Path, settings: CalibrateSettings) -> dict
     See `calibration_cost`. The hours count products of matrices at their full speed: answers, written token by token,
     take longer the fewer are written at once.
     """
-    weights = sum(math.prod(entry.shape) for entry in Checkpoint(propagated).entries.values())
-    counted: dict[str, Any] = dict(calibration_cost(settings, weights))
+    counted: dict[str, Any] = dict(calibration_cost(settings, Checkpoint(propagated).weights))
     machine = this_machine()
     for part, name in (("answer", "answers"), ("training", "training")):
         counted[f"hours_of_{name}_at_full_speed"] = round(machine.hours(counted.pop(f"{part}_flops")), 2)

@@ -8,6 +8,7 @@ from functools import cache
 from lepta.core.errors import LeptaError, suggestion
 from lepta.core.machine import usable_cores
 from lepta.core.shipped import shipped_data
+from lepta.core.tables import counted
 
 MFU = 0.4  # share of peak that well-fed training of 7B models reaches; reports of large runs lie between 0.3 and 0.5
 # Share of a large float32 product's speed that training reaches on a CPU. The demo's 22,900 GFLOP took 268 s on 2
@@ -78,8 +79,7 @@ def this_machine() -> Device:
         return Device(properties.name, _speed("cuda", torch.bfloat16), properties.total_memory / 2**30)
     dtype = faster_on_cpu(SIDES["cpu"], SIDES["cpu"])
     share = CPU_SHARE if dtype == torch.float32 else LOW_CPU_SHARE
-    cores = usable_cores()
-    name = f"this CPU ({cores} core{'' if cores == 1 else 's'})"
+    name = f"this CPU ({counted(usable_cores(), 'core')})"
     return Device(name, _speed("cpu", dtype), memory_of_machine(), share)
 
 

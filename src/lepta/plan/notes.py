@@ -99,9 +99,6 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
     if recipe.distill:
         yield "distill: checkpoints of distillation are not in this plan"
     if (calibrate := recipe.calibrate) and recipe.variants:
-        what = "memory and checkpoints of training"
-        if calibrate.judge:
-            what = f"the judge's hours, {what}"
-        if any(map(is_absent, calibrate.prompts)):
-            what = f"answers, hours, {what}"
-        yield f"calibrate: {what} are not in this plan"
+        what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
+        what += "the judge's hours, " if calibrate.judge else ""
+        yield f"calibrate: {what}memory and checkpoints of training are not in this plan"

@@ -78,10 +78,7 @@ def text_files(source: str) -> list[Path]:
     place, _ = text_field(source)
     if not place:  # Path("") is the current folder, which nobody named
         raise LeptaError(f"{source!r}: an empty text source; name a file or folder")
-    if place.startswith(STARTER):
-        path = starter_path(place.removeprefix(STARTER))
-    else:
-        path = BUILTIN_ITEMS if place == BENCHMARK else expanded(place)
+    path = _path_of(place)
     if path.is_dir():
         files = []
         for place_inside, folders, names in os.walk(path):  # what vanishes meanwhile, as in /proc, is passed over
@@ -100,6 +97,14 @@ def text_files(source: str) -> list[Path]:
     if not path.name.endswith(TEXT_SUFFIXES):
         raise LeptaError(f"{path}: unknown type of text file; expected one ending in {', '.join(TEXT_SUFFIXES)}")
     return [path]
+
+
+def _path_of(place: str) -> Path:
+    if place.startswith(STARTER):
+        return starter_path(place.removeprefix(STARTER))
+    if place == BENCHMARK:
+        return BUILTIN_ITEMS
+    return expanded(place)
 
 
 def starter_path(relative: str) -> Path:
@@ -263,7 +268,7 @@ def word_frequencies(source: str) -> dict[str, float]:
 
 def dialogue_file(source: str) -> Path:
     """Locate a file of conversations."""
-    path = starter_path(source.removeprefix(STARTER)) if source.startswith(STARTER) else expanded(source)
+    path = _path_of(source)
     if not path.is_file():
         raise LeptaError(f"{source}: no such file; expected a file of conversations, a row each")
     return path

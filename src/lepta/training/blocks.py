@@ -80,7 +80,7 @@ def write_tokens(
     document. `share` of the text is kept, drawn at random in parts of
     about a block. `characters` is the length of the text, if it is known, for the bar.
     """
-    spell = substitution.begin(seed) if substitution else None
+    spell = substitution.begin(seed) if substitution else list
     if tokenizer.eos_token_id is None:
         raise LeptaError(
             f"{tokenizer.name_or_path}: the tokenizer has no eos_token, which is to close each document; expected one "
@@ -137,14 +137,14 @@ def _paragraphs(parts: Sequence[Part]) -> list[str]:
 
 
 def _sections(
-    tokenizer: Any, parts: Sequence[Part], length: int, spell: Callable[..., list[list[int]]] | None
+    tokenizer: Any, parts: Sequence[Part], length: int, spell: Callable[..., list[list[int]]]
 ) -> Iterator[list[int]]:
     """Sections: paragraphs of a part in order, as many as fit; one that fits no section is cut."""
     encoded = tokenizer(_paragraphs(parts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    ids = iter(spell(encoded) if spell else encoded)
+    ids = iter(spell(encoded))
     start = start_tokens(tokenizer)
     for part in parts:
-        tokenised = [next(ids) for _ in part.paragraphs]
+        tokenised = list(itertools.islice(ids, len(part.paragraphs)))
         if part.ends_document:
             tokenised[-1] = [*tokenised[-1], tokenizer.eos_token_id]
         for section in cut(tokenised, length - len(start)):
@@ -190,21 +190,23 @@ def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Blocks of one text: `members[ends[n - 1]:ends[n]]` are the numbers of the sections in block n, int64."""
+    """Blocks of one text: `members[starts[n]:starts[n + 1]]` are the numbers of the sections in block n, int64."""
 
     store: TokenStore
     members: np.ndarray
-    ends: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
 
     def sections(self, number: int) -> np.ndarray:
         """Numbers of the sections of a block, in order."""
-        return self.members[self.ends[number - 1] if number else 0 : self.ends[number]]
+        return self.members[self.starts[number] : self.starts[number + 1]]
 
     @property
     def sizes(self) -> np.ndarray:
         """Tokens of each block, int64."""
-        starts = np.concatenate([[0], self.ends[:-1]])
-        return np.add.reduceat(self.store.lengths[self.members], starts) if len(self.ends) else self.ends
+        return np.add.reduceat(self.store.lengths[self.members], self.starts[:-1])
 
 
 def example_of(ids: np.ndarray, labels: np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
@@ -224,9 +226,9 @@ class Blocks:
         self.texts, self.documents_apart = texts, documents_apart
         self.start = start  # the token that opens each section, if any: never predicted
         # Evenly spread: the n-th of N blocks of a text stands at (n + 1/2) / N of the run.
-        places = np.concatenate([(np.arange(len(text.ends)) + 0.5) / max(len(text.ends), 1) for text in texts])
+        counts = list(map(len, texts))
+        places = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
         order = np.argsort(places, kind="stable")
-        counts = [len(text.ends) for text in texts]
         self.text_of = np.repeat(np.arange(len(texts), dtype=np.uint8), counts)[order]  # which text a block is from
         self.number_of = np.concatenate(list(map(np.arange, counts)))[order]  # its number there
         self.sizes = np.concatenate([text.sizes for text in texts])[order]  # tokens of each block
@@ -276,15 +278,15 @@ def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int =
     """
     if not len(store.lengths):
         raise LeptaError("training text: it holds no token")
-    members, ends, generator = array("q"), array("q"), np.random.default_rng(seed)
-    while tokens > 0 or (len(ends) + others) % batch:
+    members, starts, generator = array("q"), array("q", [0]), np.random.default_rng(seed)
+    while tokens > 0 or (len(starts) - 1 + others) % batch:
         for block in _one_pass(store.lengths, length, generator):
             members.extend(block.tolist())
-            ends.append(len(members))
+            starts.append(len(members))
             tokens -= int(store.lengths[block].sum())
-            if tokens <= 0 and not (len(ends) + others) % batch:
+            if tokens <= 0 and not (len(starts) - 1 + others) % batch:
                 break
-    return Packed(store, np.asarray(members, dtype=np.int64), np.asarray(ends, dtype=np.int64))
+    return Packed(store, np.asarray(members, dtype=np.int64), np.asarray(starts, dtype=np.int64))
 
 
 def _one_pass(lengths: np.ndarray, length: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -322,7 +324,7 @@ def training_blocks(
         store = TokenStore.open(place) if (place / SECTIONS).is_file() else None
         if store is None or not len(store.lengths):
             store = _drawn(text, tokenizer, budget, settings.block, seed, place)
-        others = sum(len(other.ends) for other in packed)
+        others = sum(map(len, packed))
         with step("laying out blocks"):
             packed.append(lay_out(store, budget, settings.block, seed, 1 if number else settings.batch, others))
     return Blocks(packed[::-1], settings.documents_apart, start_tokens(tokenizer))

@@ -55,7 +55,7 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
     texts: list[Any] = []
     for turn in plain:
         texts += [turn["role"], turn["content"], turn.get("reasoning_content", "")]
-    if not plain or not all(isinstance(text, str) for text in texts):
+    if set(map(type, texts)) != {str}:  # empty if there is no turn
         raise LeptaError(
             f'{where}: no conversation; expected "messages": [{{"role": ..., "content": ...}}, ...] or "prompt" and '
             f'"answer", all of them strings; it has {", ".join(row) or "no fields"}'
@@ -170,7 +170,7 @@ def _write(
     conversations: Iterable[Sequence[Message]], tokenizer: Any, max_length: int, folder: Path, thinking: bool
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    counts: Counter[str] = Counter()
+    counts = Counter(dict.fromkeys(("conversations", *LEFT_OUT, "answer_tokens"), 0))
     seen: set[bytes] = set()
     starts, reason = array("q", [0]), ""
     with (folder / TOKENS).open("wb") as out, progress("tokenising, conversations", None) as bar:
@@ -188,17 +188,16 @@ def _write(
             if fault:
                 counts[fault] += 1
                 continue
-            ids, labels = (np.asarray(example[name], np.int64) for name in ("input_ids", "labels"))  # type: ignore[index]
+            ids, labels = np.asarray([example["input_ids"], example["labels"]], np.int64)  # type: ignore[index]
             kept = labels != IGNORED
             out.write((ids.astype(np.uint32) | kept * COUNTED).astype(np.uint32).tobytes())
             starts.append(starts[-1] + len(ids))
             counts["answer_tokens"] += int(kept.sum())
             bar.set(counts["conversations"])
-    names = ("conversations", "duplicate", "refused", "unanswered", "too_long", "tool_calls", "answer_tokens")
-    facts = {name: counts[name] for name in names} | {"examples": len(starts) - 1, "tokens": starts[-1]}
+    facts = {**counts, "examples": len(starts) - 1, "tokens": starts[-1]}
     if not facts["examples"]:
         left_out = ", ".join(f"{facts[name]} {why}" for name, why in LEFT_OUT.items() if facts[name])
-        why = f"{left_out or 'the files have none'}{'; ' if reason else ''}{reason}"
+        why = "; ".join(filter(None, (left_out or "the files have none", reason)))
         raise LeptaError(f"tune: none of {facts['conversations']} conversations can be learned from: {why}")
     np.save(folder / SECTIONS, np.asarray(starts, np.int64))
     write_json(folder / COUNTS, facts)
@@ -210,9 +209,11 @@ def _fault(example: dict[str, list[int]] | None, max_length: int) -> str | None:
         return "duplicate"
     if not example:
         return "refused"
-    if all(label == IGNORED for label in example["labels"]):
+    if set(example["labels"]) <= {IGNORED}:
         return "unanswered"
-    return "too_long" if len(example["input_ids"]) > max_length else None
+    if len(example["input_ids"]) > max_length:
+        return "too_long"
+    return None
 
 
 class ConversationRows:
@@ -245,7 +246,7 @@ def lay_out_rows(
     for _ in range(epochs):
         numbers = generator.permutation(len(lengths))
         if length is None:
-            rows += [[int(number)] for number in numbers]
+            rows += numbers[:, None].tolist()
             continue
         for start in range(0, len(numbers), WINDOW):
             window = numbers[start : start + WINDOW]

@@ -15,7 +15,7 @@ from lepta.models.precision import low_dtype
 from lepta.models.rows import ComputedRows, Rows, blocks, with_parts
 from lepta.models.split import parts_of, rows_of_parts
 from lepta.models.write import write_model
-from lepta.training.trainable import ADAPTER, inject
+from lepta.training.trainable import ADAPTER, inject, training_parameters
 from lepta.vocabulary.source import open_tokenizer
 
 PROBE = 64  # tokens that merged and unmerged model are compared on
@@ -78,8 +78,7 @@ def prepare_merge(model: Any, source: Checkpoint) -> None:
 
     Beside a body in 16 bits they were rounded to as many when the model was loaded.
     """
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    changed_tensors(model, trained, source)
+    changed_tensors(model, training_parameters(model), source)
     if low_dtype(model) is None:
         return
     for stored, module in _ends(model, source):
@@ -132,7 +131,7 @@ def lost_by_rounding(changed: dict[str, ComputedRows], source: Checkpoint) -> fl
             new, old = rows.rows(block).float(), stored[block].float()
             errors += float((new.to(stored.dtype).float() - new).square().sum())
             changes += float((new - old).square().sum())
-    return math.sqrt(errors / changes) if changes else 0.0
+    return math.sqrt(errors / (changes or 1.0))
 
 
 def write_merged(model: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path) -> dict[str, Any]:
@@ -158,11 +157,12 @@ def merged_error(model: Any, weights: dict[str, torch.Tensor], source: Path, fol
     Both are computed in float32 on the CPU, from the files: what the body was rounded to while it trained counts
     for nothing. `Unlike` if the error is more than rounding to the files' dtype explains.
     """
-    error = _difference(model, weights, source, folder, torch.float32)
-    if not _rounded(folder) and not error <= LARGEST_ERROR:
-        # Each layer rounds in float32; where that may be all that differs, float64 tells.
-        error = _difference(model, weights, source, folder, torch.float64)
-    if not error <= (LARGEST_ROUNDING if _rounded(folder) else LARGEST_ERROR):  # NaN is no agreement either
+    error, limit = _difference(model, weights, source, folder, torch.float32), LARGEST_ROUNDING
+    if not _rounded(folder):
+        limit = LARGEST_ERROR
+        if not error <= limit:  # each layer rounds in float32; where that may be all that differs, float64 tells
+            error = _difference(model, weights, source, folder, torch.float64)
+    if not error <= limit:  # NaN is no agreement either
         raise Unlike(f"{folder}: the merged model's logits differ from the trained one's by {error:.3g} of their size")
     return error
 

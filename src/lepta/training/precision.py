@@ -81,4 +81,4 @@ def load_for_training(folder: Path, settings: PretrainSettings | TuneSettings) -
 
 def bits_of(body_dtype: str) -> int | None:
     """Bits of a weight in a quantised body; None where it is in a floating-point type."""
-    return int(body_dtype.removesuffix("bit")) if body_dtype in QUANTISED else None
+    return QUANTISED.get(body_dtype)

@@ -29,7 +29,7 @@ from lepta.training.rate import BODY, resolved_rates
 from lepta.training.settings import PretrainSettings, checkpoint_steps, few_steps
 from lepta.training.teacher import TaughtBlocks, Teacher, teach
 from lepta.training.trainable import make_trainable, unreached
-from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, train
+from lepta.training.trainer import Diverged, Examples, Run, Trained, Watch, check_apart, padding_id, train
 from lepta.vocabulary.loading import load_exact
 
 SWEEP = "sweep.json"
@@ -92,8 +92,9 @@ def pretrain(model: Any, run: Pretraining, watch: Watch | None = None) -> Traine
     """
     settings, warmup_steps = run.settings, run.warmup_steps
     if settings.documents_apart:
-        for one in (model, run.teacher.model) if run.teacher else (model,):
-            check_apart(one, "documents_apart")
+        check_apart(model, "documents_apart")
+        if run.teacher:
+            check_apart(run.teacher.model, "documents_apart")
     torch.manual_seed(run.seed)  # LoRA starts from random numbers
     groups = make_trainable(model, settings, run.new_rows, run.rate)
     if run.source is not None:
@@ -163,9 +164,8 @@ def pretrain_folder(
         settings = settings.model_copy(update={"body_learning_rate": settings.body_learning_rate or BODY})
     if note := few_steps(settings):
         console.print(f"  note: {note}", highlight=False)
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     teaches = Teacher.load(teacher, initialised, settings) if teacher else None
-    run = Pretraining(settings, blocks, new_rows, rates[0], seed, work, pad_id, source, teaches)
+    run = Pretraining(settings, blocks, new_rows, rates[0], seed, work, padding_id(tokenizer), source, teaches)
     if len(rates) > 1:
         rate, facts["sweep"] = _sweep(run, blocks, held_out, rates)
         run = replace(run, rate=rate)
@@ -204,11 +204,12 @@ def no_gain(trained: Trained, measure: str) -> str:
     if not measured or trained.kept_step:
         return ""
     before, after = measured[0], measured[-1]
+    if trained.kept_step is None and after <= before:
+        return ""
     made = "made held-out text no better" if after <= before else "made held-out text worse"  # worse: NaN too
     change = f"training {made} ({before:.4f} -> {after:.4f} bits per byte)"
     if trained.kept_step is None:
-        kept = "these weights are written all the same, since keep is last"
-        return "" if after <= before else f"{change}; {kept}"
+        return f"{change}; these weights are written all the same, since keep is last"
     if trained.stopped and after < before:
         change = f"training was stopped before any weights could be kept ({trained.stopped})"
     return f"{change}; the weights before training are kept"
@@ -291,7 +292,7 @@ def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSe
     benchmark = held_out.benchmark if settings.darumeru else None
     if not texts and benchmark is None:
         return None
-    prompts = [text[:PROMPT] for text in held_out.target[:PROMPTS]] if held_out.new_ids else []
+    prompts = [text[:PROMPT] for text in held_out.target[:PROMPTS]]
 
     def measure() -> dict[str, float]:
         model.eval()
@@ -299,7 +300,7 @@ def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSe
         for language, text in texts.items():
             score = score_text(model, tokenizer, text, f"held-out text ({language})")
             found[f"{language}_bits_per_byte"] = score.bits_per_byte
-        if prompts:
+        if prompts and held_out.new_ids:
             start = start_tokens(tokenizer)
             generated = generate(model, tokenizer, prompts, CONTINUATION, "writing samples", start=start)
             found["new_token_share"] = generated.share_of(held_out.new_ids) or 0.0

@@ -12,7 +12,7 @@ from lepta.darumeru.settings import Benchmark
 
 BodyDtype = Literal["auto", "float32", "bfloat16", "float16", "8bit", "4bit"]
 FEW_STEPS, SMALL_STEP = 100, 512  # in a run; tokens of a step that need not be smaller
-QUANTISED = ("8bit", "4bit")  # of a body that is frozen
+QUANTISED = {"8bit": 8, "4bit": 4}  # of a body that is frozen -> bits of a weight
 TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
@@ -41,9 +41,11 @@ Rate = Annotated[float | Literal["auto"], PlainValidator(_rate)]
 def _targets(value: Any) -> Any:
     """Names of layers as a list, or `all-linear`, which the command line gives as a list of one."""
     names = as_list(value)
-    if ALL_LINEAR in names and len(names) > 1:
+    if ALL_LINEAR not in names:
+        return names
+    if len(names) > 1:
         raise ValueError(f"{ALL_LINEAR} is every layer: give it alone, or names of layers")
-    return ALL_LINEAR if names == [ALL_LINEAR] else names
+    return ALL_LINEAR
 
 
 class Lora(Section):

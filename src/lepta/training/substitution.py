@@ -5,6 +5,7 @@ words that nobody has seen are written with it. Its parents, the tokens that it 
 their parts now and then.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ class Substitution:
         counts, draw = np.zeros(len(self._new), dtype=np.int64), np.random.default_rng(seed)
 
         def spell(paragraphs: Paragraphs) -> list[list[int]]:
-            flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in paragraphs])
+            flat = np.fromiter(itertools.chain.from_iterable(paragraphs), np.int64)
             nonlocal counts
             counts += np.bincount(flat, minlength=len(counts))
             of_parts = np.where(self._new, counts, counts.max())[self._parts]  # old parts have learned enough

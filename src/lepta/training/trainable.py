@@ -14,6 +14,7 @@ from lepta.models.language_model import (
     called_layers,
     decoder_layers,
     linear_layers,
+    path_of,
     text_modules,
     train_language_model,
 )
@@ -93,14 +94,14 @@ def _groups(model: Any, rates: dict[str, float], weight_decay: float) -> list[di
     for module in _ends(model):
         *old, new = parts_of(module)
         name_of[id(new)] = "embeddings"
-        name_of |= {id(part): "old rows" for part in old}
+        name_of |= dict.fromkeys(map(id, old), "old rows")
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
         name = name_of.get(id(parameter), "body")
         decays = parameter.ndim > 1  # not biases and norms, as usual
-        empty = {"name": name, "params": [], "lr": rates[name], "weight_decay": weight_decay if decays else 0.0}
+        empty = {"name": name, "params": [], "lr": rates[name], "weight_decay": weight_decay * decays}
         groups.setdefault((name, decays), empty)["params"].append(parameter)
     return list(groups.values())
 
@@ -145,13 +146,13 @@ def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
     """Whole names of the layers that get low-rank changes; peft would also find layers of these names in a tower."""
     embeddings, head = _ends(model)
     named = set(lora.targets) if lora.targets != "all-linear" else set()
-    if _last_name(model, head) in named:
-        raise LeptaError(f"lora.targets: {_last_name(model, head)} is the head; to train it give trains: lora+head")
-    of_rows = _last_name(model, embeddings)
+    if (name := _last_part(path_of(model, head))) in named:
+        raise LeptaError(f"lora.targets: {name} is the head; to train it give trains: lora+head")
+    of_rows = _last_part(path_of(model, embeddings))
     if of_rows in named and (not of_embeddings or embeddings.weight is head.weight):
         raise LeptaError(f"lora.targets: {of_rows} is trained whole or tied to the head; leave it out here")
     linear = called_layers(model, linear_layers(model, _chosen_layers(model, lora.layers)))
-    known = {path.rpartition(".")[2] for path in linear}
+    known = set(map(_last_part, linear))
     if unknown := sorted(named - known - {of_rows}):
         raise LeptaError(f"lora.targets: no layer {unknown[0]}; linear layers here: {', '.join(sorted(known))}")
     if not named:
@@ -161,8 +162,10 @@ def _targets(model: Any, lora: Lora, of_embeddings: bool) -> list[str]:
                 "alone (`trains` new-rows), or name layers in lora.targets"
             )
         return chosen
-    chosen = [path for path in linear if path.rpartition(".")[2] in named]
-    return chosen + [path for path, module in model.named_modules() if of_rows in named and module is embeddings]
+    chosen = [path for path in linear if _last_part(path) in named]
+    if of_rows in named:
+        chosen.append(path_of(model, embeddings))
+    return chosen
 
 
 def _chosen_layers(model: Any, layers: list[int] | None) -> set[int] | None:
@@ -175,9 +178,9 @@ def _chosen_layers(model: Any, layers: list[int] | None) -> set[int] | None:
     return {layer % number for layer in layers}
 
 
-def _last_name(model: Any, wanted: Any) -> str:
-    """Last part of the name of a module."""
-    return next(path.rpartition(".")[2] for path, module in model.named_modules() if module is wanted)
+def _last_part(path: str) -> str:
+    """What settings call a module, by its name in the model."""
+    return path.rpartition(".")[2]
 
 
 def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str]:
@@ -200,20 +203,24 @@ def unreached(model: Any, settings: PretrainSettings | TuneSettings) -> list[str
     return sorted(names)
 
 
+def training_parameters(model: Any) -> dict[str, Any]:
+    """What trains, by name, in the order of the model; detached, in the same memory."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """Copy what trains to the CPU, parameter name -> tensor. With sharded weights every process has to call it."""
     weights = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-            weights[name] = whole.detach().to("cpu", copy=True)
+    for name, parameter in training_parameters(model).items():
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        weights[name] = whole.to("cpu", copy=True)
     return weights
 
 
 @torch.no_grad()
 def load_trained(model: Any, weights: dict[str, torch.Tensor], where: str) -> None:
     """Copy weights that `trained_weights` gave back; LeptaError if they are not of the parameters that train."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = training_parameters(model)
     if {name: p.shape for name, p in trained.items()} != {name: w.shape for name, w in weights.items()}:
         raise LeptaError(
             f"{where}: holds other weights than those that train now; it is of a run with other settings. "

@@ -119,6 +119,11 @@ class Diverged(LeptaError):
     """The loss or its gradient is NaN or infinite."""
 
 
+def padding_id(tokenizer: Any) -> int:
+    """A token for `Run.pad_id`: the one for padding, or one that every tokenizer has."""
+    return (tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0
+
+
 def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     """Pad a batch on the right to its longest example.
 

@@ -30,7 +30,7 @@ from lepta.training.precision import compute_dtype, load_for_training, resolved_
 from lepta.training.preference import prefer_folder, read_preferences
 from lepta.training.settings import PreferenceSettings, TuneSettings, checkpoint_steps
 from lepta.training.trainable import make_tunable, unreached
-from lepta.training.trainer import Run, Trained, check_apart, train
+from lepta.training.trainer import Run, Trained, check_apart, padding_id, train
 
 FEW_STEPS = 10  # with fewer, hardly anything is learned
 MICRO_BATCH = 4  # on a GPU
@@ -78,7 +78,7 @@ def tune(
         settings.batch,
         seed,
         description="tuning, steps",
-        pad_id=(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0,
+        pad_id=padding_id(tokenizer),
         micro_batch=micro_batch(settings, settings.batch // number),
         warmup_steps=steps // 10,  # none of a short run: its first step would have no rate
         save_every=checkpoint_steps(settings, steps),
