@@ -32,7 +32,7 @@ def copy_examples(
     generator = random.Random(seed)
     passages = draw(read_documents(settings.text), settings.number * SPARE, settings.characters, generator)
     known = known_elsewhere(passages, apart_from, settings.ngram) if apart_from else np.zeros(len(passages), bool)
-    kept = list(itertools.compress(passages, ~known))[: settings.number]
+    kept = [passage for passage, old in zip(passages, known, strict=True) if not old][: settings.number]
     if not kept:
         raise LeptaError(
             f"copies: all {len(passages)} texts of {', '.join(settings.text)} are in {', '.join(apart_from)}; "

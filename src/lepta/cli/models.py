@@ -37,7 +37,6 @@ from lepta.text.sources import read_documents
 from lepta.vocabulary.scenarios import LARGEST_PADDING
 
 NAMES = Flags(headings={"": "Options"})
-TAKEN = {True: "taken", False: ""}
 
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
 
@@ -170,7 +169,7 @@ def _print_errors(name: str, taken: str, errors: dict[str, float], whole: dict[s
     """The methods by what decided between them where no text was read."""
     table = number_table("method", "held-out\nerror", "error over\nall tokens", "")
     for method, error in sorted(whole.items(), key=lambda item: item[1]):
-        table.add_row(method, f"{errors[method]:.3g}", f"{error:.3g}", TAKEN[method == taken])
+        table.add_row(method, f"{errors[method]:.3g}", f"{error:.3g}", "taken" if method == taken else "")
     console.print(table)
     say(
         f"{name}: {taken} is taken, which has the least error over all tokens of the new vocabulary. The held-out "
@@ -200,9 +199,9 @@ def _print_chosen(chosen: dict[str, Any]) -> None:
         scores = list(map(way.get, measures))
         if len(measures) > 1:
             scores.append(sum(scores))
-        cells = [*map("{:g}".format, map(way.get, settings)), *map("{:.4f}".format, scores)]
+        cells = [f"{way[name]:g}" for name in settings] + [f"{score:.4f}" for score in scores]
         taken = all(way[name] == chosen[name] for name in ("method", "delta_scale", "body_delta"))
-        table.add_row(way["method"], *cells, TAKEN[taken])
+        table.add_row(way["method"], *cells, "taken" if taken else "")
     console.print(table)
     say(f"taken: {chosen['method']}, delta scale {chosen['delta_scale']:g} ({chosen.get('why', why)})")
 

@@ -90,7 +90,7 @@ def fields(
         say(f"  {field.name}: {field.takes}{_default(field)}")
         if field.meaning:
             console.print(Padding(Text(field.meaning), (0, 0, 0, 6), expand=False))
-    inside = f"{section}.".lstrip(".")
+    inside = f"{section}." if section else ""
     inner = {path: _first_line(model) for path, model in known.items() if path.startswith(inside) and path != section}
     if inner:
         _print_summaries("\nSections:", inner)

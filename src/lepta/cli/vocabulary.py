@@ -68,7 +68,7 @@ def _cheapest_size(
         cells = [f"{point.added:,}", f"{point.tokens:.1%}", f"{-step:z.2%}", f"{point.compute:.1%}"]
         cells.append(f"{point.embedding_weights / 1e6:,.1f} M")
         if point == chosen:
-            cells = list(map("[bold]{}".format, cells))
+            cells = [f"[bold]{cell}" for cell in cells]
         table.add_row(*cells)
         before = point
     console.print(table)

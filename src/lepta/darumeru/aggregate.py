@@ -124,7 +124,7 @@ def summarise(results: Sequence[TaskResult], seed: int = 1, partial: bool = Fals
     """
     definition, whole, refused = _checked(results)
     if refused and not partial:
-        reasons = "; ".join(map(": ".join, refused.items()))
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise LeptaError(f"no total from part of the tasks: {reasons}")
     known = tasks(definition)
     scores, summaries = {}, {}
@@ -256,7 +256,7 @@ def _with_totals(scores: Mapping[str, _Bootstrap], known: Mapping[str, Task]) ->
     for column in COLUMN_SIZES:
         names = [name for name, task in known.items() if task.column == column]
         if scores.keys() >= set(names):
-            result[column] = _mean(list(map(scores.__getitem__, names)))
+            result[column] = _mean([scores[name] for name in names])
     if len(scores) == len(known):
         result[TOTAL] = _mean(list(scores.values()))
     return result

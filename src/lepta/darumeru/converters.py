@@ -103,7 +103,7 @@ def letter(record: Record) -> str:
 
 
 def _four_choices(record: Record) -> list[str]:
-    choices = record.get("options", "choices") or list(map(record.__getitem__, LETTERS))
+    choices = record.get("options", "choices") or [record[name] for name in LETTERS]
     if len(choices) != len(LETTERS):
         raise LeaveOut(f"{len(choices)} choices, not 4")
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):

@@ -115,7 +115,7 @@ class TaskLog:
     def finish(self, order: Sequence[str]) -> None:
         """Sort samples as the task has them: then the file does not depend on how often the run was killed."""
         if list(self.records) != list(order):
-            self._write(list(map(self.records.__getitem__, order)))
+            self._write([self.records[key] for key in order])
 
     def _write(self, records: Sequence[Record]) -> None:
         write_rows(self.path, [self._header, *records])
@@ -170,7 +170,7 @@ def read_log(path: Path) -> tuple[Record, list[Record]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> Record:
     """A line of a log: the header, or a sample."""
-    record = parsed_row(line, f"{path}, line {number}", {1: Header}.get(number, LoggedSample))
+    record = parsed_row(line, f"{path}, line {number}", Header if number == 1 else LoggedSample)
     if number == 1 and record["task"] != path.stem:
         raise LeptaError(f"{path}, line 1: task: expected {path.stem!r}, as the file is called; {REMEDY}")
     return record

@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import numpy as np
 
@@ -70,7 +69,7 @@ class Measure(ABC):
         vectors = []
         for group in map(groups.__getitem__, keys):
             vectors.append([*self.vector(group), *_sums(group, self.side), len(group)])
-        return Units(tuple(map(itemgetter(1), keys)), tuple(map(itemgetter(0), keys)), np.array(vectors, float))
+        return Units(tuple(unit for _, unit in keys), tuple(stratum for stratum, _ in keys), np.array(vectors, float))
 
     def parts(self, totals: Counts) -> dict[str, Counts]:
         """All named numbers, those of `side` last, from sums of vectors of shape (..., width)."""
@@ -82,7 +81,7 @@ class Measure(ABC):
     def score(self, totals: Counts) -> Counts:
         """The task's score, from sums of vectors of shape (..., width)."""
         parts = self.parts(totals)
-        return np.mean(list(map(parts.__getitem__, self.headline)), axis=0)
+        return np.mean([parts[name] for name in self.headline], axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ class Prompt:
         """Put a row's values into a template; braces inside a value stay as they are."""
         values: dict[str, Any] = dict(row)
         if isinstance(row, ChoiceRow):
-            values["choices"] = "\n".join(map("{}) {}".format, LETTERS, row.choices))
+            pairs = zip(LETTERS, row.choices, strict=True)
+            values["choices"] = "\n".join(f"{letter}) {choice}" for letter, choice in pairs)
         if isinstance(row, SubjectRow):
             values["subject"] = RUSSIAN_NAMES[row.subject] if self.language == "ru" else row.subject.replace("_", " ")
         if isinstance(row, CauseRow):

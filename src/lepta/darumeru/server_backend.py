@@ -199,7 +199,7 @@ def _chosen(labels: Sequence[str], text: str) -> tuple[float, ...]:
     exact = [f"(?i:{label})" if len(label) > 1 else label for label in map(re.escape, labels)]
     alike = list(map(ALIKE.get, labels, exact))
     for before, ways, after in ((r"^\W*", alike, ENDS), (ANSWER, alike, ENDS), (r"(?<!\w)", exact, r"(?!\w)")):
-        groups = "|".join(map("({})".format, ways))
+        groups = "|".join(f"({way})" for way in ways)
         if match := re.search(f"{before}(?:{groups}){after}", text):
             chosen = [LEFT] * len(labels)
             chosen[(match.lastindex or 1) - 1] = CHOSEN

@@ -175,7 +175,7 @@ class Task:
 
 def _labelled(task: Task, row: Row) -> list[Sample]:
     """One sample that chooses among the labels."""
-    return [Sample(row.id, row, row.label, tuple(map(" {}".format, task.labels)))]
+    return [Sample(row.id, row, row.label, tuple(f" {label}" for label in task.labels))]
 
 
 def _both_orders(task: Task, row: CauseRow) -> list[Sample]:
@@ -195,7 +195,7 @@ def _summary(task: Task, row: ArticleRow) -> list[Sample]:
 
 def _each_sentence(task: Task, row: ArticleRow) -> list[Sample]:
     right = row.sentences[row.extractive[0]]
-    return [Sample(row.id, row, right, tuple(map(" {}".format, row.sentences)))]
+    return [Sample(row.id, row, right, tuple(f" {sentence}" for sentence in row.sentences))]
 
 
 def _paragraph(task: Task, row: CopyRow) -> list[Sample]:

@@ -1,6 +1,5 @@
 """How much text there is, and how much of it a token holds: counted or measured where it can be, else estimated."""
 
-import itertools
 import math
 from functools import cache
 from pathlib import Path
@@ -66,7 +65,7 @@ def count_text(sources: list[str], counted: int = COUNTED) -> Amount:
     If their files have more than `counted` bytes, the beginnings of up to 100 of them are read, and the sizes of all
     tell the rest. LeptaError if a source that is here cannot be read.
     """
-    sources = list(itertools.filterfalse(is_word_list, sources))
+    sources = [source for source in sources if not is_word_list(source)]
     files: list[tuple[Path, str]] = []
     for source in sources:
         if source.startswith(DATASET):

@@ -153,7 +153,7 @@ def worth(task: Task, record: Record) -> float:
         return float(values["correct"])
     if "most" in values:
         return float(values["points"] / values["most"])
-    return sum(map(values.__getitem__, task.measure.headline)) / len(task.measure.headline)
+    return sum(values[name] for name in task.measure.headline) / len(task.measure.headline)
 
 
 def _wrong(task: Task, records: Sequence[Record]) -> dict[str, Any]:
@@ -179,12 +179,11 @@ def _changed(task: Task, first: Sequence[Record], second: Sequence[Record]) -> d
     changes.sort(key=lambda change: -abs(change[0]))
     lost = [pair for change, *pair in changes if change < 0]
     won = [pair for change, *pair in changes if change > 0]
-    shown = partial(_shown, task)
     return {
         "title": task.title,
         "samples": len(changes),
-        "lost": {"number": len(lost), "shown": list(itertools.starmap(shown, lost[:SHOWN]))},
-        "won": {"number": len(won), "shown": list(itertools.starmap(shown, won[:SHOWN]))},
+        "lost": {"number": len(lost), "shown": [_shown(task, *pair) for pair in lost[:SHOWN]]},
+        "won": {"number": len(won), "shown": [_shown(task, *pair) for pair in won[:SHOWN]]},
     }
 
 

@@ -1,6 +1,5 @@
 """Build a new vocabulary from a tokenizer and text: the scenarios of the paper (2.4.1)."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ MOST_ADDED = 128_000  # tokens that size "auto" goes up to
 def count_corpus(rules: dict[str, Any], corpus: Sequence[str]) -> WordTable:
     """Count the words of text sources (see `lepta.text.sources`) and word lists; `rules`: `Vocabulary.word_rules`."""
     counter = WordCounter(rules)
-    if texts := list(itertools.filterfalse(is_word_list, corpus)):
+    if texts := [source for source in corpus if not is_word_list(source)]:
         with progress("counting words, million characters", None) as meter:
             counter.add(read_labelled(texts), meter)
     lists = list(filter(is_word_list, corpus))
@@ -122,7 +121,7 @@ def _replaced(
     extended = _extended(source, start, table, settings, settings.add)
     built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec))
     facts: dict[str, Any] = extended.facts | {"most_changed": settings.most_changed}
-    if texts := list(itertools.filterfalse(is_word_list, settings.keep_text)):
+    if texts := [text for text in settings.keep_text if not is_word_list(text)]:
         facts["kept_text"] = changes(vocabulary, built.vocabulary(), texts)
         if facts["kept_text"]["share"] > settings.most_changed:
             raise LeptaError(_too_much_changes(facts["kept_text"], settings.most_changed))

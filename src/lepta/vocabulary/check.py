@@ -120,7 +120,7 @@ def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
     evidence = f"{256 - len(missing)} of 256"
     if missing:
         named = sorted(lost or missing)
-        evidence += f"; none for {', '.join(map('0x{:02X}'.format, named[:BYTES_NAMED]))}"
+        evidence += f"; none for {', '.join(f'0x{byte:02X}' for byte in named[:BYTES_NAMED])}"
         if len(named) > BYTES_NAMED:
             evidence += f" and {len(named) - BYTES_NAMED} more"
     if missing and not lost:

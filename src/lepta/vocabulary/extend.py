@@ -46,7 +46,7 @@ def dominant_script(words: Sequence[str], weights: np.ndarray) -> str:
     (formulas, quotations) do not make a text one of that script.
     """
     frequent = np.argsort(-weights)[:FREQUENT_WORDS]
-    letters = count_characters(list(map(words.__getitem__, frequent.tolist())), weights[frequent])
+    letters = count_characters([words[row] for row in frequent.tolist()], weights[frequent])
     scripts: Counter[str] = Counter()
     for character, weight in letters.items():
         for script in ("Latin", *SCRIPTS):
@@ -78,7 +78,8 @@ def extend(
     known = set(vocabulary.ids_by_bytes(Kind.TEXT))
     missing = _missing_characters(vocabulary, words, weights)
     counts = occurrences(weights)
-    words, counts = list(itertools.compress(words, counts)), counts[counts > 0]
+    words = [word for word, count in zip(words, counts, strict=True) if count]
+    counts = counts[counts > 0]
     splits: list[Symbols] = []
     for ids in vocabulary.split(list(map(str.encode, words))):
         splits.append(tuple(map(vocabulary.data, ids)))

@@ -33,7 +33,7 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.it
 
 def to_byte_alphabet(data: bytes) -> str:
     """Write bytes as byte-level BPE does in `tokenizer.json`: b" hi" -> "Ġhi"."""
-    return "".join(map(CHARACTER_OF_BYTE.__getitem__, data))
+    return "".join(CHARACTER_OF_BYTE[byte] for byte in data)
 
 
 def from_byte_alphabet(token: str) -> bytes:

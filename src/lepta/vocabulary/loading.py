@@ -72,7 +72,7 @@ def sample_text(vocabulary: Vocabulary) -> list[str]:
     """
     ids = vocabulary.ids_of(Kind.TEXT)
     even = np.unique(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids)), dtype=int)).tolist()
-    chosen = [*map(ids.__getitem__, even), *ids[-SAMPLED:]]
+    chosen = [*(ids[place] for place in even), *ids[-SAMPLED:]]
     words = [vocabulary.data(token_id).decode(errors="ignore").strip() for token_id in chosen]
     return [" ".join(words[start : start + WORDS]) for start in range(0, len(words), WORDS)]
 

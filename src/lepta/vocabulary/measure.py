@@ -98,7 +98,7 @@ def measure_sources(vocabulary: Vocabulary, documents: Iterable[Document]) -> tu
         whole |= _single_tokens(vocabulary, sorted(set(words) - whole.keys()))
         ids = np.fromiter(chain.from_iterable(vocabulary.encode(texts)), np.int64)
         utf8_bytes = sum(map(len, map(str.encode, texts)))
-        single = sum(map(whole.__getitem__, words))
+        single = sum(whole[word] for word in words)
         for key in (source, None):
             counts[key] += (sum(map(len, texts)), utf8_bytes, len(words), len(ids), single)
             used[key][ids] = True
@@ -161,7 +161,7 @@ def parts_of(data: bytes) -> list[tuple[str, str]]:
             if look == "text":
                 shown = ["".join(shown)]
             elif look == "code":
-                shown = list(map("U+{:04X}".format, map(ord, shown)))
+                shown = [f"U+{ord(character):04X}" for character in shown]
             parts += [(look, characters) for characters in shown]
     return parts
 

@@ -114,7 +114,7 @@ class _Alphabet:
 
     def written(self, split: Sequence[Unit]) -> str:
         """A word in code points."""
-        return "".join(map(self._point.__getitem__, split))
+        return "".join(self._point[part] for part in split)
 
     def merges(self, left: str, right: str) -> list[Merge]:
         """What a merge of code points stands for; a unit becomes one from left to right."""

@@ -107,7 +107,7 @@ def _rarest_characters(vocabulary: Vocabulary, ids: Sequence[int], use: Use) -> 
     rarest = {}
     for i in ids:
         text = vocabulary.data(i).decode(errors="ignore")
-        rarest[i] = min(map(counts.__getitem__, text.strip(" ") or text), default=0.0)
+        rarest[i] = min((counts[character] for character in text.strip(" ") or text), default=0.0)
     return rarest
 
 

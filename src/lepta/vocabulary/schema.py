@@ -183,7 +183,7 @@ def check_runs(tokenizer: Tokenizer, spec: dict[str, Any], where: object) -> Non
     """LeptaError unless a tokenizer turns text into ids, also text that is hard for its regular expressions."""
     letters = sorted({*LETTERS}.union(*_patterns(spec)))
     runs = [letter * RUN for letter in letters]
-    texts = [*PROBE, "".join(runs), *map("{}!".format, runs)]  # of a pattern that ends with "$" nothing may follow
+    texts = [*PROBE, "".join(runs), *(f"{run}!" for run in runs)]  # of a pattern that ends with "$" nothing may follow
     with explained(where, "cannot turn text into tokens", REMEDY), _quiet():
         tokenizer.encode_batch(texts)
 

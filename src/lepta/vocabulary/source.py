@@ -85,7 +85,9 @@ class TokenizerSource:
         if isinstance(templates, str):
             templates = {"default": templates}
         for name, template in templates.items():
-            file = folder / {"default": CHAT_TEMPLATE}.get(name, f"{NAMED_TEMPLATES}/{name}.jinja")
+            file = folder / NAMED_TEMPLATES / f"{name}.jinja"
+            if name == "default":
+                file = folder / CHAT_TEMPLATE
             file.parent.mkdir(exist_ok=True)
             file.write_text(template, encoding="utf-8")
         if self.id_map is not None:
@@ -101,7 +103,7 @@ class TokenizerSource:
         if model is None:
             return {}
         (folder / SENTENCEPIECE_FILES[self.spec["model"]["type"]]).write_bytes(model)
-        if all(map(itemgetter("special"), self.spec.get("added_tokens") or [])):
+        if all(token["special"] for token in self.spec.get("added_tokens") or []):
             return {}
         # Here the converter sees which tokens are matched in text as they are written; of the model it does not ask.
         return {"added_tokens_decoder": added_tokens_decoder(self.spec)}

@@ -117,7 +117,7 @@ def _spec_and_config(tokens: Mapping[int, bytes], specials: dict[int, str], know
     vocab = {token: token_id for token_id, token in sorted((specials | written).items())}
     spec = parts.tokenizer_json(
         parts.bpe_model(vocab, parts.pairs_of(list(written.values())), ignore_merges=known.ignore_merges),
-        list(itertools.starmap(parts.added_token, specials.items())),
+        [parts.added_token(*item) for item in specials.items()],
         normalizer=known.normalizer,
         pre_tokenizer=parts.split_bytes(known.regex),
         post_processor=parts.start_with(known.starts_with, vocab),

@@ -199,7 +199,7 @@ def post_processor_with_ids(processor: Part | None, ids: Mapping[str, int]) -> P
         case "TemplateProcessing":
             tokens = {}
             for name, entry in processor["special_tokens"].items():
-                tokens[name] = entry | {"ids": list(map(ids.__getitem__, entry["tokens"]))}
+                tokens[name] = entry | {"ids": [ids[token] for token in entry["tokens"]]}
             return processor | {"special_tokens": tokens}
         case "BertProcessing" | "RobertaProcessing":
             sep, cls = processor["sep"][0], processor["cls"][0]

@@ -54,7 +54,7 @@ class WordTable:
         """Only the words that a regular expression matches in full."""
         compiled = regex.compile(pattern)
         rows = [n for n, word in enumerate(self.words) if compiled.fullmatch(word)]
-        return WordTable(list(map(self.words.__getitem__, rows)), self.counts[rows], self.sources, self.names)
+        return WordTable([self.words[row] for row in rows], self.counts[rows], self.sources, self.names)
 
     def hold_out(self) -> tuple["WordTable", "WordTable"]:
         """Leave out the first part of each source that has several; gives what is left, and what was left out."""
@@ -122,7 +122,7 @@ class WordCounter:
         self._gather()
         sources = np.array([source for source, _ in self._columns], dtype=np.int64)
         words = sorted(self._ids)
-        return WordTable(words, self._table[list(map(self._ids.__getitem__, words))], sources, list(self._names))
+        return WordTable(words, self._table[[self._ids[word] for word in words]], sources, list(self._names))
 
     def _column(self, document: Document) -> int:
         name = document.source if document.source in self._names or len(self._names) < MOST_SOURCES else "others"
