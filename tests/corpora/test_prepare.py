@@ -365,7 +365,7 @@ def test_dry_run_writes_nothing_and_estimates(tmp_path, write_rows, documents):
     assert facts["sample"]["raw"]["dropped"] == {"short": 1}
     shown = subprocess.run(command(tmp_path, path, "--dry-run"), capture_output=True, text=True, check=True).stdout
     shown = " ".join(shown.split())
-    assert "1 short" in shown
+    assert f"1 of {len(documents) + 1}: 1 short" in shown
     assert "Sampled: the first 2,000,000 characters" in shown and "Duplicates were not looked for" in shown
     assert {file.name for file in tmp_path.iterdir()} == {"a.jsonl", "c.yaml"}
 

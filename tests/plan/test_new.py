@@ -1,5 +1,6 @@
 """`lepta new` writes recipes that `plan` and `adapt --dry-run` take, for any language."""
 
+import itertools
 import json
 
 import pytest
@@ -7,6 +8,9 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.recipe import read_recipe
+from lepta.vocabulary.build import build_vocabulary
+
+SYLLABLES = list(map("".join, itertools.product("бгдзқ", "аеоұы")))
 
 
 def lepta(*words):
@@ -16,8 +20,9 @@ def lepta(*words):
 
 @pytest.fixture
 def texts(tmp_path):
-    for name, lines in (("train.txt", 4000), ("valid.txt", 40)):
-        (tmp_path / name).write_text("Көктемде ауыл адамдары егін егеді. " * lines, encoding="utf-8")
+    words = map("".join, itertools.product(SYLLABLES, repeat=3))
+    (tmp_path / "train.txt").write_text(" ".join(words), encoding="utf-8")
+    (tmp_path / "valid.txt").write_text("Көктемде ауыл адамдары егін егеді. " * 40, encoding="utf-8")
     return tmp_path / "train.txt", tmp_path / "valid.txt"
 
 
@@ -33,9 +38,9 @@ def test_a_recipe_for_a_language_that_is_not_russian(texts, tiny_model_folder, t
     assert "not here yet" not in done.stdout and "note:   a variant is the base itself" in done.stdout
     recipe = read_recipe(file)
     assert (recipe.name, recipe.text.target.language, list(recipe.variants)) == ("kazakh", "kk", ["chat"])
-    assert recipe.vocabulary.add == min(8000, len(train.read_text(encoding="utf-8")) // 25)
+    assert recipe.vocabulary.add == 4300  # one for 25 of the text's 109,374 characters
     written = file.read_text(encoding="utf-8")
-    assert "140,000 characters, counted" in written and "starter:ru" not in written
+    assert "109,374 characters, counted" in written and "starter:ru" not in written
     done, error = lepta("plan", file, "--gpu", "H100", "--gpus", 2, "--json")
     assert done.exit_code == 0, error
     assert json.loads(done.stdout)["recipe"] == "kazakh"
@@ -75,6 +80,23 @@ def test_training_on_text_that_is_not_here_is_what_a_day_allows(base, gpu, token
     assert done.exit_code == 0, error
     assert read_recipe(file).pretrain[0].tokens == tokens
     assert f"tokens: {tokens}  # {note}" in file.read_text(encoding="utf-8")
+
+
+def test_text_of_few_different_words_gets_a_recipe_that_can_run(texts, tiny_model_folder, tiny_tokenizer, tmp_path):
+    (text, valid), file = texts, tmp_path / "a.yaml"
+    text.write_text("Мир читает новую книгу о старом городе.\n" * 2400, encoding="utf-8")
+    options = ["--base", tiny_model_folder(), "--language", "ru", "--text", text, "--valid", valid]
+    done, error = lepta("new", file, *options)
+    assert done.exit_code == 0, error
+    assert "add: 6  # the text has 6 different words; `size: auto`" in file.read_text(encoding="utf-8")
+    build_vocabulary(tiny_tokenizer, [str(text)], add=read_recipe(file).vocabulary.add)
+    for command in (["plan", file], ["adapt", file, "--dry-run"]):
+        assert "cannot be learned" not in lepta(*command)[0].output
+    file.write_text(file.read_text(encoding="utf-8").replace("add: 6 ", "add: 3800 "), encoding="utf-8")
+    for command in (["plan", file], ["adapt", file, "--dry-run"]):
+        done, error = lepta(*command)
+        assert done.exit_code == 0, error
+        assert "3,800 new tokens cannot be learned from its corpus" in " ".join(done.output.split())
 
 
 def test_some_million_characters_adapt_the_body_too_in_small_steps(tiny_model_folder, tmp_path):

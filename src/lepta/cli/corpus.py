@@ -103,6 +103,15 @@ def print_report(facts: dict[str, Any]) -> None:
             say(f"{reason}: {meaning}")
 
 
+def _dropped(counts: dict[str, Any]) -> str:
+    """How many of the documents that were read are dropped, and why."""
+    reasons = counts.get("dropped", {})
+    most_first = sorted(reasons.items(), key=lambda item: -item[1])
+    why = ", ".join(f"{number:,} {reason}" for reason, number in most_first)
+    number = f"{sum(reasons.values()):,} of {counts.get('read', {}).get('documents', 0):,}"
+    return f"{number}: {why}" if why else number
+
+
 def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
@@ -111,11 +120,9 @@ def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
 
     sampled = ("files,\nMB", "of these sampled", "kept of the sample")
     table = number_table("source", *sampled, "estimate,\nmillion characters", "estimate,\nmillion\ntokens")
-    table.add_column("documents dropped\nfrom the sample", overflow="fold")
+    table.add_column("documents dropped, of\nthose in the sample", overflow="fold")
     for name, row in facts["estimate"].items():
-        reasons = facts["sample"].get(name, {}).get("dropped", {})
-        most_first = sorted(reasons.items(), key=lambda item: -item[1])
-        why = ", ".join(f"{number:,} {reason}" for reason, number in most_first)
+        why = _dropped(facts["sample"].get(name, {}))
         share = "?" if row["sampled"] is None else f"{row['sampled']:.1%}"
         estimates = row["characters"], row["tokens_about"]
         sizes = ("?" if amount is None else significant(amount / 1e6) for amount in estimates)
@@ -125,4 +132,5 @@ def _print_sample(facts: dict[str, Any], as_json: bool) -> None:
     say(f"Sampled: the first {SAMPLE:,} characters of each source. Duplicates were not looked for.")
     say(f"Estimates: of all that would be written, weights included; {CHARACTERS_PER_TOKEN:g} characters in a token.")
     time = f"about {duration(facts['seconds'])}" if facts["seconds"] else "less than a second"
-    say(f"Time for the whole corpus on this machine: {time}")
+    busy = f" (it is busy: {facts['busy']})" if facts["busy"] else ""
+    say(f"Time for the whole corpus on this machine: {time}{busy}")

@@ -112,6 +112,8 @@ def _in_short(facts: dict[str, Any], named: bool) -> Iterator[str]:
         if not named and "here" not in row:
             continue
         needs = _rough_time(row["hours_in_all"])
+        if row.get("busy"):
+            needs += f" (this machine is busy: {row['busy']})"
         if "cost" in row:
             needs += f", cost {_price(row['cost'])}"
         fits = "fits" if row["fits"] else "does not fit as it stands"

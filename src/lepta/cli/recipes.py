@@ -145,13 +145,15 @@ def adapt(
     check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
     from lepta.pipeline import adapt as run_recipe
     from lepta.pipeline import pipeline_of
-    from lepta.plan.notes import short_runs
+    from lepta.plan.notes import few_words, short_runs
+    from lepta.plan.outline import outline_of
     from lepta.plan.plan import cost_here
 
     if dry_run:
-        for note in short_runs(plan):
+        verdicts, outline = pipeline_of(plan).status(start, force), outline_of(plan)
+        for note in (*few_words(outline), *short_runs(plan)):
             log(note)
-        print_status(pipeline_of(plan).status(start, force), as_json, cost_here(plan))
+        print_status(verdicts, as_json, cost_here(outline))
         return
     run_recipe(plan, start, force, log)
     report(plan.output, as_json)

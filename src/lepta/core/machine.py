@@ -3,6 +3,8 @@
 import os
 from importlib import metadata
 
+from lepta.core.tables import counted
+
 
 def usable_cores() -> int:
     """Cores that this process may run on: a container, a batch system or taskset may leave it fewer than there are."""
@@ -19,3 +21,9 @@ def launched_processes() -> int:
 def versions_of(*libraries: str) -> dict[str, str]:
     """The versions of libraries that are installed."""
     return dict(zip(libraries, map(metadata.version, libraries), strict=True))
+
+
+def load_above_cores() -> str:
+    """How busy this machine was in the last minute, if other programs slow what is timed now; empty if they do not."""
+    load, cores = os.getloadavg()[0], usable_cores()
+    return f"load {load:.1f} on {counted(cores, 'core')}" if load > cores else ""

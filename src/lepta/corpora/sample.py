@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from lepta.core.machine import load_above_cores
 from lepta.corpora.executors import workers_of
 from lepta.corpora.overlap import Signatures, minhash_config
 from lepta.corpora.settings import CorpusSettings
@@ -18,7 +19,8 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
     """Clean so many characters of the beginning of each source in this process, and tell what the whole would come to.
 
     `sample` holds the counts; `estimate`, for each source, bytes of its files, share of them sampled, characters kept
-    and about how many tokens (weighed; duplicates are not looked for); `seconds` is for all of it, on this machine.
+    and about how many tokens (weighed; duplicates are not looked for); `seconds` is for all of it, on this machine,
+    which is `busy` with other work.
     """
     parts, estimate, seconds = [], {}, 0.0
     for name, source in settings.sources.items():
@@ -44,7 +46,12 @@ def sample(settings: CorpusSettings, work: Work, characters: int) -> dict[str, A
         if share:
             seconds += (time.monotonic() - started) / share
     whole = seconds * OVERHEAD / workers_of(settings.executor)
-    return {"sample": Tally.sum(parts).counts, "estimate": estimate, "seconds": round(whole)}
+    return {
+        "sample": Tally.sum(parts).counts,
+        "estimate": estimate,
+        "seconds": round(whole),
+        "busy": load_above_cores(),
+    }
 
 
 def _signer(settings: CorpusSettings, work: Work) -> Signatures | None:

@@ -58,4 +58,6 @@ def calibration_cost_here(propagated: Path, settings: CalibrateSettings) -> dict
     machine = this_machine()
     for part, name in (("answer", "answers"), ("training", "training")):
         counted[f"hours_of_{name}_at_full_speed"] = round(machine.hours(counted.pop(f"{part}_flops")), 2)
+    if machine.busy:
+        counted["busy"] = machine.busy
     return counted

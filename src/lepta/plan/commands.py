@@ -36,7 +36,7 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> d
     if note := settings.too_short_for(new_rows):
         console.print(f"  note: {note}", highlight=False)
     cost = distillation_cost(settings, shape, old_rows, new_rows, OLD_TOKENS)
-    return _cost(shape, None, settings.tokens, cost.operations) | {"memory_gib": round(cost.memory / GIB, 1)}
+    return _cost(shape, None, settings.tokens, cost.operations) | _memory_gib(cost.needs(_on_cpu()))
 
 
 def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:
@@ -70,8 +70,15 @@ def _as_pretraining(settings: TuneSettings, longest: int) -> PretrainSettings:
 
 def _memory(shape: Shape, settings: PretrainSettings, first_new: int) -> dict[str, float]:
     """What one process takes, with this machine's device; a CPU is taken to compute in float32."""
-    needed = memory(shape, settings, stage_weights(shape, settings, first_new), cpu=device().type == "cpu")
-    return {"memory_gib": round(needed.total / GIB, 1)}
+    return _memory_gib(memory(shape, settings, stage_weights(shape, settings, first_new), cpu=_on_cpu()).total)
+
+
+def _memory_gib(needed: float) -> dict[str, float]:
+    return {"memory_gib": round(needed / GIB, 1)}
+
+
+def _on_cpu() -> bool:
+    return device().type == "cpu"
 
 
 def _cost(shape: Shape, steps: int | None, tokens: int, operations: int) -> dict[str, Any]:

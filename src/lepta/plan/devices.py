@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lepta.core.errors import LeptaError, suggestion
-from lepta.core.machine import usable_cores
+from lepta.core.machine import load_above_cores, usable_cores
 from lepta.core.shipped import shipped_data
 from lepta.core.tables import counted
 
@@ -28,6 +28,7 @@ class Device:
     tflops: float  # peak of dense bfloat16 products; of this machine's CPU, measured with float32
     memory: float  # GiB
     share: float | None = None  # of the peak that training reaches; None where it is for the user to say
+    busy: str = ""  # with what else, when its speed was measured
 
     @property
     def usable(self) -> float:
@@ -80,7 +81,7 @@ def this_machine() -> Device:
     dtype = faster_on_cpu(SIDES["cpu"], SIDES["cpu"])
     share = CPU_SHARE if dtype == torch.float32 else LOW_CPU_SHARE
     name = f"this CPU ({counted(usable_cores(), 'core')})"
-    return Device(name, _speed("cpu", dtype), memory_of_machine(), share)
+    return Device(name, _speed("cpu", dtype), memory_of_machine(), share, load_above_cores())
 
 
 def memory_of_machine() -> float:

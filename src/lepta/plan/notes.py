@@ -6,9 +6,13 @@ from lepta.core.errors import LeptaError
 from lepta.plan.disk import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
 from lepta.plan.text import is_absent
-from lepta.plan.vocabulary import AUTO_ADDED
+from lepta.plan.vocabulary import AUTO_ADDED, MADE
+from lepta.plan.words import words_in
 from lepta.recipe import Recipe
 from lepta.training.settings import PretrainSettings, TuneSettings, few_steps, split_batch
+
+# Weights below which training reaches less of a GPU than it is taken to, and a share that a small model may reach
+SMALL, SMALL_MFU = 1_000_000_000, 0.1
 
 
 def notes_on(outline: Outline, number: int) -> list[str]:
@@ -22,7 +26,36 @@ def notes_on(outline: Outline, number: int) -> list[str]:
     for stage in recipe.pretrain:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
-    return [*notes, *short_runs(recipe)]
+    return [*notes, *few_words(outline), *short_runs(recipe)]
+
+
+def slow_gpus(outline: Outline, mfu: float) -> Iterator[str]:
+    """A small model leaves a large GPU waiting."""
+    weights = outline.after.weights
+    if (outline.stages or outline.recipe.distill) and weights < SMALL and mfu > SMALL_MFU:
+        yield (
+            f"a model of {weights / 1e6:,.0f} M weights is too small to keep a GPU busy: training on one may take "
+            f"several times as long as is said here; --mfu {SMALL_MFU:g} tells"
+        )
+
+
+def few_words(outline: Outline) -> Iterator[str]:
+    """Text on this machine that cannot teach as many tokens as are to be added."""
+    settings, wanted = outline.recipe.vocabulary, outline.wanted
+    adds = settings.scenario in ("extended", "replaced", "optimized") and settings.size != "auto"
+    if not adds or settings.donor or wanted.how == MADE:
+        return
+    asked = settings.add or wanted.size - wanted.first_new
+    try:
+        words = words_in(settings.corpus, settings.script)
+    except LeptaError as error:
+        yield f"the vocabulary cannot be made: {error}"
+        return
+    if words and words.whole and asked > words.most:
+        yield (
+            f"vocabulary: {asked:,} new tokens cannot be learned from its corpus, whose words in {words.script} give "
+            f"{words.most:,} at most; give more text (vocabulary.corpus) or ask for fewer"
+        )
 
 
 def short_runs(recipe: Recipe) -> Iterator[str]:

@@ -8,7 +8,7 @@ from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import MFU, Device, devices_named, this_machine
 from lepta.plan.disk import disk_of
 from lepta.plan.distillation import DistillationCost, distillation_cost
-from lepta.plan.notes import notes_on
+from lepta.plan.notes import notes_on, slow_gpus
 from lepta.plan.outline import Outline, StagePlan, outline_of
 from lepta.plan.shapes import Shape
 from lepta.plan.text import count_text, is_absent
@@ -52,7 +52,7 @@ def make_plan(
         "total": _total(outline, densities),
         "devices": devices,
         "disk": disk_of(outline, text, densities),
-        "notes": notes_on(outline, number),
+        "notes": [*notes_on(outline, number), *slow_gpus(outline, mfu)],
     }
     if recipe.distill:
         plan["distillation"] = {"tokens": recipe.distill.tokens} | asdict(outline.distillation)
@@ -61,10 +61,10 @@ def make_plan(
     return plan
 
 
-def cost_here(recipe: Recipe) -> dict[str, float | int]:
+def cost_here(outline: Outline) -> dict[str, Any]:
     """Tell what distillation and pre-training cost on this machine, whose speed is measured by one matrix product."""
-    outline, machine = outline_of(recipe), this_machine()
-    cost: dict[str, float | int] = {"weights": outline.after.weights, **machine.gigaflops}
+    recipe, machine = outline.recipe, this_machine()
+    cost: dict[str, Any] = {"weights": outline.after.weights, **machine.gigaflops}
     if recipe.distill:
         wanted = outline.wanted.size
         distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
@@ -76,13 +76,16 @@ def cost_here(recipe: Recipe) -> dict[str, float | int]:
     return cost
 
 
-def amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, float | int]:
+def amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[str, Any]:
     """Tokens, operations and time on a machine, for `--dry-run`."""
-    return {
+    amount: dict[str, Any] = {
         f"{prefix}tokens": tokens,
         f"{prefix}gigaflop": round(operations / 1e9),
         f"{prefix}minutes": round(60 * machine.hours(operations), 1),
     }
+    if machine.busy:
+        amount["busy"] = machine.busy
+    return amount
 
 
 def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
@@ -170,7 +173,7 @@ def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
 
 
 def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
-    needs = outline.distillation.memory / GIB
+    needs = outline.distillation.needs(cpu=False) / GIB
     fits = needs <= device.usable
     changes, needs_then = {}, {}
     for stage in outline.stages:
@@ -187,9 +190,9 @@ def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
-    needs = max([outline.distillation.memory, *sizes]) / GIB
+    needs = max([outline.distillation.needs(cpu), *sizes]) / GIB
     fits = {"needs_gib": needs, "fits": needs <= machine.usable, "changes": {}, "needs_then_gib": {}}
-    return _times(machine, outline, 1, mfu) | fits | {"here": True}
+    return _times(machine, outline, 1, mfu) | fits | {"here": True, "busy": machine.busy}
 
 
 def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from lepta.core.settings import is_name
 from lepta.core.templates import render
 from lepta.plan.devices import CPU_SHARE, MFU, Device
 from lepta.plan.shapes import Shape, shape_of
-from lepta.plan.text import count_text
+from lepta.plan.text import Amount, count_text
+from lepta.plan.words import words_in
 from lepta.text.locate import short_name
 from lepta.text.sources import STARTER
 
@@ -53,7 +54,7 @@ def propose(wish: Wish) -> str:
     shape = _shape(wish.base)
     amount = count_text(list(wish.text))
     most = MOST_ADDED[shape is not None and shape.body > LARGE]
-    characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
+    add, add_note = _new_tokens(wish, amount, most)
     budget, assumed = _budget(wish, shape)
     tokens, enough = budget, True
     if amount.characters is not None:
@@ -63,7 +64,8 @@ def propose(wish: Wish) -> str:
         "variants": _variants(wish.variants),
         "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
         "text_note": f"{amount.characters:,} characters, {amount.how}" if amount.characters else amount.how,
-        "add": _rounded(min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN))),
+        "add": add,
+        "add_note": add_note,
         "distilled": _rounded(max(100, min(tokens, budget, DISTILLED))),
         "tied": shape is not None and shape.tied,
         "pretrained": pretrained if enough else None,
@@ -78,6 +80,16 @@ def _rounded(number: int) -> int:
     """Down to two digits: what follows from an estimate is no more exact."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return number // unit * unit
+
+
+def _new_tokens(wish: Wish, amount: Amount, most: int) -> tuple[int, str]:
+    """How many tokens to add, and why: text of few different words cannot teach more than about so many."""
+    characters = amount.characters or most * CHARACTERS_PER_NEW_TOKEN
+    add = _rounded(min(most, max(100, characters // CHARACTERS_PER_NEW_TOKEN)))
+    words = words_in(wish.text)
+    if words and words.number < add:
+        return _rounded(max(1, words.number)), f"the text has {words.number:,} different words"
+    return add, "each new token should occur often"
 
 
 def _shape(base: str) -> Shape | None:

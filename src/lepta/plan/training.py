@@ -188,8 +188,12 @@ def memory(
         frozen += shape.weights * compute
     activations = _activation_bytes(shape, settings, micro_batch(settings, processes), compute)
     rest = frozen + masters + gradients + optimizer + activations + loss
-    overhead = CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest
-    return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead)
+    return Memory(frozen, masters, gradients, optimizer, activations, loss, overhead(rest, cpu))
+
+
+def overhead(rest: float, cpu: bool) -> float:
+    """Bytes that a process takes beside the `rest`: of Python and torch, and on a GPU lost in fragments."""
+    return CPU_OVERHEAD if cpu else CONTEXT + FRAGMENTS * rest
 
 
 def activation_bytes_per_token(shape: Shape, settings: PretrainSettings, compute: int) -> int:

@@ -14,6 +14,7 @@ from lepta.recipe import Recipe
 from lepta.vocabulary.schema import TokenId
 from lepta.vocabulary.tokens import Vocabulary
 
+MADE = "of the vocabulary that was made"
 AUTO_ADDED = 16_000  # stands for `size: auto`, which only the corpus decides
 SIDES = ("target", "source")
 Densities = dict[str, tuple[Density, Density]]  # of each side: original and new vocabulary
@@ -38,7 +39,7 @@ def new_vocabulary(recipe: Recipe, before: Shape) -> NewVocabulary:
     elif settings.scenario == "optimized":
         first_new = settings.keep or before.tokens // 2
     if (made := _made_size(recipe)) is not None:
-        return NewVocabulary(made, first_new, "of the vocabulary that was made")
+        return NewVocabulary(made, first_new, MADE)
     if settings.size == "auto":
         return NewVocabulary(before.tokens + AUTO_ADDED, first_new, "size: auto; the corpus decides")
     size = settings.size or first_new + (settings.add or 0)
