@@ -190,6 +190,7 @@ def test_commands(runs, tmp_path, monkeypatch):
     assert len(reads) == len(set(reads)) == 2 * len(NAMES)
     assert isinstance(CliRunner().invoke(app, arguments).exception, LeptaError)
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+    assert "A row with - is the mean of tasks" in CliRunner().invoke(app, ["darumeru", "show", str(runs[0])]).stdout
     shown = json.loads(CliRunner().invoke(app, ["darumeru", "show", str(runs[0]), "--json"]).stdout)
     written = json.loads((runs[0] / "summary.json").read_text())
     assert written["seed"] == 5

@@ -222,6 +222,8 @@ def _show(folder: Path, as_json: bool) -> None:
         print_json(summary)
         return
     console.print(summary_table(summary, folder.name))
+    if summary.refused:
+        say("A row with - is the mean of tasks that were not all asked in full.")
     for name, reason in summary.refused.items():
         if reason != "missing":
             say(f"{name}: {reason}", style="red")
