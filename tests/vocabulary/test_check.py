@@ -5,7 +5,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
+from lepta.cli import app
 from lepta.core.output import publishing
 from lepta.embeddings.initialise import initialise
 from lepta.models.folder import Checkpoint
@@ -22,6 +24,17 @@ LLAMA_CPP, CONFIG = "llama.cpp can convert it", "the model's config agrees"
 
 def failed(checks):
     return {check.name for check in checks if not check.passed}
+
+
+@pytest.mark.parametrize("texts", [(), ("--target",), ("--other",)])
+def test_the_command_needs_no_text(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path, texts):
+    save_vocabulary(tiny_extended, tiny_tokenizer, "extended", tmp_path)
+    original = tiny_model_folder(rows=4000, tokenizer=tiny_tokenizer)
+    command = ["vocab", "check", "--tokenizer", str(tmp_path), "--original", str(original), "--json"]
+    for option in texts:
+        command += [option, "starter:en/valid"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code in (0, 1) and DENSE in {check["name"] for check in json.loads(done.stdout)}
 
 
 @pytest.fixture

@@ -99,8 +99,8 @@ def vocab_check(
     checks = check_vocabulary(
         open_tokenizer(tokenizer),
         original and open_tokenizer(original),
-        list(read_documents(target or [])),
-        list(read_documents(other or [])),
+        list(read_documents(target)) if target else [],
+        list(read_documents(other)) if other else [],
     )
     if as_json:
         print_json(checks)

@@ -77,7 +77,8 @@ class Deployed:
     @property
     def text_config(self) -> dict[str, Any]:
         """The config of the language model, which multimodal ones have inside."""
-        return self.checkpoint.config.get("text_config") or self.checkpoint.config
+        inner = self.checkpoint.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.checkpoint.config
 
     @property
     def inner(self) -> str:
