@@ -19,7 +19,6 @@ from lepta.recipe import read_recipe
 
 UNKNOWN = "–"
 NO_COST = "-"
-CHECKPOINTED = {True: " (checkpointed)", False: ""}
 MINUTE, DAY = 1 / 60, 24  # hours
 FLOOR = f"Python and torch themselves ({CONTEXT / GIB:g} GiB on a GPU, {CPU_OVERHEAD / GIB:g} GiB on a CPU)"
 View = tuple[Table, list[str]]  # a table, and lines to print below it
@@ -235,8 +234,8 @@ def _memory(facts: dict[str, Any]) -> View:
     headings, blocks, columns = [], [], []
     for stage in facts["stages"]:
         for sharding, parts in stage["memory_gib"].items():
-            headings.append(f"{stage['name']}, {sharding}".removesuffix(", one process"))
-            blocks.append(f"{stage['micro_batch']}{CHECKPOINTED[stage['gradient_checkpointing']]}")
+            headings.append(stage["name"] if sharding == "one process" else f"{stage['name']}, {sharding}")
+            blocks.append(f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}")
             columns.append(parts)
     table = number_table("", *headings, title="Memory of one GPU, GiB")
     table.add_row("blocks at once", *blocks)

@@ -121,7 +121,10 @@ class Scorer:
             asked.setdefault(row, set()).update(targets)
             wanted.append((row, targets))
         found = self._found(self._read(branches[0].ids[:length]), asked)
-        return [[found[row, target] for target in targets] for row, targets in wanted]
+        values = []
+        for row, targets in wanted:
+            values.append([found[row, target] for target in targets])
+        return values
 
     def _found(self, layers: Layers, asked: Mapping[Ids, set[Target]]) -> dict[tuple[Ids, Target], float]:
         """Log-probabilities of all targets of all rows, read in batches."""

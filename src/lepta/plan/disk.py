@@ -30,7 +30,7 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
     if recipe.distill:
         parts["distilled"] = learned
     for stage in stages:
-        parts[f"pretrained, {stage.name}".removesuffix(", pre-training")] = learned
+        parts[f"pretrained, {stage.name}" if len(stages) > 1 else "pretrained"] = learned
     parts["blocks of tokens"] = max((_block_bytes(stage, text, densities) for stage in stages), default=0)
     largest = max((stage.weights.trained for stage in stages), default=0)
     best = BEST_BYTES if any(settings.keep != "last" for settings in recipe.pretrain) else 0

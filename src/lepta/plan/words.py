@@ -46,7 +46,9 @@ def words_in(sources: Sequence[str], script: str = "auto") -> Words | None:
     if script == "auto":
         script = dominant_script(table.words, weigh(table))
     words = words_of_script(table, script).words
-    letters = {part for word in words for part in LETTERS.findall(word)}
+    letters: set[str] = set()
+    for word in words:
+        letters.update(LETTERS.findall(word))
     # A merge makes one symbol of two; a word begins as its characters, and those as their bytes at most.
     merges = sum(len(word) - 1 for word in words)
     for character in set(itertools.chain.from_iterable(words)):

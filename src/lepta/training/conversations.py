@@ -188,6 +188,7 @@ def _write(
             if fault:
                 counts[fault] += 1
                 continue
+            # There is an example: `_fault` calls none a duplicate, which mypy cannot know.
             ids, labels = np.asarray([example["input_ids"], example["labels"]], np.int64)  # type: ignore[index]
             kept = labels != IGNORED
             out.write((ids.astype(np.uint32) | kept * COUNTED).astype(np.uint32).tobytes())
