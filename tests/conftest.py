@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries are imported: no test may reach for the hub
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+# A console made while COLUMNS is set keeps that width; made without it, it follows the COLUMNS of each test.
+os.environ.pop("COLUMNS", None)
 # Tiny matrices: threads wait more than they work, also those of the commands that tests start.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+import lepta.cli.common  # noqa: F401  # makes the consoles, which otherwise the first command would, in its COLUMNS
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer

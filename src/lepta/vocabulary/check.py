@@ -1,6 +1,7 @@
 """Is a new tokenizer safe to put in the old one's place? Each check passes or fails with the evidence."""
 
 import json
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 # Control characters, and the first bytes of planes without characters: a tokenizer without them reads all text.
 SELDOM = {*range(0x20)} - {*b"\t\n\r"} | {0x7F, 0xF1, 0xF2}
 BYTES_NAMED = 4
+SHOWN_BEFORE = 4  # characters that are the same, before a difference
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _normalized(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
 
 
 def _difference(expected: str, actual: str) -> str:
-    start = next((n for n, (a, b) in enumerate(zip(expected, actual, strict=False)) if a != b), len(actual))
+    start = max(0, len(os.path.commonprefix([expected, actual])) - SHOWN_BEFORE)
     return f"{expected[start : start + 12]!r} became {actual[start : start + 12]!r}"
 
 
