@@ -79,7 +79,7 @@ def test_rows_learn_and_nothing_else_changes(pair, tmp_path):
         step: value for step, value in bits.items() if HEAD in after or step.startswith(("init", "one matrix"))
     }
     assert facts["kept"] == min(of_result, key=of_result.get)
-    assert len(bits) == measurements(settings(), tied=HEAD not in before)
+    assert len(bits) - len(HEAD_ALONE) == measurements(settings(), tied=HEAD not in before)
     assert "warnings" not in facts
     assert curve[-1]["hidden_distance"] < curve[0]["hidden_distance"]
     assert facts["tokens"] >= 3000
@@ -111,6 +111,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_bytes(pair, tmp_path, monkeypat
         assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+# Steps that change nothing but the head: held-out passages are not read again.
+HEAD_ALONE = ("calibrated", "fitted to the text", "fitted to what the original expects")
 LORA = {"lora_rank": 4, "lora_rate": 2e-3, "layer": 1}
 
 
@@ -121,7 +123,8 @@ def test_low_rank_changes_of_lower_layers_bring_hidden_states_nearer(pair, tmp_p
     before, after = (load_file(folder / "model.safetensors") for folder in (pair[1], tmp_path / "out"))
     changed = {name for name in before if name not in (INPUT, HEAD) and not torch.equal(after[name], before[name])}
     assert changed == {name for name in before if "layers.0." in name and name.endswith("_proj.weight")}
-    assert len(facts["held_out_bits_per_byte"]) + 2 == measurements(settings(**LORA), tied=HEAD not in before)
+    read = len(facts["held_out_bits_per_byte"]) - len(HEAD_ALONE) + len(facts["source_bits_per_byte"])
+    assert read == measurements(settings(**LORA), tied=HEAD not in before)
     first, last = facts["source_bits_per_byte"]
     assert abs(last - first) < 0.1  # new rows of the head take a little from a random model's English
     original, result = (AutoModelForCausalLM.from_pretrained(folder) for folder in (pair[0], tmp_path / "out"))
@@ -212,7 +215,7 @@ def test_the_warning_for_a_tied_model_compares_what_it_can_have(pair, tmp_path, 
     tied = min(value for step, value in bits.items() if step.startswith("one matrix"))
     assert f"({bits['initialised']:.3f} -> {tied:.3f} bits per byte" in facts["warnings"][0]
     measured = [purpose for purpose in purposes if purpose.startswith("measuring")]
-    assert measured == [f"measuring held-out passages ({step}), batches" for step in bits]
+    assert measured == [f"measuring held-out passages ({step}), batches" for step in bits if step not in HEAD_ALONE]
 
 
 def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):

@@ -4,9 +4,11 @@ import math
 
 import torch
 
-from lepta.distillation.head import collect_states, cross_entropy
+from lepta.distillation.head import HeadStates, collect_states, cross_entropy
 from lepta.distillation.student import Distiller
 from lepta.vocabulary.alignment import Alignment
+
+BATCH = 16  # passages that are read at once
 
 
 class BestRows:
@@ -14,18 +16,24 @@ class BestRows:
 
     def __init__(self, distiller: Distiller, passages: list[Alignment]) -> None:
         self._distiller, self._passages = distiller, passages
+        self._states: HeadStates | None = None
         self._rows: list[torch.Tensor] = []
         self._least, self._first = math.inf, ("", math.inf, self._rows)
         self.bits: dict[str, float] = {}  # by step
         self.reached = math.inf  # the fewest after the first step, of rows that the result can have
         self.kept = ""  # the step whose rows are best; the last one where no passages are put aside
 
-    def measure(self, step: str) -> None:
-        """Measure the rows as they are now, and keep a copy of them if they are the best so far."""
+    def measure(self, step: str, same_states: bool = False) -> None:
+        """Measure the rows as they are now, and keep a copy of them if they are the best so far.
+
+        `same_states`: since the last time only rows of the head have changed, so the passages are not read again.
+        """
         if not self._passages:
             self.kept, self._rows = step, self._now()
             return
-        bits = bits_per_byte(self._distiller, self._passages, f"measuring held-out passages ({step}), batches")
+        if self._states is None or not same_states:
+            self._states = held_out_states(self._distiller, self._passages, step)
+        bits = bits_per_byte(self._distiller, self._passages, self._states)
         if bits < self._least:
             self.kept, self._least, self._rows = step, bits, self._now()
         if self.bits:
@@ -53,10 +61,14 @@ class BestRows:
         return [parameter.detach().clone() for parameter in self._parameters()]
 
 
-def bits_per_byte(distiller: Distiller, passages: list[Alignment], purpose: str) -> float:
-    """Bits per byte of passages; `purpose` stands at the bar."""
-    found = collect_states(distiller, passages, 16, purpose)
+def held_out_states(distiller: Distiller, passages: list[Alignment], step: str) -> HeadStates:
+    """Read passages; `step` stands at the bar."""
+    return collect_states(distiller, passages, BATCH, f"measuring held-out passages ({step}), batches")
+
+
+def bits_per_byte(distiller: Distiller, passages: list[Alignment], states: HeadStates) -> float:
+    """Bits per byte of passages, whose last hidden states are given, with the rows of the head as they are now."""
     bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
     with torch.no_grad():
-        nats = float(cross_entropy(distiller.head.rows, found, distiller.rule, bias).sum())
+        nats = float(cross_entropy(distiller.head.rows, states, distiller.rule, bias).sum())
     return nats / math.log(2) / sum(passage.size for passage in passages)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.distillation.best import BestRows, bits_per_byte
+from lepta.distillation.best import BestRows, bits_per_byte, held_out_states
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
 from lepta.distillation.pair import Pair, open_pair
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
@@ -46,7 +46,6 @@ from lepta.vocabulary.tokens import Vocabulary
 HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
-SOURCE = "measuring held-out passages of the source language"
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
 
 
@@ -73,9 +72,7 @@ def distill_folder(
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
-    source_bits = []
-    if passages.source_held_out:
-        source_bits.append(bits_per_byte(distiller, passages.source_held_out, f"{SOURCE} (initialised), batches"))
+    source_bits = [_source_bits(distiller, passages, "initialised")] if passages.source_held_out else []
     curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
         best.measure("inputs learned")
@@ -86,12 +83,17 @@ def distill_folder(
             best.restore()
         facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
         if source_bits:
-            source_bits.append(bits_per_byte(distiller, passages.source_held_out, f"{SOURCE} (result), batches"))
+            source_bits.append(_source_bits(distiller, passages, "result"))
             facts["source_bits_per_byte"] = source_bits
         tokenizer = open_tokenizer(pair.student.folder)
         write_model(pair.student, _changed(distiller, pair), tokenizer, folder, untie=pair.untie)
     processes().wait_for_everyone()
     return facts, curve
+
+
+def _source_bits(distiller: Distiller, passages: Passages, step: str) -> float:
+    held_out = passages.source_held_out
+    return bits_per_byte(distiller, held_out, held_out_states(distiller, held_out, f"source language, {step}"))
 
 
 def _choose_passages(
@@ -275,18 +277,18 @@ def _learn_head(
         rows = head.rows.detach().clone()
         rows[starts] = (rows[starts] + rows[torch.from_numpy(learned.first).to(device)[starts]]) / 2
         head.rows.copy_(calibrate(rows, found, rule, bias, moves))
-    best.measure("calibrated")
+    best.measure("calibrated", same_states=True)
     head.rows.requires_grad_(True)
     rate, epochs = settings.head_rate * unit, settings.head_epochs
     if epochs is None:
         epochs = min(6.0, max(2.0, FITTED / len(found)))
     fit(head.rows, found, None, rule, bias, rate, epochs, seed)
-    best.measure("fitted to the text")
+    best.measure("fitted to the text", same_states=True)
     # What the original expects helps where it reads well (Gemma 3: 1.060 -> 1.051 bits per byte), and not where it
     # spells letters badly (SmolLM2): the better of both is kept.
     if expected is not None:
         fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
-        best.measure("fitted to what the original expects")
+        best.measure("fitted to what the original expects", same_states=True)
     return found.states
 
 

@@ -12,7 +12,7 @@ FITTED = 600_000  # positions that the head goes through, as in lepta.distillati
 FITS = 2  # to the text, and to what the original expects
 HELD_OUT = 64  # passages that are measured, as there; a text of fewer than 640 has a tenth of its own
 CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
-STEPS = 5  # after which held-out passages are measured: the first rows, inputs, calibrated, and the two fits
+READ = 2  # times held-out passages are read: with the first rows, and with the inputs that were learned
 PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
 TRAINED_BYTES = 16  # of a float32 number that trains: itself, its gradient and AdamW's two moments
 LEAST_CHARACTERS = 2  # in a token, of the longest passage of a batch: what fills memory
@@ -93,6 +93,6 @@ def _memory(settings: DistillSettings, after: Shape, old_rows: int, new_rows: in
 
 
 def measurements(settings: DistillSettings, tied: bool) -> int:
-    """How often held-out passages are measured, those of the source language among them."""
-    of_target = STEPS + PULLS if tied and not settings.untie else STEPS
+    """How often held-out passages are read, those of the source language among them."""
+    of_target = READ + PULLS if tied and not settings.untie else READ
     return of_target + 2 if settings.lora_rank else of_target

@@ -1,7 +1,6 @@
 """Is a new tokenizer safe to put in the old one's place? Each check passes or fails with the evidence."""
 
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,7 +168,9 @@ def _normalized(vocabulary: Vocabulary, texts: Sequence[str]) -> list[str]:
 
 
 def _difference(expected: str, actual: str) -> str:
-    start = max(0, len(os.path.commonprefix([expected, actual])) - SHOWN_BEFORE)
+    pairs = enumerate(zip(expected, actual, strict=False))
+    first = next((place for place, (one, other) in pairs if one != other), min(len(expected), len(actual)))
+    start = max(0, first - SHOWN_BEFORE)
     return f"{expected[start : start + 12]!r} became {actual[start : start + 12]!r}"
 
 
