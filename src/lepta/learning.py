@@ -32,8 +32,8 @@ def sources_of(text: Text, part: str) -> dict[str, list[str]]:
 
 
 def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:
-    """Label -> text sources that distillation reads; those of the source language only where the body learns."""
-    sides = [text.target, text.source] if settings.lora_rank else [text.target]
+    """Label -> text sources that distillation reads; those of the source language only where needed."""
+    sides = [text.target, text.source] if settings.reads_source else [text.target]
     return {f"train {side.language}": side.train for side in sides if side.train}
 
 

@@ -148,6 +148,58 @@ def test_low_rank_changes_end_in_the_same_bytes_after_a_stop(pair, tmp_path, mon
 
 
 @untied
+def with_another_body(folder, output):
+    """A copy of a model whose body has been trained since."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(1.1)
+    model.save_pretrained(output)
+    for file in folder.glob("*token*"):
+        (output / file.name).write_bytes(file.read_bytes())
+
+
+@untied
+def test_the_head_alone_learns_beside_a_body_that_was_trained(pair, tmp_path):
+    with_another_body(pair[1], tmp_path / "trained")
+    trained = (pair[0], tmp_path / "trained")
+    with pytest.raises(LeptaError, match=r"is not that of .*\(a trained body: `head_only`\)"):
+        run(trained, tmp_path / "whole", english)
+    facts, curve = run(trained, tmp_path / "out", english, head_only=True)
+    assert not curve and list(facts["held_out_bits_per_byte"]) == ["initialised", HEAD_ALONE[-1]]
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("trained", "out"))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {HEAD}
+    bits = facts["held_out_bits_per_byte"]
+    assert bits[HEAD_ALONE[-1]] < bits["initialised"] and facts["kept"] == HEAD_ALONE[-1]
+
+
+@untied
+def test_what_the_original_expects_comes_from_its_own_body(pair, tmp_path, monkeypatch):
+    """A student whose body differs from its teacher's: the teacher reads with weights of its own."""
+    seen = []
+
+    def collect(distiller, *_):
+        ids = torch.tensor([[1, 2, 3]])
+        expected = AutoModelForCausalLM.from_pretrained(pair[0]).model(ids).last_hidden_state
+        seen.append(torch.equal(distiller.teacher_last_states(ids).float(), expected.float()))
+        raise KeyboardInterrupt
+
+    with_another_body(pair[1], tmp_path / "trained")
+    monkeypatch.setattr(module, "collect_targets", collect)
+    with pytest.raises(KeyboardInterrupt):
+        run((pair[0], tmp_path / "trained"), tmp_path / "out", english, head_only=True, body_dtype="float32")
+    assert seen == [True]
+
+
+def test_the_head_alone_is_refused_where_it_is_none(pair, tmp_path):
+    tied = HEAD not in load_file(pair[1] / "model.safetensors")
+    refused = "its head is its embeddings" if tied else "head_only: needs text of the language that the model knows"
+    with pytest.raises(LeptaError, match=refused):
+        run(pair, tmp_path / "out", head_only=True)
+    with pytest.raises(ValueError, match="`untie`: changes more than the rows of a head"):
+        settings(head_only=True, untie=True)
+
+
 def test_low_rank_changes_need_text_of_the_source_language(pair, tmp_path):
     with pytest.raises(LeptaError, match=r"lora_rank: .*--source-text"):
         run(pair, tmp_path / "none", **LORA)

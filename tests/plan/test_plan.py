@@ -640,6 +640,17 @@ def test_memory_of_a_small_distillation_is_that_of_its_process(settings, least, 
     assert cost.needs(cpu=False) / GIB > 1.5
 
 
+def test_a_head_that_learns_alone_costs_no_input_phase_but_a_second_body():
+    shape = shape_of("HuggingFaceTB/SmolLM2-135M")
+    after = replace(shape, tokens=50_152, rows=50_152)
+    whole, alone = (
+        distillation_cost(DistillSettings(tokens=12_000, head_only=only), after, shape.rows, 1000, 2.0)
+        for only in (False, True)
+    )
+    assert alone.input_flops == 0 and alone.head_flops < whole.head_flops
+    assert alone.memory - whole.memory == 2 * shape.body
+
+
 def test_distillation_writes_a_folder_and_a_head_of_its_own():
     added = {"scenario": "extended", "add": 8000, "corpus": ["starter:ru/train"]}
 

@@ -62,7 +62,7 @@ def distill_folder(
 
     `original` is the model folder before its vocabulary changed (the teacher), `initialised` the same model with the
     new vocabulary. `documents` streams text; `source_documents` text of the language that the model knows, which is
-    needed where `settings.lora_rank` is above 0. `folder` exists; checkpoints found in it are resumed from. Gives facts
+    needed where `settings.reads_source`. `folder` exists; checkpoints found in it are resumed from. Gives facts
     and the curve. LeptaError if the models do not belong together, or the text has none of the tokens.
     """
     pair = open_pair(Path(original), Path(initialised), settings)
@@ -73,9 +73,12 @@ def distill_folder(
     best = BestRows(distiller, passages.held_out)
     best.measure("initialised")
     source_bits = [_source_bits(distiller, passages, "initialised")] if passages.source_held_out else []
-    curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
+    curve: list[dict[str, float]] = []
+    if not settings.head_only:
+        curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
     if processes().is_main_process:
-        best.measure("inputs learned")
+        if not settings.head_only:
+            best.measure("inputs learned")
         states = _learn_head(distiller, passages, settings, seed, facts["rows_rms"], pair.learned, best)
         best.restore()
         if pair.tied:
@@ -112,8 +115,8 @@ def _choose_passages(
     of_source = settings.source_tokens
     if of_source and source_documents is None:
         raise LeptaError(
-            "distill.lora_rank: the body learns, so text of the language that it knows is needed to keep that as it "
-            "is; expected text.source.train, or --source-text"
+            f"distill.{'head_only' if settings.head_only else 'lora_rank'}: needs text of the language that the model "
+            "knows, to keep that as it is; expected text.source.train, or --source-text"
         )
     passages = choose_passages(
         documents(),
@@ -158,6 +161,7 @@ def _load_distiller(
         layer,
         None if teacher.output_name is None else _matrix(teacher, teacher.output_name).to(model.device),
         settings.lora_rank,
+        load_model(teacher.folder, dtype).requires_grad_(False) if settings.head_only else None,
     )
     _changed(distiller, pair)  # refuses now what could not be written later
     _hold(distiller.embedding.rows, learned.inputs, pair.fresh)
@@ -167,10 +171,11 @@ def _load_distiller(
         "new_rows": len(pair.fresh),
         "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
         "source_tokens": sum(len(passage.new_ids) - 1 for passage in passages.source),
-        "layer": layer,
         "body_dtype": str(dtype).removeprefix("torch."),
         "rows_rms": float(distiller.embedding.rows.detach().square().mean().sqrt()),
     }
+    if not settings.head_only:
+        facts["layer"] = layer
     return distiller, facts
 
 
@@ -259,11 +264,12 @@ def _learn_head(
     learned: LearnedRows,
     best: BestRows,
 ) -> torch.Tensor:
-    """Calibrate the head and fit it; returns the last hidden states of the text, (n, d)."""
+    """Calibrate the head and fit it, or fit further one that has learned; returns last hidden states, (n, d)."""
     head, rule = distiller.head, distiller.rule
     device = head.rows.device
-    ends = np.cumsum([len(passage.new_ids) - 1 for passage in passages.chosen])
-    chosen = passages.chosen[: int(np.searchsorted(ends, settings.head_tokens)) + 1]  # they are in random order
+    chosen = _first_tokens(passages.chosen, settings.head_tokens)
+    if settings.head_only:
+        chosen = chosen + _first_tokens(passages.source, round(settings.head_tokens * settings.source_share))
     if head.bias is None:
         tree = PieceTree(learned.paths, device)
         found, targets = collect_targets(distiller, tree, chosen, settings.batch)
@@ -271,25 +277,33 @@ def _learn_head(
     else:  # the original's biases are not read, so what it expects is not known
         found, expected = collect_states(distiller, chosen, settings.batch), None
     bias = None if head.bias is None else head.bias[len(head.frozen) :]
-    moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)
-    starts = torch.from_numpy(np.flatnonzero(learned.first >= 0)).to(device)
-    with torch.no_grad():
-        rows = head.rows.detach().clone()
-        rows[starts] = (rows[starts] + rows[torch.from_numpy(learned.first).to(device)[starts]]) / 2
-        head.rows.copy_(calibrate(rows, found, rule, bias, moves))
-    best.measure("calibrated", same_states=True)
+    if not settings.head_only:
+        moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)
+        starts = torch.from_numpy(np.flatnonzero(learned.first >= 0)).to(device)
+        with torch.no_grad():
+            rows = head.rows.detach().clone()
+            rows[starts] = (rows[starts] + rows[torch.from_numpy(learned.first).to(device)[starts]]) / 2
+            head.rows.copy_(calibrate(rows, found, rule, bias, moves))
+        best.measure("calibrated", same_states=True)
     head.rows.requires_grad_(True)
-    rate, epochs = settings.head_rate * unit, settings.head_epochs
+    rate, epochs = settings.peak_rate * unit, settings.head_epochs
     if epochs is None:
         epochs = min(6.0, max(2.0, FITTED / len(found)))
-    fit(head.rows, found, None, rule, bias, rate, epochs, seed)
-    best.measure("fitted to the text", same_states=True)
+    if expected is None or not settings.head_only:
+        fit(head.rows, found, None, rule, bias, rate, epochs, seed)
+        best.measure("fitted to the text", same_states=True)
     # What the original expects helps where it reads well (Gemma 3: 1.060 -> 1.051 bits per byte), and not where it
     # spells letters badly (SmolLM2): the better of both is kept.
     if expected is not None:
         fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
         best.measure("fitted to what the original expects", same_states=True)
     return found.states
+
+
+def _first_tokens(passages: Sequence[Alignment], number: int) -> list[Alignment]:
+    """So many passages, which are in random order, that they have `number` new tokens, or all."""
+    ends = np.cumsum([len(passage.new_ids) - 1 for passage in passages])
+    return list(passages[: int(np.searchsorted(ends, number)) + 1])
 
 
 def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -43,7 +43,18 @@ def open_pair(original: Path, initialised: Path, settings: DistillSettings) -> P
             f"{initialised}: its input embeddings have {student.surplus} rows more than its head, which distillation "
             "does not know; leave it out and train the rows (lepta pretrain)"
         )
-    check_same_body(teacher, student)
+    if teacher.width != student.width:
+        raise LeptaError(
+            f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
+            "model that this one was initialised from"
+        )
+    if not settings.head_only:
+        check_same_body(teacher, student)
+    elif student.output_name is None:
+        raise LeptaError(
+            f"{initialised}: its head is its embeddings, so the head cannot learn alone; expected a model with a head "
+            "of its own, as `lepta distill --untie` makes it"
+        )
     old, new = open_tokenizer(original).vocabulary(), open_tokenizer(initialised).vocabulary()
     transfer = transfer_matrix(old, new, teacher.rows, student.rows)
     fresh = np.flatnonzero((transfer.exact[: new.size] < 0) & (np.diff(transfer.matrix.indptr)[: new.size] > 0))
@@ -57,11 +68,6 @@ def open_pair(original: Path, initialised: Path, settings: DistillSettings) -> P
 
 def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
     """Refuse two models that differ in more than their vocabulary; LeptaError names the tensor that differs."""
-    if teacher.width != student.width:
-        raise LeptaError(
-            f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
-            "model that this one was initialised from"
-        )
     ends = {*teacher.vocabulary_names, teacher.stored_output, *student.vocabulary_names, student.stored_output}
     names = [name for name in student.entries if name not in ends]
     for name in track(names, "comparing bodies, tensors", len(names)):
@@ -71,5 +77,5 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
         if known is None or not same_values(read(teacher, name), read(student, name)):
             raise LeptaError(
                 f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
-                "what `lepta init` made of it, before its body was trained"
+                "what `lepta init` made of it, before its body was trained (a trained body: `head_only`)"
             )

@@ -23,6 +23,11 @@ class DistillSettings(Section):
     untie: bool = Field(
         default=False, description="Give a model whose head is its embeddings a head of its own, which learns"
     )
+    head_only: bool = Field(
+        default=False,
+        description="Leave input rows as they are, and fit the head's further to what the original expects. The body "
+        "may have been trained: for propagated variants, with the variant itself as the original",
+    )
     layer: int | None = Field(
         default=None, ge=1, description="Hidden states are compared after this layer; default: a third of all layers"
     )
@@ -47,10 +52,14 @@ class DistillSettings(Section):
         default=0.15,
         gt=0,
         lt=1,
-        description="Share of tokens in the source language, which low-rank changes learn to leave as it is",
+        description="Share of tokens in the source language, for low-rank changes (`lora_rank`) and `head_only`, which "
+        "leave that as it is",
     )
-    head_rate: float = Field(
-        default=0.08, gt=0, le=100, description="Peak rate for rows of the head, in units of the rows' RMS"
+    head_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Peak rate for rows of the head, in units of the rows' RMS; default: 0.08, 0.01 for `head_only`",
     )
     head_tokens: int = Field(
         default=200_000,
@@ -74,8 +83,18 @@ class DistillSettings(Section):
 
     @property
     def source_tokens(self) -> int:
-        """Tokens of text in the source language: it is read only where the body learns."""
-        return round(self.tokens * self.source_share) if self.lora_rank else 0
+        """Tokens of text in the source language."""
+        return round(self.tokens * self.source_share) if self.reads_source else 0
+
+    @property
+    def reads_source(self) -> bool:
+        """Text of the source language is read where the body learns, and where the head alone does."""
+        return self.lora_rank > 0 or self.head_only
+
+    @property
+    def peak_rate(self) -> float:
+        """The head's, in units of the rows' RMS."""
+        return self.head_rate or (0.01 if self.head_only else 0.08)
 
     def too_short_for(self, new_tokens: int) -> str | None:
         """What to say of text that cannot have each of so many new tokens `occurrences` times; None if it can."""
@@ -86,6 +105,13 @@ class DistillSettings(Section):
             f"{target:,} tokens of text are few for {new_tokens:,} new tokens: for each to occur {self.occurrences} "
             f"times, more than {needed:,} are needed; rows of tokens that do not occur stay as they are"
         )
+
+    @model_validator(mode="after")
+    def _head_alone(self) -> "DistillSettings":
+        if self.head_only and (self.lora_rank or self.untie):
+            other = "lora_rank" if self.lora_rank else "untie"
+            raise ValueError(f"`{other}`: changes more than the rows of a head; leave it out with `head_only`")
+        return self
 
     @model_validator(mode="after")
     def _tokens_fill_a_batch(self) -> "DistillSettings":

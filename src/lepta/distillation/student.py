@@ -1,7 +1,8 @@
 """One frozen body, read by teacher and student: the original's rows for old tokens, learned rows for new ones.
 
 Initialisation changes rows alone, so both models share their body: it is loaded once, and the teacher costs one more
-matrix of embeddings. Learned rows are one compact float32 parameter; nothing else has a gradient.
+matrix of embeddings. (Where the body has been trained since, and the head learns alone, the teacher has its own.)
+Learned rows are one compact float32 parameter; nothing else has a gradient.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from lepta.core.errors import LeptaError
 from lepta.models.language_model import decoder_layers, language_model
 from lepta.models.loss import logit_rule
-from lepta.models.states import hidden_distance
+from lepta.models.states import hidden_distance, last_states
 from lepta.training.settings import Lora
 from lepta.training.trainable import add_lora
 
@@ -73,7 +74,7 @@ class Distiller(nn.Module):
     `model` has the new vocabulary; `old_rows` and `old_head`, (old rows, d), are the original's embeddings and head
     (None: the same). `inputs` and `outputs` are ids of the tokens whose rows learn in the embeddings and in the head,
     each by themselves, also where the model has one matrix for both. `lora_rank` is that of low-rank changes of the
-    student's layers up to `layer`; 0 for none.
+    student's layers up to `layer`; 0 for none. `teacher` is the original itself if its body is another one.
     """
 
     has_chunked_loss = True  # as `patch_chunked_loss` leaves a model: the loss is computed here
@@ -90,6 +91,7 @@ class Distiller(nn.Module):
         layer: int,
         old_head: torch.Tensor | None = None,
         lora_rank: int = 0,
+        teacher: Any = None,
     ) -> None:
         super().__init__()
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -115,6 +117,7 @@ class Distiller(nn.Module):
             self.low_rank = {name: p for name, p in model.named_parameters() if p.requires_grad}
             for parameter in self.low_rank.values():
                 parameter.data = parameter.data.float()
+        self.teacher = teacher
         self._adapters = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self.model = model
         self._ends_at_layer = True
@@ -170,6 +173,8 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def teacher_last_states(self, ids: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the original model on old tokens, shape (B, N_old, d)."""
+        if self.teacher is not None:
+            return last_states(self.teacher, input_ids=ids)
         with self._original_body():
             return self._last(self._old_embedding(ids))
 

@@ -60,13 +60,15 @@ def distillation_cost(
     layer = settings.layer or math.ceil(after.layers / 3)
     lower = after.body * min(layer, after.layers) // after.layers
     inputs = settings.tokens * lower * (4 + 2 * old_per_new)  # the student forward and back, the teacher forward
+    if settings.head_only:
+        inputs = 0
     positions = min(settings.tokens, settings.head_tokens)
     row = 2 * after.width
     states = positions * (2 * after.body + after.rows * row + old_per_new * (2 * after.body + old_rows * row))
     epochs = settings.head_epochs
     if epochs is None:
         epochs = min(6.0, max(2.0, FITTED / positions))
-    fits = FITS * epochs * positions * new_rows * row * 3
+    fits = (1 if settings.head_only else FITS) * epochs * positions * new_rows * row * 3
     passages = HELD_OUT * measurements(settings, after.tied)
     measuring = passages * settings.passage / CHARACTERS_PER_TOKEN * (2 * after.body + after.rows * row)
     memory = _memory(settings, after, old_rows, new_rows, min(layer, after.layers))
@@ -89,10 +91,13 @@ def _memory(settings: DistillSettings, after: Shape, old_rows: int, new_rows: in
     inputs = read * layers * activation_bytes_per_token(after, training, size)
     states = 2 * min(settings.tokens, settings.head_tokens) * after.width * size
     head = states + FITTED_AT_ONCE * new_rows * BYTES["float32"] * COPIES
-    return after.body * size + tables + learned * TRAINED_BYTES + max(inputs, head)
+    bodies = after.body * (2 if settings.head_only else 1)
+    return bodies * size + tables + learned * TRAINED_BYTES + max(inputs, head)
 
 
 def measurements(settings: DistillSettings, tied: bool) -> int:
     """How often held-out passages are read, those of the source language among them."""
+    if settings.head_only:
+        return 3  # both languages once, and the source language after the last step
     of_target = READ + PULLS if tied and not settings.untie else READ
     return of_target + 2 if settings.lora_rank else of_target
