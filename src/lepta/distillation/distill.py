@@ -137,7 +137,9 @@ def _choose_passages(
         )
     if not of_source or source_documents is None:
         return passages
-    source, held_out = draw_passages(source_documents(), aligner, of_source, settings.passage, HELD_OUT, seed)
+    source, held_out = draw_passages(
+        source_documents(), aligner, of_source, settings.passage, len(passages.held_out), seed
+    )
     source *= math.ceil(settings.batch / len(source))  # less than a batch would be left out
     return replace(passages, source=source, source_held_out=held_out)
 

@@ -16,6 +16,7 @@ from lepta.vocabulary.alignment import Aligner, Alignment
 
 POOL = 6  # times the tokens that are wanted: what passages are chosen from
 AT_ONCE = 512  # passages that are tokenised together
+HELD_OUT_SHARE = 0.5  # of the tokens that are wanted, at most
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def choose_passages(
 
     First those in which some learned token (by its id) has occurred less than `occurrences` times so far, then any. The
     text is read to its end: of much more than what is wanted, passages of `length` characters are drawn from all of it.
-    `held_out` passages are put aside, if those are at most a tenth of all. LeptaError if no learned token occurs.
+    `held_out` passages are put aside, if those are at most a tenth of all, and have half of `tokens` at most (a short
+    run should not read longer to measure than to learn). LeptaError if no learned token occurs.
     """
     draw = random.Random(seed)
     pieces = _shuffled_pieces(documents, length, draw)
@@ -69,17 +71,18 @@ def choose_passages(
     chosen: list[Alignment] = []
     others: list[Alignment] = []
     aside: list[Alignment] = []
-    seen = taken = 0
+    seen = taken = put_aside = 0
     whole = True
     batches = [pieces[start : start + AT_ONCE] for start in range(0, len(pieces), AT_ONCE)]
     for batch in track(batches, "aligning passages, batches", len(batches)):
         for passage in aligner.align(batch):
             if passage is None or len(passage.new_ids) < SHORTEST:
                 continue
-            if len(aside) < held_out:
-                aside.append(passage)
-                continue
             ids = passage.new_ids[1:]
+            if len(aside) < held_out and put_aside < tokens * HELD_OUT_SHARE:
+                aside.append(passage)
+                put_aside += len(ids)
+                continue
             seen += len(ids)
             lacking = learns[ids] & (counts[ids] < occurrences)
             if taken < tokens and lacking.any():

@@ -8,7 +8,7 @@ from lepta.core.progress import console
 from lepta.distillation.settings import DistillSettings
 from lepta.models.load import device, load_tokenizer, opened
 from lepta.plan.devices import this_machine
-from lepta.plan.distillation import distillation_cost
+from lepta.plan.distillation import CHARACTERS_PER_TOKEN, distillation_cost
 from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
 from lepta.plan.shapes import Shape, shape_of
@@ -16,6 +16,8 @@ from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
 from lepta.training.settings import PretrainSettings, Trains, TuneSettings
 from lepta.training.tune import TuneCommand, micro_batch
 from lepta.vocabulary.change import new_ids
+
+FEW_STEPS = 10
 
 
 def pretraining_cost(model: Path, original: str | Path | None, settings: PretrainSettings) -> dict[str, Any]:
@@ -35,6 +37,13 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> d
     new_rows = len(new_ids(original, model))
     if note := settings.too_short_for(new_rows):
         console.print(f"  note: {note}", highlight=False)
+    steps = round(settings.tokens * CHARACTERS_PER_TOKEN / settings.passage / settings.batch)
+    if steps < FEW_STEPS and not settings.head_only:
+        console.print(
+            f"  note: steps: about {steps}, of {settings.batch} passages each, too few to learn from; more --tokens, a "
+            "smaller --batch or a shorter --passage make more",
+            highlight=False,
+        )
     cost = distillation_cost(settings, shape, old_rows, new_rows, OLD_TOKENS)
     return _cost(shape, None, settings.tokens, cost.operations) | _memory_gib(cost.needs(_on_cpu()))
 

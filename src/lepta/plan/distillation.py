@@ -11,6 +11,7 @@ from lepta.training.settings import Lora, PretrainSettings, Trains
 FITTED = 600_000  # positions that the head goes through, as in lepta.distillation.distill, which imports torch
 FITS = 2  # to the text, and to what the original expects
 HELD_OUT = 64  # passages that are measured, as there; a text of fewer than 640 has a tenth of its own
+HELD_OUT_SHARE = 0.5  # of the tokens, at most, as in lepta.distillation.passages
 CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
 READ = 2  # times held-out passages are read: with the first rows, and with the inputs that were learned
 PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
@@ -69,8 +70,8 @@ def distillation_cost(
     if epochs is None:
         epochs = min(6.0, max(2.0, FITTED / positions))
     fits = (1 if settings.head_only else FITS) * epochs * positions * new_rows * row * 3
-    passages = HELD_OUT * measurements(settings, after.tied)
-    measuring = passages * settings.passage / CHARACTERS_PER_TOKEN * (2 * after.body + after.rows * row)
+    held_out = min(HELD_OUT * settings.passage / CHARACTERS_PER_TOKEN, settings.tokens * HELD_OUT_SHARE)
+    measuring = measurements(settings, after.tied) * held_out * (2 * after.body + after.rows * row)
     memory = _memory(settings, after, old_rows, new_rows, min(layer, after.layers))
     vocabularies = (after.rows + old_rows) * TOKEN_BYTES
     return DistillationCost(round(inputs), round(states + fits), round(measuring), memory, vocabularies)
