@@ -288,7 +288,12 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
     for one in all_steps(step.folder):
         for label, text in one.texts():
             texts.setdefault((label, _public(text), text_licence(text)), []).append(one.name)
-        warnings += (one.manifest.get("facts") or {}).get("warnings") or []
+        found = one.manifest.get("facts") or {}
+        warnings += found.get("warnings") or []
+        if absent := found.get("tokens_absent"):
+            warnings.append(
+                f"of {found['new_rows']:,} new tokens, {absent:,} are in no text that their rows were learned from"
+            )
     of_rows: list[Step] = []
     for one in line_of(step.folder):
         if "adapted" in one.manifest["sources"]:

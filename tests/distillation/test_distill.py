@@ -344,6 +344,8 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     assert manifest["key"]["settings"]["tokens"] == 1500
     assert manifest["key"]["inputs"].keys() == {"model", "original", "train target"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Of 300 new tokens, {facts['tokens_absent']} are in no text that their rows were learned from." in card
 
 
 SIZES = {
