@@ -59,7 +59,7 @@ class DistillSettings(Section):
         default=None,
         gt=0,
         le=100,
-        description="Peak rate for rows of the head, in units of the rows' RMS; default: 0.08, 0.01 for `head_only`",
+        description="Peak rate for rows of the head, in units of the rows' RMS; default: 0.08, 0.02 for `head_only`",
     )
     head_tokens: int = Field(
         default=200_000,
@@ -94,7 +94,7 @@ class DistillSettings(Section):
     @property
     def peak_rate(self) -> float:
         """The head's, in units of the rows' RMS."""
-        return self.head_rate or (0.01 if self.head_only else 0.08)
+        return self.head_rate or (0.02 if self.head_only else 0.08)
 
     def too_short_for(self, new_tokens: int) -> str | None:
         """What to say of text that cannot have each of so many new tokens `occurrences` times; None if it can."""
