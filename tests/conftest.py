@@ -20,7 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-import lepta.cli.common  # noqa: F401  # makes the consoles, which otherwise the first command would, in its COLUMNS
+import lepta.cli.common  # noqa: F401  # makes the consoles here, where COLUMNS is not set
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer

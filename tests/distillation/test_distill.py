@@ -147,7 +147,6 @@ def test_low_rank_changes_end_in_the_same_bytes_after_a_stop(pair, tmp_path, mon
     assert (stopped / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
-@untied
 def with_another_body(folder, output):
     """A copy of a model whose body has been trained since."""
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -200,6 +199,7 @@ def test_the_head_alone_is_refused_where_it_is_none(pair, tmp_path):
         settings(head_only=True, untie=True)
 
 
+@untied
 def test_low_rank_changes_need_text_of_the_source_language(pair, tmp_path):
     with pytest.raises(LeptaError, match=r"lora_rank: .*--source-text"):
         run(pair, tmp_path / "none", **LORA)

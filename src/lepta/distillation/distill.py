@@ -22,7 +22,7 @@ from lepta.distillation.head import Expectations, calibrate, collect_states, col
 from lepta.distillation.pair import Pair, open_pair
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
 from lepta.distillation.pieces import PieceTree
-from lepta.distillation.settings import DistillSettings
+from lepta.distillation.settings import HELD_OUT, DistillSettings
 from lepta.distillation.student import Distiller
 from lepta.distillation.targets import LearnedRows
 from lepta.distillation.tie import tie
@@ -43,10 +43,8 @@ from lepta.vocabulary.alignment import Aligner, Alignment
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Vocabulary
 
-HELD_OUT = 64  # passages put aside to measure on
 LISTED = 50  # tokens without a passage that the manifest names
 HEAD = "lm_head.weight"
-FITTED = 600_000  # positions that the head goes through, where no setting says how often
 
 
 def distill_folder(
@@ -106,7 +104,7 @@ def _choose_passages(
     settings: DistillSettings,
     seed: int,
 ) -> Passages:
-    """Passages of the target language, and of the source language where the body learns.
+    """Passages of the target language, and of the source language where that is read.
 
     LeptaError if the text has none of the tokens, or text that is needed is missing or too short.
     """
@@ -288,9 +286,7 @@ def _learn_head(
             head.rows.copy_(calibrate(rows, found, rule, bias, moves))
         best.measure("calibrated", same_states=True)
     head.rows.requires_grad_(True)
-    rate, epochs = settings.peak_rate * unit, settings.head_epochs
-    if epochs is None:
-        epochs = min(6.0, max(2.0, FITTED / len(found)))
+    rate, epochs = settings.peak_rate * unit, settings.epochs_over(len(found))
     if expected is None or not settings.head_only:
         fit(head.rows, found, None, rule, bias, rate, epochs, seed)
         best.measure("fitted to the text", same_states=True)

@@ -11,12 +11,11 @@ import regex
 
 from lepta.core.errors import LeptaError
 from lepta.core.progress import track
-from lepta.distillation.settings import SHORTEST
+from lepta.distillation.settings import HELD_OUT_SHARE, SHORTEST
 from lepta.vocabulary.alignment import Aligner, Alignment
 
 POOL = 6  # times the tokens that are wanted: what passages are chosen from
 AT_ONCE = 512  # passages that are tokenised together
-HELD_OUT_SHARE = 0.5  # of the tokens that are wanted, at most
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Passages:
     held_out: list[Alignment]  # to measure on
     counts: np.ndarray  # (V,), int64: occurrences in what was chosen
     whole: bool  # nothing of the text is left but what was put aside
-    # The same of the language that the model knows, where the body learns.
+    # The same of the language that the model knows, if it is read.
     source: list[Alignment] = field(default_factory=list)
     source_held_out: list[Alignment] = field(default_factory=list)
 

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from lepta.core.settings import Section
 from lepta.training.settings import LARGEST_RANK
 
+HELD_OUT = 64  # passages put aside to measure on; of a text of fewer than 640 a tenth
+HELD_OUT_SHARE = 0.5  # of the tokens to learn from, which passages put aside have at most
+FITTED = 600_000  # positions that the head goes through, where no setting says how often
 SHORTEST = 8  # new tokens of a passage that is worth a row in a batch, the one that starts it among them
 
 
@@ -95,6 +98,12 @@ class DistillSettings(Section):
     def peak_rate(self) -> float:
         """The head's, in units of the rows' RMS."""
         return self.head_rate or (0.02 if self.head_only else 0.08)
+
+    def epochs_over(self, positions: int) -> float:
+        """How often the head goes through so many positions."""
+        if self.head_epochs is not None:
+            return self.head_epochs
+        return min(6.0, max(2.0, FITTED / positions))
 
     def too_short_for(self, new_tokens: int) -> str | None:
         """What to say of text that cannot have each of so many new tokens `occurrences` times; None if it can."""

@@ -3,15 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from lepta.distillation.settings import DistillSettings
+from lepta.distillation.settings import HELD_OUT, HELD_OUT_SHARE, DistillSettings
 from lepta.plan.shapes import Shape
 from lepta.plan.training import activation_bytes_per_token, lora_weights, overhead
 from lepta.training.settings import Lora, PretrainSettings, Trains
 
-FITTED = 600_000  # positions that the head goes through, as in lepta.distillation.distill, which imports torch
 FITS = 2  # to the text, and to what the original expects
-HELD_OUT = 64  # passages that are measured, as there; a text of fewer than 640 has a tenth of its own
-HELD_OUT_SHARE = 0.5  # of the tokens, at most, as in lepta.distillation.passages
 CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
 READ = 2  # times held-out passages are read: with the first rows, and with the inputs that were learned
 PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
@@ -66,9 +63,7 @@ def distillation_cost(
     positions = min(settings.tokens, settings.head_tokens)
     row = 2 * after.width
     states = positions * (2 * after.body + after.rows * row + old_per_new * (2 * after.body + old_rows * row))
-    epochs = settings.head_epochs
-    if epochs is None:
-        epochs = min(6.0, max(2.0, FITTED / positions))
+    epochs = settings.epochs_over(positions)
     fits = (1 if settings.head_only else FITS) * epochs * positions * new_rows * row * 3
     held_out = min(HELD_OUT * settings.passage / CHARACTERS_PER_TOKEN, settings.tokens * HELD_OUT_SHARE)
     measuring = measurements(settings, after.tied) * held_out * (2 * after.body + after.rows * row)
