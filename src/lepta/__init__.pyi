@@ -7,6 +7,7 @@ from lepta.core.errors import LeptaError as LeptaError
 from lepta.core.output import publishing as publishing
 from lepta.distillation.distill import distill_folder as distill_folder
 from lepta.distillation.settings import DistillSettings as DistillSettings
+from lepta.distillation.settings import RepairSettings as RepairSettings
 from lepta.embeddings.initialise import initialise as initialise
 from lepta.embeddings.patch import apply_patch as apply_patch
 from lepta.embeddings.patch import export_patch as export_patch
@@ -20,6 +21,7 @@ from lepta.evaluation.measure import measure_model as measure_model
 from lepta.evaluation.minimal_pairs import minimal_pairs as minimal_pairs
 from lepta.evaluation.minimal_pairs import read_pairs as read_pairs
 from lepta.evaluation.pairwise import compare_models as compare_models
+from lepta.learning import repair_folder as repair_folder
 from lepta.models.folder import Checkpoint as Checkpoint
 from lepta.models.load import opened as opened
 from lepta.pipeline import adapt as adapt

@@ -21,10 +21,11 @@ from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
 from lepta.evaluation.sweep import Judge, propagate_best
 from lepta.inference.thinking import block_of
-from lepta.learning import check_teacher, distill, distill_texts, pretrain, sources_of
+from lepta.learning import check_head, check_teacher, distill, distill_texts, pretrain, repair_stages, sources_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
+from lepta.plan.shapes import shape_of
 from lepta.recipe import Recipe, Tune
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.run import NUMBERS, write_report
@@ -59,6 +60,10 @@ def adapt(recipe: Recipe, start: str | None = None, force: bool = False, report:
 def pipeline_of(recipe: Recipe) -> Pipeline:
     """Lay out the stages of a recipe, from vocabulary to report."""
     _check_templates(recipe)
+    if recipe.repair:
+        untied = recipe.distill is not None and recipe.distill.untie
+        tied = shape_of(str(locate(recipe.base, hub_files=MODEL_FILES))).tied
+        check_head(recipe.repair, tied and not untied)
     layout = _Layout(recipe)
     base = layout.model("base", recipe.base)
     pretrained = initialised = layout.initialised(base, layout.vocabulary(base))
@@ -82,6 +87,9 @@ def pipeline_of(recipe: Recipe) -> Pipeline:
         propagated = layout.propagated(name, base, pretrained, instruct)
         models.append(Model(f"original {name}", instruct, adapted=False, chat=True))
         models.append(Model(f"propagated {name}", propagated, adapted=True, chat=True))
+        if recipe.repair:
+            propagated = layout.repaired(name, propagated, instruct)
+            models.append(Model(f"repaired {name}", propagated, adapted=True, chat=True))
         if recipe.calibrate:
             calibrated = layout.calibrated(name, instruct, propagated)
             models.append(Model(f"calibrated {name}", calibrated, adapted=True, chat=True))
@@ -121,10 +129,16 @@ def _check_templates(recipe: Recipe) -> None:
 def _templates_needed(recipe: Recipe) -> dict[str, list[str]]:
     """Model -> the settings for which it needs a chat template."""
     needed = {recipe.base: [f"variants.{name}.tune" for name, variant in recipe.variants.items() if variant.tune]}
+    if recipe.distill and recipe.distill.chat_share:
+        needed[recipe.base].append("distill.chat_share")
+    if any(stage.chat_share for stage in recipe.pretrain):
+        needed[recipe.base].append("pretrain.chat_share")
     asked = []
     if recipe.evaluate.behaviour:
         asked.append("evaluate.behaviour")
     needed[recipe.base] += asked
+    if recipe.repair and recipe.repair.chat_share:
+        asked.append("repair.chat_share")
     if recipe.calibrate:
         asked.append("calibrate")
     for variant in recipe.variants.values():
@@ -246,6 +260,14 @@ class _Layout:
         inputs = {"base": base, "adapted": pretrained, "instruct": instruct}
         key = settings.model_dump(exclude={"answers"})
         return self.add(f"propagated/{name}", inputs, key, run, texts=texts)
+
+    def repaired(self, name: str, propagated: Path, instruct: Path) -> Path:
+        assert self.recipe.repair is not None
+        out, names = self.recipe.output, (f"repair/{name}", f"repaired/{name}")
+        self.stages += repair_stages(
+            out, names, propagated, instruct, self.recipe.text, self.recipe.repair, self.recipe.seed
+        )
+        return out / names[1]
 
     def calibrated(self, name: str, instruct: Path, propagated: Path) -> Path:
         assert self.recipe.calibrate is not None

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lepta.calibration.settings import CalibrateSettings
 from lepta.core.settings import LARGEST_SEED, NAME, Section, as_list, read_settings
-from lepta.distillation.settings import DistillSettings
+from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.embeddings.settings import PropagateSettings
 from lepta.evaluation.settings import EvaluateSettings
 from lepta.text.settings import Text
@@ -58,6 +58,10 @@ class Recipe(Section):
         default_factory=list, description="Stages of continued pre-training; none only where rows are distilled"
     )
     propagate: PropagateSettings = Field(default_factory=PropagateSettings)
+    repair: RepairSettings | None = Field(
+        default=None,
+        description="Training of each propagated variant on text, with the original variant as its teacher",
+    )
     calibrate: CalibrateSettings | None = Field(default=None, description="Self-calibration of each propagated variant")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
@@ -70,6 +74,10 @@ class Recipe(Section):
         for stage in self.pretrain:
             if stage.source_share and not self.text.source.train:
                 raise ValueError("pretrain.source_share is above 0: text.source.train needs at least one text source")
+        if self.repair and not self.text.source.train:
+            raise ValueError("repair: text.source.train needs at least one text source")
+        if self.repair and not self.variants:
+            raise ValueError("repair: there are no variants to repair; give `variants`, or leave it out")
         return self
 
 

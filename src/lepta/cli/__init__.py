@@ -33,6 +33,10 @@ COMMANDS = {
     "distill": ("training", "Learn the rows of new tokens from the original model, which reads the same text."),
     "pretrain": ("training", "Train embeddings and head on text, the body frozen or not."),
     "propagate": ("models", "Carry trained embeddings from an adapted base model into instruct variants (LEP)."),
+    "repair": (
+        "training",
+        "Train a propagated instruct model on text, with its original as the teacher; no conversations are needed.",
+    ),
     "calibrate": ("training", "Train a propagated instruct model on graded answers of the original and on copies."),
     "tune": ("training", "Tune an instruct model on conversations; the loss counts what the assistant says."),
     "measure": ("measure", "Measure how well models predict a text: bits per byte, comparable between vocabularies."),

@@ -27,6 +27,7 @@ View = tuple[Table, list[str]]  # a table, and lines to print below it
 AMOUNTS = ("tokens", "swept_tokens", "tokens_under_original", "blocks", "steps", "tokens_per_step")
 WEIGHTS = ("new_rows", "new_head", "old_rows", "old_head", "lora", "body", "trained", "frozen")
 FLOPS = ("forward", "backward", "gradients", "attention", "head", "recomputed", "teacher", "total")
+COMPUTING = {"distillation", "repair", "calibration"}  # parts of a plan that take time, beside its stages
 MEMORY = ("frozen", "masters", "gradients", "optimizer", "activations", "loss", "overhead", "total")
 
 
@@ -98,14 +99,15 @@ def plan(
 def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
     """Put all hours beside each device, and their price if there is one; the machine at hand costs nothing."""
     for row in devices:
-        row["hours_in_all"] = row["hours"] + row["distillation_hours"] + row.get("calibration_hours", 0)
+        row["hours_in_all"] = row["hours"] + row["distillation_hours"]
+        row["hours_in_all"] += row.get("repair_hours", 0) + row.get("calibration_hours", 0)
         if price is not None and "here" not in row:
             row["cost"] = price * row["number"] * row["hours_in_all"]
 
 
 def _in_short(facts: dict[str, Any], named: bool) -> Iterator[str]:
     """Time, cost and memory in a line for each device that was named; of all devices, the machine at hand alone."""
-    if not (facts["stages"] or "calibration" in facts or "distillation" in facts):
+    if not (facts["stages"] or facts.keys() & COMPUTING):
         return
     for row in facts["devices"]:
         if not named and "here" not in row:
@@ -129,9 +131,17 @@ def _price(cost: float | None) -> str:
 def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
     """The tables that have something to tell: a recipe may have neither pre-training nor calibration."""
     trains, calibrates, distils = bool(facts["stages"]), "calibration" in facts, "distillation" in facts
+    repairs = "repair" in facts
     views = [(True, _vocabulary), (distils, _distillation), (trains, _training), (trains, _flops)]
-    computes = trains or calibrates or distils
-    views += [(calibrates, _calibration), (trains, _memory), (computes, _times), (computes, _fits), (True, _disk)]
+    computes = trains or bool(facts.keys() & COMPUTING)
+    views += [
+        (repairs, _repair),
+        (calibrates, _calibration),
+        (trains, _memory),
+        (computes, _times),
+        (computes, _fits),
+        (True, _disk),
+    ]
     return [view for shown, view in views if shown]
 
 
@@ -224,6 +234,13 @@ def _distillation(facts: dict[str, Any]) -> View:
     return table, [f"Memory: without {FLOOR}, which comes on top."]
 
 
+def _repair(facts: dict[str, Any]) -> View:
+    table, cost = number_table("", "each variant", title="Repair"), facts["repair"]
+    _add_counts(table, ("tokens", "head_tokens", "flops"), [cost])
+    table.add_row("memory, GiB", _decimal(cost["memory_gib"], 1))
+    return table, []
+
+
 def _calibration(facts: dict[str, Any]) -> View:
     table = number_table("", "each variant", title="Self-calibration")
     _add_counts(table, facts["calibration"], [facts["calibration"]])
@@ -253,6 +270,8 @@ def _times(facts: dict[str, Any]) -> View:
         times["distillation"] = "distillation_hours"
     if facts["stages"]:
         times["pre-training"] = "hours"
+    if "repair" in facts:
+        times["repair"] = "repair_hours"
     if "calibration" in facts:
         times["calibration"] = "calibration_hours"
         caption += " Calibration: as many tokens as it can take; answers, written token by token, reach less speed."

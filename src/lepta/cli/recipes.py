@@ -158,7 +158,11 @@ def adapt(
     run_recipe(plan, start, force, log)
     report(plan.output, as_json)
     if not as_json:
-        made = "calibrated" if plan.calibrate else "propagated"
+        made = "propagated"
+        if plan.calibrate:
+            made = "calibrated"
+        elif plan.repair:
+            made = "repaired"
         for name in plan.variants:
             say(f"Model:  {plan.output / made / name}")
 

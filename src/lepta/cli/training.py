@@ -18,14 +18,15 @@ from lepta.core.errors import LeptaError
 from lepta.core.output import read_manifest
 from lepta.core.reading import read_json
 from lepta.core.settings import LARGEST_SEED, Section, Sources, nonempty
-from lepta.distillation.settings import DistillSettings
+from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
 from lepta.text.settings import Language, Text
 from lepta.text.sources import BENCHMARK
 from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings, check_batch
 
-ORIGINAL = "model before its vocabulary changed: HF folder, GGUF file, package:NAME/FILE or hub id."
+KINDS = "HF folder, GGUF file, package:NAME/FILE or hub id."
+ORIGINAL = f"model before its vocabulary changed: {KINDS}"
 ApartFrom = Annotated[
     list[str] | None, typer.Option(help="Training text that copies share no 13 words with; repeat for several.")
 ]
@@ -138,11 +139,12 @@ def distill(
     Try: lepta distill --original BASE --model my/initialised --text my.txt --tokens 1000000 --output my/distilled
     """
     check_places([original, str(model)], [output], options.force)
+    from lepta.learning import check_chat_share, distill_texts
     from lepta.learning import distill as learn
-    from lepta.learning import distill_texts
     from lepta.plan import commands as costs
 
     sides = texts.sides()
+    check_chat_share(settings.chat_share, model)
     with opened(original) as teacher:
         stage = Stage(
             output.name,
@@ -181,12 +183,13 @@ def pretrain(
         _check_original(settings)
     check_batch(settings)
     check_places([str(model), original, settings.teacher], [output], options.force)
-    from lepta.learning import check_teacher, sources_of
+    from lepta.learning import check_chat_share, check_teacher, sources_of
     from lepta.learning import pretrain as learn
     from lepta.plan import commands as costs
     from lepta.training.distributed import CURVE
     from lepta.vocabulary.source import TOKENIZER_FILES
 
+    check_chat_share(settings.chat_share, model)
     sides = texts.sides()
     inputs, named = {"model": model}, {}
     if original:
@@ -237,6 +240,44 @@ def _run(stage: Stage, output: Path, options: RunOptions, cost: Callable[[], dic
         raise typer.Exit
     run_stages(output.parent, [stage], options.force)
     return read_manifest(output)["facts"]
+
+
+@takes_settings
+def repair(
+    model: Annotated[Path, typer.Option(help="Folder of the propagated instruct model.")],
+    original: Annotated[str, typer.Option(help="The instruct model with its own vocabulary: " + KINDS)],
+    output: Annotated[Path, typer.Option(help="Folder for the steps, states and model.", rich_help_panel=OUTPUT)],
+    texts: Annotated[Texts, TEXT],
+    settings: Annotated[RepairSettings, Flags(headings=HEADINGS)],
+    options: Annotated[RunOptions, RUN],
+) -> None:
+    """Train a propagated instruct model on text, with its original as the teacher; no conversations are needed.
+
+    The first step brings hidden states back to the original's, the second fits the head's rows of new tokens to what
+    the original expects. A run that was interrupted goes on when the same command is given again.
+
+    Try: lepta repair --model my/chat --original CHAT --text my.txt --source-text english.txt --output my/repaired
+    """
+    if not texts.source_text:
+        raise LeptaError("repair: needs --source-text, text of the language the model knows, to keep that as it is")
+    check_batch(settings.states)
+    check_places([str(model), original], [], options.force)
+    from lepta.learning import repair_folder
+    from lepta.plan.commands import repair_cost
+
+    with opened(original) as teacher:
+        if options.dry_run:
+            result(repair_cost(model, teacher.folder, settings), options.as_json, "cost")
+            return
+        facts = repair_folder(model, teacher.folder, texts.sides(), settings, options.seed, output, options.force)
+    places = {"output": str(output / "model")}
+    if options.as_json:
+        print_json(places | facts)
+        return
+    result(places, as_json=False)
+    for step, found in facts.items():
+        say(f"\n{words_of('repair_steps')[step]}")
+        result(found, False, "trained")
 
 
 @takes_settings

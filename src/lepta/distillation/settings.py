@@ -1,12 +1,12 @@
 """What a user may say about token distillation."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lepta.core.settings import Section
-from lepta.training.settings import LARGEST_RANK
+from lepta.training.settings import LARGEST_RANK, Lora, PretrainSettings
 
 HELD_OUT = 64  # passages put aside to measure on; of a text of fewer than 640 a tenth
 HELD_OUT_SHARE = 0.5  # of the tokens to learn from, which passages put aside have at most
@@ -57,6 +57,13 @@ class DistillSettings(Section):
         lt=1,
         description="Share of tokens in the source language, for low-rank changes (`lora_rank`) and `head_only`, which "
         "leave that as it is",
+    )
+    chat_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the text that is read as conversations in the model's chat template: of a piece of 1,500 "
+        "characters, the beginning asks and the rest answers",
     )
     head_rate: float | None = Field(
         default=None,
@@ -132,3 +139,76 @@ class DistillSettings(Section):
                 "expected more tokens (a passage of 400 characters has about 100), or a smaller batch"
             )
         return self
+
+
+class RepairSettings(Section):
+    """Training of a propagated variant on text, with the original variant as its teacher (docs/propagation.md)."""
+
+    tokens: int = Field(
+        default=90_000,
+        ge=1,
+        description="Tokens of text in the first step, which brings hidden states back to those of the original: new "
+        "rows and low-rank changes of the body train",
+    )
+    head_tokens: int = Field(
+        default=170_000,
+        ge=0,
+        description="Tokens of text in the second step, which fits the head's rows of new tokens to what the original "
+        "expects; 0 leaves it out, as it must be where one matrix serves both ends",
+    )
+    chat_share: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the text that is read as conversations in the chat template"
+    )
+    source_share: float = Field(default=0.15, gt=0, lt=1, description="Share of tokens in the source language")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak rate of new rows in the first step")
+    body_learning_rate: float = Field(default=4e-4, gt=0, le=1, description="Peak rate of low-rank changes")
+    lora_rank: int = Field(default=32, ge=1, le=LARGEST_RANK, description="Rank of the low-rank changes")
+    block: int = Field(default=512, ge=8, description="Block length of the first step in tokens")
+    batch: int = Field(default=8, ge=1, description="Blocks, then passages, per step, over all processes")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="Blocks and passages that one process holds at once; default: its share"
+    )
+    documents_together: bool = Field(
+        default=False,
+        description="A token sees all of its block, not its own document only, which a few architectures cannot keep "
+        "apart",
+    )
+    passage: int = Field(default=1600, ge=40, description="Longest passage of the second step in characters")
+    body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of the frozen body"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
+
+    @model_validator(mode="after")
+    def _head_fills_a_batch(self) -> "RepairSettings":
+        try:
+            _ = self.head
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(reason.replace("`tokens`", "`head_tokens`")) from error
+        return self
+
+    @property
+    def states(self) -> PretrainSettings:
+        """The first step."""
+        return PretrainSettings(
+            trains="new-rows+lora",
+            teacher="original",
+            teacher_loss="states",
+            teacher_weight=4.0,
+            learning_rate=[self.learning_rate],
+            lora=Lora(rank=self.lora_rank, alpha=self.lora_rank),
+            documents_apart=not self.documents_together,
+            **self._shared("tokens", "block", "body_learning_rate", "gradient_checkpointing"),
+        )
+
+    @property
+    def head(self) -> DistillSettings | None:
+        """The second step, if there is one."""
+        if not self.head_tokens:
+            return None
+        return DistillSettings(tokens=self.head_tokens, head_only=True, **self._shared("passage"))
+
+    def _shared(self, *names: str) -> dict[str, Any]:
+        """Settings of this section that a step has under the same name, those of both steps among them."""
+        return self.model_dump(include={*names, "chat_share", "source_share", "batch", "micro_batch", "body_dtype"})

@@ -95,6 +95,20 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = Fa
     return text
 
 
+def around_turns(tokenizer: Any) -> tuple[str, str, str]:
+    """What the chat template writes before a message, between it and its answer, and behind that.
+
+    The start token is left out. LeptaError if the template does not write both as they are.
+    """
+    message, answer = "LEPTA-MESSAGE", "LEPTA-ANSWER"
+    turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+    before, _, rest = render_chat(tokenizer, turns).removeprefix(tokenizer.bos_token or "").partition(message)
+    between, found, behind = rest.partition(answer)
+    if not found or message in rest or answer in behind:
+        raise LeptaError("chat template: does not write a message and its answer once each, as they are")
+    return before, between, behind
+
+
 def begun_answer(tokenizer: Any, messages: Sequence[Message], thinking: bool = False) -> str:
     """Write a conversation up to where the model goes on: in the last turn if that is the assistant's.
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.progress import console
-from lepta.distillation.settings import DistillSettings
+from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.models.load import device, load_tokenizer, opened
 from lepta.plan.devices import this_machine
 from lepta.plan.distillation import CHARACTERS_PER_TOKEN, distillation_cost
 from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
+from lepta.plan.repair import RepairCost
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
 from lepta.training.settings import PretrainSettings, Trains, TuneSettings
@@ -46,6 +47,15 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> d
         )
     cost = distillation_cost(settings, shape, old_rows, new_rows, OLD_TOKENS)
     return _cost(shape, None, settings.tokens, cost.operations) | _memory_gib(cost.needs(_on_cpu()))
+
+
+def repair_cost(model: Path, original: Path, settings: RepairSettings) -> dict[str, Any]:
+    """Cost of repairing a model folder; the original is taken to need twice as many tokens."""
+    shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
+    first_new = shape.rows - len(new_ids(original, model))
+    cost = RepairCost.of(settings, shape, old_rows, first_new, OLD_TOKENS, _on_cpu())
+    tokens = settings.tokens + settings.head_tokens
+    return _cost(shape, None, tokens, cost.operations) | _memory_gib(cost.needs)
 
 
 def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:

@@ -40,6 +40,10 @@ def disk_of(outline: Outline, text: dict[str, Any], densities: Densities) -> dic
         parts |= made if variant.tune else _source_bytes(name, variant.model or "", original, "variants/")
     for name in recipe.variants:
         parts[f"propagated/{name}"] = learned
+        if recipe.repair:
+            parts[f"repaired/{name}"] = learned
+            if recipe.repair.head_tokens:
+                parts[f"repair/{name}"] = learned
         if recipe.calibrate:
             parts[f"calibrated/{name}"] = learned
     total = sum(parts.values())

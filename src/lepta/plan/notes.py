@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lepta.core.errors import LeptaError
+from lepta.distillation.settings import DistillSettings
 from lepta.plan.disk import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
 from lepta.plan.text import is_absent
@@ -60,23 +61,26 @@ def few_words(outline: Outline) -> Iterator[str]:
 
 def short_runs(recipe: Recipe) -> Iterator[str]:
     """What distillation and pre-training may say of too few tokens."""
-    yield from _few_passages(recipe)
-    for stage in recipe.pretrain:
+    runs = [("pretrain", stage) for stage in recipe.pretrain]
+    if recipe.distill:
+        yield from _few_passages(recipe.distill, "distill", "tokens")
+    if recipe.repair:
+        runs.append(("repair", recipe.repair.states))
+        if recipe.repair.head:
+            yield from _few_passages(recipe.repair.head, "repair", "head_tokens")
+    for name, stage in runs:
         if note := few_steps(stage):
-            yield f"pretrain: {note}"
+            yield f"{name}: {note}"
 
 
-def _few_passages(recipe: Recipe) -> Iterator[str]:
-    """What distillation may say of too few tokens; passages are shorter where documents are."""
-    settings = recipe.distill
-    if settings is None:
-        return
+def _few_passages(settings: DistillSettings, section: str, field: str) -> Iterator[str]:
+    """What distillation may say of too few tokens, in a field; passages are shorter where documents are."""
     tokens, whole = settings.tokens - settings.source_tokens, settings.passage / CHARACTERS_PER_TOKEN
     if tokens < whole * (settings.batch - 1):
         yield (
-            f"distill.tokens: {tokens:,} tokens of the target text fill about {tokens / whole:.1f} passages of "
-            f"{settings.passage} characters, and fewer than distill.batch, {settings.batch}, are refused; give more "
-            "tokens, shorter passages (distill.passage) or a smaller batch"
+            f"{section}.{field}: {tokens:,} tokens of the target text fill about {tokens / whole:.1f} passages of "
+            f"{settings.passage} characters, and fewer than {section}.batch, {settings.batch}, are refused; give more "
+            f"tokens, shorter passages ({section}.passage) or a smaller batch"
         )
 
 
@@ -88,6 +92,8 @@ def _refused(recipe: Recipe, number: int) -> Iterator[str]:
     for name, variant in recipe.variants.items():
         if variant.tune:
             runs[f"variants.{name}.tune"] = variant.tune
+    if recipe.repair:
+        runs["repair"] = recipe.repair.states
     if recipe.calibrate:
         runs["calibrate.tune"] = recipe.calibrate.tune
     for name, run in runs.items():
@@ -131,6 +137,8 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
             yield f"variants.{name}.tune: hours, memory and checkpoints of tuning are not in this plan"
     if recipe.distill:
         yield "distill: checkpoints of distillation are not in this plan"
+    if recipe.repair:
+        yield "repair: checkpoints of its training are not in this plan"
     if (calibrate := recipe.calibrate) and recipe.variants:
         what = "answers, hours, " if any(map(is_absent, calibrate.prompts)) else ""
         what += "the judge's hours, " if calibrate.judge else ""

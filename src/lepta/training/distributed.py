@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
-from lepta.core.output import partial_of, write_json
+from lepta.core.errors import LeptaError
+from lepta.core.output import MANIFEST, partial_of, write_json
 from lepta.stages import Pipeline, Stage
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
@@ -51,6 +52,15 @@ def run_together(
 def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
     """Run the stages of a single command to folders below `output`; `force` starts over what was interrupted."""
     run_together(Pipeline(output, stages, announce, remember=False), force=force)
+
+
+def run_steps(output: Path, stages: list[Stage], force: bool) -> None:
+    """`run_stages` for a command with a folder for each step; LeptaError if one of them is something else."""
+    for stage in stages:
+        folder = output / stage.name
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            raise LeptaError(f"{folder}: exists and is none of this command's; give another --output")
+    run_stages(output, stages, force)
 
 
 def with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:

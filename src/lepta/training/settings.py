@@ -226,6 +226,13 @@ class PretrainSettings(Section):
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     source_share: float = Field(default=0.0, ge=0, lt=1, description="Share of tokens in the source language")
+    chat_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the text that is read as conversations in the model's chat template: of a piece of 1,500 "
+        "characters, the beginning asks and the rest answers",
+    )
     substitution: float = Field(
         default=0.0,
         ge=0,
