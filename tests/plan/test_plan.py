@@ -611,6 +611,32 @@ def test_self_calibration_is_part_of_the_plan():
     assert "calibration" not in alone and "calibration_hours" not in alone["devices"][0]
 
 
+def test_repair_is_part_of_the_plan():
+    """Both steps of two variants, each by what pre-training with a teacher and distillation of a head take."""
+    variants = {name: {"model": "openchat/openchat-3.5-0106"} for name in "ab"}
+    source = {"language": "en", "train": ["starter:en/train"], "valid": ["starter:en/valid"]}
+    text = {
+        "target": {"language": "ru", "train": ["starter:ru/train"], "valid": ["starter:ru/valid"]},
+        "source": source,
+    }
+    repair = {"tokens": 50_000, "head_tokens": 80_000}
+    recipe = recipe_of(MISTRAL, variants=variants, repair=repair, text=text)
+    facts = make_plan(recipe, ["H100"], measure=False)
+    settings, after = recipe.repair, outline_of(recipe).after
+    weights = stage_weights(after, settings.states, 32_000)
+    states = 50_000 * flops_per_token(after, settings.states, weights).total
+    head = distillation_cost(settings.head, after, 32_000, 23_328, 4.404 / 2.457).operations
+    assert facts["repair"]["flops"] == pytest.approx(states + head, rel=1e-6)
+    (row,) = facts["devices"]
+    assert row["repair_hours"] == pytest.approx(2 * (states + head) / (989.5e12 * 0.4) / 3600)
+    assert row["needs_gib"] >= facts["repair"]["memory_gib"] > 2 * after.body / GIB
+    parts = facts["disk"]["parts"]
+    assert parts["repaired/a"] == parts["repair/b"] == parts["propagated/a"]
+    without = recipe_of(MISTRAL, variants=variants, repair=repair | {"head_tokens": 0}, text=text)
+    only = make_plan(without, ["H100"], measure=False)
+    assert only["repair"]["flops"] == states and "repair/a" not in only["disk"]["parts"]
+
+
 def test_distillation_is_part_of_the_plan():
     """Operations of both phases by hand: Mistral's 32 layers, compared after 11, 4.404 / 2.457 old tokens a new one."""
     distill = {"tokens": 1_000_000, "untie": True}
@@ -789,7 +815,10 @@ def test_command_prints_tables_and_json(tmp_path):
     path = tmp_path / "recipe.yaml"
     two = [{"tokens": 1_000_000, "micro_batch": 1}, {"tokens": 500_000, "trains": "embeddings+lora", "micro_batch": 1}]
     variants = {"a": {"model": "openchat/openchat-3.5-0106"}}
-    recipe = recipe_of(MISTRAL, pretrain=two, variants=variants, calibrate=CALIBRATE).model_dump(mode="json")
+    sides = {"train": ["starter:ru/train"], "valid": ["starter:ru/valid"]}
+    text = {side: {"language": side} | sides for side in ("target", "source")}
+    more = {"variants": variants, "calibrate": CALIBRATE, "repair": {}, "text": text}
+    recipe = recipe_of(MISTRAL, pretrain=two, **more).model_dump(mode="json")
     path.write_text(yaml.safe_dump(recipe))
     printed = CliRunner().invoke(app, ["plan", str(path), "--gpu", "L4", "--gpus", "2"], env={"COLUMNS": "140"})
     assert printed.exit_code == 0, printed.output
@@ -799,11 +828,13 @@ def test_command_prints_tables_and_json(tmp_path):
         "calibration",
         "needs   has  fits",
         "\nNote: calibrate: memory",
+        "Repair",
+        "head tokens",
         "stage 2,",
         "FSDP2",
         "lora",
         "2 x L4",
-        "characters per token, ru",
+        "characters per token, target",
         "GB",
     ):
         assert words in printed.output
@@ -811,7 +842,7 @@ def test_command_prints_tables_and_json(tmp_path):
     priced = ["plan", str(path), "--gpu", "L4", "--gpus", "2", "--price", "0.5"]
     facts = json.loads(CliRunner().invoke(app, [*priced, "--json"]).stdout)
     row = facts["devices"][0]
-    assert row["hours_in_all"] == row["hours"] + row["calibration_hours"]
+    assert row["hours_in_all"] == row["hours"] + row["repair_hours"] + row["calibration_hours"]
     assert row["cost"] == pytest.approx(0.5 * 2 * row["hours_in_all"]) and row["cost"] > 0
     assert "here" in facts["devices"][-1] and "cost" not in facts["devices"][-1]  # this machine costs nothing
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output

@@ -147,10 +147,13 @@ def checkpoint_steps(settings: Any, steps: int) -> int:
 
 
 def few_steps(settings: "PretrainSettings") -> str | None:
-    """What to say of a run that has few steps, as they are large; None of others. Measured: docs/training.md."""
+    """What to say of a run that has few steps, as they are large; None of others. Measured: docs/training.md.
+
+    Hidden states of a teacher, compared at all positions, teach in 22 large steps (docs/propagation.md).
+    """
     size = settings.batch * settings.block
     steps = math.ceil(settings.tokens / size)
-    if steps >= FEW_STEPS or size <= SMALL_STEP:
+    if steps >= FEW_STEPS or size <= SMALL_STEP or settings.teacher_loss == "states":
         return None
     return f"{steps} steps of {size:,} tokens are few; smaller steps (batch, block) make more of them"
 
