@@ -266,3 +266,12 @@ def test_patch_goes_out_and_comes_back(models, tmp_path):
     again, expected = Checkpoint(tmp_path / "again"), Checkpoint(adapted)
     assert json.loads(run.stdout)["rows"] == expected.rows == again.rows
     assert (again.load("lm_head.weight") == expected.load("lm_head.weight")).all()
+
+
+def test_an_adapted_model_that_was_never_trained_is_noted(models, tmp_path):
+    base, adapted, variant, _ = models
+    made = lepta("init", "--model", base, "--tokenizer", adapted, "--output", tmp_path / "initialised")
+    assert made.returncode == 0, made.stderr
+    told = propagate((base, tmp_path / "initialised", variant), tmp_path / "out")
+    assert told.returncode == 0 and "nothing in it was trained since `lepta init`" in told.stderr
+    assert "nothing in it was trained" not in propagate((base, adapted, variant), tmp_path / "other").stderr

@@ -39,8 +39,11 @@ HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
 SHOWN_SETTINGS = [
-    "scenario", "method", "trains", "rows", "lora_rank", "tokens", "learning_rate", "epochs", "body_delta", "seed",
+    "scenario", "method", "trains", "rows", "head_only", "lora_rank", "teacher_loss", "chat_share", "tokens",
+    "learning_rate", "epochs", "body_delta", "seed",
 ]  # fmt: skip
+# Defaults that say nothing
+UNSAID = {"head_only": False, "lora_rank": 0, "teacher_loss": "likelihoods", "chat_share": 0.0}
 
 
 @dataclass(frozen=True)
@@ -357,7 +360,7 @@ def _history(step: Step) -> tuple[str, list[str]]:
     shown = []
     for key in SHOWN_SETTINGS:
         value = settings.get(key)
-        if value not in (None, []) and (key, value) != ("lora_rank", 0):
+        if value not in (None, [], UNSAID.get(key)):
             shown.append(f"{key} {_short(value)}")
     facts = step.manifest.get("facts") or {}
     if "old_rows" in facts:
@@ -367,6 +370,9 @@ def _history(step: Step) -> tuple[str, list[str]]:
         scenario = built.manifest["key"]["settings"].get("scenario")
         if scenario:
             shown.insert(0, f"vocabulary: {scenario}")
+    if bits := facts.get("held_out_bits_per_byte"):
+        before, after = next(iter(bits.values())), bits[facts.get("kept", "result")]
+        shown.append(f"held-out text {before:.3f} -> {after:.3f} bits per byte")
     return step.made, shown
 
 

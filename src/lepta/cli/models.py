@@ -8,6 +8,7 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
+from lepta.card import step_of
 from lepta.cli.common import (
     AsJson,
     Force,
@@ -18,6 +19,7 @@ from lepta.cli.common import (
     Writing,
     check_places,
     console,
+    log,
     opened,
     print_results,
     print_warnings,
@@ -118,6 +120,9 @@ def propagate(
         tensors = names.input_embeddings, names.output_embeddings
         models = [stack.enter_context(opened(one, *tensors)) for one in sources]
         folders = [stack.enter_context(publishing(target, writing.force)) for target in targets]
+        made = step_of(models[1].folder)
+        if made and made.kind and made.kind.step == "initialisation":
+            log(f"note: {adapted}: nothing in it was trained since `lepta init`, so variants get means of old rows")
         options: dict[str, Any] = {"hard_link": writing.hard_link}
         if texts.weigh_by:
             vocabulary = open_tokenizer(models[1].folder).vocabulary()

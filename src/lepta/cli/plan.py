@@ -183,6 +183,8 @@ def _vocabulary(facts: dict[str, Any]) -> View:
     weights = part["original_weights"], part["new_weights"]
     table.add_row("weights in all", *map(_count, weights), f"{1 + part['added_share']:.3f}")
     notes = []
+    if part["new_tokens"] > part["original_tokens"] and part["new_weights"] < part["original_weights"]:
+        notes.append("Fewer weights with more tokens: the original's matrices have rows without a token (padding).")
     for side in (part["target"], part["source"]):
         densities = side["original_characters_per_token"], side["new_characters_per_token"]
         ratio = densities[1] / densities[0] if all(densities) else None

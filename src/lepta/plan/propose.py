@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lepta.core.errors import LeptaError
 from lepta.core.settings import is_name
 from lepta.core.templates import render
+from lepta.distillation.settings import DistillSettings
 from lepta.plan.devices import CPU_SHARE, MFU, Device
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import Amount, count_text
@@ -21,6 +22,7 @@ from lepta.text.sources import STARTER
 
 SMALL = 3_000_000  # characters: below, rows learned from the original are all that the text is enough for
 CHARACTERS_PER_TOKEN = 3  # of a new vocabulary, roughly; a recipe needs the order of magnitude
+PASSAGE = 120  # tokens of distillation for each passage of 400 characters, those of the source language among them
 DISTILLED = 5_000_000  # tokens beyond which distillation gains little (docs/distillation.md)
 PRETRAINED = 1_000_000_000  # tokens to begin with; beyond, it is for the user to say
 DAY = 86_400  # seconds that a stage of training may take, to be raised by who has more
@@ -67,6 +69,7 @@ def propose(wish: Wish) -> str:
         "add": add,
         "add_note": add_note,
         "distilled": _rounded(max(100, min(tokens, budget, DISTILLED))),
+        "passages": _passages(tokens),
         "tied": shape is not None and shape.tied,
         "pretrained": pretrained if enough else None,
         "pretrained_note": "all of the text, once" if tokens < budget else assumed,
@@ -74,6 +77,12 @@ def propose(wish: Wish) -> str:
         **_batches(wish, pretrained),
     }
     return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
+
+
+def _passages(tokens: int) -> int:
+    """Passages a step of distillation, fewer than by default where the text is too short to fill one."""
+    default = int(DistillSettings.model_fields["batch"].default)
+    return min(default, max(1, tokens // PASSAGE))
 
 
 def _rounded(number: int) -> int:
