@@ -211,5 +211,5 @@ def print_status(verdicts: list[Verdict], as_json: bool, cost: dict[str, Any] | 
         table.add_row(verdict.stage.name, mark, verdict.reason)
     console.print(table)
     if cost:
-        say("\nEstimated cost on this machine, if it runs:")
+        say("\nEstimated cost on this machine, of a run from its beginning:")
         result(cost, False, "cost")
