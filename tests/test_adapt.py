@@ -1,6 +1,7 @@
 """The whole pipeline, through the command line, on a tiny model with the beginning of SmolLM2's tokenizer."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -143,6 +144,7 @@ def test_result_loads_without_lepta_and_generates(finished):
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] > ids["input_ids"].shape[1]
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "starter:ru/valid" in card and "anchored" in card and "bits per byte (lower is better)" in card
+    assert re.search(r"continued pre-training on text .*held-out text \d\.\d{3} -> \d+\.\d{3} bits per byte", card)
 
 
 def test_new_rows_learn_and_old_rows_keep_every_bit(finished, tiny_base):

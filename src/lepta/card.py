@@ -370,9 +370,11 @@ def _history(step: Step) -> tuple[str, list[str]]:
         scenario = built.manifest["key"]["settings"].get("scenario")
         if scenario:
             shown.insert(0, f"vocabulary: {scenario}")
-    if bits := facts.get("held_out_bits_per_byte"):
-        before, after = next(iter(bits.values())), bits[facts.get("kept", "result")]
-        shown.append(f"held-out text {before:.3f} -> {after:.3f} bits per byte")
+    change = facts.get("held_out_change")
+    if bits := facts.get("held_out_bits_per_byte"):  # of distillation, by step
+        change = next(iter(bits.values())), bits[facts["kept"]]
+    if change:
+        shown.append(f"held-out text {change[0]:.3f} -> {change[1]:.3f} bits per byte")
     return step.made, shown
 
 

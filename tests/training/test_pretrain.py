@@ -400,6 +400,7 @@ def on_held_out(folder, russian, tmp_path):
 def test_a_run_that_makes_held_out_text_worse_keeps_the_start_and_says_so(on_held_out, folder, russian, english, dtype):
     facts, scores, after = on_held_out(english, [russian[0][:300]], learning_rate=1.0, body_dtype=dtype)
     assert facts["kept_step"] == 0 and scores[-1] > scores[0]
+    assert facts["held_out_change"] == [scores[0], scores[0]]
     assert facts["warnings"] == [
         f"training made held-out text worse ({scores[0]:.4f} -> {scores[-1]:.4f} bits per byte); "
         "the weights before training are kept"
@@ -422,6 +423,7 @@ def test_last_weights_that_are_worse_are_written_with_a_warning(on_held_out, fol
 def test_a_run_that_gains_keeps_its_best_without_a_word(on_held_out, russian):
     facts, scores, _ = on_held_out(russian, [russian[0][:300]], learning_rate=1e-2)
     assert facts["kept_step"] > 0 and min(scores) < scores[0] and "warnings" not in facts
+    assert facts["held_out_change"] == [scores[0], min(scores)]
 
 
 def test_without_held_out_text_the_last_weights_are_written(on_held_out, russian):

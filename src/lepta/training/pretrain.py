@@ -190,20 +190,20 @@ def _facts_of(run: Pretraining, model: Any, trained: Trained, measure: str) -> d
         facts["unreached"] = missed
     if trained.stopped:
         facts["stopped"] = trained.stopped
-    if bits := _bits_of(trained, measure):
-        facts["held_out_bits_per_byte"] = bits
+    if change := _change_of(trained, measure):
+        facts["held_out_change"] = change
     if warning := no_gain(trained, measure):
         facts["warnings"] = [warning]
     return facts
 
 
-def _bits_of(trained: Trained, measure: str) -> dict[str, float]:
+def _change_of(trained: Trained, measure: str) -> list[float]:
     """Bits per byte of held-out text with the weights before training and with those that are written."""
     measured = [entry for entry in trained.curve if measure in entry]
     if not measured:
-        return {}
+        return []
     written = next((entry for entry in measured if entry["step"] == trained.kept_step), measured[-1])
-    return {"initialised": measured[0][measure], "result": written[measure]}
+    return [measured[0][measure], written[measure]]
 
 
 def no_gain(trained: Trained, measure: str) -> str:

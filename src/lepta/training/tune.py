@@ -138,6 +138,8 @@ def tune_folder(
     model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
     trained, facts = tune(model, tokenizer, conversations, work, settings, seed, Checkpoint(source))
     facts["body_dtype"] = body_dtype
+    losses = [entry["loss"] for entry in trained.curve if "loss" in entry]
+    facts["loss"] = {"first_step": losses[0], "last_step": losses[-1]}
     if processes().is_main_process:
         facts |= write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
