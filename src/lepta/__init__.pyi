@@ -21,12 +21,12 @@ from lepta.evaluation.measure import measure_model as measure_model
 from lepta.evaluation.minimal_pairs import minimal_pairs as minimal_pairs
 from lepta.evaluation.minimal_pairs import read_pairs as read_pairs
 from lepta.evaluation.pairwise import compare_models as compare_models
-from lepta.learning import repair_folder as repair_folder
 from lepta.models.folder import Checkpoint as Checkpoint
 from lepta.models.load import opened as opened
 from lepta.pipeline import adapt as adapt
 from lepta.recipe import Recipe as Recipe
 from lepta.recipe import read_recipe as read_recipe
+from lepta.repair import repair_folder as repair_folder
 from lepta.text.sources import read_documents as read_documents
 from lepta.training.blocks import TrainingText as TrainingText
 from lepta.training.pretrain import HeldOut as HeldOut

@@ -1,7 +1,4 @@
-"""Stages that train on text, in a recipe or as a command: distillation, pre-training, and repair of a variant by both.
-
-Try: lepta repair --help
-"""
+"""Stages that train on text, in a recipe or as a command: distillation and pre-training, and the text that they get."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,23 +8,20 @@ from typing import Any
 import numpy as np
 
 from lepta.core.errors import LeptaError
-from lepta.core.output import read_manifest
-from lepta.core.settings import nonempty
-from lepta.distillation.distill import distill_folder
+from lepta.distillation.distill import check_distillation, distill_folder
 from lepta.distillation.passages import cut
-from lepta.distillation.settings import DistillSettings, RepairSettings
+from lepta.distillation.settings import DistillSettings
 from lepta.evaluation.benchmark import scores_of
 from lepta.inference.bits import WINDOW, read_windows
 from lepta.inference.chat import around_turns
 from lepta.models.folder import Checkpoint
 from lepta.models.load import load_tokenizer
 from lepta.models.split import NewRows
-from lepta.stages import Stage
 from lepta.text.locate import locate
 from lepta.text.settings import Text
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
-from lepta.training.distributed import processes, run_steps, with_curve
+from lepta.training.distributed import with_curve
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
@@ -35,9 +29,12 @@ from lepta.vocabulary.change import VocabularyChange, first_other_token
 from lepta.vocabulary.source import TOKENIZER_FILES, chat_template_of, vocabulary_of
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
-# Characters of a piece of text that may become a conversation, and most of those that ask. What was measured
-# (docs/propagation.md) had these; with the template a piece fills one passage of 1,600 characters.
-PIECE, MESSAGE = 1500, 200
+Documents = Callable[[], Iterator[str]]  # texts, from the first one on each time
+
+# Characters of a piece of text that may become a conversation, and most of those that ask: what was measured
+# (docs/propagation.md). A shorter piece than the last leaves a question nothing to be about.
+PIECE, MESSAGE, SHORTEST = 1500, 200, 40
+ROUNDING = 1e-6  # of a sum of shares
 
 
 def sources_of(text: Text, part: str) -> dict[str, list[str]]:
@@ -55,8 +52,7 @@ def distill(
     original: Path, start: Path, text: Text, settings: DistillSettings, seed: int, folder: Path
 ) -> dict[str, Any]:
     """Token distillation from one model folder to another; all processes come here."""
-    documents = _documents(text.target.train, settings.chat_share, start)
-    source = _documents(text.source.train, settings.chat_share, start) if text.source.train else None
+    documents, source = _both_sides(text, settings, start)
     return with_curve(folder, distill_folder(original, start, documents, settings, seed, folder, source))
 
 
@@ -97,126 +93,77 @@ def pretrain(
     return with_curve(folder, pretrain_folder(start, new_rows, learned, held_out, settings, seed, folder, teacher))
 
 
-def repair_stages(
-    out: Path,
-    names: tuple[str, str],
-    propagated: Path,
-    original: Path,
-    text: Text,
-    settings: RepairSettings,
-    seed: int,
-) -> list[Stage]:
-    """The stages that repair a variant, in folders of `out`: hidden states, then the head; the second has the result.
+def check_distill(original: Path, start: Path, text: Text, settings: DistillSettings, seed: int) -> None:
+    """LeptaError if `distill` would refuse the models or the text."""
+    documents, source = _both_sides(text, settings, start)
+    check_distillation(original, start, documents, settings, seed, source)
 
-    `original` is the variant with its own vocabulary. Where the head does not learn (`head_tokens` 0), the first step
-    gets the second name.
+
+def _both_sides(text: Text, settings: DistillSettings, start: Path) -> tuple[Documents, Documents | None]:
+    """Text of the target language and, if there is any, of the source language."""
+    documents = _documents(text.target.train, settings.chat_share, start, settings.passage)
+    if not text.source.train:
+        return documents, None
+    return documents, _documents(text.source.train, settings.chat_share, start, settings.passage)
+
+
+def _documents(sources: list[str], chat_share: float, folder: Path, longest: int | None = None) -> Documents:
+    """A stream of the texts of sources that can be begun again; see `in_turns` for the share.
+
+    `longest` is how many characters a conversation may have, with its template.
     """
-    states, head, inputs = settings.states, settings.head, {"model": propagated, "original": original}
-    first = names[0] if head else names[1]
-    stages = [
-        Stage(
-            first,
-            inputs,
-            states.model_dump(exclude={"teacher"}) | {"seed": seed},
-            partial(pretrain, original, propagated, text, states, seed, teacher=original),
-            nonempty(sources_of(text, "train") | sources_of(text, "valid")),
-            together=True,
-        )
-    ]
-    if head:
-        start = out / first
-        stages.append(
-            Stage(
-                names[1],
-                inputs | {"model": start},
-                head.model_dump() | {"seed": seed},
-                partial(_repair_head, original, start, text, head, seed),
-                distill_texts(text, head),
-                together=True,
-            )
-        )
-    return stages
-
-
-def _repair_head(
-    original: Path, start: Path, text: Text, settings: DistillSettings, seed: int, folder: Path
-) -> dict[str, Any]:
-    """`distill`, whose errors then name the settings of the repair."""
-    try:
-        return distill(original, start, text, settings, seed, folder)
-    except LeptaError as error:
-        said = str(error).replace("distill.tokens", "repair.head_tokens").replace("distill.", "repair.")
-        raise LeptaError(said) from error
-
-
-def check_head(settings: RepairSettings, tied: bool) -> None:
-    """LeptaError if a head is to learn alone and one matrix serves both ends (`tied`)."""
-    if tied and settings.head_tokens:
-        raise LeptaError(
-            "repair.head_tokens: the model has one matrix for both ends, so its head cannot learn alone; expected 0, "
-            "or a model with a head of its own (`untie` in distillation)"
-        )
-
-
-def repair_folder(
-    propagated: str | Path,
-    original: str | Path,
-    text: Text,
-    settings: RepairSettings,
-    seed: int,
-    output: str | Path,
-    force: bool = False,
-) -> dict[str, Any]:
-    """Repair a propagated variant, a model folder, from the folder of its original; resumes an earlier run.
-
-    `output` gets the folders `states` (after the first step) and `model`, the result. Gives what both steps found.
-    """
-    model, teacher, output = Checkpoint(propagated), Checkpoint(original).folder, Path(output)
-    check_head(settings, model.output_name is None)
-    check_chat_share(settings.chat_share, model.folder)
-    stages = repair_stages(output, ("states", "model"), model.folder, teacher, text, settings, seed)
-    run_steps(output, stages, force)
-    if not processes().is_main_process:
-        return {}
-    return {stage.name: read_manifest(output / stage.name)["facts"] for stage in stages}
-
-
-def _documents(sources: list[str], chat_share: float, folder: Path) -> Callable[[], Iterator[str]]:
-    """A stream of the texts of sources that can be begun again; see `in_turns` for the share."""
     if not chat_share:
         return partial(read_documents, sources)
-    around = around_turns(load_tokenizer(folder))
+    around, length = _around(folder), PIECE
+    if longest is not None:
+        length = min(PIECE, longest - sum(map(len, around)))
+    if length < SHORTEST:
+        raise LeptaError(
+            f"distill.passage: {longest} characters have no room for a conversation in the chat template of {folder}; "
+            f"expected at least {sum(map(len, around)) + SHORTEST}"
+        )
 
     def begin() -> Iterator[str]:
-        return in_turns(read_documents(sources), chat_share, around)
+        return in_turns(read_documents(sources), chat_share, around, length)
 
     return begin
 
 
-def in_turns(documents: Iterator[str], share: float, around: tuple[str, str, str]) -> Iterator[str]:
-    """Texts in pieces, a share of them as conversations: the beginning asks, the rest answers.
+def _around(folder: Path) -> tuple[str, str, str]:
+    """`around_turns` of a model folder, whose errors name it."""
+    try:
+        return around_turns(load_tokenizer(folder))
+    except LeptaError as error:
+        raise LeptaError(f"{folder}: {error}; `chat_share` 0 does without it") from error
+
+
+def in_turns(documents: Iterator[str], share: float, around: tuple[str, str, str], length: int) -> Iterator[str]:
+    """Texts in pieces of `length` characters, a share of them as conversations: the beginning asks, the rest answers.
 
     `around` is what stands around both (`lepta.inference.chat.around_turns`).
     """
     before, between, behind = around
     due = 0.0
     for document in documents:
-        for piece in cut(document, PIECE):
+        for piece in cut(document, length):
             due += share
-            if due < 1:
+            asked = min(MESSAGE, len(piece) // 2)
+            if due < 1 - ROUNDING or not asked:
                 yield piece
                 continue
             due -= 1
-            asked = min(MESSAGE, len(piece) // 2)
             yield f"{before}{piece[:asked]}{between}{piece[asked:]}{behind}"
 
 
-def check_chat_share(share: float, model: str | Path) -> None:
-    """LeptaError if text is to be read as conversations and the model has no chat template."""
-    if share and not chat_template_of(locate(model, hub_files=TOKENIZER_FILES)):
+def check_chat_share(share: float, model: Path) -> None:
+    """LeptaError if text is to be read as conversations and the model's chat template does not write them."""
+    if not share:
+        return
+    if not chat_template_of(model):
         raise LeptaError(
-            f"chat_share: {model} has no chat template; add chat_template.jinja to its folder, or leave chat_share out"
+            f"chat_share: {model} has no chat template; add chat_template.jinja to its folder, or give `chat_share` 0"
         )
+    _around(model)
 
 
 def check_teacher(teacher: str, original: str | Path) -> None:

@@ -21,12 +21,13 @@ from lepta.evaluation.benchmark import ask
 from lepta.evaluation.evaluate import Model, behaviour_dialogues, evaluate
 from lepta.evaluation.sweep import Judge, propagate_best
 from lepta.inference.thinking import block_of
-from lepta.learning import check_head, check_teacher, distill, distill_texts, pretrain, repair_stages, sources_of
+from lepta.learning import check_teacher, distill, distill_texts, pretrain, sources_of
 from lepta.models.folder import MODEL_FILES, Checkpoint
 from lepta.models.load import model_folder
 from lepta.models.weights import count_weights
 from lepta.plan.shapes import shape_of
 from lepta.recipe import Recipe, Tune
+from lepta.repair import check_head, repair_stages
 from lepta.report.darumeru import side_by_side, write_comparison_page
 from lepta.report.run import NUMBERS, write_report
 from lepta.stages import Pipeline, Stage
@@ -120,9 +121,10 @@ def _check_templates(recipe: Recipe) -> None:
         if thinks and not block_of(template):
             raise LeptaError(f"{source}: its chat template has no block of thinking; leave `thinking` off")
         if settings and not template:
+            without = f"set {settings[0]} to 0" if settings[0].endswith("chat_share") else f"leave {settings[0]} out"
             raise LeptaError(
                 f"{source}: no chat template, which {settings[0]} needs; add chat_template.jinja to its folder, take "
-                f"an instruct model, or leave {settings[0]} out"
+                f"an instruct model, or {without}"
             )
 
 
@@ -359,11 +361,20 @@ def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, A
         "vocabulary": facts["vocabulary"],
         "initialised": facts["initialised"],
         "pretrained": _of_all_stages({name: facts[name] for name in learned}),
-        "propagated": {name: facts[f"propagated/{name}"] for name in recipe.variants},
+        "propagated": {name: _propagated(name, facts) for name in recipe.variants},
         "darumeru": _benchmarks(recipe, facts),
         "environment": manifests["evaluation"]["environment"],
         "seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
     }
+
+
+def _propagated(name: str, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What propagation found of a variant, with the warnings of its repair."""
+    found = facts[f"propagated/{name}"]
+    warnings = list(found["warnings"])
+    for stage in (f"repair/{name}", f"repaired/{name}"):
+        warnings += [f"{stage}: {warning}" for warning in facts.get(stage, {}).get("warnings", ())]
+    return found | {"warnings": warnings}
 
 
 def _of_all_stages(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_the_share_of_new_tokens_is_told_of_what_the_model_writes_not_of_the_tex
 def test_tokens_without_a_passage_are_told_of_the_passages_and_with_the_remedy():
     assert line("trained", "passages", 25) == "learned from: 25 passages"
     assert line("trained", "whole_text", False) == (
-        "text used: a part, as much as --tokens pays for (raise --tokens to reach more new tokens)"
+        "text used: a part, for as many tokens as were asked for (more of them reach more new tokens)"
     )
     assert "give more text" in line("trained", "whole_text", True)
     assert line("trained", "tokens_absent", 339) == "of which in none of these passages: 339 new tokens"

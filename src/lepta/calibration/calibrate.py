@@ -28,7 +28,7 @@ from lepta.models.load import fast_dtype, load_model, load_tokenizer, opened
 from lepta.stages import CHECKPOINTS, Stage
 from lepta.text.locate import locate
 from lepta.training.conversations import read_conversations
-from lepta.training.distributed import processes, run_steps, with_curve
+from lepta.training.distributed import check_steps, processes, run_stages, with_curve
 from lepta.training.precision import recorded, recorded_dtype
 from lepta.training.tune import tune_folder
 
@@ -254,7 +254,8 @@ def calibrate_folder(
             {label: names for label, names in (("target", effect.target), ("source", effect.source)) if names},
         )
     )
-    run_steps(output, stages, force)
+    check_steps(output, stages)
+    run_stages(output, stages, force)
     if not processes().is_main_process:
         return {}
     return counts_of(output, str) | read_manifest(output / "report")["facts"]

@@ -262,14 +262,16 @@ def repair(
         raise LeptaError("repair: needs --source-text, text of the language the model knows, to keep that as it is")
     check_batch(settings.states)
     check_places([str(model), original], [], options.force)
-    from lepta.learning import repair_folder
     from lepta.plan.commands import repair_cost
+    from lepta.repair import repair_steps, run_repair
 
     with opened(original) as teacher:
+        stages = repair_steps(model, teacher.folder, texts.sides(), settings, options.seed, output, original)
         if options.dry_run:
-            result(repair_cost(model, teacher.folder, settings), options.as_json, "cost")
+            cost = repair_cost(model, teacher.folder, settings)
+            print_status(Pipeline(output, stages, remember=False).status(), options.as_json, cost)
             return
-        facts = repair_folder(model, teacher.folder, texts.sides(), settings, options.seed, output, options.force)
+        facts = run_repair(stages, output, options.force)
     places = {"output": str(output / "model")}
     if options.as_json:
         print_json(places | facts)

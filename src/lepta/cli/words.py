@@ -79,7 +79,7 @@ def _passes(value: list[float]) -> str:
 def _text_used(whole: bool) -> str:
     if whole:
         return "all but what is put aside (give more text to reach more new tokens)"
-    return "a part, as much as --tokens pays for (raise --tokens to reach more new tokens)"
+    return "a part, for as many tokens as were asked for (more of them reach more new tokens)"
 
 
 def _kept_rows(step: str) -> str:

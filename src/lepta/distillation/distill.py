@@ -92,6 +92,18 @@ def distill_folder(
     return facts, curve
 
 
+def check_distillation(
+    original: Path,
+    initialised: Path,
+    documents: Callable[[], Iterable[str]],
+    settings: DistillSettings,
+    seed: int,
+    source_documents: Callable[[], Iterable[str]] | None = None,
+) -> None:
+    """LeptaError if `distill_folder` would refuse these models or this text; nothing is loaded or trained."""
+    _choose_passages(open_pair(original, initialised, settings), documents, source_documents, settings, seed)
+
+
 def _source_bits(distiller: Distiller, passages: Passages, step: str) -> float:
     held_out = passages.source_held_out
     return bits_per_byte(distiller, held_out, held_out_states(distiller, held_out, f"source language, {step}"))

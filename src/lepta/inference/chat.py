@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from lepta.core.errors import LeptaError, reason_of
+from lepta.inference.generation import start_tokens
 from lepta.inference.thinking import block_of, needed_block, switches
 
 # `role` and `content`, strings; `tool_calls` and `reasoning_content` (what was thought before) where a turn has such.
@@ -21,6 +22,7 @@ SECONDS = 10  # for one conversation; a template of a real model takes milliseco
 
 MOST_OF_TEMPLATE = 1_000_000  # characters that a template writes of its own; 10,000 are many
 LONGEST_ESCAPE = 12  # characters that may stand for one: two of \\ud83d
+REPEATED = 30  # lines of a message that shows where a template puts it: some cut long ones
 MEMORY = 2 << 30  # bytes for the same: a template can double a text until nothing is left
 
 
@@ -98,11 +100,15 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], thinking: bool = Fa
 def around_turns(tokenizer: Any) -> tuple[str, str, str]:
     """What the chat template writes before a message, between it and its answer, and behind that.
 
-    The start token is left out. LeptaError if the template does not write both as they are.
+    A token that the tokenizer puts before every text by itself is left out. LeptaError if the template does not write
+    both as they are.
     """
-    message, answer = "LEPTA-MESSAGE", "LEPTA-ANSWER"
+    message, answer = "A Message\n" * REPEATED + "ends", "An Answer\n" * REPEATED + "ends"
     turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
-    before, _, rest = render_chat(tokenizer, turns).removeprefix(tokenizer.bos_token or "").partition(message)
+    text = render_chat(tokenizer, turns)
+    if start_tokens(tokenizer):
+        text = text.removeprefix(tokenizer.bos_token)
+    before, _, rest = text.partition(message)
     between, found, behind = rest.partition(answer)
     if not found or message in rest or answer in behind:
         raise LeptaError("chat template: does not write a message and its answer once each, as they are")

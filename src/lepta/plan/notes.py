@@ -24,7 +24,10 @@ def notes_on(outline: Outline, number: int) -> list[str]:
         notes.append(f"vocabulary.size: auto is counted as {AUTO_ADDED:,} new tokens until the vocabulary is made")
     if recipe.vocabulary.scenario == "optimized":
         notes.append("optimized: special tokens are kept beside vocabulary.keep, so a few more rows are old")
-    for stage in recipe.pretrain:
+    learned = list(recipe.pretrain)
+    if recipe.repair:
+        learned.append(recipe.repair.states)
+    for stage in learned:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
     return [*notes, *few_words(outline), *short_runs(recipe)]

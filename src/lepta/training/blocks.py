@@ -145,7 +145,7 @@ def _sections(
     start = start_tokens(tokenizer)
     for part in parts:
         tokenised = list(itertools.islice(ids, len(part.paragraphs)))
-        if part.ends_document:
+        if part.ends_document and tokenised[-1][-1:] != [tokenizer.eos_token_id]:  # a chat template may end with it
             tokenised[-1] = [*tokenised[-1], tokenizer.eos_token_id]
         for section in cut(tokenised, length - len(start)):
             yield [*start, *section]

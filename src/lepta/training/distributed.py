@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 
 from lepta.core.errors import LeptaError
-from lepta.core.output import MANIFEST, partial_of, write_json
+from lepta.core.output import MANIFEST, partial_of, read_manifest, write_json
 from lepta.stages import Pipeline, Stage
 
 # The others wait while the first process tokenises a corpus or runs another stage. A run that hangs is stopped by hand.
@@ -54,13 +54,27 @@ def run_stages(output: Path, stages: list[Stage], force: bool) -> None:
     run_together(Pipeline(output, stages, announce, remember=False), force=force)
 
 
-def run_steps(output: Path, stages: list[Stage], force: bool) -> None:
-    """`run_stages` for a command with a folder for each step; LeptaError if one of them is something else."""
+def check_steps(output: Path, stages: list[Stage]) -> None:
+    """LeptaError if a command with a folder for each step would write over what it reads, or what another has made."""
+    if output.exists() and not output.is_dir():
+        raise LeptaError(f"{output}: is a file; --output is a folder that gets one for each step")
+    to_be_made = {(output / stage.name).resolve() for stage in stages}
     for stage in stages:
         folder = output / stage.name
-        if folder.exists() and not (folder / MANIFEST).is_file():
+        for label, path in stage.inputs.items():
+            if path.resolve() in {output.resolve(), *to_be_made}:
+                raise LeptaError(f"{path}: is read ({label}), and would be written over; give another --output")
+        if folder.exists() and not _made_by(stage, folder):
             raise LeptaError(f"{folder}: exists and is none of this command's; give another --output")
-    run_stages(output, stages, force)
+        to_be_made.discard(folder.resolve())
+
+
+def _made_by(stage: Stage, folder: Path) -> bool:
+    """Whether a stage of this name and with these inputs made a folder."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    key = read_manifest(folder)["key"]
+    return bool(key["stage"] == stage.name and stage.inputs.keys() <= key["inputs"].keys())
 
 
 def with_curve(folder: Path, trained: tuple[dict[str, Any], list[Any]]) -> dict[str, Any]:
