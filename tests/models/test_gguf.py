@@ -1,5 +1,6 @@
 """Models in GGUF files become folders that compute the same."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from conftest import SMOLLM2
 from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from typer.testing import CliRunner
 
+from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.models.gguf import import_gguf
 from lepta.plan.shapes import shape_of
@@ -249,3 +252,13 @@ def test_headers_are_read_as_gguf_reads_them_and_within_limits(tmp_path):
         (tmp_path / "damaged.gguf").write_bytes(content)
         with pytest.raises(LeptaError, match=r"damaged.gguf: not a whole GGUF file"):
             read_gguf_fields(tmp_path / "damaged.gguf")
+
+
+def test_a_file_is_written_as_a_folder_once(smollm2_folder, tmp_path):
+    made = CliRunner().invoke(app, ["export", "folder", SMOLLM2, "--output", str(tmp_path / "model")])
+    assert made.exit_code == 0, made.output
+    for file in (file for file in smollm2_folder.iterdir() if file.name != "manifest.json"):
+        assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes()
+    assert json.loads((tmp_path / "model" / "manifest.json").read_text())["facts"]["source"] == SMOLLM2
+    again = CliRunner().invoke(app, ["export", "folder", str(tmp_path / "model"), "--output", str(tmp_path / "other")])
+    assert isinstance(again.exception, LeptaError) and "is a folder already" in str(again.exception)

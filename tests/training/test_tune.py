@@ -167,7 +167,7 @@ def test_what_trains_and_that_it_is_merged(folders, dialogues, tmp_path, tied, t
     chosen = settings(trains=trains, lora={"rank": 4, "alpha": 1, "layers": [0, -1]})
     facts, curve = tune_folder(folders[tied], dialogues, chosen, 1, tmp_path)
     losses = [entry["loss"] for entry in curve]
-    assert facts["loss"] == {"first_step": losses[0], "last_step": losses[-1]}
+    assert facts["loss"]["first_quarter"] > facts["loss"]["last_quarter"] > 0
     assert losses[-1] < losses[0] and facts["examples"] == len(dialogues) and facts["merged_error"] < 1e-4
     before, after = Checkpoint(folders[tied]), Checkpoint(tmp_path)
     changed = {name for name in before.entries if not torch.equal(before.load(name), after.load(name))}

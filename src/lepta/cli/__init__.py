@@ -43,7 +43,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Compare models: minimal pairs, instructions, answers side by side."),
     "check": ("deployment", "Tell which programs run a model folder as it is, and what is left to do for the others."),
     "publish": ("deployment", "Put a model folder on the Hugging Face hub, with its card, in one commit."),
-    "export": ("export", "Write a finished model for another program."),
+    "export": ("export", "Write a model for another program, or a GGUF file as a folder."),
     "patch": ("models", "Ship an adapted model without its body."),
     "darumeru": ("darumeru", "Measure a model on the 17 tasks of the Darumeru benchmark."),
 }

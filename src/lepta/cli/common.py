@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 console = terminal()
 
 MOST_GPUS = 100_000  # that work together; no cluster has more
+LEFT_OUT = "left out"  # how lines begin that tell nothing where nothing was
 OUTPUT = "Output"  # heading of options that all commands have
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
@@ -110,8 +111,9 @@ def result(facts: dict[str, Any], as_json: bool, kind: str = "") -> None:
         return
     print_warnings(facts.get("warnings", []))
     for name, value in facts.items():
-        if name != "warnings":
-            say(line(kind, name, value))
+        text = line(kind, name, value)
+        if name != "warnings" and (value or not text.startswith(LEFT_OUT)):
+            say(text)
 
 
 def print_warnings(warnings: list[str]) -> None:

@@ -1,19 +1,42 @@
 """`lepta export`: finished models as files for other programs."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from lepta.cli.common import Writing, check_places, opened, print_json, print_warnings, result
+from lepta.cli.common import Output, Writing, check_places, opened, print_json, print_warnings, result
 from lepta.cli.options import WRITING_ANEW, takes_settings
+from lepta.core.errors import LeptaError
+from lepta.text.locate import locate
 
-export = typer.Typer(no_args_is_help=True, help="Write a finished model for another program.")
+export = typer.Typer(no_args_is_help=True, help="Write a model for another program, or a GGUF file as a folder.")
 
 
-@export.callback()
-def _export() -> None:
-    pass
+@export.command("folder")
+@takes_settings
+def export_folder(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, or package:NAME/FILE.")],
+    output: Output,
+    writing: Annotated[Writing, WRITING_ANEW],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")] = "float32",
+) -> None:
+    """Write a GGUF file as a Hugging Face folder, once: commands that take the file itself convert it each time.
+
+    Try: lepta export folder model.gguf --output my/model
+    """
+    check_places([model], [output], writing.force)
+    from lepta.core.output import publishing
+    from lepta.models.load import model_folder
+    from lepta.stages import write_manifest
+
+    path = locate(model, hub_files=[])
+    if path.is_dir():
+        raise LeptaError(f"{model}: is a folder already; expected a GGUF file")
+    with publishing(output, writing.force) as folder:
+        model_folder(model, folder, dtype)
+        write_manifest("export folder", folder, {"model": path}, {"dtype": dtype}, {"source": model}, {"model": model})
+    result({"output": str(output)}, writing.as_json)
 
 
 @export.command("gguf")

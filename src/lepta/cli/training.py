@@ -248,7 +248,7 @@ def repair(
     original: Annotated[str, typer.Option(help="The instruct model with its own vocabulary: " + KINDS)],
     output: Annotated[Path, typer.Option(help="Folder for the steps, states and model.", rich_help_panel=OUTPUT)],
     texts: Annotated[Texts, TEXT],
-    settings: Annotated[RepairSettings, Flags(headings=HEADINGS)],
+    settings: Annotated[RepairSettings, Flags(headings=HEADINGS | {"source_share": "Text"})],
     options: Annotated[RunOptions, RUN],
 ) -> None:
     """Train a propagated instruct model on text, with its original as the teacher; no conversations are needed.

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -139,7 +140,8 @@ def tune_folder(
     trained, facts = tune(model, tokenizer, conversations, work, settings, seed, Checkpoint(source))
     facts["body_dtype"] = body_dtype
     losses = [entry["loss"] for entry in trained.curve if "loss" in entry]
-    facts["loss"] = {"first_step": losses[0], "last_step": losses[-1]}
+    quarter = max(1, len(losses) // 4)  # a step has few conversations, and its loss is theirs
+    facts["loss"] = {"first_quarter": fmean(losses[:quarter]), "last_quarter": fmean(losses[-quarter:])}
     if processes().is_main_process:
         facts |= write_merged(model, trained.weights, source, folder)
     processes().wait_for_everyone()
