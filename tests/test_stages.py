@@ -1,7 +1,9 @@
 """Stages run when they must, and leave nothing half done under a final name."""
 
+import gc
 import json
 import os
+import weakref
 
 import pytest
 
@@ -396,3 +398,31 @@ def test_stages_of_all_processes_are_announced(tmp_path):
     stages = [Stage(name, {}, {}, lambda folder: {}, together=name == "trained") for name in ("made", "trained")]
     Pipeline(tmp_path, stages, announced.append).run()
     assert announced == ["trained"]
+
+
+def test_what_a_stage_held_is_gone_when_the_next_one_runs(tmp_path):
+    class Model:
+        """An object that refers to itself, as a model does that was trained."""
+
+        def __init__(self):
+            self.itself = self
+
+    held, alive = [], []
+
+    def first(folder):
+        model = Model()
+        held.append(weakref.ref(model))
+        (folder / "x").touch()
+        return {}
+
+    def second(folder):
+        alive.append(held[0]() is not None)
+        (folder / "x").touch()
+        return {}
+
+    gc.disable()  # whenever Python itself would look for such objects
+    try:
+        Pipeline(tmp_path, [Stage("first", {}, {}, first), Stage("second", {}, {}, second)]).run()
+    finally:
+        gc.enable()
+    assert alive == [False]

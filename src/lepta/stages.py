@@ -4,6 +4,7 @@ A stage is up to date when its manifest names the same settings, the same conten
 of LEPTA, and its files are as it left them. Names and dates of inputs do not count, content does.
 """
 
+import gc
 import hashlib
 import itertools
 import json
@@ -310,6 +311,7 @@ class Pipeline:
         if stage.together:
             self.announce(stage.name)
         facts = stage.run(partial)
+        gc.collect()  # a model that was trained refers to itself; the next stage needs its memory
         seconds = time.monotonic() - started
         sources = {label: str(path) for label, path in stage.inputs.items()} | stage.named | stage.texts
         with step(f"hashing {stage.name}, and writing all of it to the disk"):
