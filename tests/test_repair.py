@@ -68,7 +68,7 @@ def test_both_steps_bring_the_variant_nearer_to_its_original(variant, propagated
         assert not torch.equal(before[name][4000:], states[name][4000:])
     assert not torch.equal(before["model.layers.0.mlp.down_proj.weight"], states["model.layers.0.mlp.down_proj.weight"])
     bits = facts["model"]["held_out_bits_per_byte"]
-    assert bits["fitted to what the original expects"] < bits["initialised"]
+    assert bits["fitted to what the original expects"] < bits["before"]
     assert (
         repair_folder(propagated, variant, TEXT, RepairSettings(**SMALL, learning_rate=1e-2), 1, tmp_path / "out")
         == facts
@@ -94,7 +94,8 @@ def test_the_command_says_what_it_found_and_costs(variant, propagated, tmp_path)
     planned = json.loads(commands.lepta(*model, "--dry-run", check=0).stdout)
     assert [stage["stage"] for stage in planned["stages"]] == ["states", "model"]
     cost = planned["cost"]
-    assert cost["tokens"] == 3600 and cost["gigaflop"] > 0 and not (tmp_path / "out").exists()
+    assert cost["states_tokens"] == 1600 and cost["head_tokens"] == 2000 and cost["head_gigaflop"] > 0
+    assert not (tmp_path / "out").exists()
     facts = json.loads(commands.lepta(*model, check=0).stdout)
     assert facts["output"] == str(tmp_path / "out/model") and facts["states"]["tokens"] >= 1600
     assert AutoModelForCausalLM.from_pretrained(facts["output"]).config.vocab_size > 4000

@@ -165,11 +165,11 @@ def test_the_head_alone_learns_beside_a_body_that_was_trained(pair, tmp_path):
     with pytest.raises(LeptaError, match=r"is not that of .*\(a trained body: `head_only`\)"):
         run(trained, tmp_path / "whole", english)
     facts, curve = run(trained, tmp_path / "out", english, head_only=True)
-    assert not curve and list(facts["held_out_bits_per_byte"]) == ["initialised", HEAD_ALONE[-1]]
+    assert not curve and list(facts["held_out_bits_per_byte"]) == ["before", HEAD_ALONE[-1]]
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("trained", "out"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {HEAD}
     bits = facts["held_out_bits_per_byte"]
-    assert bits[HEAD_ALONE[-1]] < bits["initialised"] and facts["kept"] == HEAD_ALONE[-1]
+    assert bits[HEAD_ALONE[-1]] < bits["before"] and facts["kept"] == HEAD_ALONE[-1]
 
 
 @untied

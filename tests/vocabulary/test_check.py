@@ -16,7 +16,7 @@ from lepta.vocabulary.check import check_vocabulary
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokenizer_json import byte_level, sequence, split
 
-DENSE, REACHABLE, BYTES = "ids are dense", "every token is reachable", "every byte has a token"
+DENSE, REACHABLE, BYTES = "ids are dense", "every token is reachable", "bytes have tokens"
 ROUND_TRIP, TRANSFORMERS = "text survives encoding and decoding", "same ids in tokenizers and transformers"
 OLD_IDS, SPECIALS, UNCHANGED = "old ids keep their meaning", "special tokens are kept", "ids of other text unchanged"
 LLAMA_CPP, CONFIG = "llama.cpp can convert it", "the model's config agrees"

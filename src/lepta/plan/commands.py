@@ -54,8 +54,12 @@ def repair_cost(model: Path, original: Path, settings: RepairSettings) -> dict[s
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
     first_new = shape.rows - len(new_ids(original, model))
     cost = RepairCost.of(settings, shape, old_rows, first_new, OLD_TOKENS, _on_cpu())
-    tokens = settings.tokens + settings.head_tokens
-    return _cost(shape, None, tokens, cost.operations) | _memory_gib(cost.needs)
+    machine = this_machine()
+    said: dict[str, Any] = {"weights": shape.weights, **machine.gigaflops}
+    said |= amounts("states_", settings.tokens, cost.states, machine)
+    if settings.head_tokens:
+        said |= amounts("head_", settings.head_tokens, cost.head, machine)
+    return said | _memory_gib(cost.needs)
 
 
 def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:

@@ -12,8 +12,14 @@ from lepta.plan.training import flops_per_token, memory, stage_weights
 class RepairCost:
     """Operations of both steps for one variant, and the bytes that a process holds in the step that needs more."""
 
-    operations: int
+    states: int
+    head: int
     needs: float
+
+    @property
+    def operations(self) -> int:
+        """Of both steps."""
+        return self.states + self.head
 
     @staticmethod
     def of(
@@ -26,10 +32,11 @@ class RepairCost:
         """
         states = settings.states
         weights = stage_weights(after, states, first_new)
-        operations = states.tokens * flops_per_token(after, states, weights).total
+        of_states = states.tokens * flops_per_token(after, states, weights).total
         needs = memory(after, states, weights, cpu=cpu).total
+        of_head = 0
         if settings.head:
             head = distillation_cost(settings.head, after, old_rows, after.rows - first_new, old_per_new)
-            operations += head.operations
+            of_head = head.operations
             needs = max(needs, head.needs(cpu))
-        return RepairCost(operations, needs)
+        return RepairCost(of_states, of_head, needs)

@@ -126,7 +126,7 @@ def check_bytes(vocabulary: Vocabulary, original: Vocabulary | None) -> Check:
             evidence += f" and {len(named) - BYTES_NAMED} more"
     if missing and not lost:
         evidence += f"; {reason}"
-    return Check("every byte has a token", not lost, evidence)
+    return Check("bytes have tokens", not lost, evidence)
 
 
 def _missing_bytes(vocabulary: Vocabulary) -> set[int]:
