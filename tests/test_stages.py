@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import weakref
 
 import pytest
@@ -340,7 +341,8 @@ def test_report_tells_why_each_stage_runs(done):
     lines = []
     done.run(report=lines.append)
     assert lines[:2] == ["double: up to date", "add: running (plus changed)"]
-    assert lines[-2:] == ["both: running (add changed)", "both: done in 0 s"]
+    assert lines[-2] == "both: running (add changed)"
+    assert re.fullmatch(r"both: done in \d+ s", lines[-1])  # a busy machine takes longer than a moment
 
 
 def test_hash_of_a_folder_follows_names_and_contents_not_the_manifest(tmp_path):
