@@ -20,7 +20,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-import lepta.cli.common  # noqa: F401  # makes the consoles here, where COLUMNS is not set
+# Only its consoles are wanted: made here, while COLUMNS is not set, they follow each test's own width.
+import lepta.cli.common  # noqa: F401
 from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary
 from lepta.vocabulary.source import TokenizerSource, open_tokenizer

@@ -1,4 +1,4 @@
-"""`lepta export`: finished models as files for other programs."""
+"""`lepta export`: models as files for other programs, and GGUF files as folders."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

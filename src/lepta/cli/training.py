@@ -263,24 +263,17 @@ def repair(
         raise LeptaError("repair: needs --source-text, text of the language the model knows, to keep that as it is")
     check_batch(settings.states)
     check_places([str(model), original], [], options.force)
-    from lepta.plan.commands import repair_cost
+    from lepta.plan.commands import repairing_cost
     from lepta.repair import repair_steps, run_repair
 
     with opened(original) as teacher:
         stages = repair_steps(model, teacher.folder, texts.sides(), settings, options.seed, output, original)
         if options.dry_run:
-            cost = repair_cost(model, teacher.folder, settings)
+            cost = repairing_cost(model, teacher.folder, settings)
             print_status(Pipeline(output, stages, remember=False).status(), options.as_json, cost)
             return
         facts = run_repair(stages, output, options.force)
-    places = {"output": str(output / "model")}
-    if options.as_json:
-        print_json(places | facts)
-        return
-    result(places, as_json=False)
-    for step, found in facts.items():
-        say(f"\n{words_of('repair_steps')[step]}")
-        result(found, False, "trained")
+    _print_steps({"output": str(output / "model")}, facts, options.as_json, "repair_steps", "trained")
 
 
 @takes_settings
@@ -356,10 +349,17 @@ def calibrate(
     apart, place = [*(apart_from or []), BENCHMARK], Place.of(original)
     facts = calibrate_folder(model, place, settings, effect, apart, options.seed, output, options.force)
     places = {"output": str(output / "model"), "report": str(output / "report" / "report.html")}
-    if options.as_json:
+    _print_steps(places, facts, options.as_json, "calibration_parts", "calibrated")
+
+
+def _print_steps(
+    places: dict[str, str], facts: dict[str, dict[str, Any]], as_json: bool, headings: str, kind: str
+) -> None:
+    """Print where the result is and what each step found, under its heading in the words of the kind `headings`."""
+    if as_json:
         print_json(places | facts)
         return
     result(places, as_json=False)
-    for part, counts in facts.items():
-        say(f"\n{words_of('calibration_parts')[part]}")
-        result({name: value for name, value in counts.items() if value not in (None, {})}, False, "calibrated")
+    for step, found in facts.items():
+        say(f"\n{words_of(headings)[step]}")
+        result({name: value for name, value in found.items() if value not in (None, {})}, False, kind)

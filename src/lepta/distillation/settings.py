@@ -6,8 +6,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lepta.core.settings import Section
-from lepta.training.settings import LARGEST_RANK, Lora, PretrainSettings
+from lepta.training.settings import LARGEST_RANK, ChatShare, Lora, PretrainSettings
 
+FloatDtype = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = 64  # passages put aside to measure on; of a text of fewer than 640 a tenth
 HELD_OUT_SHARE = 0.5  # of the tokens to learn from, which passages put aside have at most
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
@@ -58,13 +59,7 @@ class DistillSettings(Section):
         description="Share of tokens in the source language, for low-rank changes (`lora_rank`) and `head_only`, which "
         "leave that as it is",
     )
-    chat_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the text that is read as conversations in the model's chat template: of a piece of 1,500 "
-        "characters, the beginning asks and the rest answers",
-    )
+    chat_share: ChatShare = 0.0
     head_rate: float | None = Field(
         default=None,
         gt=0,
@@ -84,9 +79,7 @@ class DistillSettings(Section):
         description="Times that the head goes through those tokens; default: fewer for more tokens (6 up to 100,000, 3 "
         "at 200,000, at least 2)",
     )
-    body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision of the frozen body"
-    )
+    body_dtype: FloatDtype = Field(default="auto", description="Precision of the frozen body")
     save_every: int = Field(
         default=200, ge=1, description="Steps between checkpoints; by default a tenth of all if that is less"
     )
@@ -174,9 +167,7 @@ class RepairSettings(Section):
         "apart",
     )
     passage: int = Field(default=1600, ge=40, description="Longest passage of the second step in characters")
-    body_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Precision of the frozen body"
-    )
+    body_dtype: FloatDtype = Field(default="auto", description="Precision of the frozen body")
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
 
     @model_validator(mode="after")

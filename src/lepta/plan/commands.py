@@ -11,7 +11,7 @@ from lepta.plan.devices import this_machine
 from lepta.plan.distillation import CHARACTERS_PER_TOKEN, distillation_cost
 from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
-from lepta.plan.repair import RepairCost
+from lepta.plan.repair import repair_cost
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
 from lepta.training.settings import PretrainSettings, Trains, TuneSettings
@@ -49,17 +49,17 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> d
     return _cost(shape, None, settings.tokens, cost.operations) | _memory_gib(cost.needs(_on_cpu()))
 
 
-def repair_cost(model: Path, original: Path, settings: RepairSettings) -> dict[str, Any]:
+def repairing_cost(model: Path, original: Path, settings: RepairSettings) -> dict[str, Any]:
     """Cost of repairing a model folder; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
     first_new = shape.rows - len(new_ids(original, model))
-    cost = RepairCost.of(settings, shape, old_rows, first_new, OLD_TOKENS, _on_cpu())
+    cost = repair_cost(settings, shape, old_rows, first_new, OLD_TOKENS)
     machine = this_machine()
     said: dict[str, Any] = {"weights": shape.weights, **machine.gigaflops}
     said |= amounts("states_", settings.tokens, cost.states, machine)
     if settings.head_tokens:
-        said |= amounts("head_", settings.head_tokens, cost.head, machine)
-    return said | _memory_gib(cost.needs)
+        said |= amounts("head_", settings.head_tokens, cost.head.operations, machine)
+    return said | _memory_gib(cost.needs(_on_cpu()))
 
 
 def tuning_cost(model: str, command: TuneCommand) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lepta.plan.distillation import NO_DISTILLATION, DistillationCost
+from lepta.plan.repair import NO_REPAIR, RepairCost
 from lepta.plan.shapes import Shape, here, shape_of
 from lepta.plan.text import measured_name, vocabulary_at
 from lepta.plan.training import Flops, StageWeights, flops_per_token, stage_weights
@@ -56,6 +57,7 @@ class Outline:
     after: Shape  # the base model with the new vocabulary
     stages: list[StagePlan]
     distillation: DistillationCost = NO_DISTILLATION  # until it is counted
+    repair: RepairCost = NO_REPAIR  # of one variant, likewise
 
     @property
     def operations(self) -> int:

@@ -10,7 +10,7 @@ from lepta.plan.disk import disk_of
 from lepta.plan.distillation import DistillationCost, distillation_cost
 from lepta.plan.notes import notes_on, slow_gpus
 from lepta.plan.outline import Outline, StagePlan, outline_of
-from lepta.plan.repair import RepairCost
+from lepta.plan.repair import RepairCost, repair_cost
 from lepta.plan.shapes import Shape
 from lepta.plan.text import count_text, is_absent
 from lepta.plan.training import GIB, Sharding, fit, memory, micro_batch
@@ -38,12 +38,11 @@ def make_plan(
     outline = outline_of(recipe, models)
     before, after, wanted = outline.before, outline.after, outline.wanted
     densities = densities_of(recipe, before, wanted.size, outline.old if measure else None)
-    outline = replace(outline, distillation=_distillation(outline, densities))
+    outline = replace(outline, distillation=_distillation(outline, densities), repair=_repair(outline, densities))
     text = {side: _text(outline, side, densities) for side in SIDES}
-    repair = _repair(outline, densities, cpu=False)
-    devices = [_gpu(device, outline, repair, number, mfu) for device in chosen]
+    devices = [_gpu(device, outline, number, mfu) for device in chosen]
     if measure:
-        devices.append(_this_machine(outline, densities, mfu))
+        devices.append(_this_machine(outline, mfu))
     calibration = _calibration(recipe, after, devices)
     plan: dict[str, Any] = {
         "recipe": recipe.name,
@@ -58,9 +57,10 @@ def make_plan(
     }
     if recipe.distill:
         plan["distillation"] = {"tokens": recipe.distill.tokens} | asdict(outline.distillation)
-    if recipe.repair and repair:
+    if recipe.repair:
         amount = {"tokens": recipe.repair.tokens, "head_tokens": recipe.repair.head_tokens}
-        plan["repair"] = {**amount, "flops": repair.operations, "memory_gib": repair.needs / GIB}
+        needs = outline.repair.needs(cpu=False) / GIB
+        plan["repair"] = {**amount, "flops": outline.repair.operations, "memory_gib": needs}
     if calibration:
         plan["calibration"] = calibration
     return plan
@@ -80,10 +80,9 @@ def cost_here(outline: Outline) -> dict[str, Any]:
         cost |= {"steps": steps} | amounts("", tokens, outline.operations, machine)
     if settings := recipe.repair:
         densities = densities_of(recipe, outline.before, outline.wanted.size, outline.old)
-        repair, variants = _repair(outline, densities, cpu=True), len(recipe.variants)
-        assert repair is not None
-        tokens = (settings.tokens + settings.head_tokens) * variants
-        cost |= amounts("repair_", tokens, repair.operations * variants, machine)
+        tokens = (settings.tokens + settings.head_tokens) * len(recipe.variants)
+        operations = _repair(outline, densities).operations * len(recipe.variants)
+        cost |= amounts("repair_", tokens, operations, machine)
     return cost
 
 
@@ -108,15 +107,14 @@ def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
     return distillation_cost(settings, outline.after, outline.before.rows, learned, old_per_new)
 
 
-def _repair(outline: Outline, densities: Densities, cpu: bool) -> RepairCost | None:
-    """What the repair of one variant costs, if the recipe asks for it."""
+def _repair(outline: Outline, densities: Densities) -> RepairCost:
     recipe, after = outline.recipe, outline.after
     if recipe.repair is None:
-        return None
+        return outline.repair
     if recipe.distill and recipe.distill.untie:
         after = replace(after, tied=False)
     old_per_new = in_original(1, densities) or 1.0
-    return RepairCost.of(recipe.repair, after, outline.before.rows, outline.wanted.first_new, old_per_new, cpu)
+    return repair_cost(recipe.repair, after, outline.before.rows, outline.wanted.first_new, old_per_new)
 
 
 def _base(before: Shape) -> dict[str, Any]:
@@ -194,8 +192,8 @@ def _total(outline: Outline, densities: Densities) -> dict[str, Any]:
     }
 
 
-def _gpu(device: Device, outline: Outline, repair: RepairCost | None, number: int, mfu: float) -> dict[str, Any]:
-    needs = max(outline.distillation.needs(cpu=False), repair.needs if repair else 0) / GIB
+def _gpu(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
+    needs = max(outline.distillation.needs(cpu=False), outline.repair.needs(cpu=False)) / GIB
     fits = needs <= device.usable
     changes, needs_then = {}, {}
     for stage in outline.stages:
@@ -205,20 +203,19 @@ def _gpu(device: Device, outline: Outline, repair: RepairCost | None, number: in
             fits = False
             changes[stage.name], needs_then[stage.name] = part.change, part.needs_then
     facts = {"needs_gib": needs, "fits": fits, "changes": changes, "needs_then_gib": needs_then}
-    return _times(device, outline, repair, number, mfu) | facts
+    return _times(device, outline, number, mfu) | facts
 
 
-def _this_machine(outline: Outline, densities: Densities, mfu: float) -> dict[str, Any]:
+def _this_machine(outline: Outline, mfu: float) -> dict[str, Any]:
     machine = this_machine()
     cpu = machine.share is not None
     sizes = [memory(outline.after, stage.settings, stage.weights, cpu=cpu).total for stage in outline.stages]
-    repair = _repair(outline, densities, cpu)
-    needs = max([outline.distillation.needs(cpu), repair.needs if repair else 0, *sizes]) / GIB
+    needs = max([outline.distillation.needs(cpu), outline.repair.needs(cpu), *sizes]) / GIB
     fits = {"needs_gib": needs, "fits": needs <= machine.usable, "changes": {}, "needs_then_gib": {}}
-    return _times(machine, outline, repair, 1, mfu) | fits | {"here": True, "busy": machine.busy}
+    return _times(machine, outline, 1, mfu) | fits | {"here": True, "busy": machine.busy}
 
 
-def _times(device: Device, outline: Outline, repair: RepairCost | None, number: int, mfu: float) -> dict[str, Any]:
+def _times(device: Device, outline: Outline, number: int, mfu: float) -> dict[str, Any]:
     times = {
         "name": device.name,
         "number": number,
@@ -229,8 +226,8 @@ def _times(device: Device, outline: Outline, repair: RepairCost | None, number: 
         "distillation_hours": device.hours(outline.distillation.operations, number, mfu),
         "stage_hours": {stage.name: device.hours(stage.operations, number, mfu) for stage in outline.stages},
     }
-    if repair:
-        times["repair_hours"] = device.hours(repair.operations * len(outline.recipe.variants), number, mfu)
+    if outline.recipe.repair:
+        times["repair_hours"] = device.hours(outline.repair.operations * len(outline.recipe.variants), number, mfu)
     return times
 
 

@@ -17,6 +17,15 @@ TuneTrains = Literal["lora", "lora+head", "embeddings+lora", "full"]
 PreferenceMethod = Literal["kto", "dpo", "simpo"]
 Trains = Literal["new-rows", "embeddings", "new-rows+lora", "embeddings+lora", "full"]
 TeacherLoss = Literal["likelihoods", "states"]
+ChatShare = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="Share of the text that is read as conversations in the model's chat template: of a piece of 1,500 "
+        "characters, the beginning asks and the rest answers",
+    ),
+]
 AUTO: Literal["auto"] = "auto"
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 LARGEST_RANK = 1 << 14  # the width of the widest open models
@@ -229,13 +238,7 @@ class PretrainSettings(Section):
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice instead of keeping them")
     source_share: float = Field(default=0.0, ge=0, lt=1, description="Share of tokens in the source language")
-    chat_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Share of the text that is read as conversations in the model's chat template: of a piece of 1,500 "
-        "characters, the beginning asks and the rest answers",
-    )
+    chat_share: ChatShare = 0.0
     substitution: float = Field(
         default=0.0,
         ge=0,
