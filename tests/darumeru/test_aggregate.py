@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lepta.core.errors import LeptaError
+from lepta.core.intervals import wilson
 from lepta.darumeru.aggregate import TaskResult, _weights, compare, summarise, task_result
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.measures import Labels, Means, SampleScore, SubjectMeans, Units
@@ -174,7 +175,16 @@ def test_comparison(weak, strong):
 
 def test_a_model_is_not_better_than_itself(weak):
     for row in compare(weak, weak).values():
-        assert row.difference.value == 0 and row.difference.low == 0 and row.p == 1
+        assert row.difference.value == 0 and row.p == 1
+
+
+def test_equal_answers_to_few_units_leave_room_for_a_difference(weak):
+    """None of n units differs: the largest share that still may is the upper end of Wilson's interval of 0 of n."""
+    summary = summarise(weak).tasks
+    for name, row in compare(weak, weak).items():
+        if name in summary:
+            room = wilson(0, summary[name].units)[1]
+            assert (row.difference.low, row.difference.high) == (-room, room)
 
 
 def test_pairs_make_comparisons_sharper(weak):

@@ -101,10 +101,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class _Bootstrap:
-    """A score and its values over draws, shape (draws,); none if there are too few units to draw."""
+    """A score and its values over draws, shape (draws,); none if there are too few units to draw.
+
+    `unseen` is the largest share of units, by Wilson's interval, that may differ from all that were seen.
+    """
 
     value: float
     draws: Counts | None
+    unseen: float
 
     @property
     def estimate(self) -> Estimate:
@@ -220,14 +224,16 @@ def _refuse_unlike(first: TaskResult, second: TaskResult) -> None:
 def _bootstrap(task: Task, units: Units, seed: int) -> _Bootstrap:
     """Score of a task, and of draws of as many units with replacement, within each stratum."""
     value = float(task.measure.score(units.vectors.sum(0)))
-    if len(units.names) < 2:
-        return _Bootstrap(value, None)
+    number = len(units.names)
+    unseen = wilson(0, number)[1] if number else 1.0
+    if number < 2:
+        return _Bootstrap(value, None, unseen)
     # Units of equal names are the same units within a dataset, and in MMLU of both languages.
     group = task.dataset
     if group in ("mmlu_ru", "mmlu_en"):
         group = "mmlu"
     sums = [weights @ units.vectors for weights in _weights(units, DRAWS, seed, group)]
-    return _Bootstrap(value, task.measure.score(np.concatenate(sums)))
+    return _Bootstrap(value, task.measure.score(np.concatenate(sums)), unseen)
 
 
 def _weights(units: Units, draws: int, seed: int, group: str) -> Iterator[Counts]:
@@ -277,7 +283,8 @@ def _honest(estimate: Estimate, units: int) -> Estimate:
 def _mean(parts: Sequence[_Bootstrap]) -> _Bootstrap:
     value = float(np.mean([part.value for part in parts]))
     draws = [part.draws for part in parts if part.draws is not None]
-    return _Bootstrap(value, np.mean(draws, axis=0) if len(draws) == len(parts) else None)
+    unseen = float(np.mean([part.unseen for part in parts]))
+    return _Bootstrap(value, np.mean(draws, axis=0) if len(draws) == len(parts) else None, unseen)
 
 
 def _difference(first: _Bootstrap, second: _Bootstrap) -> Difference:
@@ -287,4 +294,8 @@ def _difference(first: _Bootstrap, second: _Bootstrap) -> Difference:
     draws = second.draws - first.draws
     fewer = min(np.sum(draws <= 0), np.sum(draws >= 0))
     p = float(min(1.0, 2 * ((fewer + 1) / (len(draws) + 1))))
-    return Difference(first.value, second.value, _Bootstrap(value, draws).estimate, p)
+    estimate = _Bootstrap(value, draws, first.unseen).estimate
+    if np.ptp(draws) == 0:
+        # Two models that answered ten units alike need not answer the eleventh alike.
+        estimate = Estimate(value, max(-1.0, value - first.unseen), min(1.0, value + first.unseen))
+    return Difference(first.value, second.value, estimate, p)
