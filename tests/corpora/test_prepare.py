@@ -286,8 +286,10 @@ def test_wrong_field_names_those_that_exist(run, tmp_path, write_rows):
     assert nothing_left(tmp_path)
 
 
-def test_field_of_a_source(run, written, write_rows, documents):
-    run({"a": {"text": [str(write_rows("a.jsonl", [{"body": text} for text in documents]))], "field": "body"}})
+@pytest.mark.parametrize("kind", ["", "dataset:"])
+def test_field_of_a_source(run, written, write_rows, documents, kind):
+    folder = write_rows("raw/a.jsonl", [{"body": text} for text in documents]).parent
+    run({"a": {"text": [f"{kind}{folder}"], "field": "body"}})
     assert texts_of(written()["a"]) == documents
 
 

@@ -128,7 +128,7 @@ def read_task(task: Task, document_filter: DocumentFilter, on_error: str) -> Ite
     before = 0
     for part in task.inputs:
         if part.place.startswith(DATASET):
-            for document in read_dataset(part.place):
+            for document in read_dataset(part.place, part.field):
                 yield _whole(document), 0
             continue
         for document, position in read_file(Path(part.place), part.field, bad):

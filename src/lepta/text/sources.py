@@ -156,13 +156,16 @@ def _stream(source: str) -> Iterator[Document]:
             yield document
 
 
-def read_dataset(source: str) -> Iterator[Document]:
-    """Stream a split of a dataset: Parquet, JSON, CSV or text in a folder, or a dataset of the hub."""
+def read_dataset(source: str, field: str = FIELD) -> Iterator[Document]:
+    """Stream a split of a dataset: Parquet, JSON, CSV or text in a folder, or a dataset of the hub.
+
+    `field` holds the text, if the source names no other.
+    """
     with optional(source, "datasets"):
         import datasets
     place, _, query = source.removeprefix(DATASET).partition("?")
     options = _options(source, query, ("name", "split", "field"))
-    field = options.get("field", FIELD)
+    field = options.get("field", field)
     path, _, revision = place.partition("@")
     try:
         rows = datasets.load_dataset(
