@@ -12,7 +12,7 @@ from lepta.vocabulary.build import save_vocabulary
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.check import check_vocabulary
 from lepta.vocabulary.families import read_vocabulary
-from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
+from lepta.vocabulary.replaced import into_freed_ids, without_least_useful
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.tokens import Kind
 
@@ -144,7 +144,7 @@ def test_tokens_that_the_kept_text_uses_go_last(build, tiny_llama3, write_lines)
 def test_a_token_that_is_learned_again_keeps_its_id(tiny_llama3):
     old = tiny_llama3.vocabulary()
     words = [" слово", " перевод"]
-    start = read_vocabulary(without_least_useful(old, 5_000, Use(words, np.ones(2), None)))
+    start = read_vocabulary(without_least_useful(old, 5_000, words, np.ones(2), None))
     again = next(
         token for token, i in old.spec["model"]["vocab"].items() if i not in set(start.spec["model"]["vocab"].values())
     )

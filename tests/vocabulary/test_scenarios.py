@@ -21,7 +21,7 @@ from lepta.text.sources import read_documents
 from lepta.vocabulary.build import build_vocabulary, count_corpus, save_vocabulary
 from lepta.vocabulary.check import OTHER_TEXT
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
-from lepta.vocabulary.scenarios import ID_MAP
+from lepta.vocabulary.settings import ID_MAP
 from lepta.vocabulary.source import open_tokenizer
 from lepta.vocabulary.start import kept_tokens
 from lepta.vocabulary.tokenizer_json import merge_pairs
@@ -309,7 +309,7 @@ def test_tokens_kept_by_frequency_cover_the_corpus_better_than_by_rank(kept, eng
 def test_optimized_leaves_nothing_out_that_llama3_keeps_whole(llama3):
     """Some tokens of LLaMA-3 are reached as whole words only, not through merges."""
     vocabulary = llama3.vocabulary()
-    new = read_vocabulary(kept_tokens(vocabulary, [" the", " of"], np.ones(2), 64_000))
+    new = read_vocabulary(kept_tokens(vocabulary, [" the", " of"], np.ones(2), 64_000, "frequency"))
     ids = [i for i in range(new.size) if new.kinds[i] == Kind.TEXT]
     assert new.split([new.data(i) for i in ids]) == [[i] for i in ids]
     assert len(ids) == 64_000

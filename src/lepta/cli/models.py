@@ -36,7 +36,7 @@ from lepta.embeddings.settings import PropagateSettings
 from lepta.stages import write_manifest
 from lepta.text.locate import locate
 from lepta.text.sources import read_documents
-from lepta.vocabulary.scenarios import LARGEST_PADDING
+from lepta.vocabulary.settings import LARGEST_PADDING
 
 NAMES = Flags(headings={"": "Options"})
 

@@ -14,7 +14,7 @@ from lepta.models.load import check_whole
 from lepta.models.rows import ComputedRows, Rows, mean_row, mix
 from lepta.models.write import write_model
 from lepta.vocabulary.loading import check_loading, load_exact
-from lepta.vocabulary.scenarios import LARGEST_PADDING
+from lepta.vocabulary.settings import LARGEST_PADDING
 from lepta.vocabulary.source import AnyTokenizer, open_tokenizer
 
 

@@ -20,9 +20,8 @@ from lepta.vocabulary.donors import Candidates, donor_places, with_donors
 from lepta.vocabulary.extend import dominant_script, extend, words_of_script
 from lepta.vocabulary.families import SentencePieceUnigram, read_vocabulary
 from lepta.vocabulary.merges import TooFewTokens
-from lepta.vocabulary.replaced import Use, into_freed_ids, without_least_useful
-from lepta.vocabulary.scenarios import Scenario
-from lepta.vocabulary.settings import VocabularySettings
+from lepta.vocabulary.replaced import into_freed_ids, without_least_useful
+from lepta.vocabulary.settings import Scenario, VocabularySettings
 from lepta.vocabulary.source import TOKENIZER_FILES, AnyTokenizer, TokenizerSource, open_tokenizer, vocabulary_of
 from lepta.vocabulary.start import alphabet, kept_tokens, number_to_keep
 from lepta.vocabulary.tokenizer_json import Spec, config_with_ids
@@ -113,11 +112,13 @@ def _replaced(
 ) -> TokenizerSource:
     """The tokenizer with new tokens at the ids of its least useful ones; LeptaError if too much text changes."""
     assert settings.add is not None
-    use = Use(table.words, weigh(table), _script_of(table, settings.script))
+    words, weights = table.words, weigh(table)
+    own_script: str | None = _script_of(table, settings.script)
     if settings.keep_text:
         kept = count_corpus(vocabulary.word_rules(), settings.keep_text)
-        use = Use([*table.words, *kept.words], np.concatenate([weigh(table), weigh(kept)]), None)
-    start = read_vocabulary(without_least_useful(vocabulary, settings.add, use), source.origin)
+        words, weights, own_script = [*words, *kept.words], np.concatenate([weights, weigh(kept)]), None
+    rest = without_least_useful(vocabulary, settings.add, words, weights, own_script)
+    start = read_vocabulary(rest, source.origin)
     extended = _extended(source, start, table, settings, settings.add)
     built = _with_spec(source, into_freed_ids(vocabulary, start, extended.spec))
     facts: dict[str, Any] = extended.facts | {"most_changed": settings.most_changed}

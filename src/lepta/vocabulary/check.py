@@ -15,7 +15,7 @@ from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import PLACE, patch, recognise, rule_of
 from lepta.vocabulary.loading import MODEL_CONFIG, OTHER_TEXT, first_difference, load_beside, sample_text
-from lepta.vocabulary.scenarios import KEEP_IDS
+from lepta.vocabulary.settings import KEEP_IDS
 from lepta.vocabulary.source import SPECIAL_ROLES, AnyTokenizer, TokenizerSource, content_of, open_tokenizer
 from lepta.vocabulary.tokens import Kind, Vocabulary
 from lepta.vocabulary.unchanged import changed_texts

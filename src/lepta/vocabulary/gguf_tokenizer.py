@@ -24,6 +24,7 @@ from lepta.vocabulary.sentencepiece_file import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    empty_model,
     spec_and_config,
 )
 from lepta.vocabulary.tokenizer_json import SPACE, Config, Part, Spec
@@ -36,7 +37,7 @@ PRE_TOKENIZERS: dict[str, tuple[Part, Part | None, bool]] = {
     "llama-bpe": (parts.split_bytes(parts.LLAMA3_REGEX), None, True),
     "qwen2": (parts.split_bytes(parts.QWEN2_REGEX), {"type": "NFC"}, False),
 }
-PREFIX = "tokenizer.ggml."
+PREFIX = "tokenizer.ggml."  # of the fields that describe the tokenizer; below they are named without it
 # Role of a special token -> its name in tokenizer.ggml.NAME_token_id.
 GGUF_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 LLAMA_ROLES = {"unk": 0, "bos": 1, "eos": 2}  # what llama.cpp takes if a SentencePiece tokenizer does not say
@@ -70,23 +71,21 @@ def read_gguf_fields(path: Path) -> dict[str, Any]:
     return dict(read_gguf_header(path).fields)
 
 
-def read_gguf_tokenizer(path: Path, fields: dict[str, Any] | None = None) -> tuple[Spec, Config, str | None]:
-    """Read tokenizer, its config and the chat template of a GGUF file.
+def read_gguf_tokenizer(path: Path, fields: dict[str, Any]) -> tuple[Spec, Config, str | None]:
+    """Make tokenizer, its config and the chat template out of the metadata of a GGUF file (`read_gguf_fields`).
 
-    `fields` are those of `read_gguf_fields`, to save reading them again. LeptaError if it is no GGUF file, or its
-    tokenizer is of a kind not known here.
+    LeptaError if the tokenizer is of a kind not known here.
     """
-    fields = read_gguf_fields(path) if fields is None else fields
     own = {name.removeprefix(PREFIX): value for name, value in fields.items() if name.startswith(PREFIX)}
     if "model" in own:
         conform(GgufTokenizer, own, path, REMEDY)
-    match fields.get("tokenizer.ggml.model"):
+    match own.get("model"):
         case "gpt2":
-            spec, config = _byte_level(path, fields)
+            spec, config = _byte_level(path, own)
         case "llama":
             with explained(path, "its tokens are no SentencePiece model", REMEDY):
-                spec, config = spec_and_config(sentencepiece_model(path, fields))
-            spec["post_processor"] = _post_processor(fields, _roles(fields, LLAMA_ROLES), starts=True)
+                spec, config = spec_and_config(_sentencepiece_model(path, own))
+            spec["post_processor"] = _post_processor(own, _roles(own, LLAMA_ROLES), starts=True)
         case other:
             raise LeptaError(
                 f"{path}: tokenizer.ggml.model is {other!r}, known are gpt2 (byte-level BPE) and llama (SentencePiece "
@@ -99,7 +98,7 @@ def read_gguf_tokenizer(path: Path, fields: dict[str, Any] | None = None) -> tup
 
 
 def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
-    pre = fields.get("tokenizer.ggml.pre", "gpt-2")
+    pre = fields.get("pre", "gpt-2")
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise LeptaError(f"{path}: tokenizer.ggml.pre is {pre!r}, known are {known}; give the model's tokenizer.json")
@@ -112,7 +111,7 @@ def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
     roles = _roles(fields, {})
     # llama.cpp's converter calls rows that no token has, which pad the matrix, "[PAD151665]" and the like.
     vocab = {token: i for i, token in enumerate(tokens) if types[i] != UNUSED}
-    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"]]
+    merges = [merge.split(" ") for merge in fields["merges"]]
     spec = parts.tokenizer_json(
         parts.bpe_model(vocab, merges, ignore_merges=ignore_merges),
         added,
@@ -124,12 +123,10 @@ def _byte_level(path: Path, fields: Mapping[str, Any]) -> tuple[Spec, Config]:
     return spec, parts.tokenizer_config({f"{role}_token": tokens[token_id] for role, token_id in roles.items()})
 
 
-def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
+def _sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
     """The SentencePiece model (`ModelProto`) that a GGUF file was made of; LeptaError if its columns do not agree."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    proto = empty_model()
+    prefix = bool(fields.get("add_space_prefix", True))
     tokens, scores, kinds = _columns(path, fields, "tokens", "scores", "token_type")
     if other := set(kinds) - set(range(NORMAL, BYTE + 1)):
         raise LeptaError(f"{path}: a token of type {min(other)}, expected {NORMAL} to {BYTE}; convert the model again")
@@ -155,20 +152,20 @@ def sentencepiece_model(path: Path, fields: Mapping[str, Any]) -> Any:
 
 def _columns(path: Path, fields: Mapping[str, Any], *names: str) -> list[list[Any]]:
     """Lists with an entry for each token."""
-    columns = {f"tokenizer.ggml.{name}": fields.get(f"tokenizer.ggml.{name}") or [] for name in names}
-    lengths = set(map(len, columns.values()))
+    columns = [fields.get(name) or [] for name in names]
+    lengths = set(map(len, columns))
     if len(lengths) > 1 or 0 in lengths:
-        what = ", ".join(f"{len(column):,} {name}" for name, column in columns.items())
+        what = ", ".join(f"{len(column):,} {PREFIX}{name}" for name, column in zip(names, columns, strict=True))
         raise LeptaError(f"{path}: {what}; expected as many of each; convert the model again")
-    return list(columns.values())
+    return columns
 
 
 def _roles(fields: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[str, int]:
     """Ids of special tokens by role; as in llama.cpp, an id beyond the last token is as good as none."""
-    size = len(fields["tokenizer.ggml.tokens"])
+    size = len(fields["tokens"])
     roles = dict(defaults)
     for role, name in GGUF_ROLES.items():
-        token_id = fields.get(f"tokenizer.ggml.{name}_token_id", size)
+        token_id = fields.get(f"{name}_token_id", size)
         if 0 <= token_id < size:
             roles[role] = token_id
     return {role: token_id for role, token_id in roles.items() if token_id < size}
@@ -176,9 +173,9 @@ def _roles(fields: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[str, 
 
 def _post_processor(fields: Mapping[str, Any], roles: Mapping[str, int], starts: bool) -> Part | None:
     """Put around texts what the file says; `starts` is what llama.cpp does before them if it says nothing."""
-    tokens = fields["tokenizer.ggml.tokens"]
+    tokens = fields["tokens"]
     sides = []
     for role, default in (("bos", starts), ("eos", False)):
-        wanted = fields.get(f"tokenizer.ggml.add_{role}_token", default) and role in roles
+        wanted = fields.get(f"add_{role}_token", default) and role in roles
         sides.append({tokens[roles[role]]: roles[role]} if wanted else {})
     return parts.around(*sides)

@@ -1,14 +1,14 @@
 """Scenario `replaced`: the least useful tokens give their ids to new ones, so the vocabulary keeps its size.
 
-start = without_least_useful(vocabulary, 8_000, Kept(...))  # ids of all other tokens stay
+start = without_least_useful(vocabulary, 8_000, words, weights, "Cyrillic")  # ids of all other tokens stay
 spec = into_freed_ids(vocabulary, start, extend(start, ...))
 
 Text whose tokens all stay is split as before: the merges that it needs are still there, in their order, and new ones
 come after them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -26,35 +26,27 @@ from lepta.vocabulary.tokens import Kind, Vocabulary
 COMMON_SCRIPTS = ("Latin", "Common", "Inherited", "Unknown")
 
 
-@dataclass(frozen=True)
-class Use:
-    """What the tokens of a vocabulary are used for.
-
-    `words` count by their `weights`. `own_script` is the one of the new tokens; None lets tokens of any script go.
-    """
-
-    words: Sequence[str]
-    weights: np.ndarray
-    own_script: str | None
-
-
 @step("choosing the tokens to replace")
-def without_least_useful(vocabulary: Vocabulary, number: int, use: Use) -> Spec:
+def without_least_useful(
+    vocabulary: Vocabulary, number: int, words: Sequence[str], weights: np.ndarray, own_script: str | None
+) -> Spec:
     """The tokenizer without its `number` least useful tokens; all others keep their ids.
 
+    `own_script` is the one of the new tokens, which with Latin stays whole; None lets tokens of any script go.
     Special tokens, bytes and whatever a kept token is merged from never go. Of tokens that the words use equally
     seldom, most of them never, those go first whose rarest character is rarest in the words, then the last ones.
     LeptaError if so many cannot go.
     """
     parts = vocabulary.merge_parts
     kept = _needed(vocabulary, parts)
-    if use.own_script:
-        for i in _not_foreign(vocabulary, use.own_script):
+    if own_script:
+        for i in _not_foreign(vocabulary, own_script):
             kept |= closure(i, parts, kept)
     candidates = [i for i in vocabulary.ids_of(Kind.TEXT) if i not in kept]
     if number > len(candidates):
-        raise LeptaError(_too_many(number, len(candidates), use.own_script))
-    usage, rarest = vocabulary.usage(use.words, use.weights), _rarest_characters(vocabulary, candidates, use)
+        raise LeptaError(_too_many(number, len(candidates), own_script))
+    usage = vocabulary.usage(words, weights)
+    rarest = _rarest_characters(vocabulary, candidates, count_characters(words, weights))
     order = sorted(candidates, key=lambda i: (-usage[i], -rarest[i], i))
     kept = most_useful(order, len(kept) + len(candidates) - number, parts, kept)
     freed = set(candidates) - kept
@@ -101,9 +93,8 @@ def _not_foreign(vocabulary: Vocabulary, own_script: str) -> list[int]:
     return [i for i in ids if not is_certain(vocabulary.data(i), foreign, only_foreign)]
 
 
-def _rarest_characters(vocabulary: Vocabulary, ids: Sequence[int], use: Use) -> dict[int, float]:
+def _rarest_characters(vocabulary: Vocabulary, ids: Sequence[int], counts: Counter[str]) -> dict[int, float]:
     """How much the rarest character of each token counts in the words; 0 for tokens of parts of characters."""
-    counts = count_characters(use.words, use.weights)
     rarest = {}
     for i in ids:
         text = vocabulary.data(i).decode(errors="ignore")

@@ -18,11 +18,16 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto
 TRIMMED = [parts.replace({"Regex": r"\A +|[ ▁]+\z"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
 
 
-def read_sentencepiece(path: Path) -> tuple[Spec, Config]:
-    """Read a SentencePiece model of type BPE or Unigram; LeptaError if it is damaged or of another type."""
+def empty_model() -> Any:
+    """A SentencePiece model (`ModelProto`) to fill."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    return sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes its classes at run time
+
+
+def read_sentencepiece(path: Path) -> tuple[Spec, Config]:
+    """Read a SentencePiece model of type BPE or Unigram; LeptaError if it is damaged or of another type."""
+    proto = empty_model()
     with explained(path, "not a whole SentencePiece model", REMEDY):
         proto.ParseFromString(read_bytes(path))
     if not proto.pieces or not proto.HasField("trainer_spec"):
@@ -107,9 +112,7 @@ def as_sentencepiece(spec: Spec, roles: Mapping[str, str | None]) -> bytes | Non
 
     `roles` are `bos_token` and the like. llama.cpp's converter needs it: a `tokenizer.json` has no scores of pieces.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    model, proto = spec["model"], sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model, proto = spec["model"], empty_model()
     if model["type"] not in ("BPE", "Unigram") or not _describe_text(spec, proto.normalizer_spec):
         return None
     added = {token["content"]: token for token in spec.get("added_tokens") or []}
@@ -163,10 +166,7 @@ def _merge_scores(model: Part) -> dict[str, float]:
 
 def adds_space(spec: Spec) -> bool | None:
     """Whether a SentencePiece tokenizer puts a space before text; None if SentencePiece cannot do what it does."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    # protobuf makes its classes at run time, so mypy does not know them.
-    settings = sentencepiece_model_pb2.NormalizerSpec()  # type: ignore[attr-defined]
+    settings = empty_model().normalizer_spec
     return bool(settings.add_dummy_prefix) if _describe_text(spec, settings) else None
 
 

@@ -1,11 +1,20 @@
-"""Settings of a new vocabulary."""
+"""Settings of a new vocabulary (paper 2.4.1): the scenarios, and which numbers go with which."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lepta.core.settings import Section, Sources, known_script
-from lepta.vocabulary.scenarios import LARGEST_PADDING, KeepBy, Scenario, misfit
+
+Scenario = Literal["extended", "replaced", "optimized", "bpe", "unigram"]
+KeepBy = Literal["frequency", "rank"]
+KEEP_IDS = ("extended", "replaced")  # old tokens that stay have their old ids
+
+# Written beside a new tokenizer: its scenario, for each old id the new one, or null if the token is gone, and for
+# `replaced` the share of documents whose ids may change.
+ID_MAP = "id_map.json"
+LARGEST_VOCABULARY = 1 << 22  # tokens; 16 times the largest of an open model (Gemma, 262,144)
+LARGEST_PADDING = 1 << 16  # rows; what hardware asks for is 64 to 1024
 
 
 class VocabularySettings(Section):
@@ -65,11 +74,31 @@ class VocabularySettings(Section):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "VocabularySettings":
-        if reason := misfit(self.scenario, self.add, self.size, self.keep, self.keep_text):
+        if reason := self._misfit():
             raise ValueError(reason)
-        if self.trim and self.scenario in ("replaced", "unigram"):
-            raise ValueError(f"`trim`: scenario {self.scenario} has as many tokens as it was asked for; ask for fewer")
         return self
+
+    def _misfit(self) -> str:
+        """Why these numbers cannot be had of the scenario, and what to give; empty if they can."""
+        scenario, add, size = self.scenario, self.add, self.size
+        if scenario == "replaced" and add is None:
+            return "scenario replaced keeps the size: give `add`, the number of tokens that are replaced by new ones"
+        if self.keep_text and scenario != "replaced":
+            return f"`keep_text`: only scenario replaced chooses tokens by it, not {scenario}"
+        if (add is None) == (size is None):
+            return "give either `add` (number of new tokens) or `size` (of the whole vocabulary)"
+        for name, number in (("add", add), ("size", size)):
+            if isinstance(number, int) and number > LARGEST_VOCABULARY:
+                return f"`{name}` {number}: more tokens than any vocabulary has; give at most {LARGEST_VOCABULARY:,}"
+        if size == "auto" and scenario != "extended":
+            return f"`size` auto: only of scenario extended; for {scenario} name a size"
+        if self.keep is not None and scenario != "optimized":
+            return f"`keep` {self.keep}: scenario {scenario} keeps all old tokens or none; expected scenario optimized"
+        if size is None and scenario == "unigram":
+            return "scenario unigram replaces the vocabulary: give its whole `size`, not `add`"
+        if self.trim and scenario in ("replaced", "unigram"):
+            return f"`trim`: scenario {scenario} has as many tokens as it was asked for; ask for fewer"
+        return ""
 
     @property
     def key(self) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from lepta.core.progress import step
 from lepta.core.reading import conform, read_json, read_utf8
 from lepta.text.locate import locate
 from lepta.vocabulary.families import read_vocabulary
-from lepta.vocabulary.gguf_tokenizer import read_gguf_tokenizer
-from lepta.vocabulary.scenarios import ID_MAP
+from lepta.vocabulary.gguf_tokenizer import read_gguf_fields, read_gguf_tokenizer
 from lepta.vocabulary.schema import REMEDY, AddedTokens, IdMap, TokenizerConfig, check_runs, check_spec
 from lepta.vocabulary.sentencepiece_file import as_sentencepiece, read_sentencepiece
-from lepta.vocabulary.settings import VocabularySettings
+from lepta.vocabulary.settings import ID_MAP, VocabularySettings
 from lepta.vocabulary.tiktoken_file import read_tekken, read_tiktoken
 from lepta.vocabulary.tokenizer_json import (
     Config,
@@ -147,7 +146,7 @@ def _read_any(path: Path) -> TokenizerSource:
     with path.open("rb") as file:
         head = file.read(1024)
     if head.startswith(b"GGUF"):
-        return TokenizerSource(*read_gguf_tokenizer(path), str(path))
+        return TokenizerSource(*read_gguf_tokenizer(path, read_gguf_fields(path)), str(path))
     if TIKTOKEN_LINE.match(head):
         return TokenizerSource(*read_tiktoken(path), None, str(path))
     if head.startswith(SENTENCEPIECE_HEAD):

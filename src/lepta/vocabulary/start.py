@@ -9,7 +9,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import step
 from lepta.vocabulary.extend import count_characters
 from lepta.vocabulary.families import ByteLevelBPE, byte_token, to_byte_alphabet
-from lepta.vocabulary.scenarios import KeepBy
+from lepta.vocabulary.settings import KeepBy
 from lepta.vocabulary.tokenizer_json import Part, Spec, components, model_with, rebuild, sentencepiece_decoder
 from lepta.vocabulary.tokens import Kind, Vocabulary
 
@@ -44,13 +44,9 @@ def _characters(words: Sequence[str], weights: np.ndarray) -> list[str]:
 
 @step("choosing the tokens to keep")
 def kept_tokens(
-    vocabulary: Vocabulary,
-    words: Sequence[str],
-    weights: np.ndarray,
-    number: int | None = None,
-    by: KeepBy = "frequency",
+    vocabulary: Vocabulary, words: Sequence[str], weights: np.ndarray, number: int | None, by: KeepBy
 ) -> Spec:
-    """Shrink a BPE vocabulary to its most useful tokens (paper 2.4.1, scenario `optimized`), by default to half.
+    """Shrink a BPE vocabulary to its `number` most useful tokens (paper 2.4.1, scenario `optimized`), None: to half.
 
     Single bytes and characters and all special tokens are kept, and with each token the two that merge into it, so that
     what is kept is reached exactly as before. Special tokens do not count for `number`. `frequency` keeps what is most

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import regex
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import models
 
 from lepta.core.errors import LeptaError
@@ -21,7 +20,7 @@ from lepta.core.progress import step
 from lepta.vocabulary import tokenizer_json as parts
 from lepta.vocabulary.families import WORDS, byte_token
 from lepta.vocabulary.merges import whole_numbers
-from lepta.vocabulary.sentencepiece_file import NORMAL
+from lepta.vocabulary.sentencepiece_file import NORMAL, empty_model
 from lepta.vocabulary.start import CHARACTER_COVERAGE
 from lepta.vocabulary.tokenizer_json import NEVER, SPACE, Part, Spec
 from lepta.vocabulary.tokens import Vocabulary
@@ -146,7 +145,8 @@ def _train(words: Sequence[str], weights: np.ndarray, number: int) -> dict[str, 
             if most := regex.search(r"<= (\d+)", few):
                 few = f"it holds {int(most[1]):,} pieces at most, {number:,} are needed"
             raise LeptaError(f"corpus: {few}; give more text or ask for a smaller vocabulary") from error
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
+    proto = empty_model()
+    proto.ParseFromString(model.getvalue())
     return {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
 
 
