@@ -6,6 +6,7 @@ bytes that text without the target script can have, hence such text keeps its id
 
 import itertools
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, partial
@@ -24,7 +25,6 @@ from lepta.vocabulary.words import WordTable
 # A character that a SentencePiece vocabulary has no token for gets one if it makes up at least this share of the text.
 RARE_CHARACTER = 1e-6
 Symbols = tuple[bytes, ...]  # what a word splits into; a tuple, which costs the garbage collector less than a list
-UTF8_LENGTHS = ((4, 0x10000, 0xF0), (3, 0x800, 0xE0), (2, 0x80, 0xC0))  # length, first character, first byte
 FREQUENT_WORDS = 20_000  # enough to tell the script of a text
 LEAST_SHARE = 0.1  # of all letters; code and names beside a text of another script leave it more
 # Scripts in use today (Unicode, UAX 31), but Latin.
@@ -188,18 +188,14 @@ def _text(data: bytes) -> str | None:
 
 def characters_from(start: bytes) -> str:
     """All characters whose UTF-8 begins with these bytes and has more; empty if there are none."""
-    length, least = 1, 0
-    for longest, character, first in reversed(UTF8_LENGTHS):
-        if start[0] >= first:
-            length, least = longest, character
-    missing = length - len(start)
-    if missing <= 0:
-        return ""
-    number = start[0] & (0xFF >> (length + 1))
-    for byte in start[1:]:
-        number = number << 6 | byte & 0x3F
-    low, high = number << 6 * missing, (number + 1) << 6 * missing
-    return "".join(map(chr, range(max(low, least), min(high, sys.maxunicode + 1))))
+    numbers = range(sys.maxunicode + 1)  # in the order of their UTF-8
+    low = bisect_right(numbers, start, key=_utf8)
+    high = bisect_right(numbers, start + b"\xff", key=_utf8)  # a byte that UTF-8 never has
+    return "".join(map(chr, numbers[low:high]))
+
+
+def _utf8(number: int) -> bytes:
+    return chr(number).encode("utf-8", "surrogatepass")
 
 
 def count_characters(words: Sequence[str], weights: np.ndarray) -> Counter[str]:
