@@ -32,21 +32,20 @@ class Aligner:
     """Aligns passages between two vocabularies, whose texts start with tokens of these ids."""
 
     def __init__(self, old: Vocabulary, new: Vocabulary, old_start: int = -1, new_start: int = -1) -> None:
-        self._sides, self.new = ((old, old_start), (new, new_start)), new
+        self.old, self.new, self._starts = old, new, (old_start, new_start)
         self._specials = old.ids_by_bytes(Kind.SPECIAL)
         self._lengths = _byte_lengths(old), _byte_lengths(new)
 
     def align(self, passages: Sequence[str]) -> list[Alignment | None]:
         """Tokenise passages both ways; None for one whose bytes a tokenizer changes (by normalising them, say)."""
-        (old, _), (new, _) = self._sides
-        return list(map(self._one, passages, old.encode(passages), new.encode(passages)))
+        return list(map(self._one, passages, self.old.encode(passages), self.new.encode(passages)))
 
     def _one(self, passage: str, old_ids: list[int], new_ids: list[int]) -> Alignment | None:
-        (old, old_start), (new, new_start) = self._sides
-        written = _written(old, old_ids)
-        if written != _written(new, new_ids) or not written.endswith(passage.encode()):
+        written = _written(self.old, old_ids)
+        if written != _written(self.new, new_ids) or not written.endswith(passage.encode()):
             return None
         old_ends, new_ends = self._common_ends(written, old_ids, new_ids)
+        old_start, new_start = self._starts
         return Alignment(
             np.asarray([old_start, *old_ids], dtype=np.int64),
             np.asarray([new_start, *new_ids], dtype=np.int64),
@@ -70,7 +69,7 @@ class Aligner:
 
         No start of text is added. A special token that only the new vocabulary has is left out of the old ids.
         """
-        (old, _), (new, _) = self._sides
+        old, new = self.old, self.new
         old_ids: list[int] = []
         for special, run in itertools.groupby(new_ids, lambda i: bool(new.kinds[i] == Kind.SPECIAL)):
             ids = list(run)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepta.core.progress import step
-from lepta.vocabulary.tokenizer_json import merge_pairs
 from lepta.vocabulary.tokens import Vocabulary
 
 STEP = 1000  # tokens between two points of the curve
@@ -57,11 +56,7 @@ def curve(
 
 def _saved(old: Vocabulary, extended: Vocabulary, words: Sequence[str], weights: np.ndarray) -> np.ndarray:
     """Tokens that each new token saves: how often the merges that form it are done, in order of its id."""
-    done = extended.usage(words, weights)
-    vocab = extended.spec["model"]["vocab"]
-    parts: dict[int, tuple[int, int]] = {}
-    for left, right in merge_pairs(extended.spec["model"]["merges"]):
-        parts.setdefault(vocab[left + right], (vocab[left], vocab[right]))
+    done, parts = extended.usage(words, weights), extended.merge_parts
     for token in range(extended.size - 1, old.size - 1, -1):  # a token is merged as often as it is used, in it or alone
         for part in parts.get(token, ()):
             done[part] += done[token]

@@ -49,7 +49,6 @@ class _Known:
     roles: dict[str, str]
     normalizer: Part | None = None
     ignore_merges: bool = False
-    starts_with: str | None = None
 
 
 KNOWN_BY_SIZE = {
@@ -59,7 +58,6 @@ KNOWN_BY_SIZE = {
         specials=_llama3_specials(),
         roles={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
         ignore_merges=True,
-        starts_with="<|begin_of_text|>",
     ),
     151_643: _Known(
         name="Qwen",
@@ -107,7 +105,6 @@ def read_tekken(path: Path) -> tuple[Spec, Config]:
         specials=[named.get(n, f"<SPECIAL_{n}>") for n in range(first)],
         roles={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         ignore_merges=True,
-        starts_with="<s>",
     )
     return _spec_and_config(tokens, dict(enumerate(known.specials)), known)
 
@@ -120,7 +117,7 @@ def _spec_and_config(tokens: Mapping[int, bytes], specials: dict[int, str], know
         [parts.added_token(*item) for item in specials.items()],
         normalizer=known.normalizer,
         pre_tokenizer=parts.split_bytes(known.regex),
-        post_processor=parts.start_with(known.starts_with, vocab),
+        post_processor=parts.start_with(known.roles.get("bos_token"), vocab),
         decoder=parts.byte_level(use_regex=True),
     )
     return spec, parts.tokenizer_config(known.roles)

@@ -19,12 +19,11 @@ BATCH, LISTED = 100, 20  # documents at a time, and that are named
 
 
 class Changed(NamedTuple):
-    """A document and where its ids are others."""
+    """A document whose ids are others, and where they are so outside words with letters of the new tokens."""
 
     document: str
-    own: bool  # in words with letters of the new tokens
-    lost: list[str]  # elsewhere, by old tokens that gave up their ids
-    others: list[str]  # elsewhere, without such a reason
+    lost: list[str]  # by old tokens that gave up their ids
+    others: list[str]  # without such a reason
 
     def shown(self, stretch: str) -> str:
         """One of the stretches, and the document that it is in."""
@@ -41,15 +40,15 @@ def changed_texts(old: Vocabulary, new: Vocabulary, documents: Sequence[str]) ->
     for document, after, before in zip(documents, new.encode(documents), old.encode(documents), strict=True):
         if after == before:
             continue
-        found = Changed(document, False, [], [])
+        found = Changed(document, [], [])
         data = b"".join(map(new.data, after))
         old_spans = _spans(old, before)
         gone = [start for start, _, i in old_spans if i not in kept]
         for start, end in _changed_spans(_spans(new, after), old_spans):
             text = _text(_whole_characters(data, start, end))
             if letters.search(text):
-                found = found._replace(own=True)
-            elif any(start <= place < end for place in gone):
+                continue
+            if any(start <= place < end for place in gone):
                 found.lost.append(text)
             else:
                 found.others.append(text)
