@@ -21,8 +21,10 @@ def test_mistyped_paths_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
         locate("my/adaptd", [])
     with pytest.raises(LeptaError, match="my/other: no such file or folder; it is no hub id either"):
         locate("my/other", [])
-    with pytest.raises(LeptaError, match="no such file or folder"):
-        locate("/my/other", [])
+    (tmp_path / "file.gguf").touch()
+    for name in ("/my/other", "file.gguf/other"):
+        with pytest.raises(LeptaError, match=f"{name}: no such file or folder$"):
+            locate(name, [])
 
 
 def test_a_folder_that_is_half_written_is_not_proposed(tmp_path, monkeypatch):

@@ -30,9 +30,10 @@ def locate(source: str | Path, hub_files: list[str]) -> Path:
     if is_there(text):
         return path
     match = HUB_ID.fullmatch(text)
-    if not match:
+    beside = is_there(path.parent)
+    if not match or (beside and not path.parent.is_dir()):  # below a file there is nothing
         raise LeptaError(f"{text}: no such file or folder")
-    if is_there(path.parent):  # a mistyped path, not worth a question to the network
+    if beside:  # a mistyped path, not worth a question to the network
         shown = [there.name for there in path.parent.iterdir() if there.name[0] != "."]  # not half-written
         near = difflib.get_close_matches(path.name, shown, n=1)
         hint = f"it is no hub id either, since {path.parent} is a folder here"
