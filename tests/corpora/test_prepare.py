@@ -286,10 +286,11 @@ def test_wrong_field_names_those_that_exist(run, tmp_path, write_rows):
     assert nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["", "dataset:"])
-def test_field_of_a_source(run, written, write_rows, documents, kind):
-    folder = write_rows("raw/a.jsonl", [{"body": text} for text in documents]).parent
-    run({"a": {"text": [f"{kind}{folder}"], "field": "body"}})
+@pytest.mark.parametrize(("source", "key"), [("{}", "body"), ("dataset:{}", "body"), ("{}?field=text", "text")])
+def test_field_of_a_source(run, written, write_rows, documents, source, key):
+    """That of the settings, unless the text source names one itself."""
+    folder = write_rows("raw/a.jsonl", [{key: text} for text in documents]).parent
+    run({"a": {"text": [source.format(folder)], "field": "body"}})
     assert texts_of(written()["a"]) == documents
 
 

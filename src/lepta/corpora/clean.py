@@ -102,7 +102,7 @@ class Cleaner:
 
 def _note(removed: dict[str, int], name: str, before: str, after: str) -> str:
     if len(before) != len(after):
-        removed[name] = removed.get(name, 0) + len(before) - len(after)
+        removed[name] = len(before) - len(after)
     return after
 
 

@@ -14,7 +14,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.reading import read_json
 from lepta.corpora.settings import CorpusSettings, Source
-from lepta.text.sources import DATASET, FIELD, text_field, text_files
+from lepta.text.sources import DATASET, text_field, text_files
 
 TASK = 16_000_000  # bytes of files; a larger file is one task, as compressed files can be read from the start only
 SECONDS_BETWEEN_PULSES = 1.0
@@ -64,9 +64,9 @@ def inputs_of(source: Source) -> list[Input]:
         if text.startswith(DATASET):
             inputs.append(Input(text, source.field, 0))
             continue
-        _, field = text_field(text)
+        _, field = text_field(text, source.field)
         for file in text_files(text):
-            inputs.append(Input(str(file), field if field != FIELD else source.field, file.stat().st_size))
+            inputs.append(Input(str(file), field, file.stat().st_size))
     return inputs
 
 

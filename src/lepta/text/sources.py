@@ -54,12 +54,12 @@ def is_word_list(source: str) -> bool:
     return source.startswith(WORDFREQ)
 
 
-def text_field(source: str) -> tuple[str, str]:
-    """Split a text source into its place and the field of its rows that holds the text."""
+def text_field(source: str, field: str = FIELD) -> tuple[str, str]:
+    """Split a text source into its place and the field of its rows that holds the text: `field` if it names none."""
     if source.startswith(DATASET) or is_there(source):
-        return source, FIELD
+        return source, field
     place, _, query = source.partition("?")
-    return place, _options(source, query, ("field",)).get("field", FIELD)
+    return place, _options(source, query, ("field",)).get("field", field)
 
 
 def _options(source: str, query: str, known: tuple[str, ...]) -> dict[str, str]:
