@@ -148,9 +148,9 @@ def _read_any(path: Path) -> TokenizerSource:
     if head.startswith(b"GGUF"):
         return TokenizerSource(*read_gguf_tokenizer(path, read_gguf_fields(path)), str(path))
     if TIKTOKEN_LINE.match(head):
-        return TokenizerSource(*read_tiktoken(path), None, str(path))
+        return TokenizerSource(*read_tiktoken(path), origin=str(path))
     if head.startswith(SENTENCEPIECE_HEAD):
-        return TokenizerSource(*read_sentencepiece(path), None, str(path))
+        return TokenizerSource(*read_sentencepiece(path), origin=str(path))
     raise LeptaError(
         f"{path}: not a tokenizer; expected a folder with tokenizer.json, a tokenizer.json, a SentencePiece .model, "
         "a tiktoken file, tekken.json or a .gguf file"
@@ -160,10 +160,10 @@ def _read_any(path: Path) -> TokenizerSource:
 def _read_json(path: Path) -> TokenizerSource:
     content = read_json(path)
     if "config" in content and "model" not in content and "vocab" in content:
-        return TokenizerSource(*read_tekken(path), None, str(path))
+        return TokenizerSource(*read_tekken(path), origin=str(path))
     if not isinstance(content.get("model"), dict) or "vocab" not in content["model"]:
         raise LeptaError(f"{path}: no tokenizer in it; expected the field model.vocab, as `tokenizers` saves it")
-    return TokenizerSource(content, {"tokenizer_class": "PreTrainedTokenizerFast"}, None, str(path))
+    return TokenizerSource(content, {"tokenizer_class": "PreTrainedTokenizerFast"}, origin=str(path))
 
 
 def _read_folder(folder: Path) -> TokenizerSource:
