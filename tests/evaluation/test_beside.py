@@ -114,7 +114,7 @@ def test_rules_are_checked(rules, good, bad):
         ("instructions: [{prompt: Раз, rules: {}}]", "give at least one rule"),
         ("instructions: [{prompt: Раз, rules: {words: {}}}]", "give exactly, at_least or at_most"),
         ("instructions: [{prompt: Раз, rules: {word: {exactly: 1}}}]", "words"),
-        ("instructions: [{prompt: Раз, rules: {script: Klingon}}]", "no Unicode script 'Klingon'"),
+        ("instructions: [{prompt: Раз, rules: {script: Klingon}}]", "unknown script 'Klingon'"),
         ("instructions: [{prompt: Раз, rules: {words: , format: json}}]", "words says nothing"),
         ("instructions: [{prompt: Раз, rules: {words: {exactly: }}}]", "give exactly, at_least or at_most"),
         ("instructions: [{prompt: Раз, rules: {words: {at_least: 3, at_most: 2}}}]", "at_least 3 is above at_most 2"),

@@ -1,7 +1,7 @@
 """Intervals of shares."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Z = 1.96  # standard deviations within which 95 % of a normal distribution lie
@@ -31,6 +31,9 @@ class Share:
         return cls(right, number, right / number, *wilson(right / number, number))
 
 
-def shares_of(found: Mapping[str, Sequence[bool]]) -> dict[str, Share]:
+def shares_of(found: Iterable[tuple[str, bool]]) -> dict[str, Share]:
     """Of each of some names the share of what is true, in the order of the names."""
-    return {name: Share.of(sum(values), len(values)) for name, values in sorted(found.items())}
+    values: dict[str, list[bool]] = {}
+    for name, value in found:
+        values.setdefault(name, []).append(value)
+    return {name: Share.of(sum(values[name]), len(values[name])) for name in sorted(values)}

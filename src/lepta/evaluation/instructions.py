@@ -11,29 +11,20 @@ from typing import Annotated, Any, Literal
 import regex
 from pydantic import AfterValidator, Field, model_validator
 
-from lepta.calibration.calibrate import Place, opened_writer
+from lepta.calibration.calibrate import Place
 from lepta.calibration.settings import AnswerSettings
-from lepta.calibration.writers import Refusal, Sampling
+from lepta.calibration.writers import Sampling
 from lepta.core.errors import LeptaError
 from lepta.core.intervals import Share, shares_of
-from lepta.core.progress import progress
 from lepta.core.reading import parse_json, read_yaml
-from lepta.core.settings import Section, validated
+from lepta.core.settings import Section, known_script, validated
+from lepta.evaluation.pairwise import texts_of
 from lepta.evaluation.shipped import evaluation_file
 
 SCRIPT_SHARE = 0.95  # of the letters, for a name or a formula may be in another script
 POINT = regex.compile(r"(?m)^\s*(?:[-*•–—]|\d+[.)])\s+\S")
 END_OF_SENTENCE, IN_WORDS = regex.compile(r"[.!?…]+"), regex.compile(r"[\w'’-]+")
 FENCE = regex.compile(r"(?s)^```\w*\n(.*)\n```$")
-
-
-def _known_script(name: str) -> str:
-    try:
-        regex.compile(rf"\p{{{name}}}")
-    except regex.error as error:
-        raise ValueError(f"no Unicode script {name!r}; expected one as Cyrillic or Greek") from error
-    return name
-
 
 Words = Annotated[str, Field(min_length=1)]
 
@@ -74,7 +65,7 @@ class Rules(Section):
     lacks: list[Words] | None = Field(default=None, min_length=1, description="Texts not in it, in any case")
     starts: Words | None = Field(default=None, description="How it begins, in any case")
     ends: Words | None = Field(default=None, description="How it ends, in any case")
-    script: Annotated[str, AfterValidator(_known_script)] | None = Field(
+    script: Annotated[str, AfterValidator(known_script)] | None = Field(
         default=None, description="Unicode script of its letters"
     )
     case: Literal["upper", "lower"] | None = Field(default=None, description="Of all letters")
@@ -170,24 +161,14 @@ def instruction_following(
 ) -> Followed:
     """Ask an instruct model, greedily, and check its answers; LeptaError if it cannot be read or refuses a prompt."""
     settings = settings or AnswerSettings()
-    rows: list[dict[str, Any]] = []
+    asked = [[{"role": "user", "content": one.prompt}] for one in instructions]
     sampling = Sampling(settings.max_tokens, thinking=settings.budget)
-    with (
-        opened_writer(model, settings) as writer,
-        progress("writing answers to instructions", len(instructions)) as bar,
-    ):
-        for start in range(0, len(instructions), writer.at_once):
-            part = instructions[start : start + writer.at_once]
-            asked = [[{"role": "user", "content": one.prompt}] for one in part]
-            for one, written in zip(part, writer.write(asked, sampling), strict=True):
-                if isinstance(written, Refusal):
-                    raise LeptaError(f"{model.model}: {written.reason}")
-                text = written[0].text
-                rows.append({"prompt": one.prompt, "answer": text, "kept": kept_rules(one.rules, text)})
-            bar.set(len(rows))
-    kept: dict[str, list[bool]] = {}
-    for row in rows:
-        for name, value in row["kept"].items():
-            kept.setdefault(name, []).append(value)
+    texts = texts_of(model, asked, sampling, settings, description="writing answers to instructions")
+    rows: list[dict[str, Any]] = []
+    kept: list[tuple[str, bool]] = []
+    for one, text in zip(instructions, texts, strict=True):
+        marks = kept_rules(one.rules, text)
+        rows.append({"prompt": one.prompt, "answer": text, "kept": marks})
+        kept += marks.items()
     whole = sum(all(row["kept"].values()) for row in rows)
     return Followed(Share.of(whole, len(rows)), shares_of(kept), rows)

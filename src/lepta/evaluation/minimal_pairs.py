@@ -53,10 +53,8 @@ def minimal_pairs(model: str | Path, pairs: Sequence[Pair]) -> dict[str, Share]:
     LeptaError if the model cannot be read, or its tokenizer has no token that starts a text.
     """
     right = _likelier(model, pairs)
-    found: dict[str, list[bool]] = {}
-    for pair, is_right in zip(pairs, right, strict=True):
-        found.setdefault(pair.phenomenon, []).append(is_right)
-    return shares_of(found) | {ALL: Share.of(sum(right), len(right))}
+    named = zip((pair.phenomenon for pair in pairs), right, strict=True)
+    return shares_of(named) | {ALL: Share.of(sum(right), len(right))}
 
 
 def _likelier(model: str | Path, pairs: Sequence[Pair]) -> list[bool]:

@@ -9,7 +9,7 @@ from typing import Any
 from lepta.calibration.calibrate import Place, opened_writer
 from lepta.calibration.prompts import Prompt, read_prompts
 from lepta.calibration.settings import AnswerSettings
-from lepta.calibration.writers import Form, Refusal, Sampling, Written
+from lepta.calibration.writers import Form, Refusal, Sampling
 from lepta.core.errors import LeptaError
 from lepta.core.intervals import Share
 from lepta.core.progress import progress
@@ -66,9 +66,9 @@ def compare_models(
         raise LeptaError(f"{', '.join(prompts)}: no prompt in it")
     conversations = [list(prompt.messages) for prompt in asked]
     sampling = Sampling(settings.max_tokens, thinking=settings.budget)
-    sides = [_texts(place, conversations, sampling, settings) for place in (first, second)]
+    sides = [texts_of(place, conversations, sampling, settings) for place in (first, second)]
     shown = [*map(_case, asked, *sides), *map(_case, asked, *reversed(sides))]
-    replies = _texts(judge, shown, Sampling(REPLY), settings, BETTER)
+    replies = texts_of(judge, shown, Sampling(REPLY), settings, BETTER)
     verdicts = list(map(read_verdict, replies))
     swapped = [verdict and 3 - verdict for verdict in verdicts[len(asked) :]]
     rows = []
@@ -88,36 +88,34 @@ def _comparison(rows: list[dict[str, Any]]) -> Comparison:
     return Comparison(wins, losses, undecided, len(pairs) - len(read), share, agreement, rows)
 
 
-def _texts(
+def texts_of(
     place: Place,
     conversations: Sequence[Sequence[Message]],
     sampling: Sampling,
     settings: AnswerSettings,
     form: Form | None = None,
+    description: str = "",
 ) -> list[str]:
-    """What a model writes; a judge (`form`) that refuses leaves its reply empty."""
-    written: list[Written] = []
-    with (
-        opened_writer(place, settings) as writer,
-        progress(f"{place.model}: writing answers", len(conversations)) as bar,
-    ):
+    """What a model writes; a judge (`form`) that refuses leaves its reply empty, for any other it is a LeptaError."""
+    texts: list[str] = []
+    description = description or f"{place.model}: writing answers"
+    with opened_writer(place, settings) as writer, progress(description, len(conversations)) as bar:
         for start in range(0, len(conversations), writer.at_once):
-            written += writer.write(conversations[start : start + writer.at_once], sampling, form)
-            bar.set(len(written))
-    texts = []
-    for answers in written:
-        if not isinstance(answers, Refusal):
-            texts.append(answers[0].text)
-        elif form:
-            texts.append("")
-        else:
-            raise LeptaError(f"{place.model}: {answers.reason}")
+            for written in writer.write(conversations[start : start + writer.at_once], sampling, form):
+                if not isinstance(written, Refusal):
+                    texts.append(written[0].text)
+                elif form:
+                    texts.append("")
+                else:
+                    raise LeptaError(f"{place.model}: {written.reason}")
+            bar.set(len(texts))
     return texts
 
 
 def _case(prompt: Prompt, first: str, second: str) -> list[Message]:
-    """What the judge is asked; what is filled in may hold braces of its own."""
+    """What the judge is asked."""
     conversation = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages)
-    filled = {"{conversation}": conversation, "{first}": first, "{second}": second}
-    parts = re.split(r"(\{(?:conversation|first|second)\})", shipped_data("evaluation/pairwise.yaml")["case"])
-    return [{"role": "user", "content": "".join(filled.get(part, part) for part in parts).strip()}]
+    case = shipped_data("evaluation/pairwise.yaml")["case"].format(
+        conversation=conversation, first=first, second=second
+    )
+    return [{"role": "user", "content": case.strip()}]
