@@ -108,8 +108,7 @@ def propagate_best(
         )
     if not settings.several or judge is None:
         # All variants in one call: the base's half of the normal equations serves them all.
-        deltas, changes = [first.body_delta] * len(variants), [first.delta_scale] * len(variants)
-        facts = propagate(base, adapted, variants, first.method, body_deltas=deltas, delta_scales=changes, **options)
+        facts = propagate(base, adapted, variants, first.method, **_scales(first, len(variants)), **options)
         if settings.several:
             for fact in facts:
                 fact["chosen"] = {"by": "rows alone: no held-out text or answers are named"}
@@ -122,13 +121,13 @@ def propagate_best(
             if scales:
                 raise LeptaError(f"propagate: several scales to choose from, but {error}; give one of each") from error
             way, chosen = first, {"by": f"rows alone: {error}"}
-        (fact,) = propagate(base, adapted, [(instruct, folder)], way.method, **_arguments(way), **options)
+        (fact,) = propagate(base, adapted, [(instruct, folder)], way.method, **_scales(way), **options)
         found.append(fact | {"chosen": chosen})
     return found
 
 
-def _arguments(way: Way) -> dict[str, Any]:
-    return {"body_deltas": [way.body_delta], "delta_scales": [way.delta_scale]}
+def _scales(way: Way, variants: int = 1) -> dict[str, Any]:
+    return {"body_deltas": [way.body_delta] * variants, "delta_scales": [way.delta_scale] * variants}
 
 
 def check_room(instruct: Checkpoint) -> None:
@@ -168,7 +167,7 @@ def _best(
     def score(way: Way) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder:
             try:
-                propagate(base, adapted, [(instruct, folder)], way.method, **_arguments(way), **options)
+                propagate(base, adapted, [(instruct, folder)], way.method, **_scales(way), **options)
             except LeptaError:
                 if settings.method != "auto" or way.method == "swap":
                     raise

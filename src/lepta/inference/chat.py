@@ -18,12 +18,10 @@ from lepta.inference.thinking import block_of, needed_block, switches
 Message = dict[str, Any]
 
 SECONDS = 10  # for one conversation; a template of a real model takes milliseconds
-
-
+MEMORY = 2 << 30  # bytes for the same: a template can double a text until nothing is left
 MOST_OF_TEMPLATE = 1_000_000  # characters that a template writes of its own; 10,000 are many
 LONGEST_ESCAPE = 12  # characters that may stand for one: two of \\ud83d
 REPEATED = 30  # lines of a message that shows where a template puts it: some cut long ones
-MEMORY = 2 << 30  # bytes for the same: a template can double a text until nothing is left
 
 
 @contextmanager
