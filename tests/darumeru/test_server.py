@@ -1,6 +1,8 @@
 """A server that runs the same tiny model gives what the model gives in this process; failures are loud."""
 
 import json
+import threading
+import time
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from lepta.darumeru.backend import Asking, GenerationRequest, Question
 from lepta.darumeru.data import load_dataset, write_dataset
 from lepta.darumeru.runner import run
 from lepta.darumeru.server_backend import ServerBackend
-from lepta.inference.client import Client
+from lepta.inference.client import AT_ONCE, Client
 
 
 @pytest.fixture
@@ -107,6 +109,24 @@ def test_answers_whose_text_is_none(remote, monkeypatch, text):
     monkeypatch.setattr(remote, "_post", lambda options: answer)
     with pytest.raises(LeptaError, match=r"server: text of its answer is .*, expected str"):
         remote.generate([GenerationRequest("Раз")], 4)
+
+
+def test_labels_of_several_tokens_take_no_more_requests_at_once(remote, monkeypatch):
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def post(options):
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        with lock:
+            under_way -= 1
+        return {"choices": [{"logprobs": {"token_logprobs": [None, *[-1.0] * len(options["prompt"])]}}]}
+
+    monkeypatch.setattr(remote, "_post", post)
+    remote.choose([Question("Вопрос.\n\nОтвет:", (" Да, это так", " Нет, это не так"))] * 16)
+    assert 1 < most <= AT_ONCE
 
 
 def test_no_server(loaded):

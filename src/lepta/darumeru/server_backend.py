@@ -36,19 +36,12 @@ ENDS = r"(?=[^\S\n]*(?:[^\w\s]|\n|$))"  # a sign or the end of the line comes ne
 ANSWER = r"(?i:\bответ|\banswer)\W+(?i:(?:is|это)\W+)?"
 
 
-class _Server(Backend):
-    """A model of a server, and its tokenizer here. What weights a server has cannot be seen from here."""
-
-    def __init__(self, client: Client, facts: Mapping[str, str], tokenizer: Any, how: Asking) -> None:
-        super().__init__(tokenizer, {**facts, "model": client.name}, how)
-        self._client = client
-
-
-class ServerBackend(_Server):
-    """A model asked by completions."""
+class ServerBackend(Backend):
+    """A model asked by completions, and its tokenizer here."""
 
     def __init__(self, client: Client, tokenizer: Any, how: Asking = USUAL) -> None:
-        super().__init__(client, {"backend": "server"}, tokenizer, how)
+        super().__init__(tokenizer, {"backend": "server", "model": client.name}, how)
+        self._client = client
 
     def think(self, prompts: Sequence[str]) -> list[str]:
         """Prompts with the model's thinking in them, if it is to think: written for them before they are asked."""
@@ -92,7 +85,7 @@ class ServerBackend(_Server):
     def _choose(self, branches: Sequence[Branch]) -> tuple[float, ...]:
         start = branches[0].start
         if any(len(branch.ids) > start + 1 for branch in branches):
-            return tuple(at_once(lambda branch: sum(self._echo(branch.ids)[start:]), branches))
+            return tuple(sum(self._echo(branch.ids)[start:]) for branch in branches)
         choice = self._complete(branches[0].ids[:start], max_tokens=1, logprobs=TOP)
         top = field(choice, "logprobs", "top_logprobs", 0, kind=dict)
         absent = min(top.values(), default=0.0) - 1
@@ -145,12 +138,13 @@ class ServerBackend(_Server):
         return self._client.post("completions", options)
 
 
-class ChatBackend(_Server):
+class ChatBackend(Backend):
     """A model asked by chat; its tokenizer here counts tokens by its chat template."""
 
     def __init__(self, client: Client, tokenizer: Any, how: Asking = USUAL) -> None:
-        facts = {"backend": "chat server", "labels": "generated"}
-        super().__init__(client, facts, tokenizer, replace(how, chat=True))
+        facts = {"backend": "chat server", "labels": "generated", "model": client.name}
+        super().__init__(tokenizer, facts, replace(how, chat=True))
+        self._client = client
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as JSON, the lead-in of the unfinished turn apart."""
