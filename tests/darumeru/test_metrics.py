@@ -65,10 +65,11 @@ class _Lemmas(Tokenizer):
 def test_rouge_as_rouge_score(answer, reference):
     scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=_Lemmas())
     theirs = scorer.score(" ".join(reference), " ".join(answer))
+    lemmas = [metrics.lemmas(" ".join(text)) for text in (answer, reference)]
     for n in (1, 2):
-        mine = metrics.rouge(metrics.lemmas(" ".join(answer)), metrics.lemmas(" ".join(reference)), n)
+        mine = metrics.rouge(*(metrics.ngrams(text, n) for text in lemmas))
         expected = theirs[f"rouge{n}"]
-        assert mine == pytest.approx((expected.recall, expected.precision, expected.fmeasure))
+        assert mine == pytest.approx((expected.recall, expected.fmeasure))
 
 
 def test_lemmas():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepta.core.errors import LeptaError
-from lepta.darumeru.metrics import exam_numbers, lemmas, most_exam_points, ngrams, rouge_of_counts
+from lepta.darumeru.metrics import exam_numbers, lemmas, most_exam_points, ngrams, rouge
 from lepta.darumeru.records import Fields, Record
 from lepta.darumeru.rows import LETTERS
 from lepta.darumeru.sentences import sentences
@@ -234,7 +234,7 @@ def oracle_sentences(document: Sequence[str], summary: str) -> list[int]:
             if place in chosen:
                 continue
             counts = [have + new for have, new in zip(together, mine, strict=True)]
-            likeness = sum(rouge_of_counts(have, wanted).f1 for have, wanted in zip(counts, gold, strict=True))
+            likeness = sum(rouge(have, wanted).f1 for have, wanted in zip(counts, gold, strict=True))
             if likeness > score:
                 best, score, best_counts = place, likeness, counts
         if best < 0:

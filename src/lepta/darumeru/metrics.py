@@ -193,10 +193,9 @@ def lemmas(text: str) -> list[str]:
 
 
 class Rouge(NamedTuple):
-    """Shared n-grams by those of the reference, by those of the answer, and the F1 of both."""
+    """Shared n-grams by those of the reference, and the F1 of this and of the same by those of the answer."""
 
     recall: float
-    precision: float
     f1: float
 
 
@@ -205,17 +204,12 @@ def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def rouge(answer: Sequence[str], reference: Sequence[str], n: int) -> Rouge:
-    """ROUGE-N of two lists of words (Lin 2004), here lemmas; all 0 if one has no n-grams."""
-    return rouge_of_counts(ngrams(answer, n), ngrams(reference, n))
-
-
-def rouge_of_counts(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> Rouge:
-    """ROUGE of n-grams that are counted already."""
+def rouge(answer: Counter[tuple[str, ...]], reference: Counter[tuple[str, ...]]) -> Rouge:
+    """ROUGE-N (Lin 2004) of two texts whose n-grams are counted, here of lemmas; all 0 if one has none."""
     shared, written, wanted = (answer & reference).total(), answer.total(), reference.total()
     if not shared:
-        return Rouge(0.0, 0.0, 0.0)
-    return Rouge(shared / wanted, shared / written, 2 * shared / (wanted + written))
+        return Rouge(0.0, 0.0)
+    return Rouge(shared / wanted, 2 * shared / (wanted + written))
 
 
 def r_precision(scores: Sequence[float], gold: Sequence[int]) -> float:

@@ -75,22 +75,18 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Fields]]:
     """Line and fields of each row of a CSV file, streamed: a small packed file may have millions."""
-    rows = _csv_rows(path)
-    line, names = next(rows, (0, []))
-    # MMLU's own files have no header: question, four choices, letter.
-    if len(names) == 6 and names[5] in LETTERS:
-        rows = itertools.chain([(line, names)], rows)
-        names = ["question", *LETTERS, "answer"]
-    for number, cells in rows:
-        if len(cells) != len(names):
-            raise LeptaError(f"{path}, line {number}: {len(cells)} cells; expected {len(names)}")
-        yield number, dict(zip(names, cells, strict=True))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     table = csv.reader(io.StringIO(read_text(path), newline=""))
+    rows: Iterator[list[str]] = filter(None, table)  # a blank line has no cells
     try:
-        yield from ((table.line_num, cells) for cells in table if cells)  # a blank line has none
+        names = next(rows, [])
+        # MMLU's own files have no header: question, four choices, letter.
+        if len(names) == 6 and names[5] in LETTERS:
+            rows = itertools.chain([names], rows)
+            names = ["question", *LETTERS, "answer"]
+        for cells in rows:
+            if len(cells) != len(names):
+                raise LeptaError(f"{path}, line {table.line_num}: {len(cells)} cells; expected {len(names)}")
+            yield table.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise LeptaError(f"{path}, line {table.line_num}: not CSV ({error}); see that all quotes are closed") from error
 

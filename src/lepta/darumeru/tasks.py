@@ -32,6 +32,7 @@ from lepta.darumeru.metrics import (
     exam_points,
     legacy_copied_share,
     lemmas,
+    ngrams,
     r_precision,
     rouge,
     token_f1,
@@ -241,7 +242,7 @@ def _grade_summary(task: Task, sample: Sample, answer: Answer) -> Values:
     mine, right = lemmas(answer.text or ""), lemmas(sample.row.summary)
     values: Values = {}
     for n in (1, 2):
-        overlap = rouge(mine, right, n)
+        overlap = rouge(ngrams(mine, n), ngrams(right, n))
         values |= {f"rouge{n}_recall": overlap.recall, f"rouge{n}_f1": overlap.f1}
     return values
 
