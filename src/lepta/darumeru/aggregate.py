@@ -33,8 +33,7 @@ class TaskResult:
     expected: int  # samples that the task has
     scores: Sequence[SampleScore]
     errors: Sequence[str] = ()  # samples that failed, and why
-    # What must be equal for two results to be compared: hashes of data and prompt, version, number of shots.
-    conditions: Mapping[str, str | int] = field(default_factory=dict)
+    conditions: Mapping[str, str | int] = field(default_factory=dict)  # as of `conditions_of`
 
     @property
     def ids(self) -> set[str]:
@@ -42,15 +41,15 @@ class TaskResult:
         return {score.id for score in self.scores}
 
 
+def conditions_of(task: Task, dataset: Dataset, shots: int) -> dict[str, str | int]:
+    """What must be equal for two results to be compared."""
+    return {"version": task.version, "prompt": task.prompt_sha256, "data": dataset.sha256, "shots": shots}
+
+
 def task_result(task: Task, dataset: Dataset, scores: Sequence[SampleScore], shots: int) -> TaskResult:
     """Put together what a runner has of one task, from the dataset as it was asked and the examples asked for."""
-    conditions: dict[str, str | int] = {
-        "version": task.version,
-        "prompt": task.prompt_sha256,
-        "data": dataset.sha256,
-        "shots": shots,
-    }
-    return TaskResult(task.name, task.definition, len(task.samples(dataset)), scores, conditions=conditions)
+    expected = len(task.samples(dataset))
+    return TaskResult(task.name, task.definition, expected, scores, conditions=conditions_of(task, dataset, shots))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import yaml
 
 from lepta.core.errors import LeptaError
 from lepta.core.output import publishing
-from lepta.darumeru.aggregate import task_result
+from lepta.darumeru.aggregate import conditions_of
 from lepta.darumeru.data import Dataset, load_dataset, write_dataset
 from lepta.darumeru.metrics import COLUMN_SIZES
 from lepta.darumeru.tasks import Definition, Task, named_tasks
@@ -49,7 +49,7 @@ def export(
     shots: int = 0,
     definition: Definition = "current",
     tokenizer: str | Path | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     force: bool = False,
 ) -> list[str]:
     """Write the folder atomically; the names of tasks that were left out because they need a tokenizer.
@@ -57,7 +57,7 @@ def export(
     `source` is that of the data, `tokenizer` any source of the model that is to be measured. Examples (`shots`) are not
     left out where they do not fit, since no model is known here.
     """
-    wanted = named_tasks(names or (), definition)
+    wanted = named_tasks(names, definition)
     chosen = [task for task in wanted if tokenizer is not None or not counts_tokens(task)]
     if not chosen:
         raise LeptaError(f"{', '.join(task.name for task in wanted)}: counts tokens; give --tokenizer MODEL")
@@ -78,14 +78,14 @@ def export(
 
 
 def _task(task: Task, dataset: Dataset, shots: int) -> dict[str, Any]:
-    conditions = task_result(task, dataset, [], shots).conditions
+    conditions = conditions_of(task, dataset, shots)
     facts = {"name": task.name, "definition": task.definition, "shots": shots, **conditions}
     return {"task": f"{PREFIX}_{task.name}", "class": _Function(CLASS), "metadata": facts}
 
 
 def check(folder: Path, task: Task, dataset: Dataset, facts: Mapping[str, Any]) -> None:
     """An error if another version of the task wrote the folder, or its data was changed since."""
-    conditions = task_result(task, dataset, [], facts["shots"]).conditions
+    conditions = conditions_of(task, dataset, facts["shots"])
     unlike = [name for name, value in conditions.items() if facts.get(name) != value]
     if unlike:
         raise LeptaError(

@@ -14,7 +14,7 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.core.output import write_json
 from lepta.core.progress import progress
-from lepta.darumeru.aggregate import Summary, summarise, task_result
+from lepta.darumeru.aggregate import Summary, conditions_of, summarise
 from lepta.darumeru.backend import Backend, Completion, GenerationRequest, Question
 from lepta.darumeru.data import Dataset, load_dataset
 from lepta.darumeru.log import SUMMARY, UNFORESEEN, Record, Results, TaskLog, check_output, read_results, task_results
@@ -41,7 +41,7 @@ def run(
     backend: Backend,
     source: str,
     output: Path,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     shots: int = 0,
     definition: Definition = "current",
     limit: int | None = None,
@@ -87,10 +87,10 @@ def ask(
 
 
 def choose_tasks(
-    source: str, names: Sequence[str] | None = None, definition: Definition = "current"
+    source: str, names: Sequence[str] = (), definition: Definition = "current"
 ) -> tuple[list[Task], dict[str, Dataset]]:
-    """Tasks by their names (None: all), and their data by its names."""
-    chosen = named_tasks(names or (), definition)
+    """Tasks by their names (none: all), and their data by its names."""
+    chosen = named_tasks(names, definition)
     datasets = dict.fromkeys(task.dataset for task in chosen)
     return chosen, {name: load_dataset(name, source) for name in datasets}
 
@@ -119,14 +119,13 @@ def fit(task: Task, dataset: Dataset, sample: Sample, shots: int, backend: Backe
 
 def _header(task: Task, dataset: Dataset, shots: int, settings: dict[str, Any]) -> dict[str, Any]:
     """All that a task's answers depend on."""
-    empty = task_result(task, dataset, [], shots)
     asked = ["thinking", "labels"] if task.labels else ["thinking"]
     written = {name: settings[name] for name in asked if name in settings}
     return {
         "task": task.name,
         "definition": task.definition,
-        "expected": empty.expected,
-        "conditions": {**empty.conditions, **written},
+        "expected": len(task.samples(dataset)),
+        "conditions": {**conditions_of(task, dataset, shots), **written},
         "run": settings,
     }
 
