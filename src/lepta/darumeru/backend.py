@@ -9,6 +9,7 @@ from typing import Any
 from lepta.core.errors import LeptaError
 from lepta.darumeru.tasks import Message
 from lepta.inference.chat import chat_prompt
+from lepta.inference.generation import start_tokens
 from lepta.inference.scoring import Branch, Question, branches_of, token_ids
 
 CONTEXT = 4096  # of the paper's runs
@@ -73,8 +74,7 @@ class Backend(ABC):
         if self.thinking and not self.chat:
             raise LeptaError("thinking: needs a chat template; plain text has no thinking in it")
         # Chat templates write the token that starts a text themselves.
-        starts = tokenizer("").get("input_ids", [])
-        self._start = (starts[0],) if starts and starts[0] == tokenizer.bos_token_id and not self.chat else ()
+        self._start = () if self.chat else tuple(start_tokens(tokenizer))
 
     @property
     def identity(self) -> Mapping[str, str | int]:

@@ -53,12 +53,10 @@ class LmEvalBackend(Backend):
         """Continue greedily. Tokens emitted are those that the text has when it is encoded, at most `max_tokens`."""
         texts = self._generated(requests, max_tokens)
         # The harness ends a text at a stop with nothing before it; here such a stop does not count.
-        again = {}
-        for n, request in enumerate(requests):
-            if request.stops and not texts[n].strip():
-                again[n] = replace(request, stops=())
+        again = [n for n, request in enumerate(requests) if request.stops and not texts[n].strip()]
         if again:
-            for n, text in zip(again, self._generated(list(again.values()), max_tokens), strict=True):
+            whole = self._generated([replace(requests[n], stops=()) for n in again], max_tokens)
+            for n, text in zip(again, whole, strict=True):
                 texts[n] = text
         completions = []
         for request, text in zip(requests, texts, strict=True):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, model_validator
 
 from lepta.core.errors import LeptaError, explained
-from lepta.core.journal import append_rows, parsed_row, write_rows
+from lepta.core.journal import REMEDY, append_rows, parsed_row, write_rows
 from lepta.core.reading import conform, read_json
 from lepta.core.settings import LARGEST_SEED
 from lepta.darumeru.aggregate import Estimate, TaskResult, TaskSummary
@@ -23,7 +23,6 @@ from lepta.darumeru.tasks import Definition, tasks
 
 SAMPLES, SUMMARY, PAGE = "samples", "summary.json", "report.html"
 UNFORESEEN = "unforeseen"  # marks a failed sample whose error may not occur when it is asked again
-REMEDY = "start over with --force"
 
 Record = dict[str, Any]
 Results = dict[str, tuple[TaskResult, list[Record]]]  # task -> its result and the records of its samples

@@ -2,7 +2,7 @@
 
 import inspect
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +66,7 @@ class TransformersBackend(Backend):
     def generate(self, requests: Sequence[GenerationRequest], max_tokens: int) -> list[Completion]:
         """Continue greedily, in one batch; padding stands between what the prompts share and what is their own."""
         prompts = self.ids([request.prompt for request in requests])
-        stop = _Ends(self._tokenizer, requests, max(map(len, prompts)))
+        stop = _ends(self._tokenizer, requests, max(map(len, prompts)))
         with self._evaluating():
             begun = self._scorer.start(prompts) if self._inner_padding else (0, None)
             written = generate_batch(self._model, self._tokenizer, prompts, max_tokens, begun=begun, stop=stop)
@@ -96,22 +96,22 @@ class TransformersBackend(Backend):
             self._model.train(was_training)
 
 
-class _Ends:
-    """Ends a row whose newest tokens hold one of its stops, and every `TAIL` tokens one that is too long."""
+def _ends(tokenizer: Any, requests: Sequence[GenerationRequest], prompt: int) -> Callable[..., torch.Tensor] | None:
+    """What ends a row whose newest tokens hold one of its stops, and every `TAIL` tokens one that is too long.
 
-    def __init__(self, tokenizer: Any, requests: Sequence[GenerationRequest], prompt: int) -> None:
-        self._tokenizer, self._requests, self._prompt = tokenizer, requests, prompt
-        self._may_end = any(request.stops or request.longest is not None for request in requests)
+    `prompt` is the width of the prompts; None if no text can end early.
+    """
+    if not any(request.stops or request.longest is not None for request in requests):
+        return None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
-        """One truth value for each row."""
-        written = input_ids.shape[1] - self._prompt
-        if not self._may_end:
-            return torch.zeros(len(self._requests), dtype=torch.bool, device=input_ids.device)
+    def ended(input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
+        written = input_ids.shape[1] - prompt
         seen = written if written % TAIL == 0 else min(TAIL, written)
-        texts = self._tokenizer.batch_decode(input_ids[:, -seen:], skip_special_tokens=True)
-        done = [request.cut(text) != text for text, request in zip(texts, self._requests, strict=True)]
+        texts = tokenizer.batch_decode(input_ids[:, -seen:], skip_special_tokens=True)
+        done = [request.cut(text) != text for text, request in zip(texts, requests, strict=True)]
         return torch.tensor(done, device=input_ids.device)
+
+    return ended
 
 
 def _allows_inner_padding(model: Any, context: int) -> bool:

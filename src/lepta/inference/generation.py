@@ -130,7 +130,7 @@ class Generated:
 
 def start_tokens(tokenizer: Any) -> list[int]:
     """The token that a tokenizer puts before a text, if any: models that know one hardly read without it."""
-    return [i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]
+    return [i for i in tokenizer("")["input_ids"][:1] if i == tokenizer.bos_token_id]
 
 
 def generate(
