@@ -5,7 +5,6 @@ import json
 import os
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,11 +47,13 @@ class Refused(LeptaError):
         self.reason = reason
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Redirects become errors: urllib would send the key to whatever address they name, and GET instead of POST."""
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Gives every answer as it is: urllib would send the key to whatever address a redirect names."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def http_response(self, request: urllib.request.Request, response: Any) -> Any:
+        return response
+
+    https_response = http_response
 
 
 class Client:
@@ -64,7 +65,7 @@ class Client:
 
     def __init__(self, url: str, model: str, wait: float = 1.0, seconds: float = SECONDS) -> None:
         self.url, self.model, self._wait, self._seconds = check_address(url), model, wait, seconds
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(_AnyStatus)
         self._gone, self._has_switch = False, True
 
     @property
@@ -123,8 +124,7 @@ class Client:
             reply = self.post("chat/completions", request)  # of models that have nothing to be turned off
             self._has_switch = False
         message = field(reply, "choices", 0, "message") or {}
-        text = (message.get("content") or "").encode(errors="replace").decode()  # servers may cut a character in two
-        inline, text = split_thinking(text)
+        inline, text = split_thinking(message.get("content") or "")
         said = message.get("reasoning") or message.get("reasoning_content") or inline  # vLLM now, and before
         tokens = int((reply.get("usage") or {}).get("completion_tokens") or 0)
         return Reply(text.strip(), said, tokens, field(reply, "choices", 0, "finish_reason") == "stop")
@@ -134,7 +134,7 @@ class Client:
 
         def work() -> None:
             try:
-                with self._opened(request) as response:
+                with self._opener.open(request, timeout=self._seconds) as response:
                     body = response.read(LARGEST + 1)
                     if 300 <= response.status < 400:
                         body = f"redirects to {response.headers['Location']}".encode()
@@ -153,13 +153,6 @@ class Client:
         if len(body) > LARGEST:
             raise LeptaError(f"{self.url}: an answer of more than {LARGEST >> 20} MiB; see what this address is")
         return status, body
-
-    def _opened(self, request: urllib.request.Request) -> Any:
-        """The response, whatever its status."""
-        try:
-            return self._opener.open(request, timeout=self._seconds)
-        except urllib.error.HTTPError as error:
-            return error
 
 
 def check_address(url: str) -> str:
