@@ -269,6 +269,7 @@ def test_a_limit_to_forgetting_needs_the_weights_from_before_it():
         ({"tasks": ["parsu"]}, "evaluate.darumeru.tasks: parsu: no such task; did you mean 'parus'?"),
         ({"task": ["parus"]}, "evaluate.darumeru.task: unknown key; did you mean 'tasks'?"),
         ({"tasks": ["parus"], "data": "absent"}, "evaluate.darumeru: data: absent/parus: no such folder"),
+        ({"data": "absent"}, "evaluate.darumeru: data: absent/rummlu: no such folder"),  # the first of all tasks
         ({"limit": 0}, "evaluate.darumeru.limit: Input should be greater than or equal to 1"),
     ],
 )

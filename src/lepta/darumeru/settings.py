@@ -48,10 +48,10 @@ class Benchmark(Thinking):
     def _data_is_there(self) -> "Benchmark":
         """A missing dataset is told before anything runs, not after training."""
         if self.data not in (BUILTIN, HUB):
-            for name in {task.dataset for task in named_tasks(self.tasks)}:
-                if not (expanded(self.data) / name).is_dir():
+            for task in named_tasks(self.tasks):
+                if not (expanded(self.data) / task.dataset).is_dir():
                     raise ValueError(
-                        f"data: {self.data}/{name}: no such folder; expected {BUILTIN}, {HUB} or a folder "
+                        f"data: {self.data}/{task.dataset}: no such folder; expected {BUILTIN}, {HUB} or a folder "
                         "of datasets, as `lepta darumeru import` writes them"
                     )
         return self
