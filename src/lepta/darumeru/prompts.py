@@ -36,11 +36,7 @@ class Prompt:
         return template.format(**values)
 
 
-def _read() -> dict[str, Prompt]:
-    prompts = {}
-    for name, parts in shipped_data("darumeru/prompts.yaml").items():
-        prompts[name] = Prompt(**parts | {"templates": tuple(parts["templates"])})
-    return prompts
-
-
-PROMPTS = _read()
+PROMPTS = {
+    name: Prompt(**parts | {"templates": tuple(parts["templates"])})
+    for name, parts in shipped_data("darumeru/prompts.yaml").items()
+}
