@@ -167,7 +167,7 @@ def train_lepta(size: Size, model: Any) -> list[float]:
         tokens=1, batch=size.batch, warmup_steps=2, save_every=10**6, body_dtype="bfloat16", keep="last"
     )
     with tempfile.TemporaryDirectory() as work:
-        run = Pretraining(settings, blocks(size), first_new=0, rate=1e-4, seed=0, work=Path(work))
+        run = Pretraining(settings, blocks(size), new_rows=0, rate=1e-4, seed=0, work=Path(work))
         pretrain(model, run, Watch(note_time, 1))
     return times[1:]  # the first is before any step
 
@@ -226,10 +226,9 @@ def part_distill(size: Size) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from lepta.distillation.distill import collate_passages
     from lepta.distillation.passages import Examples
     from lepta.distillation.student import Distiller
-    from lepta.training.trainer import Run, train
+    from lepta.training.trainer import Run, Watch, train
     from lepta.vocabulary.alignment import Alignment
 
     model, batch, length = make_model(size), 2 * size.batch, size.block // 8
@@ -246,16 +245,17 @@ def part_distill(size: Size) -> dict[str, Any]:
         Alignment(np.repeat(old, 2), one, 2 * ends, ends, 4 * length) for old, one in zip(ids, fresh, strict=True)
     ]
     examples = Examples([passages], learned.cpu().numpy(), size.rows, batch, everywhere=False, seed=0)
-    seconds: list[float] = []
+    times: list[float] = []  # before the first step, and after each
 
-    def timed(parts: Any) -> Any:
-        seconds.append(now())
-        return collate_passages(parts)
+    def note_time() -> dict[str, float]:
+        times.append(now())
+        return {}
 
     groups = [{"name": "rows", "params": [distiller.embedding.rows], "lr": 1e-3}]
     with tempfile.TemporaryDirectory() as work:
-        train(Run(distiller, examples, groups, Path(work), batch, 0, dtype=torch.bfloat16, collate=timed))
-    used = now() - seconds[SKIPPED]
+        watch = Watch(note_time, 1)
+        train(Run(distiller, examples, groups, Path(work), batch, 0, dtype=torch.bfloat16, watch=watch))
+    used = times[-1] - times[SKIPPED]
     return {"tokens_per_second": (size.steps - SKIPPED) * batch * (length - 1) / used, "gib": peak_gib()}
 
 

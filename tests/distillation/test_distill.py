@@ -230,6 +230,15 @@ def test_little_source_text_fills_a_batch(pair, tmp_path):
     assert facts["source_tokens"] > 900, "450 tokens are 15 %, and less than a batch"
 
 
+def test_a_text_too_short_to_measure_on_keeps_the_last_rows(pair, tmp_path):
+    text = next(iter(documents()))[:1000]  # of fewer than ten passages none is put aside
+    tmp_path.joinpath("out").mkdir()
+    facts, _ = distill_folder(*pair, lambda: [text], settings(), 1, tmp_path / "out")
+    assert not {"held_out_bits_per_byte", "warnings"} & facts.keys()
+    last = "one matrix, pull 0.5" if HEAD not in load_file(tmp_path / "out" / "model.safetensors") else "fitted"
+    assert facts["kept"].startswith(last)
+
+
 def stop_at(step):
     def stop(*arguments, **_):
         if step == 0 or arguments[2].global_step == step:

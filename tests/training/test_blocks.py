@@ -83,7 +83,7 @@ def test_cut_loses_no_token_and_cuts_no_paragraph_that_fits(document, length):
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=80), spare=st.integers(0, 30))
 def test_fit_uses_every_section_once_and_no_two_blocks_would_fit_into_one(lengths, spare):
     length = max(lengths) + spare
-    blocks = list(fit(np.asarray(lengths), length))
+    blocks = fit(np.asarray(lengths), length)
     assert sorted(itertools.chain(*blocks)) == list(range(len(lengths)))
     sizes = sorted(sum(lengths[n] for n in block) for block in blocks)
     assert sizes[-1] <= length
@@ -105,11 +105,6 @@ def test_a_pass_uses_every_section_before_any_comes_again(lengths, tokens, batch
     counts = np.bincount(packed.members, minlength=len(lengths))
     assert counts.max() - counts.min() <= 1
     assert [len(packed.sections(n)) for n in range(len(sizes))] == np.diff(packed.starts).tolist()
-
-
-def test_text_without_a_token_raises():
-    with pytest.raises(LeptaError, match="it holds no token"):
-        lay_out(store_of([]), 10, 16, 1)
 
 
 def test_sections_join_to_the_documents_and_end_once(tokenizer, texts, tmp_path):

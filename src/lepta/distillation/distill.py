@@ -83,7 +83,7 @@ def distill_folder(
         if pair.tied:
             tie(distiller, states, best)
             best.restore()
-        facts |= {"held_out_bits_per_byte": best.bits, "kept": best.kept, **_warnings(best)}
+        facts |= _outcome(best)
         if source_bits:
             source_bits.append(_source_bits(distiller, passages, "result"))
             facts["source_bits_per_byte"] = source_bits
@@ -209,13 +209,16 @@ def _check_context(passages: list[Alignment], config: Any) -> None:
         )
 
 
-def _warnings(best: BestRows) -> dict[str, list[str]]:
-    """What a user must know of a run that did not end as it should; nothing of one that did."""
+def _outcome(best: BestRows) -> dict[str, Any]:
+    """Which rows are kept, by what; and a warning of a run that did not end as it should."""
+    if not best.bits:  # of a short text no passages are put aside
+        return {"kept": best.kept}
+    facts: dict[str, Any] = {"held_out_bits_per_byte": best.bits, "kept": best.kept}
     begun = next(iter(best.bits))
-    if best.kept != begun:
-        return {}
-    worse = f"{best.bits[begun]:.3f} -> {best.reached:.3f} bits per byte of passages put aside"
-    return {"warnings": [f"distillation made the text worse ({worse}); the rows it began with are kept"]}
+    if best.kept == begun:
+        worse = f"{best.bits[begun]:.3f} -> {best.reached:.3f} bits per byte of passages put aside"
+        facts["warnings"] = [f"distillation made the text worse ({worse}); the rows it began with are kept"]
+    return facts
 
 
 def _coverage(passages: Passages, fresh: np.ndarray, new: Vocabulary, occurrences: int) -> dict[str, Any]:
@@ -260,7 +263,6 @@ def _learn_inputs(
         warmup_steps=min(10, steps // 10),
         save_every=checkpoint_steps(settings, steps),
         dtype=distiller.embedding.table.dtype,
-        collate=collate_passages,
     )
     distiller.head.rows.requires_grad_(False)
     trained = train(run)
@@ -316,21 +318,6 @@ def _first_tokens(passages: Sequence[Alignment], number: int) -> list[Alignment]
     """So many passages, which are in random order, that they have `number` new tokens, or all."""
     ends = np.cumsum([len(passage.new_ids) - 1 for passage in passages])
     return list(passages[: int(np.searchsorted(ends, number)) + 1])
-
-
-def collate_passages(passages: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad passages on the right; what is padding has weight 0. See `Distiller.forward`."""
-
-    def padded(arrays: list[np.ndarray], fill: float) -> torch.Tensor:
-        width = max(map(len, arrays))
-        rows = [np.pad(array, (0, width - len(array)), constant_values=fill) for array in arrays]
-        return torch.from_numpy(np.stack(rows))
-
-    fills = {"old_ids": 0, "new_ids": 0, "old_ends": 0, "new_ends": 0, "weights": 0.0}
-    batch = {}
-    for name, fill in fills.items():
-        batch[name] = padded([passage[name] for passage in passages], fill)
-    return batch
 
 
 def _matrix(model: Checkpoint, name: str) -> torch.Tensor:

@@ -170,4 +170,10 @@ class Examples:
         passage = self._passages[number]
         learns = self._learns[passage.new_ids[passage.new_ends]]
         weights = (np.cumsum(learns) > 0) | self._everywhere  # the first learned token, and all that read it
-        return {**vars(passage), "weights": weights.astype(np.float32)}
+        return {
+            "old_ids": passage.old_ids,
+            "new_ids": passage.new_ids,
+            "old_ends": passage.old_ends,
+            "new_ends": passage.new_ends,
+            "weights": weights.astype(np.float32),
+        }

@@ -89,7 +89,8 @@ def write_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     starts = array("q", [0])
     parts = _drawn_parts(documents, length, share, seed)
-    total, done = None if characters is None else characters * min(share, 1.0) / 1e6, 0
+    total = characters * min(share, 1.0) / 1e6 if characters else None
+    done = 0
     with (folder / TOKENS).open("wb") as out, progress("tokenising, million characters", total) as bar:
         while batch := list(itertools.islice(parts, AT_ONCE)):
             for section in _sections(tokenizer, batch, length, spell):
@@ -166,10 +167,10 @@ def cut(paragraphs: Iterable[list[int]], length: int) -> Iterator[list[int]]:
         yield section
 
 
-def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
+def fit(lengths: np.ndarray, length: int) -> list[list[int]]:
     """Pack sections into blocks, best fit first: each goes to the fullest block that still has room.
 
-    Gives the numbers of the sections of each block, longest first; blocks come in the order in which they were begun.
+    Gives the numbers of the sections of each block, longest first; blocks stand in the order in which they were begun.
     No section may be longer than `length`, in tokens.
     """
     blocks: list[list[int]] = []
@@ -185,7 +186,7 @@ def fit(lengths: np.ndarray, length: int) -> Iterator[list[int]]:
         blocks[block].append(number)
         if left > size:
             bisect.insort(room, (left - size, block))
-    yield from blocks
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -273,19 +274,16 @@ class Blocks:
 def lay_out(store: TokenStore, tokens: int, length: int, seed: int, batch: int = 1, others: int = 0) -> Packed:
     """Go through a text as often as a budget of tokens asks for, each time in another order, in blocks of `length`.
 
-    The last block may go beyond the budget. Blocks are added until they, with `others` of other texts, make whole
-    batches: processes share a batch equally.
+    The text has a token. The last block may go beyond the budget. Blocks are added until they, with `others` of other
+    texts, make whole batches: processes share a batch equally.
     """
-    if not len(store.lengths):
-        raise LeptaError("training text: it holds no token")
     members, starts, generator = array("q"), array("q", [0]), np.random.default_rng(seed)
+    blocks = itertools.chain.from_iterable(_one_pass(store.lengths, length, generator) for _ in itertools.count())
     while tokens > 0 or (len(starts) - 1 + others) % batch:
-        for block in _one_pass(store.lengths, length, generator):
-            members.extend(block.tolist())
-            starts.append(len(members))
-            tokens -= int(store.lengths[block].sum())
-            if tokens <= 0 and not (len(starts) - 1 + others) % batch:
-                break
+        block = next(blocks)
+        members.extend(block.tolist())
+        starts.append(len(members))
+        tokens -= int(store.lengths[block].sum())
     return Packed(store, np.asarray(members, dtype=np.int64), np.asarray(starts, dtype=np.int64))
 
 
@@ -294,7 +292,7 @@ def _one_pass(lengths: np.ndarray, length: int, generator: np.random.Generator) 
     numbers = generator.permutation(len(lengths))
     for start in range(0, len(numbers), WINDOW):
         window = numbers[start : start + WINDOW]
-        blocks = list(fit(lengths[window], length))
+        blocks = fit(lengths[window], length)
         for chosen in generator.permutation(len(blocks)):
             yield window[generator.permutation(blocks[chosen])]
 
@@ -335,10 +333,12 @@ def _drawn(text: TrainingText, tokenizer: Any, budget: int, length: int, seed: i
     with step(f"counting the characters of {text.name}"):
         characters = sum(map(len, text.documents()))
     share = MARGIN * CHARACTERS_PER_TOKEN * budget / max(characters, 1)
-    store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution, characters)
-    while not len(store.lengths) and share < 1:  # a draw of few parts out of many may be of none
-        share *= REDRAW
+    while True:
         store = write_tokens(text.documents(), tokenizer, length, place, share, seed, text.substitution, characters)
-    if not len(store.lengths):
-        raise LeptaError(f"{text.name}: it holds no token; expected text for {budget:,} (tokens x share of this text)")
-    return store
+        if len(store.lengths):
+            return store
+        if share >= 1:
+            raise LeptaError(
+                f"{text.name}: it holds no token; expected text for {budget:,} (tokens x share of this text)"
+            )
+        share *= REDRAW  # a draw of few parts out of many may be of none

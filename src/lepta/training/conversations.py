@@ -177,19 +177,21 @@ def _write(
         for messages in conversations:
             counts["conversations"] += 1
             digest = hashlib.blake2b(json.dumps(messages).encode(), digest_size=16).digest()
-            example, calls = None, calls_tools(messages)
-            try:
-                if digest not in seen and not calls:
+            if calls_tools(messages):
+                fault = "tool_calls"
+            elif digest in seen:
+                fault = "duplicate"
+            else:
+                try:
                     example = conversation_example(tokenizer, messages, thinking)
-            except LeptaError as error:
-                example, reason = {}, str(error)
-            fault = "tool_calls" if calls else _fault(example, max_length)
+                    fault = _fault(example, max_length)
+                except LeptaError as error:
+                    fault, reason = "refused", str(error)
             seen.add(digest)
             if fault:
                 counts[fault] += 1
                 continue
-            # There is an example: `_fault` calls none a duplicate, which mypy cannot know.
-            ids, labels = np.asarray([example["input_ids"], example["labels"]], np.int64)  # type: ignore[index]
+            ids, labels = np.asarray([example["input_ids"], example["labels"]], np.int64)
             kept = labels != IGNORED
             out.write((ids.astype(np.uint32) | kept * COUNTED).astype(np.uint32).tobytes())
             starts.append(starts[-1] + len(ids))
@@ -204,17 +206,13 @@ def _write(
     write_json(folder / COUNTS, facts)
 
 
-def _fault(example: dict[str, list[int]] | None, max_length: int) -> str | None:
-    """Why an example cannot be learned from; None if it can."""
-    if example is None:
-        return "duplicate"
-    if not example:
-        return "refused"
+def _fault(example: dict[str, list[int]], max_length: int) -> str:
+    """Why an example cannot be learned from; empty if it can."""
     if set(example["labels"]) <= {IGNORED}:
         return "unanswered"
     if len(example["input_ids"]) > max_length:
         return "too_long"
-    return None
+    return ""
 
 
 class ConversationRows:

@@ -7,6 +7,7 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -16,6 +17,7 @@ import transformers
 from pydantic import BaseModel, Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -58,7 +60,7 @@ class State(BaseModel):
 
 
 class Examples(Protocol):
-    """Examples by number: dicts with `input_ids`, `labels` and perhaps `position_ids`, each a list or array of ints."""
+    """Examples by number: dicts of lists or arrays, each with a number for each token (see `collate`)."""
 
     @property
     def sizes(self) -> Sequence[int] | np.ndarray:
@@ -102,7 +104,6 @@ class Run:
     gradient_checkpointing: bool = False
     report_to: Sequence[str] = ()  # trackers
     watch: Watch | None = None
-    collate: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]] | None = None  # default: pad, as `collate`
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,15 @@ def collate(examples: Sequence[dict[str, Any]], pad_id: int) -> dict[str, torch.
 
     Padding is not predicted, and under causal attention nothing before it sees it, so no attention mask is needed.
     """
-    fills = {"input_ids": pad_id, "labels": IGNORED, "old_ids": 0, "chunks": -1, "old_chunks": -1}
+    fills = {"input_ids": pad_id, "labels": IGNORED, "chunks": -1, "old_chunks": -1}  # of all others: 0
     batch = {}
     for name in examples[0]:
-        rows = [np.asarray(example[name], dtype=np.int64) for example in examples]
-        width = max(map(len, rows))
-        padded = []
-        for row in rows:
+        rows = [torch.as_tensor(example[name]) for example in examples]
+        if name.endswith("position_ids"):
             # Positions count from 0 again: padding is a document of its own.
-            padding = np.arange(width - len(row)) if name not in fills else np.full(width - len(row), fills[name])
-            padded.append(np.concatenate([row, padding]))
-        batch[name] = torch.from_numpy(np.stack(padded))
+            width = max(map(len, rows))
+            rows = [torch.cat([row, torch.arange(width - len(row))]) for row in rows]
+        batch[name] = pad_sequence(rows, batch_first=True, padding_value=fills.get(name, 0))
     return batch
 
 
@@ -268,8 +267,8 @@ def check_apart(model: Any, setting: str) -> None:
 def save_weights(weights: dict[str, torch.Tensor], file: Path) -> None:
     """Write tensors atomically; only the first process does."""
     if processes().is_main_process:
-        with replacing(file) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+        with replacing(file) as written:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, written)
 
 
 def train(run: Run) -> Trained:
@@ -293,7 +292,7 @@ def train(run: Run) -> Trained:
             model=model,
             args=arguments,
             train_dataset=run.examples,
-            data_collator=run.collate or (lambda rows: collate(rows, run.pad_id)),
+            data_collator=partial(collate, pad_id=run.pad_id),
             callbacks=[callback],
         )
         callback.log = trainer.log
