@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lepta.core.errors import LeptaError
-from lepta.distillation.head import FrozenRows, HeadStates, calibrate, constant_direction, cross_entropy, fit
+from lepta.distillation.head import FrozenRows, HeadStates, calibrate, constant_direction, fit
 from lepta.distillation.passages import choose_passages, cut
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
 from lepta.distillation.student import Distiller
@@ -103,6 +103,10 @@ def states_of(rows, labels, learned, rule=PLAIN):
     return HeadStates(states, logits[:, :frozen].logsumexp(1), slot, torch.where(slot < 0, of_label, 0.0))
 
 
+def nats(rows, found, rule=PLAIN):
+    return found.cross_entropy(found.logits(rows, rule, None)).mean()
+
+
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(scale=0.5), LogitRule(cap=20.0)])
 def test_calibrated_rows_are_as_likely_as_their_tokens_occur(rule):
     torch.manual_seed(0)
@@ -118,7 +122,7 @@ def test_calibrated_rows_are_as_likely_as_their_tokens_occur(rule):
     expected = (logits - total[:, None]).exp().sum(0)
     counts = torch.bincount(found.slot[found.slot >= 0], minlength=10).float()
     torch.testing.assert_close(expected[moves > 0], counts[moves > 0], rtol=0.05, atol=1.0)
-    assert cross_entropy(rows, found, rule).mean() < cross_entropy(start, found, rule).mean()
+    assert nats(rows, found, rule) < nats(start, found, rule)
     direction = constant_direction(found.states)
     assert (found.states @ direction).std() < 0.05
 
@@ -129,8 +133,7 @@ def test_fitted_rows_find_those_that_made_the_text():
     found = states_of(true, 8000, 10)
     rows = torch.nn.Parameter(torch.zeros(10, 16))
     fit(rows, found, None, LogitRule(), None, 0.05, 30, 0)
-    best = cross_entropy(true[20:], found, LogitRule()).mean()
-    assert cross_entropy(rows.detach(), found, LogitRule()).mean() < best + 0.02
+    assert nats(rows.detach(), found) < nats(true[20:], found) + 0.02
 
 
 @pytest.mark.parametrize("rule", [LogitRule(), LogitRule(cap=5.0)])
@@ -160,7 +163,7 @@ def test_mass_of_a_branch_is_that_of_the_tokens_below_it():
     torch.testing.assert_close(mass[2], logits[5])
     ab = tree.inner_nodes([7, 8])[1]
     torch.testing.assert_close(mass[ab], logits[1:4].logsumexp(0))
-    torch.testing.assert_close(mass[int(tree.leaf(np.asarray([ab]))[0])], logits[1])
+    torch.testing.assert_close(mass[int(tree.leaf[ab])], logits[1])
     (gradient,) = torch.autograd.grad(mass[ab].sum(), logits)
     torch.testing.assert_close(gradient[1:4], logits[1:4].softmax(0))
     assert not gradient[[0, 4, 5]].any()
@@ -176,9 +179,9 @@ def test_branches_have_the_probabilities_of_the_next_old_token():
     assert np.bincount(entry, found) == pytest.approx([1, 1, 1])
     a, ab, f = (int(node) for node in nodes)
     assert by_branch[ab] == pytest.approx(float(probability[0, 8]))
-    assert by_branch[int(tree.leaf(nodes)[0])] == pytest.approx(1 - float(probability[0, 8]))
-    assert by_branch[int(tree.leaf(nodes)[1])] == pytest.approx(1 - float(probability[1, 9] + probability[1, 10]))
-    assert tree.leaf(nodes)[2] == -1, "f alone is no token, so fg is certain"
+    assert by_branch[int(tree.leaf[nodes][0])] == pytest.approx(1 - float(probability[0, 8]))
+    assert by_branch[int(tree.leaf[nodes][1])] == pytest.approx(1 - float(probability[1, 9] + probability[1, 10]))
+    assert tree.leaf[nodes][2] == -1, "f alone is no token, so fg is certain"
     assert [by_branch[int(i)] for i in branch[entry == 2]] == [1.0]
     assert {int(tree.parent[i]) for i in branch[entry == 0]} == {a} and f != a
 

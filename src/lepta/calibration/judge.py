@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -82,15 +82,8 @@ def read_grades(reply: str) -> dict[str, int] | None:
     return grades
 
 
-@dataclass(frozen=True)
-class _Question:
-    """One answer to be graded: `place` is the id of its row, and its number there."""
-
-    place: tuple[str, int]
-    messages: list[Message]
-
-
-Grades = dict[tuple[str, int], dict[str, Any]]  # by row and answer
+AnswerPlace = tuple[str, int]  # the id of an answer's row, and its number there
+Grades = dict[AnswerPlace, dict[str, Any]]
 
 
 def grade_answers(
@@ -106,14 +99,14 @@ def grade_answers(
     left = (row for row in answers if row["id"] not in journal.done and usable(row))
     with progress("grading answers to prompts", None) as bar:
         while part := list(itertools.islice(left, judge.at_once)):
-            asked = []
+            asked: dict[AnswerPlace, list[Message]] = {}
             for row in part:
                 for number in usable(row):
                     shown = rubric.conversation(row["messages"], row["answers"][number]["text"])
-                    asked.append(_Question((row["id"], number), shown))
+                    asked[row["id"], number] = shown
             first: Grades = {}
             second: Grades = {}
-            twice = [question for question in asked if _drawn(question.place[0], settings.repeat_share)]
+            twice = {place: shown for place, shown in asked.items() if _drawn(place[0], settings.repeat_share)}
             try:
                 _grade(asked, judge, settings, rubric, seed, first, 0.0)
                 _grade(twice, judge, settings, rubric, seed + 1, second, SECOND_LOOK)
@@ -125,10 +118,10 @@ def grade_answers(
             bar.set(len(journal.done))
 
 
-def _unread(questions: Sequence[_Question], grades: Grades) -> set[str]:
+def _unread(asked: Iterable[AnswerPlace], grades: Grades) -> set[str]:
     """Ids of the rows with an answer whose grades could not be read."""
     unread = {"unreadable": ""}
-    return {question.place[0] for question in questions if "unreadable" in grades.get(question.place, unread)}
+    return {place[0] for place in asked if "unreadable" in grades.get(place, unread)}
 
 
 def _row(row: dict[str, Any], first: Grades, second: Grades) -> dict[str, Any]:
@@ -145,7 +138,7 @@ def _drawn(key: str, share: float) -> bool:
 
 
 def _grade(
-    questions: Sequence[_Question],
+    asked: Mapping[AnswerPlace, list[Message]],
     judge: Writer,
     settings: JudgeSettings,
     rubric: Rubric,
@@ -154,7 +147,7 @@ def _grade(
     temperature: float,
 ) -> None:
     """Ask until the grades can be read, up to so many times; what was read is in `grades` also if the judge stops."""
-    left = [(question, question.messages) for question in questions]
+    left = dict(asked)
     for tried in range(settings.tries):
         if not left:
             break
@@ -162,19 +155,19 @@ def _grade(
         stopped: Stopped | None = None
         replies: Sequence[list[Answer] | Refusal | None]
         try:
-            replies = judge.write([messages for _, messages in left], sampling, FORM)
+            replies = judge.write(list(left.values()), sampling, FORM)
         except Stopped as error:
             stopped, replies = error, error.done
-        unread = []
-        for (question, _), reply in zip(left, replies, strict=True):
+        unread = {}
+        for place, reply in zip(left, replies, strict=True):
             if isinstance(reply, Refusal):
-                grades[question.place] = {"unreadable": reply.reason[:200]}
+                grades[place] = {"unreadable": reply.reason[:200]}
             elif reply and (found := read_grades(reply[0].text)):
-                grades[question.place] = dict(found)
+                grades[place] = found
             elif reply:
-                grades[question.place] = {"unreadable": reply[0].text[:200]}
+                grades[place] = {"unreadable": reply[0].text[:200]}
                 said = {"role": "assistant", "content": reply[0].text or "..."}
-                unread.append((question, [*question.messages, said, {"role": "user", "content": rubric.again}]))
+                unread[place] = [*asked[place], said, {"role": "user", "content": rubric.again}]
         if stopped:
             raise stopped
         left, temperature = unread, SECOND_LOOK

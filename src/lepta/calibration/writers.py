@@ -208,20 +208,12 @@ class ServerWriter:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             calls = [pool.submit(self._write, messages, sampling, form) for messages in conversations]
             wait(calls, return_when=FIRST_EXCEPTION)
-            for call in calls:
-                call.cancel()  # what has not begun when one failed
-        failed: BaseException | None = None
-        done: list[Written | None] = []
-        for call in calls:
-            done.append(None)
-            if call.cancelled():
-                continue
-            failed = failed or call.exception()
-            if not call.exception():
-                done[-1] = call.result()
-        if failed:
-            raise Stopped(str(failed), done) from failed
-        return [call.result() for call in calls]
+            pool.shutdown(cancel_futures=True)  # what has not begun when one failed
+        failed = [error for call in calls if not call.cancelled() and (error := call.exception())]
+        if not failed:
+            return [call.result() for call in calls]
+        done = [None if call.cancelled() or call.exception() else call.result() for call in calls]
+        raise Stopped(str(failed[0]), done) from failed[0]
 
     def _write(self, messages: Sequence[Message], sampling: Sampling, form: Form | None) -> Written:
         answers = []

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lepta.distillation.head import HeadStates, collect_states, cross_entropy
+from lepta.distillation.head import HeadStates, collect_states
 from lepta.distillation.student import Distiller
 from lepta.vocabulary.alignment import Alignment
 
@@ -68,7 +68,7 @@ def held_out_states(distiller: Distiller, passages: list[Alignment], step: str) 
 
 def bits_per_byte(distiller: Distiller, passages: list[Alignment], states: HeadStates) -> float:
     """Bits per byte of passages, whose last hidden states are given, with the rows of the head as they are now."""
-    bias = None if distiller.head.bias is None else distiller.head.bias[len(distiller.head.frozen) :]
+    head = distiller.head
     with torch.no_grad():
-        nats = float(cross_entropy(distiller.head.rows, states, distiller.rule, bias).sum())
+        nats = float(states.cross_entropy(states.logits(head.rows, distiller.rule, head.bias)).sum())
     return nats / math.log(2) / sum(passage.size for passage in passages)

@@ -27,15 +27,14 @@ from lepta.distillation.student import Distiller
 from lepta.distillation.targets import LearnedRows
 from lepta.distillation.tie import tie
 from lepta.inference.bits import start_of_text
-from lepta.models.folder import Checkpoint
 from lepta.models.load import load_model, load_tokenizer
-from lepta.models.precision import config_of
+from lepta.models.precision import DTYPES
 from lepta.models.rows import ComputedRows, with_parts
 from lepta.models.write import write_model
 from lepta.stages import CHECKPOINTS
 from lepta.training.distributed import processes
 from lepta.training.merge import changed_tensors
-from lepta.training.precision import compute_dtype, resolved_body_dtype
+from lepta.training.precision import resolved_body_dtype
 from lepta.training.settings import checkpoint_steps
 from lepta.training.trainable import load_trained
 from lepta.training.trainer import Run, train
@@ -161,18 +160,18 @@ def _load_distiller(
     """Teacher and student, and what the manifest says of them."""
     teacher, learned, initialised = pair.teacher, pair.learned, pair.student.folder
     body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)
-    dtype = compute_dtype(body_dtype, config_of(initialised))
+    dtype = DTYPES[body_dtype]
     model = load_model(initialised, dtype)
     layer = _layer(model.config.get_text_config().num_hidden_layers, settings)
     _check_context(passages.chosen, model.config.get_text_config())
     torch.manual_seed(seed)  # LoRA starts from random numbers; the precision, timed or known, may have drawn some
     distiller = Distiller(
         model,
-        _matrix(teacher, teacher.input_name).to(model.device),
+        teacher.rows_of(teacher.input_name)[:].to(model.device),
         torch.from_numpy(learned.inputs).to(model.device),
         torch.from_numpy(learned.outputs).to(model.device),
         layer,
-        None if teacher.output_name is None else _matrix(teacher, teacher.output_name).to(model.device),
+        None if teacher.output_name is None else teacher.rows_of(teacher.output_name)[:].to(model.device),
         settings.lora_rank,
         load_model(teacher.folder, dtype).requires_grad_(False) if settings.head_only else None,
     )
@@ -184,7 +183,7 @@ def _load_distiller(
         "new_rows": len(pair.fresh),
         "tokens": sum(len(passage.new_ids) - 1 for passage in passages.chosen),
         "source_tokens": sum(len(passage.new_ids) - 1 for passage in passages.source),
-        "body_dtype": str(dtype).removeprefix("torch."),
+        "body_dtype": body_dtype,
         "rows_rms": float(distiller.embedding.rows.detach().square().mean().sqrt()),
     }
     if not settings.head_only:
@@ -292,24 +291,23 @@ def _learn_head(
         expected = Expectations(targets, tree, distiller.old_head[tree.first_pieces])
     else:  # the original's biases are not read, so what it expects is not known
         found, expected = collect_states(distiller, chosen, settings.batch), None
-    bias = None if head.bias is None else head.bias[len(head.frozen) :]
     if not settings.head_only:
         moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)
         starts = torch.from_numpy(np.flatnonzero(learned.first >= 0)).to(device)
         with torch.no_grad():
             rows = head.rows.detach().clone()
             rows[starts] = (rows[starts] + rows[torch.from_numpy(learned.first).to(device)[starts]]) / 2
-            head.rows.copy_(calibrate(rows, found, rule, bias, moves))
+            head.rows.copy_(calibrate(rows, found, rule, head.bias, moves))
         best.measure("calibrated", same_states=True)
     head.rows.requires_grad_(True)
     rate, epochs = settings.peak_rate * unit, settings.epochs_over(len(found))
     if expected is None or not settings.head_only:
-        fit(head.rows, found, None, rule, bias, rate, epochs, seed)
+        fit(head.rows, found, None, rule, head.bias, rate, epochs, seed)
         best.measure("fitted to the text", same_states=True)
     # What the original expects helps where it reads well (Gemma 3: 1.060 -> 1.051 bits per byte), and not where it
     # spells letters badly (SmolLM2): the better of both is kept.
     if expected is not None:
-        fit(head.rows, found, expected, rule, bias, rate, epochs, seed)
+        fit(head.rows, found, expected, rule, head.bias, rate, epochs, seed)
         best.measure("fitted to what the original expects", same_states=True)
     return found.states
 
@@ -318,10 +316,6 @@ def _first_tokens(passages: Sequence[Alignment], number: int) -> list[Alignment]
     """So many passages, which are in random order, that they have `number` new tokens, or all."""
     ends = np.cumsum([len(passage.new_ids) - 1 for passage in passages])
     return list(passages[: int(np.searchsorted(ends, number)) + 1])
-
-
-def _matrix(model: Checkpoint, name: str) -> torch.Tensor:
-    return model.rows_of(name)[:]
 
 
 def _hold(rows: torch.nn.Parameter, ids: np.ndarray, moving: np.ndarray) -> None:

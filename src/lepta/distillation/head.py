@@ -55,6 +55,17 @@ class HeadStates:
         """Some of them."""
         return HeadStates(self.states[rows], self.rest[rows], self.slot[rows], self.logit[rows])
 
+    def logits(self, rows: torch.Tensor, rule: LogitRule, bias: torch.Tensor | None) -> torch.Tensor:
+        """Logits of the rows that learn, shape (rows, n), float32; products in the precision of the states."""
+        products = (rows.to(self.states.dtype) @ self.states.T).float()
+        return rule.apply(products if bias is None else products + bias[:, None])
+
+    def cross_entropy(self, logits: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the tokens that follow, by `logits` of the rows that learn; shape (n,), float32, nats."""
+        total = torch.logaddexp(self.rest, logits.logsumexp(0))
+        learned = logits.gather(0, self.slot.clamp(min=0)[None])[0]
+        return total - torch.where(self.slot >= 0, learned, self.logit)
+
 
 class FrozenRows:
     """Rows of a head, (n, d), as the log of the sum of exponentials of their logits."""
@@ -102,8 +113,7 @@ def collect_states(
 ) -> HeadStates:
     """Run the student over passages once; the logits of all frozen rows are computed."""
     head = distiller.head
-    bias = None if head.bias is None else head.bias[: len(head.frozen)]
-    frozen = FrozenRows(head.frozen, bias, distiller.rule)
+    frozen = FrozenRows(head.frozen, head.frozen_bias, distiller.rule)
     parts = []
     for chosen in _batches(passages, batch, purpose):
         states = distiller.last_states(_padded(chosen, "new_ids", head.place.device))
@@ -172,7 +182,7 @@ def _predicting(distiller: Distiller, frozen: FrozenRows, states: torch.Tensor, 
     is_frozen = places < number
     at = places.clamp(max=number - 1)
     products = (states * head.frozen[at]).sum(1).float()
-    logit = distiller.rule.apply(products if head.bias is None else products + head.bias[at])
+    logit = distiller.rule.apply(products if head.frozen_bias is None else products + head.frozen_bias[at])
     slots = torch.where(is_frozen, -1, places - number)
     return HeadStates(states, frozen.total(states), slots, torch.where(is_frozen, logit, 0.0))
 
@@ -253,7 +263,7 @@ def calibrate(
         expected = torch.zeros(len(rows), device=rows.device)
         for start in range(0, len(some), ROWS_AT_ONCE):
             block = some.at(slice(start, start + ROWS_AT_ONCE))
-            logits = _logits(rows, block, rule, bias)
+            logits = block.logits(rows, rule, bias)
             total = torch.logaddexp(block.rest, logits.logsumexp(0))
             expected += (logits - total).exp().sum(1)
         change = torch.log((counts + PRIOR) / (expected + PRIOR)) * moves
@@ -314,30 +324,11 @@ def _loss(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     block = found.at(chosen)
-    logits = _logits(rows, block, rule, bias)
-    labels = _cross_entropy(logits, block)
+    logits = block.logits(rows, rule, bias)
+    labels = block.cross_entropy(logits)
     if expected is None:
         return labels.mean()
     targets = expected.targets
     branches = targets.cross_entropy(chosen, expected.tree, expected.old_rows, rule, logits, block.rest)
     mixed = LABELS * labels + (1 - LABELS) * branches
     return torch.where(targets.known[chosen], mixed, labels).mean()
-
-
-def cross_entropy(
-    rows: torch.Tensor, found: HeadStates, rule: LogitRule, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of the tokens that follow, shape (n,), float32, nats."""
-    return _cross_entropy(_logits(rows, found, rule, bias), found)
-
-
-def _cross_entropy(logits: torch.Tensor, found: HeadStates) -> torch.Tensor:
-    total = torch.logaddexp(found.rest, logits.logsumexp(0))
-    learned = logits.gather(0, found.slot.clamp(min=0)[None])[0]
-    return total - torch.where(found.slot >= 0, learned, found.logit)
-
-
-def _logits(rows: torch.Tensor, found: HeadStates, rule: LogitRule, bias: torch.Tensor | None) -> torch.Tensor:
-    """Logits of the rows that learn, shape (rows, positions), float32; products in the precision of the states."""
-    products = (rows.to(found.states.dtype) @ found.states.T).float()
-    return rule.apply(products if bias is None else products + bias[:, None])

@@ -57,14 +57,14 @@ class PieceTree:
         self._index_branches(np.asarray(parents), np.asarray(pieces))
 
     def _index_branches(self, parents: np.ndarray, pieces: np.ndarray) -> None:
-        """Branches of each node in one array, and its leaf (-1 if it has none)."""
+        """Branches of each node in one array, and its leaf (-1 where no token ends)."""
         branches = np.flatnonzero((parents >= 0) & (pieces >= 0))
         self._branch = branches[np.argsort(parents[branches], kind="stable")]
         self._piece = pieces[self._branch]
         self._start = np.searchsorted(parents[self._branch], np.arange(len(parents) + 1))
         leaves = np.flatnonzero(pieces < 0)
-        self._leaf = np.full(len(parents), -1)
-        self._leaf[parents[leaves]] = leaves
+        self.leaf = np.full(len(parents), -1)
+        self.leaf[parents[leaves]] = leaves
 
     def inner_nodes(self, pieces: Sequence[int]) -> list[int]:
         """Nodes with branches that old tokens lead through, from the first piece on."""
@@ -83,10 +83,6 @@ class PieceTree:
         before = np.repeat(np.cumsum(number) - number, number)
         place = self._start[nodes][entry] + np.arange(len(entry)) - before
         return entry, self._branch[place], self._piece[place]
-
-    def leaf(self, nodes: np.ndarray) -> np.ndarray:
-        """Leaf of each node, -1 where no token ends."""
-        return self._leaf[nodes]
 
     def log_mass(self, logits: torch.Tensor) -> torch.Tensor:
         """Log of the summed exponentials of the tokens below each node: (tokens, positions) to (nodes, positions)."""
@@ -176,7 +172,7 @@ def branch_targets(
     logits = rule.apply((states[at] * head[columns]).sum(1).float())
     chance = (logits - total[at]).exp().cpu().numpy()
     branched = np.bincount(entry, chance, minlength=len(nodes))
-    leaf = tree.leaf(nodes)
+    leaf = tree.leaf[nodes]
     ends = np.flatnonzero(leaf >= 0)
     # Where no token ends, text that takes none of the branches is not told apart here.
     whole = np.where(leaf >= 0, 1.0, np.maximum(branched, TINY))

@@ -49,7 +49,8 @@ class LearnedHead(nn.Module):
 
     frozen: torch.Tensor  # (V - n, d)
     place: torch.Tensor  # (V,), int64: where the logit of each token stands
-    bias: torch.Tensor | None  # (V,), in the order of the logits
+    frozen_bias: torch.Tensor | None  # (V - n,)
+    bias: torch.Tensor | None  # (n,), of the rows that learn; it does not
 
     def __init__(self, weight: torch.Tensor, learned: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -60,7 +61,8 @@ class LearnedHead(nn.Module):
         place[order] = torch.arange(len(order), device=order.device)
         self.register_buffer("frozen", weight.detach()[keeps].contiguous(), persistent=False)
         self.register_buffer("place", place, persistent=False)
-        self.register_buffer("bias", None if bias is None else bias.detach()[order], persistent=False)
+        self.register_buffer("frozen_bias", None if bias is None else bias.detach()[keeps], persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach()[learned], persistent=False)
         self.rows = nn.Parameter(weight.detach()[learned].float())
 
 
@@ -180,7 +182,7 @@ class Distiller(nn.Module):
 
     def _last(self, rows: torch.Tensor) -> torch.Tensor:
         self._ends_at_layer = False
-        last: torch.Tensor = language_model(self.model)(inputs_embeds=rows, use_cache=False).last_hidden_state
+        last = last_states(self.model, inputs_embeds=rows)
         self._states.clear()
         return last
 

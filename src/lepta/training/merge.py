@@ -1,6 +1,8 @@
 """What training changed, as tensors of the model's own files: parts joined, low-rank changes added."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,17 +61,12 @@ def changed_tensors(model: Any, weights: dict[str, torch.Tensor], source: Checkp
 
 def _changed_rows(model: Any, left: dict[str, torch.Tensor], source: Checkpoint) -> dict[str, ComputedRows]:
     """Embeddings and head, if any part of them was trained; their parameters are taken out of `left`."""
-    result: dict[str, ComputedRows] = {}
+    trained: defaultdict[str, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    for stored, module in _ends(model, source):
-        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for ids, part in zip(rows_of_parts(module), parts_of(module), strict=True):
-            trained = left.pop(name_of[id(part)], None)
-            if trained is not None:
-                parts.append((ids, trained))
-        if parts:
-            result[stored] = with_parts(source.rows_of(stored), parts)
-    return result
+    for stored, ids, part in _parts_of_ends(model, source):
+        if (rows := left.pop(name_of[id(part)], None)) is not None:
+            trained[stored].append((ids, rows))
+    return {stored: with_parts(source.rows_of(stored), parts) for stored, parts in trained.items()}
 
 
 @torch.no_grad()
@@ -81,19 +78,19 @@ def prepare_merge(model: Any, source: Checkpoint) -> None:
     changed_tensors(model, training_parameters(model), source)
     if low_dtype(model) is None:
         return
-    for stored, module in _ends(model, source):
-        rows = source.rows_of(stored)
-        for ids, part in zip(rows_of_parts(module), parts_of(module), strict=True):
-            if part.requires_grad:
-                part.copy_(rows[ids])
+    for stored, ids, part in _parts_of_ends(model, source):
+        if part.requires_grad:
+            part.copy_(source.rows_of(stored)[ids])
 
 
-def _ends(model: Any, source: Checkpoint) -> list[tuple[str, Any]]:
-    """Names of the matrices with a row for each token, and the modules that hold them: one if they are tied."""
+def _parts_of_ends(model: Any, source: Checkpoint) -> Iterator[tuple[str, torch.Tensor, Any]]:
+    """Parameters of embeddings and head (one matrix if they are tied): matrix of the files, its rows, parameter."""
     ends = [(source.input_name, model.get_input_embeddings())]
     if source.output_name:
         ends.append((source.output_name, model.get_output_embeddings()))
-    return ends
+    for stored, module in ends:
+        for ids, part in zip(rows_of_parts(module), parts_of(module), strict=True):
+            yield stored, ids, part
 
 
 class Unlike(LeptaError):

@@ -1,6 +1,7 @@
 """Continued pre-training (paper 2.1.3): the embeddings of the new vocabulary learn; the body is frozen, or follows."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -283,16 +284,13 @@ def _sweep(
                 scores[name] = score
         if processes().is_main_process:
             write_json(file, scores)
-    usable: dict[float, float] = {}
-    for rate in rates:
-        if (found := scores[f"{rate:g}"]) is not None:
-            usable[rate] = found
+    usable = [(bits, rate) for rate in rates if (bits := scores[f"{rate:g}"]) is not None]
     if not usable:
         raise LeptaError(
             f"pretrain.learning_rate: with each of {', '.join(scores)} training diverged or passed `forget_limit` "
             f"on the `sweep_share` {settings.sweep_share:g} of the text; give lower ones"
         )
-    return min(usable, key=usable.__getitem__), scores
+    return min(usable, key=operator.itemgetter(0))[1], scores
 
 
 def watch_of(model: Any, tokenizer: Any, held_out: HeldOut, settings: PretrainSettings) -> Watch | None:

@@ -211,19 +211,7 @@ class _Callback(TrainerCallback):
 
 
 class _Trainer(Trainer):
-    """A Trainer with our groups of parameters, whose checkpoints hold what trains and nothing else."""
-
-    def __init__(self, run: Run, **arguments: Any) -> None:
-        self.run = run
-        super().__init__(**arguments)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the betas of the paper's runs, each group with its own rate."""
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(
-                self.run.groups, betas=(0.9, 0.95), eps=self.run.adam_epsilon, fused=True
-            )
-        return self.optimizer
+    """A Trainer whose checkpoints hold what trains and nothing else."""
 
     def _save(self, output_dir: Any = None, state_dict: dict | None = None) -> None:
         save_weights(trained_weights(self.model), Path(output_dir) / TRAINED)
@@ -285,15 +273,17 @@ def train(run: Run) -> Trained:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     sizes = np.asarray(run.examples.sizes)
     tokens_after = np.cumsum([0, *np.add.reduceat(sizes, range(0, len(sizes), run.batch))])  # each step
+    # The betas are those of the paper's runs; each group has its own rate.
+    adam = {"params": run.groups, "betas": (0.9, 0.95), "eps": run.adam_epsilon, "fused": True}
     with progress(run.description, len(tokens_after) - 1) as bar:
         callback = _Callback(run, bar, tokens_after)
         trainer = _Trainer(
-            run,
             model=model,
             args=arguments,
             train_dataset=run.examples,
             data_collator=partial(collate, pad_id=run.pad_id),
             callbacks=[callback],
+            optimizer_cls_and_kwargs=(torch.optim.AdamW, adam),
         )
         callback.log = trainer.log
         trainer.remove_callback(transformers.PrinterCallback)
