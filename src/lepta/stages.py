@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lepta.card import write_card
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, reason_of
 from lepta.core.journal import read_record
 from lepta.core.machine import versions_of
 from lepta.core.output import (
@@ -216,20 +216,16 @@ class Pipeline:
         self._check(start)
         verdicts: list[Verdict] = []
         rerun: set[Path] = set()
+        forced = False
         for stage in self.stages:
-            folder = self.output / stage.name
-            forced = force or (start is not None and self.names().index(stage.name) >= self.names().index(start))
+            forced = forced or force or stage.name == start
             changed = sorted({self._called(stage, label) for label, path in stage.inputs.items() if path in rerun})
-            if forced:
-                verdict = Verdict(stage, False, "forced")
-            elif changed:
-                verdict = Verdict(stage, False, f"after {', '.join(changed)}")
-            else:
-                reason = self._why_not_current(stage)
-                verdict = Verdict(stage, reason is None, reason or "up to date")
-            if not verdict.current:
-                rerun.add(folder)
-            verdicts.append(verdict)
+            reason: str | None = "forced"
+            if not forced:
+                reason = f"after {', '.join(changed)}" if changed else self._why_not_current(stage)
+            if reason:
+                rerun.add(self.output / stage.name)
+            verdicts.append(Verdict(stage, reason is None, reason or "up to date"))
         return verdicts
 
     def run(
@@ -297,7 +293,7 @@ class Pipeline:
                 raise
             except OSError as error:
                 raise LeptaError(
-                    f"{folder}: cannot be written ({error.strerror or error}); "
+                    f"{folder}: cannot be written ({reason_of(error)}); "
                     "free space or name another output, and run again"
                 ) from error
         self.hashes.save()
@@ -316,7 +312,7 @@ class Pipeline:
         sources = {label: str(path) for label, path in stage.inputs.items()} | stage.named | stage.texts
         with step(f"hashing {stage.name}, and writing all of it to the disk"):
             _write_manifest(partial, key, sources, self.hashes.files(partial), facts, seconds=round(seconds, 1))
-            move_into_place(partial, folder, CHECKPOINTS)
+            move_into_place(folder, CHECKPOINTS)
         self.hashes.moved(partial, folder)
         return seconds
 
@@ -346,10 +342,10 @@ def _without_step_settings(key: dict[str, Any]) -> dict[str, Any]:
 
 def _difference(old: dict[str, Any], new: dict[str, Any], called: Callable[[str], str] = str) -> str | None:
     """What changed between two keys of a stage, in words; None if nothing did. `called` names inputs for the user."""
-    for part in ("lepta", "settings", "inputs"):
+    if old["lepta"] != new["lepta"]:
+        return f"made by version {old['lepta']}"
+    for part in ("settings", "inputs"):
         if old[part] != new[part]:
-            if not isinstance(new[part], dict):
-                return f"made by version {old[part]}"
             names = set(new[part]) | set(old[part])
             different = {called(name) for name in names if new[part].get(name) != old[part].get(name)}
             return f"{', '.join(sorted(different))} changed"

@@ -44,6 +44,14 @@ def test_publishing_replaces_no_folder_that_was_not_written_here(tmp_path, monke
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+def test_publishing_replaces_no_file_by_a_folder(tmp_path):
+    (tmp_path / "model.gguf").write_text("weights")
+    with pytest.raises(LeptaError, match=r"model.gguf: is a file"), publishing(tmp_path / "model.gguf", True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "model.gguf").read_text() == "weights"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), LeptaError("x")], ids=repr)
 @pytest.mark.parametrize("existing", [True, False])
 def test_publishing_cleans_up_on_error(tmp_path, error, existing):

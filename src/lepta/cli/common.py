@@ -15,7 +15,8 @@ from rich.markup import escape
 from lepta.cli.words import line
 from lepta.core.errors import printable
 from lepta.core.output import refuse_existing
-from lepta.core.progress import Terminal, terminal
+from lepta.core.progress import console as messages
+from lepta.core.progress import terminal
 from lepta.core.settings import Section
 from lepta.text.locate import locate
 
@@ -27,6 +28,7 @@ console = terminal()
 MOST_GPUS = 100_000  # that work together; no cluster has more
 LEFT_OUT = "left out"  # how lines begin that tell nothing where nothing was
 OUTPUT = "Output"  # heading of options that all commands have
+MODEL_KINDS = "HF folder, GGUF file, package:NAME/FILE or hub id."
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=OUTPUT)]
 DryRun = Annotated[
@@ -46,10 +48,8 @@ TokenizerPath = Annotated[
         "package:NAME/FILE or hub id OWNER/NAME or OWNER/NAME@REVISION."
     ),
 ]
-ModelPath = Annotated[str, typer.Option(help="HF folder, GGUF file, package:NAME/FILE or hub id.")]
-Models = Annotated[
-    list[str], typer.Argument(metavar="MODEL...", help="HF folder, GGUF file, package:NAME/FILE or hub id.")
-]
+ModelPath = Annotated[str, typer.Option(help=MODEL_KINDS)]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_KINDS)]
 
 
 class Writing(Section):
@@ -62,15 +62,6 @@ class Writing(Section):
     as_json: bool = Field(default=False, description="Print the result as JSON")
 
 
-class TensorNames(Section):
-    """What the matrices with a row for each token are called."""
-
-    input_embeddings: str | None = Field(
-        default=None, description="Name of the input embedding tensor, for an architecture not known here"
-    )
-    output_embeddings: str | None = Field(default=None, description="Name of the head's tensor, likewise")
-
-
 def opened(
     source: str, input_name: str | None = None, output_name: str | None = None, dtype: str | None = None
 ) -> "AbstractContextManager[Checkpoint]":
@@ -80,7 +71,7 @@ def opened(
     return opened(source, input_name, output_name, dtype)
 
 
-def check_places(sources: Sequence[str | None], outputs: list[Path], force: bool) -> None:
+def check_places(sources: Sequence[str | None], outputs: Sequence[Path] = (), force: bool = False) -> None:
     """Find all models that are given and refuse outputs that exist, before imports and reading, which take seconds.
 
     Then say what is opened, since the first bar may come seconds later.
@@ -90,7 +81,8 @@ def check_places(sources: Sequence[str | None], outputs: list[Path], force: bool
     given = [source for source in sources if source is not None]
     for source in given:
         locate(source, hub_files=["*.json"])  # of a hub id the small files alone: weights come when it is opened
-    log(f"opening {', '.join(given)}")
+    if given:  # a server may have all of them
+        log(f"opening {', '.join(given)}")
 
 
 def say(text: str, **style: Any) -> None:
@@ -100,8 +92,7 @@ def say(text: str, **style: Any) -> None:
 
 def log(line: str) -> None:
     """Tell on standard error what a long command is doing."""
-    quiet = console.quiet
-    Terminal(stderr=True, quiet=quiet, soft_wrap=True).print(f"[dim]lepta[/] {escape(line)}", highlight=False)
+    messages.print(f"[dim]lepta[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def result(facts: dict[str, Any], as_json: bool, kind: str = "") -> None:

@@ -38,7 +38,7 @@ def check(
 
     Try: lepta check my/adapted --output my/adapted/deployment.json
     """
-    check_places([model, draft], [], force=False)
+    check_places([model, draft])
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise LeptaError(f"{model}: no config.json; expected a model folder (for a vocabulary: lepta vocab check)")
     from lepta.deployment.check import check_model, write_deployment

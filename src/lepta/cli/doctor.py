@@ -14,11 +14,10 @@ from rich.table import Column, Table
 
 import lepta
 from lepta.cli.common import AsJson, console, print_json, say
-from lepta.cli.words import counted
 from lepta.core.errors import LeptaError
 from lepta.core.machine import usable_cores, versions_of
 from lepta.core.output import free_bytes
-from lepta.core.tables import narrow_table
+from lepta.core.tables import counted, narrow_table
 from lepta.recipe import read_recipe
 from lepta.text.locate import locate
 
@@ -167,14 +166,9 @@ def _programs_table(programs: dict[str, str | None]) -> Table:
 
 def _install_lines(programs: dict[str, str | None]) -> list[str]:
     """How to install the programs that are missing."""
-    lines = []
-    for program, place in programs.items():
-        if place is None:
-            lines.append(f"  {program}: {CONSUMERS[program][1]}")
-    if lines:
-        heading = "To install these, each pip in an environment of its own (on Linux vllm and torch come with CUDA):"
-        lines.insert(0, heading)
-    return lines
+    lines = [f"  {program}: {CONSUMERS[program][1]}" for program, place in programs.items() if place is None]
+    heading = "To install these, each pip in an environment of its own (on Linux vllm and torch come with CUDA):"
+    return [heading, *lines] if lines else []
 
 
 def _missing_for_demo(extras: dict[str, dict[str, Any]], free_memory: float) -> list[str]:

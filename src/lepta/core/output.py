@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from lepta.core.errors import LeptaError
+from lepta.core.errors import LeptaError, reason_of
 from lepta.core.reading import conform, read_json
 
 MANIFEST = "manifest.json"  # in every folder that is whole
@@ -81,37 +81,37 @@ def publishing(folder: str | Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
-            move_into_place(partial, folder)
-        except OSError as error:
+            move_into_place(folder)
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise LeptaError(
-                f"{folder}: cannot be written ({error.strerror or error}); nothing was left there"
-            ) from error
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _unwritable(folder, error) from error
             raise
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Be the only run that writes a folder; LeptaError if another does, or nothing can be written there."""
-    lock: FileLock | None = None
+    lock = _lock_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock_of(folder)
         lock.acquire()
     except Timeout as error:
         raise LeptaError(f"{folder}: another run is writing it now; wait for it, or name another output") from error
     except NotImplementedError:  # a file system without locks, as some clusters have
-        lock = None
+        pass
     except OSError as error:
-        raise LeptaError(f"{folder}: cannot be written ({error.strerror or error}); nothing was left there") from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:
-        if lock:
+        if lock.is_locked:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+
+
+def _unwritable(folder: Path, error: OSError) -> LeptaError:
+    return LeptaError(f"{folder}: cannot be written ({reason_of(error)}); nothing was left there")
 
 
 def _lock_of(folder: Path) -> FileLock:
@@ -132,13 +132,18 @@ def in_progress(folder: Path) -> bool:
         return False
 
 
-def refuse_existing(folder: Path, replace: bool) -> None:
-    """LeptaError if a place is taken and not to be replaced, or is a folder that no command of LEPTA wrote."""
-    if folder.exists() and not replace:
-        raise LeptaError(f"{folder}: exists already; give another --output, or --force to replace it")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+def refuse_existing(place: Path, replace: bool, for_file: bool = False) -> None:
+    """LeptaError if a place is taken and not to be replaced, or by what no command of LEPTA wrote.
+
+    That is a folder without a manifest, or a file where a folder is to be; `for_file` says that a file is to be there.
+    """
+    if place.exists() and not replace:
+        raise LeptaError(f"{place}: exists already; give another --output, or --force to replace it")
+    if place.is_file() and not for_file:
+        raise LeptaError(f"{place}: is a file, and --force does not replace it by a folder; give another --output")
+    if place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file():
         raise LeptaError(
-            f"{folder}: holds files but no {MANIFEST}, so LEPTA did not write it, and --force does not replace it; "
+            f"{place}: holds files but no {MANIFEST}, so LEPTA did not write it, and --force does not replace it; "
             "give another --output, or remove it yourself"
         )
 
@@ -151,7 +156,7 @@ def write_new_file(file: Path, text: str, replace: bool = False) -> None:
         with replacing(file) as partial:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise LeptaError(f"{file}: cannot be written ({error.strerror or error})") from error
+        raise LeptaError(f"{file}: cannot be written ({reason_of(error)})") from error
 
 
 def free_bytes(place: Path) -> int:
@@ -167,11 +172,12 @@ def partial_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
-def move_into_place(partial: Path, folder: Path, work: str = "") -> None:
-    """Give a finished folder its name; what had the name before goes.
+def move_into_place(folder: Path, work: str = "") -> None:
+    """Give what was written beside a folder its name; what had the name before goes.
 
     `work` names a folder in it that is no part of the result. It goes last, so that an interruption loses nothing.
     """
+    partial = partial_of(folder)
     _open_to_readers(partial)
     _flush(partial, work)
     old = folder.with_name(f".{folder.name}.old")

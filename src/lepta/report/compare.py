@@ -28,7 +28,7 @@ def write_comparison(
     and the `summaries` of the `tokenizers`. LeptaError if the page exists or cannot be written, or if a tokenizer or
     text cannot be read.
     """
-    refuse_existing(output, force)
+    refuse_existing(output, force, for_file=True)
     vocabularies = {name: open_tokenizer(name).vocabulary() for name in tokenizers}
     documents = list(read_labelled(texts))
     measured = {name: measure_sources(vocabulary, documents) for name, vocabulary in vocabularies.items()}
