@@ -20,6 +20,7 @@ from lepta.core.settings import as_list, nonempty
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
 from lepta.text.locate import HUB_ID, locate, short_name
+from lepta.text.sources import DATASET
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -28,7 +29,6 @@ OURS = "<!-- Written by LEPTA from manifest.json. Delete this line to keep a tex
 HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 LANGUAGE_OF_LABEL = re.compile(r"(?:train|valid) ([a-z]{2,3})")
 LANGUAGE_OF_SOURCE = re.compile(r"(?:starter|wordfreq):([a-z]{2,3})\b")
-DATASET = "dataset:"
 # In the header of a GGUF file, where fields of the model's own come first: type 8 is text, after its length in bytes.
 # The reader of GGUF files is in a room above this one, and a card needs a few such fields alone.
 GGUF_TEXT = rb"%s\x08\0\0\0(.{8})"
@@ -83,12 +83,14 @@ class Step:
     """A folder with a manifest, in the line of what a model was made from."""
 
     folder: Path
-    manifest: dict[str, Any]
+    settings: dict[str, Any]
+    sources: dict[str, Any]  # label -> what the user called an input, or a list of text sources
+    facts: dict[str, Any]
 
     @property
     def kind(self) -> Kind | None:
         """How it was made; None if it is no model, or one that was only converted."""
-        marks = {*self.manifest["sources"], *self.manifest["key"]["settings"]}
+        marks = self.sources.keys() | self.settings.keys()
         return next((kind for kind in KINDS if marks.intersection(kind.marks)), None)
 
     @property
@@ -97,9 +99,9 @@ class Step:
         if self.kind is None:
             return "converted from another format"
         made = self.kind.made
-        if self.manifest["key"]["settings"].get("lora_rank"):
+        if self.settings.get("lora_rank"):
             made += self.kind.with_lora
-        if (self.manifest.get("facts") or {}).get("kept_step") == 0:
+        if self.facts.get("kept_step") == 0:
             made += "; its weights were not kept, those before it were"
         return made
 
@@ -114,13 +116,12 @@ class Step:
     def parent(self) -> str | None:
         """What the user called the model that it comes from."""
         if self.kind is None:  # converted from another format; the fact says what the user called that
-            return (self.manifest.get("facts") or {}).get("source") or self.manifest["sources"].get("model")
-        labels, sources = self.kind.parents, self.manifest["sources"]
-        return next((str(sources[label]) for label in labels if label in sources), None)
+            return self.facts.get("source") or self.sources.get("model")
+        return next((str(self.sources[label]) for label in self.kind.parents if label in self.sources), None)
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Label and name of each text source."""
-        for label, names in self.manifest["sources"].items():
+        for label, names in self.sources.items():
             if label == "apart from":  # what copies share no words with is not learned from
                 continue
             if isinstance(names, list):
@@ -134,9 +135,10 @@ def step_of(folder: Path) -> Step | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
-        return Step(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
     except LeptaError:  # a damaged manifest is told where it counts; a card does without
         return None
+    return Step(folder, manifest["key"]["settings"], manifest["sources"], manifest["facts"])
 
 
 def line_of(folder: Path) -> list[Step]:
@@ -161,7 +163,7 @@ def all_steps(folder: Path) -> list[Step]:
         if step is None or place.resolve() in found:
             continue
         found[place.resolve()] = step
-        for name in step.manifest["sources"].values():
+        for name in step.sources.values():
             if isinstance(name, str) and is_there(name) and Path(name).is_dir():
                 waiting.append(Path(name))
     return list(found.values())
@@ -284,25 +286,20 @@ def write_card(folder: Path, measured: Sequence[Measure] = ()) -> None:
         card.write_text(text, encoding="utf-8")
 
 
-def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
+def build_card(step: Step, kind: Kind, measured: Sequence[Measure]) -> str:
     """The card of a folder, as text; the same manifests and measurements give the same text."""
-    origin, facts = origin_of(step.folder), step.manifest.get("facts") or {}
+    origin, line = origin_of(step.folder), line_of(step.folder)
     texts, warnings = dict[tuple[str, str, str], list[str]](), list[str]()
     for one in all_steps(step.folder):
         for label, text in one.texts():
             texts.setdefault((label, _public(text), text_licence(text)), []).append(one.name)
-        found = one.manifest.get("facts") or {}
-        warnings += found.get("warnings") or []
-        if absent := found.get("tokens_absent"):
+        warnings += one.facts.get("warnings") or []
+        if absent := one.facts.get("tokens_absent"):
             warnings.append(
-                f"of {found['new_rows']:,} new tokens, {absent:,} are in no text that their rows were learned from"
+                f"of {one.facts['new_rows']:,} new tokens, {absent:,} are in no text that their rows were learned from"
             )
-    of_rows: list[Step] = []
-    for one in line_of(step.folder):
-        if "adapted" in one.manifest["sources"]:
-            of_rows = line_of(Path(str(one.manifest["sources"]["adapted"])))
-            break
-    rows_kind = of_rows[-1].kind if of_rows else None
+    adapted = next((one.sources["adapted"] for one in line if "adapted" in one.sources), None)
+    of_rows = line_of(Path(str(adapted))) if adapted else []
     view = {
         "metadata": metadata(origin, read_json(step.folder / "config.json")),
         "mark": OURS,
@@ -311,12 +308,12 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure] = ()) -> str:
         "kind": kind,
         "chat": (step.folder / CHAT_TEMPLATE).is_file(),
         "version": __version__,
-        "steps": list(map(_history, line_of(step.folder))),
+        "steps": list(map(_history, line)),
         "of_rows": list(map(_history, of_rows)),
-        "rows_kind": rows_kind,
+        "rows_kind": of_rows[-1].kind if of_rows else None,
         "texts": [(", ".join(unique(steps)), *text) for text, steps in texts.items()],
         "measures": measured,
-        "maps": facts.get("maps") or {},
+        "maps": step.facts.get("maps") or {},
         "warnings": unique(warnings),
     }
     return render("data/cards/card.md.j2", view)
@@ -356,20 +353,18 @@ def _as_yaml(facts: dict[str, Any]) -> str:
 
 def _history(step: Step) -> tuple[str, list[str]]:
     """What was done, and the settings that tell how."""
-    settings = step.manifest["key"]["settings"]
     shown = []
     for key in SHOWN_SETTINGS:
-        value = settings.get(key)
+        value = step.settings.get(key)
         if value not in (None, [], UNSAID.get(key)):
             shown.append(f"{key} {_short(value)}")
-    facts = step.manifest.get("facts") or {}
+    facts = step.facts
     if "old_rows" in facts:
         shown.insert(0, f"{facts['old_rows']:,} rows before, {facts['new_rows']:,} after")
-    vocabulary = step.manifest["sources"].get("vocabulary") or step.manifest["sources"].get("tokenizer")
-    if isinstance(vocabulary, str) and (built := step_of(Path(vocabulary))):
-        scenario = built.manifest["key"]["settings"].get("scenario")
-        if scenario:
-            shown.insert(0, f"vocabulary: {scenario}")
+    vocabulary = step.sources.get("vocabulary") or step.sources.get("tokenizer")
+    built = step_of(Path(vocabulary)) if isinstance(vocabulary, str) else None
+    if built and (scenario := built.settings.get("scenario")):
+        shown.insert(0, f"vocabulary: {scenario}")
     change = facts.get("held_out_change")
     if bits := facts.get("held_out_bits_per_byte"):  # of distillation, by step
         change = next(iter(bits.values())), bits[facts["kept"]]

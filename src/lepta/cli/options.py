@@ -19,7 +19,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from lepta.core.errors import LeptaError, said_of
-from lepta.core.settings import Section, as_list, validated
+from lepta.core.settings import Section, as_list, sections_in, validated
 
 SETTINGS = "Settings"  # heading of options that name none
 QUOTED = re.compile(r"`([\w.]+)`")  # how texts about settings name other ones
@@ -158,10 +158,10 @@ def _options(model: type[Section], defaults: dict[str, Any], flags: Flags, above
         path, default = (*above, name), defaults[name]
         if ".".join(path) in flags.without:
             continue
-        inner = _inner_section(info.annotation)
+        inner = sections_in(info.annotation)
         if inner:
-            inner_defaults = dict(default) if isinstance(default, Section) else _defaults(inner, flags)
-            yield from _options(inner, inner_defaults, flags, path)
+            inner_defaults = dict(default) if isinstance(default, Section) else _defaults(inner[0], flags)
+            yield from _options(inner[0], inner_defaults, flags, path)
         else:
             yield _Option(path, _flag(path, flags), _heading(path, flags), info, default)
 
@@ -170,13 +170,6 @@ def _defaults(model: type[Section], flags: Flags) -> dict[str, Any]:
     """Field -> its default, None for a section that is off."""
     fields = model.model_fields.items()
     return {name: None if name in flags.off else info.get_default(call_default_factory=True) for name, info in fields}
-
-
-def _inner_section(annotation: Any) -> type[Section] | None:
-    for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, Section):
-            return part
-    return None
 
 
 def _flag(path: tuple[str, ...], flags: Flags) -> str:

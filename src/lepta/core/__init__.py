@@ -1,1 +1,1 @@
-"""What every room stands on: errors, progress bars, atomic output, stages, settings."""
+"""What every room stands on: errors, reading, settings, progress bars, atomic output."""

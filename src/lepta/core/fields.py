@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from lepta.core.settings import Section, as_list, types_in
+from lepta.core.settings import Section, as_list, sections_in
 
 KINDS = {str: "text", bool: "true | false", int: "whole number", float: "number", Path: "path"}
 
@@ -32,9 +32,8 @@ def sections(model: type[Section], path: str = "") -> Iterator[tuple[str, type[S
     yield path, model
     for name, info in model.model_fields.items():
         key = ".NAME" if get_origin(info.annotation) is dict else ""
-        for inner in types_in(info.annotation):
-            if issubclass(inner, Section):
-                yield from sections(inner, f"{path}.{name}{key}".lstrip("."))
+        for inner in sections_in(info.annotation):
+            yield from sections(inner, f"{path}.{name}{key}".lstrip("."))
 
 
 def field_texts(model: type[Section]) -> list[FieldText]:

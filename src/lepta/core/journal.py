@@ -33,7 +33,7 @@ def read_record(file: Path, model: type[Model]) -> Model:
     return conform(model, parse_json(read_bytes(file), file, REMEDY), file, REMEDY)
 
 
-def parsed_row(line: bytes, where: str, model: type[BaseModel] = IdentifiedRow) -> Row:
+def parsed_row(line: bytes, where: str, model: type[BaseModel]) -> Row:
     """A line as a row; LeptaError, which begins with `where`, unless it is a JSON object that the model takes."""
     row: Row = parse_json(line, where, REMEDY)
     conform(model, row, where, REMEDY)

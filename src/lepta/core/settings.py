@@ -49,7 +49,7 @@ def known_script(name: str) -> str:
 
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a recipe or a variant."""
-    return re.fullmatch(NAME, text) is not None and not text.endswith("\n")
+    return re.fullmatch(NAME, text) is not None
 
 
 class Section(BaseModel):
@@ -155,15 +155,15 @@ def _section_at(location: tuple[int | str, ...], section: type[Section]) -> type
     parts = iter(location)
     for name in parts:
         annotation = section.model_fields[str(name)].annotation
-        section = next(part for part in types_in(annotation) if issubclass(part, Section))
+        section = sections_in(annotation)[0]
         if get_origin(annotation) in (dict, list):
             next(parts, None)  # the key in the dict, a name of the user's, or the index in the list
     return section
 
 
-def types_in(annotation: Any) -> list[type]:
-    """The classes in an annotation such as `dict[str, Variant]` or `Tune | None`."""
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The settings models in an annotation such as `dict[str, Variant]` or `Tune | None`."""
     arguments = get_args(annotation)
     if arguments:
-        return list(itertools.chain.from_iterable(map(types_in, arguments)))
-    return [annotation] if isinstance(annotation, type) else []
+        return list(itertools.chain.from_iterable(map(sections_in, arguments)))
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
