@@ -7,6 +7,7 @@ import commands
 import pytest
 import torch
 
+from lepta.cli.models import _name_of
 from lepta.embeddings.initialise import initialise
 from lepta.embeddings.maps import METHODS
 from lepta.evaluation.sweep import EQUAL
@@ -48,6 +49,18 @@ def refused(run, *words):
     assert "Traceback" not in run.stderr
     for word in words:
         assert word in run.stderr.replace("\n", ""), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("OWNER/CHAT@refs/pr/1", "CHAT"),
+        ("/home/me@work/chat/", "chat"),
+        ("package:pack/chat.Q4_1.gguf", "chat.Q4_1"),
+    ],
+)
+def test_the_folder_of_a_variant_has_its_name(source, name):
+    assert _name_of(source) == name
 
 
 def test_two_variants_go_to_two_folders_that_load_and_generate(models, tmp_path):

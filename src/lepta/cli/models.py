@@ -8,13 +8,12 @@ import typer
 from pydantic import Field
 from rich.markup import escape
 
-from lepta.card import step_of
+from lepta.card import hub_id_of, step_of
 from lepta.cli.common import (
     AsJson,
     Force,
     ModelPath,
     Output,
-    TensorNames,
     TokenizerPath,
     Writing,
     check_places,
@@ -41,6 +40,15 @@ from lepta.vocabulary.settings import LARGEST_PADDING
 NAMES = Flags(headings={"": "Options"})
 
 patch = typer.Typer(no_args_is_help=True, help="Ship an adapted model without its body.")
+
+
+class TensorNames(Section):
+    """What the matrices with a row for each token are called."""
+
+    input_embeddings: str | None = Field(
+        default=None, description="Name of the input embedding tensor, for an architecture not known here"
+    )
+    output_embeddings: str | None = Field(default=None, description="Name of the head's tensor, likewise")
 
 
 @takes_settings
@@ -144,7 +152,7 @@ def propagate(
 
 
 def _name_of(source: str) -> str:
-    return source.partition("@")[0].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    return (hub_id_of(source) or source).rstrip("/").rpartition("/")[2].removesuffix(".gguf")
 
 
 def _print_maps(results: list[dict[str, Any]]) -> None:
