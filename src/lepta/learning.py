@@ -37,9 +37,10 @@ PIECE, MESSAGE, SHORTEST = 1500, 200, 40
 ROUNDING = 1e-6  # of a sum of shares
 
 
-def sources_of(text: Text, part: str) -> dict[str, list[str]]:
-    """Label -> text sources of both languages; `part` is train or valid."""
-    return {f"{part} {side.language}": getattr(side, part) for side in (text.target, text.source)}
+def sources_of(text: Text, *parts: str) -> dict[str, list[str]]:
+    """Label -> text sources of both languages; parts are train and valid."""
+    sides = (text.target, text.source)
+    return {f"{part} {side.language}": getattr(side, part) for part in parts for side in sides}
 
 
 def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:

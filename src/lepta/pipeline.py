@@ -219,7 +219,7 @@ class _Layout:
         run = partial(pretrain, base, start, text, settings, self.recipe.seed, teacher=inputs.get("teacher"))
         if settings.darumeru:
             inputs |= settings.darumeru.files
-        texts = sources_of(text, "train") | sources_of(text, "valid")
+        texts = sources_of(text, "train", "valid")
         return self.add(name, inputs, settings.model_dump(exclude={"teacher"}), run, texts=texts, together=True)
 
     def teacher(self, base: Path, source: str) -> Path:
@@ -247,14 +247,12 @@ class _Layout:
         if body_trained:
             deltas = settings.body_delta or [1.0]
         settings = settings.model_copy(update={"body_delta": deltas})
-        texts, held_out = dict[str, list[str]](), list[str]()
-        if settings.several:
-            texts = sources_of(self.recipe.text, "valid")
-            held_out = list(itertools.chain.from_iterable(texts.values()))
-            texts["answers"] = settings.answers
+        held_out = sources_of(self.recipe.text, "valid")
+        texts = held_out | {"answers": settings.answers} if settings.several else {}
 
         def run(folder: Path) -> dict[str, Any]:
-            judge = Judge.of(held_out, settings.answers) if texts else None
+            valid = list(itertools.chain.from_iterable(held_out.values()))
+            judge = Judge.of(valid, settings.answers) if settings.several else None
             variants = [(Checkpoint(instruct), folder)]
             (facts,) = propagate_best(Checkpoint(base), Checkpoint(pretrained), variants, settings, judge)
             return facts
@@ -285,7 +283,7 @@ class _Layout:
         )
         return out / name_of("model")
 
-    def evaluation(self, base: Path, models: list[Model]) -> Path:
+    def evaluation(self, base: Path, models: list[Model]) -> None:
         recipe, settings = self.recipe, self.recipe.evaluate
         inputs = {model.name: model.folder for model in models}
         if settings.behaviour:
@@ -299,7 +297,7 @@ class _Layout:
             return {"dtype": result["dtype"]}
 
         key = settings.model_dump(exclude={"darumeru"})
-        return self.add("evaluation", inputs, key, run, texts=sources_of(recipe.text, "valid"))
+        self.add("evaluation", inputs, key, run, texts=sources_of(recipe.text, "valid"))
 
     def benchmark(self, model: Model) -> None:
         settings = self.recipe.evaluate.darumeru
@@ -308,7 +306,7 @@ class _Layout:
         run = partial(ask, model, settings, self.recipe.seed)
         self.asked[model.name] = self.add(name, {"model": model.folder} | settings.files, settings.model_dump(), run)
 
-    def report(self, models: list[Model]) -> Path:
+    def report(self, models: list[Model]) -> None:
         recipe, names = self.recipe, [stage.name for stage in self.stages]
         learned = [name for name in names if name == "distilled" or name.startswith("pretrained")]
         out = recipe.output
@@ -329,7 +327,7 @@ class _Layout:
                 write_comparison_page(folders, list(map(read_results, folders)), pair, folder / pair["page"])
             return {}
 
-        return self.add("report", inputs, {"name": recipe.name}, run)
+        self.add("report", inputs, {"name": recipe.name}, run)
 
 
 def measured(evaluation: dict[str, Any], name: str) -> list[Measure]:

@@ -100,7 +100,8 @@ def repair_stages(
     gets the second name.
     """
     states, head = settings.states, settings.head
-    inputs, named = {"model": propagated, "original": original}, nonempty({"original": called or ""})
+    inputs = {"model": propagated, "original": original}
+    named = {"original": called} if called else {}
     first = names[0] if head else names[1]
     stages = [
         Stage(
@@ -108,7 +109,7 @@ def repair_stages(
             inputs,
             states.model_dump(exclude={"teacher"}) | {"seed": seed} | REPAIRS,
             partial(_learn_states, original, propagated, text, settings, seed),
-            nonempty(sources_of(text, "train") | sources_of(text, "valid")),
+            nonempty(sources_of(text, "train", "valid")),
             together=True,
             named=named,
         )

@@ -10,8 +10,8 @@ import typer
 from pydantic import Field
 
 from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings, ModelOrServer
-from lepta.cli.common import OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
-from lepta.cli.options import Flags, takes_settings
+from lepta.cli.common import MODEL_KINDS, OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
+from lepta.cli.options import WRITING, Flags, takes_settings
 from lepta.cli.recipes import print_status
 from lepta.cli.words import words_of
 from lepta.core.errors import LeptaError
@@ -25,8 +25,7 @@ from lepta.text.settings import Language, Text
 from lepta.text.sources import BENCHMARK
 from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings, check_batch
 
-KINDS = "HF folder, GGUF file, package:NAME/FILE or hub id."
-ORIGINAL = f"model before its vocabulary changed: {KINDS}"
+ORIGINAL = f"model before its vocabulary changed: {MODEL_KINDS}"
 ApartFrom = Annotated[
     list[str] | None, typer.Option(help="Training text that copies share no 13 words with; repeat for several.")
 ]
@@ -76,7 +75,6 @@ class RunOptions(Section):
 
 TEXT = Flags(headings={"": "Text"})
 TRAINING_TEXT = Flags(without=frozenset({"valid", "source_valid"}), headings={"": "Text"})
-RUN = Flags({"as_json": "--json"}, headings={"": OUTPUT})
 SERVED = Flags({"model": "--original"}, headings={"": "The original, with its own vocabulary"})
 COPIES = Flags({"": "copy", "number": "--copies"}, without=frozenset({"apart_from"}), headings={"": "Copies"})
 RATES, MEMORY, MEASURING = "Rates and optimizer", "Batches and memory", "Measuring and checkpoints"
@@ -129,7 +127,7 @@ def distill(
     output: Output,
     texts: Annotated[Texts, TRAINING_TEXT],
     settings: Annotated[DistillSettings, Flags(headings=HEADINGS)],
-    options: Annotated[RunOptions, RUN],
+    options: Annotated[RunOptions, WRITING],
 ) -> None:
     """Learn the rows of new tokens from the original model, which reads the same text.
 
@@ -165,7 +163,7 @@ def pretrain(
     output: Output,
     texts: Annotated[Texts, TEXT],
     settings: Annotated[PretrainSettings, Flags(without=frozenset({"darumeru"}), headings=HEADINGS)],
-    options: Annotated[RunOptions, RUN],
+    options: Annotated[RunOptions, WRITING],
     original: Annotated[str | None, typer.Option(help=f"Tells which rows are new: the {ORIGINAL}")] = None,
 ) -> None:
     """Train embeddings and head on text, the body frozen or not.
@@ -195,7 +193,6 @@ def pretrain(
     if original:
         named["original"] = original
         inputs["original"] = locate(original, hub_files=TOKENIZER_FILES)
-    sources = sources_of(sides, "train") | sources_of(sides, "valid")
     with ExitStack() as stack:
         if settings.teacher:
             check_teacher(settings.teacher, original or settings.teacher)
@@ -207,7 +204,7 @@ def pretrain(
             inputs,
             settings.model_dump(exclude={"teacher"}) | {"seed": options.seed},
             partial(learn, old, model, sides, settings, options.seed, teacher=teacher),
-            nonempty(sources),
+            nonempty(sources_of(sides, "train", "valid")),
             together=True,
             named=named,
         )
@@ -246,11 +243,11 @@ def _run(stage: Stage, output: Path, options: RunOptions, cost: Callable[[], dic
 @takes_settings
 def repair(
     model: Annotated[Path, typer.Option(help="Folder of the propagated instruct model.")],
-    original: Annotated[str, typer.Option(help="The instruct model with its own vocabulary: " + KINDS)],
+    original: Annotated[str, typer.Option(help=f"The instruct model with its own vocabulary: {MODEL_KINDS}")],
     output: Annotated[Path, typer.Option(help="Folder for the steps, states and model.", rich_help_panel=OUTPUT)],
     texts: Annotated[Texts, TEXT],
     settings: Annotated[RepairSettings, Flags(headings=HEADINGS | {"source_share": "Text"})],
-    options: Annotated[RunOptions, RUN],
+    options: Annotated[RunOptions, WRITING],
 ) -> None:
     """Train a propagated instruct model on text, with its original as the teacher; no conversations are needed.
 
@@ -262,7 +259,7 @@ def repair(
     if not texts.source_text:
         raise LeptaError("repair: needs --source-text, text of the language the model knows, to keep that as it is")
     check_batch(settings.states)
-    check_places([str(model), original], [], options.force)
+    check_places([str(model), original])
     from lepta.plan.commands import repairing_cost
     from lepta.repair import repair_steps, run_repair
 
@@ -284,7 +281,7 @@ def tune(
     settings: Annotated[TuneSettings, Flags({"lora": ""}, headings=HEADINGS)],
     copies: Annotated[CopySettings, COPIES],
     step: Annotated[PreferenceSettings, PREFERENCE],
-    options: Annotated[RunOptions, RUN],
+    options: Annotated[RunOptions, WRITING],
     apart_from: ApartFrom = None,
 ) -> None:
     """Tune an instruct model on conversations; the loss counts what the assistant says.
@@ -323,7 +320,7 @@ def calibrate(
     original: Annotated[ModelOrServer, SERVED],
     settings: Annotated[CalibrateSettings, CALIBRATION],
     effect: Annotated[EffectSettings, EFFECT],
-    options: Annotated[RunOptions, RUN],
+    options: Annotated[RunOptions, WRITING],
     no_judge: Annotated[bool, typer.Option("--no-judge", help="Keep all answers that came to their end.")] = False,
     apart_from: ApartFrom = None,
 ) -> None:
@@ -337,7 +334,7 @@ def calibrate(
     if (settings.judge is None) != no_judge:
         raise LeptaError("calibrate: give one of --judge MODEL, --judge-server URL with --judge-model NAME, --no-judge")
     check_batch(settings.tune)
-    check_places([str(model), original.model], [], options.force)
+    check_places([str(model), original.model])
     from lepta.calibration.calibrate import Place, calibrate_folder
     from lepta.plan.calibration import calibration_cost_here
 
