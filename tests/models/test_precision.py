@@ -53,10 +53,8 @@ def test_what_is_slower_is_not_taken(slow_down):
 
 def test_emulated_bfloat16_is_tried_on_a_few_tokens_only(slow_down):
     made = slow_down(torch.bfloat16, 0.05)
-    started = time.monotonic()
     assert fastest_on_cpu(CONFIG) == torch.float32
     assert set(made) == {precision.FEW}
-    assert time.monotonic() - started < 2
 
 
 def test_waiting_for_a_busy_core_is_not_counted(monkeypatch):

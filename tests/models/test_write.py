@@ -310,3 +310,20 @@ def test_unknown_tensor_and_unequal_rows_are_refused(sources, tiny_tokenizer, tm
     with pytest.raises(LeptaError, match=r"different numbers of rows \[4100, 4101\]"):
         write(source, matrices, tiny_tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_has_fewer_rows_keeps_fewer(sources, tiny_tokenizer, tmp_path):
+    """As Mllama's, whose input embeddings have rows for its image token on top."""
+    folder, missing = shutil.copytree(sources["single"], tmp_path / "source"), 8
+    tensors = load_file(folder / SINGLE)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:-missing].clone()
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    source = Checkpoint(folder)
+    assert source.surplus == missing
+    matrices = replacements(source)
+    with pytest.raises(LeptaError, match="different numbers of rows"):
+        write(source, matrices, tiny_tokenizer, tmp_path)
+    matrices["lm_head.weight"] = matrices["lm_head.weight"][:-missing]
+    (tmp_path / "out").mkdir()
+    write(source, matrices, tiny_tokenizer, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["vocab_size"] == NEW_ROWS - missing

@@ -74,6 +74,16 @@ class TensorEntry:
     start: int
     end: int
 
+    @property
+    def raw(self) -> StoredRows:
+        """Its bytes, whatever its type, read some at a time."""
+        return StoredRows(self.file, self.start, (self.end - self.start,), torch.uint8)
+
+    @property
+    def rows(self) -> StoredRows:
+        """Its numbers, read a few rows at a time; a single number is one row."""
+        return StoredRows(self.file, self.start, self.shape or (1,), DTYPES[self.dtype])
+
 
 class Checkpoint:
     """A model folder, or a hub id `OWNER/NAME[@REVISION]`, opened without loading it; `opened` takes GGUF files too.
@@ -186,12 +196,11 @@ class Checkpoint:
                 f"{entry.file}: {name} is {entry.dtype}; expected a floating-point type of 16 bits or more, nothing "
                 "quantised"
             )
-        return StoredRows(entry.file, entry.start, entry.shape or (1,), DTYPES[entry.dtype])
+        return entry.rows
 
     def raw(self, name: str) -> StoredRows:
         """The bytes of one tensor of any type, read some at a time."""
-        entry = self.entries[name]
-        return StoredRows(entry.file, entry.start, (entry.end - entry.start,), torch.uint8)
+        return self.entries[name].raw
 
     def is_floating(self, name: str) -> bool:
         """Tell whether a tensor holds plain floating-point numbers; those of 8 bits mean nothing without a scale."""

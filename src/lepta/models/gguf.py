@@ -1,6 +1,5 @@
 """A GGUF file as a plain Hugging Face folder, dequantised."""
 
-import itertools
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -140,11 +139,10 @@ def _dequantised(path: Path, tensor: Any, rows: slice) -> np.ndarray:
         file.seek(tensor.data_offset + rows.start * width)
         stored = np.frombuffer(file.read(shape[0] * width), tensor.data.dtype).reshape(shape)
     step = max(1, DEQUANTISED // width)
-    parts = (dequantize(stored[start : start + step], tensor.tensor_type) for start in range(0, len(stored), step))
-    first = next(parts)
-    values = np.empty((len(stored), *first.shape[1:]), np.float32)
-    for number, part in enumerate(itertools.chain([first], parts)):
-        values[number * step : (number + 1) * step] = part
+    _, *numbers = reversed(tensor.shape)  # in a row; GGUF names the innermost first
+    values = np.empty((len(stored), *numbers), np.float32)
+    for start in range(0, len(stored), step):
+        values[start : start + step] = dequantize(stored[start : start + step], tensor.tensor_type)
     return values
 
 

@@ -71,25 +71,22 @@ def complete_model(folder: Path, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM  # GGUF has the part for text alone
-    if "gguf_file" not in options:
-        auto = class_for(type(config_of(folder))) or auto
-    where = folder / options.get("gguf_file", "")
+    auto: Any = class_for(type(config_of(folder))) or AutoModelForCausalLM
     try:
         model, found = auto.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except Exception as error:  # whatever a class of models raises
-        raise unloadable(where, error) from error
+        raise unloadable(folder, error) from error
     remedy = "download or convert the model again, or correct config.json"
     if missing := sorted(found["missing_keys"]):
         if missing[0].endswith(OUTPUT_NAMES):
             remedy += '; if the input embeddings are its head too, write "tie_word_embeddings": true there'
         named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
-        raise LeptaError(f"{where}: no weights for {named}; expected all tensors that its config asks for; {remedy}")
+        raise LeptaError(f"{folder}: no weights for {named}; expected all tensors that its config asks for; {remedy}")
     for name, stored, expected in sorted(found["mismatched_keys"]):
-        raise LeptaError(f"{where}: {name} is {tuple(stored)}, expected {tuple(expected)} by its config; {remedy}")
+        raise LeptaError(f"{folder}: {name} is {tuple(stored)}, expected {tuple(expected)} by its config; {remedy}")
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and parameter.is_floating_point() and parameter.itemsize > 1 and not finite(parameter):
-            raise LeptaError(f"{where}: {name} has NaN or infinite values; {remedy}")
+            raise LeptaError(f"{folder}: {name} has NaN or infinite values; {remedy}")
     return model
 
 

@@ -14,10 +14,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from lepta.models.language_model import language_model
 from lepta.models.precision import autocast_of
-from lepta.models.split import UNLABELLED, among_parts, bias_of, parts_of
+from lepta.models.split import IGNORED, among_parts, bias_of, parts_of
 from lepta.models.states import last_states
 
-IGNORED = UNLABELLED  # label of tokens that the loss leaves out
 LOGITS_BYTES = 1 << 26  # of logits that exist at the same time
 
 

@@ -71,11 +71,7 @@ def unloadable(where: Path, error: Exception) -> LeptaError:
 
 def cpu_speeds() -> dict[str, float]:
     """GFLOP/s of one core of this CPU in float32 and in bfloat16, by the same product."""
-    exact, fast = _seconds(FEW, SIDE, SIDE)
-    tokens = FEW
-    if fast <= HOPELESS * exact:
-        tokens = MANY
-        exact, fast = _seconds(MANY, SIDE, SIDE)
+    tokens, exact, fast = _timed(SIDE, SIDE)
     operations = 2 * tokens * SIDE * SIDE / 1e9
     return {"float32": operations / exact, "bfloat16": operations / fast}
 
@@ -87,12 +83,16 @@ def faster_on_cpu(width: int, inner: int) -> torch.dtype:
         return torch.float32
     # A line, no spinner: what is timed shares the processor with nothing.
     console.print("  timing a matrix product in float32 and bfloat16", highlight=False)
-    shape = min(width, SIDE), min(inner, SIDE)
-    exact, fast = _seconds(FEW, *shape)
-    if fast > HOPELESS * exact:
-        return torch.float32
-    exact, fast = _seconds(MANY, *shape)
+    _, exact, fast = _timed(min(width, SIDE), min(inner, SIDE))
     return torch.bfloat16 if fast * GAIN < exact else torch.float32
+
+
+def _timed(width: int, inner: int) -> tuple[int, float, float]:
+    """Tokens of a product, and its seconds in float32 and bfloat16: of many tokens, unless a few show it hopeless."""
+    exact, fast = _seconds(FEW, width, inner)
+    if fast > HOPELESS * exact:
+        return FEW, exact, fast
+    return MANY, *_seconds(MANY, width, inner)
 
 
 @torch.inference_mode()

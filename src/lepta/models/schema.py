@@ -1,7 +1,7 @@
 """What is read of model folders, as pydantic models: the gate that all of them pass before transformers sees them."""
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -12,8 +12,6 @@ LARGEST = 1 << 24  # of a field that sizes something: transformers builds lists 
 SIZES = re.compile(r"(num|n)_\w+|d_model|\w+_(size|sizes|heads|dim|experts|head|embd)")
 LAYERS = re.compile(r"(\w+_)?(layers?|depth)")  # each is built; num_hidden_layers has other names in some families
 REMEDY = "copy or download it again"
-
-Value = TypeVar("Value")
 
 
 class ModelConfig(BaseModel):
@@ -30,7 +28,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _sizes(cls, fields: Value) -> Value:
+    def _sizes(cls, fields: Any) -> Any:
         for name, value in fields.items() if isinstance(fields, dict) else ():
             if not isinstance(value, int):
                 continue

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lepta.core.errors import LeptaError
 
 NewRows = int | Sequence[int]  # the first one, if all after it are new too, or each of them
-UNLABELLED = -100  # transformers' label of what is not to be predicted
+IGNORED = -100  # transformers' label of what is not to be predicted: the loss leaves it out
 
 
 class SplitEmbedding(nn.Module):
@@ -105,7 +105,7 @@ def _place(is_new: torch.Tensor) -> torch.Tensor | None:
 def among_parts(module: Any, ids: torch.Tensor) -> torch.Tensor:
     """Ids, or labels, as rows of `parts_of` together."""
     place = getattr(module, "place", None)
-    return ids if place is None else torch.where(ids == UNLABELLED, ids, place[ids.clamp(min=0)])
+    return ids if place is None else torch.where(ids == IGNORED, ids, place[ids.clamp(min=0)])
 
 
 def bias_of(head: Any) -> torch.Tensor | None:

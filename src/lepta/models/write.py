@@ -27,7 +27,6 @@ from lepta.vocabulary.source import TokenizerSource
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # Of images too (preprocessor_config.json); processors prefer the older form of their template to the tokenizer's.
 CARRIED_FILES = ("LICENSE*", "NOTICE*", "*processor_config.json", "chat_template.json")
-COPY_BLOCK = 1 << 24
 # eos_token_id; image_token_index of vision-language models; what must be written
 TOKEN_FIELDS = ("_token_id", "_token_ids", "_token_index", "force_words_ids")
 PER_LAYER_SIZE = "vocab_size_per_layer_input"  # rows of the per-layer embeddings (Gemma 3n and 4)
@@ -62,9 +61,10 @@ def write_model(
     new = [name for name in matrices if name not in source.entries]
     if new and not untie:
         raise LeptaError(f"{source.folder}: no tensor {new[0]} to replace")
-    rows = {matrices[name].shape[0] for name in matrices.keys() & {*source.embedding_names, *new}}
-    if source.input_name in matrices and source.surplus:
-        rows = rows - {matrices[source.input_name].shape[0]} | {matrices[source.input_name].shape[0] - source.surplus}
+    rows = set()  # of the head
+    for name in matrices.keys() & {*source.embedding_names, *new}:
+        surplus = source.surplus if name == source.input_name else 0
+        rows.add(matrices[name].shape[0] - surplus)
     if len(rows) > 1:
         raise LeptaError(f"{source.folder}: input and output embeddings with different numbers of rows {sorted(rows)}")
     _write_weights(source, matrices, new, folder, hard_link, exact)
@@ -113,17 +113,16 @@ def copy_file(source: Path, target: Path, hard_link: bool = False) -> None:
     if hard_link:
         target.hardlink_to(source.resolve())
         return
-    with source.open("rb") as data, target.open("wb") as out:
-        if not hasattr(os, "copy_file_range"):
-            shutil.copyfileobj(data, out, COPY_BLOCK)
-            return
-        try:
+    try:
+        with source.open("rb") as data, target.open("wb") as out:
             while os.copy_file_range(data.fileno(), out.fileno(), 1 << 30):
                 pass
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            shutil.copyfileobj(data, out, COPY_BLOCK)  # between file systems that cannot
+    except AttributeError:  # Linux alone has it
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target)  # between file systems that cannot
 
 
 def _write_configs(source: Checkpoint, rows: int, new_ids: Mapping[int, int] | None, untie: bool, folder: Path) -> None:
@@ -284,14 +283,7 @@ def write_shard(path: Path, entries: list[TensorEntry], replaced: Mapping[str, C
     return position
 
 
-def bytes_of(entry: TensorEntry) -> Iterator[bytes]:
+def bytes_of(entry: TensorEntry) -> Iterator[memoryview]:
     """The bytes of a tensor, in blocks."""
-    with entry.file.open("rb") as data:
-        data.seek(entry.start)
-        left = entry.end - entry.start
-        while left:
-            block = data.read(min(COPY_BLOCK, left))
-            if not block:
-                raise LeptaError(f"{entry.file}: shorter than its header says; copy or download it again")
-            left -= len(block)
-            yield block
+    for block in blocks(entry.raw.shape):
+        yield entry.raw[block].numpy().data
