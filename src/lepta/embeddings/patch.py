@@ -20,7 +20,7 @@ from lepta.core.output import CARD
 from lepta.core.progress import progress
 from lepta.core.reading import conform, read_json
 from lepta.embeddings.transfer import transfer_matrix
-from lepta.models.folder import DTYPES, AnyModel, Checkpoint, TensorEntry, read_header
+from lepta.models.folder import AnyModel, Checkpoint, TensorEntry, read_header
 from lepta.models.rows import ComputedRows, Rows, StoredRows, blocks
 from lepta.models.write import bytes_of, carry_configs, write_model, write_shard
 from lepta.stages import Hashes
@@ -116,8 +116,7 @@ def apply_patch(place: str | Path, original: AnyModel, folder: str | Path, hard_
     original, folder = Checkpoint.of(original), Path(folder)
     patch = locate(place, hub_files=PATCH_FILES)
     content = _read_content(patch)
-    header = read_header(patch / ROWS)
-    rows = {name: StoredRows(e.file, e.start, e.shape, DTYPES[e.dtype]) for name, e in header.items()}
+    rows = {name: entry.rows for name, entry in read_header(patch / ROWS).items()}
     _check_fit(patch, content, rows, original)
     same = rows[SAME][:].numpy()
     matrices = {}

@@ -5,6 +5,7 @@ vocabularies is a unit row. Everything later is linear algebra on T.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,19 +72,10 @@ def transfer_matrix(old: AnyVocabulary, new: AnyVocabulary, old_rows: int, new_r
     exact = np.where(change.old_id_of < old_rows, change.old_id_of, -1)
     to_split = [i for i in range(new.size) if exact[i] < 0 and new.bytes_of[i] is not None]
     splits = old.split([new.bytes_of[i] or b"" for i in to_split])
-
-    counts = np.zeros(new_rows, dtype=np.int64)
-    counts[exact >= 0] = 1
-    counts[to_split] = list(map(len, splits))
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    indices = np.empty(indptr[-1], dtype=np.int64)
-    indices[indptr[:-1][exact >= 0]] = exact[exact >= 0]
+    pieces: list[Sequence[int]] = [() if i < 0 else (i,) for i in exact.tolist()]
     for i, split in zip(to_split, splits, strict=True):
-        indices[indptr[i] : indptr[i + 1]] = split
-    data = np.repeat(1.0 / np.maximum(counts, 1), counts)
-    matrix = sparse.csr_array((data, indices, indptr), shape=(new_rows, old_rows))
-    matrix.sum_duplicates()
-    return Transfer(matrix, change, exact)
+        pieces[i] = split
+    return Transfer(_mixes(pieces, old_rows), change, exact)
 
 
 def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
@@ -94,10 +86,15 @@ def stand_in_rows(vocabulary: Vocabulary, rows: int) -> sparse.csr_array | None:
     """
     if "merges" not in vocabulary.spec["model"]:
         return None
-    pieces = [vocabulary.merge_parts.get(i) or (i,) for i in range(rows)]
-    lengths = np.fromiter(map(len, pieces), np.int64, rows)
+    return _mixes([vocabulary.merge_parts.get(i) or (i,) for i in range(rows)], rows)
+
+
+def _mixes(pieces: Sequence[Sequence[int]], old_rows: int) -> sparse.csr_array:
+    """A row for each list of old tokens, with 1 / K at its K tokens; one that occurs twice counts twice."""
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     columns = np.fromiter(itertools.chain.from_iterable(pieces), np.int64, int(lengths.sum()))
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    matrix = sparse.csr_array((np.repeat(1.0 / lengths, lengths), columns, indptr), shape=(rows, rows))
+    data = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
+    matrix = sparse.csr_array((data, columns, indptr), shape=(len(pieces), old_rows))
     matrix.sum_duplicates()
     return matrix
