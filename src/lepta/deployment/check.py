@@ -45,9 +45,7 @@ def check_model(checkpoint: Checkpoint, consumers: Sequence[str] = (), draft: st
     `draft` is a model or tokenizer that is to draft for it. LeptaError if a consumer is not known, or the folder's
     tokenizer or config cannot be read.
     """
-    named = dict(CONSUMERS)
-    for consumer in CONSUMERS.values():
-        named[consumer.title.lower()] = consumer
+    named = CONSUMERS | {consumer.title.lower(): consumer for consumer in CONSUMERS.values()}
     asked = []
     for name in consumers or CONSUMERS:
         if name.lower() not in named:

@@ -8,7 +8,7 @@ import json
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,18 +244,11 @@ def _untie() -> Verdict:
     return Verdict("step", reason, "say so in config.json", '"tie_word_embeddings": false,', "config.json")
 
 
-def vllm(model: Deployed) -> Verdict:
-    """vLLM: what its transformers reads, and its own rules for rows."""
-    return _server(model, most_rows=LORA_ROWS)
+def server(model: Deployed, most_rows: int | None = None) -> Verdict:
+    """SGLang and vLLM: what their transformers reads, and their rules for rows; LoRA may have `most_rows`.
 
-
-def sglang(model: Deployed) -> Verdict:
-    """SGLang: the same, without a limit of rows for LoRA."""
-    return _server(model, most_rows=None)
-
-
-def _server(model: Deployed, most_rows: int | None) -> Verdict:
-    """Rows are padded to a multiple of 64, of which each of 2, 4 or 8 GPUs takes its part."""
+    Rows are padded to a multiple of 64, of which each of 2, 4 or 8 GPUs takes its part.
+    """
     try:
         tokenizer = _read_by(load_tokenizer(model.folder), model)  # a package missing here says nothing of there
     except LeptaError as error:
@@ -350,8 +343,8 @@ CONSUMERS = {
     "tokenizers": Consumer("tokenizers", tokenizers_python, reads_weights=False),
     "tokenizers-js": Consumer("tokenizers (JS)", tokenizers_javascript, reads_weights=False),
     "llama.cpp": Consumer("llama.cpp", llama_cpp),
-    "vllm": Consumer("vLLM", vllm),
-    "sglang": Consumer("SGLang", sglang),
+    "vllm": Consumer("vLLM", partial(server, most_rows=LORA_ROWS)),
+    "sglang": Consumer("SGLang", server),
     "ctranslate2": Consumer("CTranslate2", ctranslate2),
     "peft": Consumer("PEFT", peft),
     "draft": Consumer("draft model", draft_model, reads_weights=False),

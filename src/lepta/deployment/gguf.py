@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,15 +196,12 @@ def _convert(converter: Converter, settings: dict[str, Any], model: Path, output
     raise LeptaError(f"{model}: llama.cpp's converter failed: {last}")
 
 
-def compare(
-    model: Path, file: Path, llama_server: str | None, lines: int = LINES, answers: int = ANSWERS
-) -> dict[str, Any]:
+def compare(model: Path, file: Path, llama_server: str | None, lines: int, answers: int) -> dict[str, Any]:
     """Compare a GGUF file with the folder that it was made from: ids of probe lines, and greedy answers."""
     loaded = load_tokenizer(model)
     texts = probe_lines(lines)
     expected = loaded(texts, add_special_tokens=False)["input_ids"]
-    with ExitStack() as stack:
-        server = stack.enter_context(LlamaServer(llama_server, file)) if llama_server else None
+    with LlamaServer(llama_server, file) if llama_server else nullcontext() as server:
         facts: dict[str, Any] = {"llama_cpp": server and server.build()}
         facts["ids"] = _compare_ids(texts, expected, server, file)
         if server and answers:

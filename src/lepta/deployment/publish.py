@@ -6,7 +6,7 @@ Only files that a model needs go along; `manifest.json` goes without the places 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ THIS_FOLDER = "THIS_FOLDER"  # in a card: the name that the model will have
 GGUF_FACTS = ".gguf.json"  # beside a GGUF file: what was compared
 ABSOLUTE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
-ABSENT = "no card: there is no README.md"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Publication:
     repo: str
     files: dict[str, Path | bytes]  # name there -> file, or contents that differ from the file here
     left_out: list[str]  # files of the folder that stay here
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -133,7 +132,7 @@ def _card(folder: Path, repo: str, base_model: str | None, languages: Sequence[s
 def _missing(folder: Path, base_model: str | None, languages: Sequence[str]) -> list[str]:
     """What a reader of the hub would miss."""
     if not (folder / CARD).is_file():
-        return [ABSENT]
+        return [f"no card: there is no {CARD}"]
     facts, warnings = front_matter(folder), []
     if str(facts.get("license", "unknown")) == "unknown":
         warnings.append(f"the card names no licence: write `license:` into {CARD}")
