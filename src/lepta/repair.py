@@ -14,7 +14,7 @@ from lepta.core.output import read_manifest
 from lepta.core.settings import nonempty
 from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.learning import check_chat_share, check_distill, distill, distill_texts, pretrain, sources_of
-from lepta.models.folder import Checkpoint
+from lepta.models.folder import AnyModel, Checkpoint
 from lepta.stages import Stage
 from lepta.text.settings import Text
 from lepta.training.distributed import check_steps, processes, run_stages
@@ -36,12 +36,13 @@ def repair_folder(
 
     `output` gets the folders `states` (after the first step) and `model`, the result. Gives what both steps found.
     """
-    return run_repair(repair_steps(propagated, original, text, settings, seed, output), Path(output), force)
+    model, teacher = Checkpoint(propagated), Checkpoint(original)  # a GGUF file is a folder as long as these live
+    return run_repair(repair_steps(model, teacher, text, settings, seed, output), Path(output), force)
 
 
 def repair_steps(
-    propagated: str | Path,
-    original: str | Path,
+    propagated: AnyModel,
+    original: AnyModel,
     text: Text,
     settings: RepairSettings,
     seed: int,
@@ -49,17 +50,18 @@ def repair_steps(
     called: str | None = None,
 ) -> list[Stage]:
     """The stages of `repair_folder`, once models and places are found to fit; `called` is the original's name."""
-    model, teacher, output = Checkpoint(propagated), Checkpoint(original), Path(output)
+    model, teacher, output = Checkpoint.of(propagated), Checkpoint.of(original), Path(output)
+    name = called or teacher.folder
     check_head(settings, model.output_name is None)
     check_chat_share(settings.chat_share, model.folder)
     if model.width != teacher.width:
         raise LeptaError(
-            f"{called or original}: rows have {teacher.width} numbers, in {propagated} {model.width}; expected the "
+            f"{name}: rows have {teacher.width} numbers, in {model.folder} {model.width}; expected the "
             "variant that this one was made from"
         )
     if not len(new_ids(teacher.folder, model.folder)):
         raise LeptaError(
-            f"{propagated}: has no token that {called or original} lacks, so there is nothing to repair; expected a "
+            f"{model.folder}: has no token that {name} lacks, so there is nothing to repair; expected a "
             "propagated variant, and the variant that it was made from"
         )
     stages = repair_stages(output, ("states", "model"), model.folder, teacher.folder, text, settings, seed, called)

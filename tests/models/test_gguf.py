@@ -1,5 +1,6 @@
 """Models in GGUF files become folders that compute the same."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from lepta.cli import app
 from lepta.core.errors import LeptaError
+from lepta.models.folder import Checkpoint
 from lepta.models.gguf import import_gguf
 from lepta.plan.shapes import shape_of
 from lepta.text.locate import locate
@@ -138,6 +140,15 @@ def test_gemma3_computes_what_it_did(case, tmp_path, imported):
         torch.testing.assert_close(result(TEXT).logits, model(TEXT).logits)
     for name in ("layer_types", "rope_parameters", "sliding_window", "query_pre_attn_scalar", "tie_word_embeddings"):
         assert getattr(result.config, name) == getattr(model.config, name), name
+
+
+def test_a_file_is_opened_as_a_folder_that_is_gone_with_it(tmp_path):
+    checkpoint = Checkpoint(write_gguf(gemma3(), tmp_path / "t.gguf"))
+    folder = checkpoint.folder
+    assert (folder / "config.json").is_file() and checkpoint.tied
+    del checkpoint
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_weights_are_written_in_the_dtype_that_is_asked_for(tmp_path):

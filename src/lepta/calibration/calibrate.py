@@ -242,7 +242,8 @@ def calibrate_folder(
     the texts `apart_from`. The facts are the counts of all stages, and what the report measured before and after.
     LeptaError if the output holds folders of these names that are no stages.
     """
-    propagated, output = Checkpoint(propagated).folder, Path(output)
+    checkpoint, output = Checkpoint(propagated), Path(output)
+    propagated = checkpoint.folder
     stages = calibration_stages(output, str, propagated, original, settings, apart_from, seed)
     models = {"propagated": propagated, "calibrated": output / "model"}
     stages.append(

@@ -4,7 +4,10 @@ import difflib
 import itertools
 import math
 import re
+import shutil
 import struct
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,8 +89,9 @@ class TensorEntry:
 
 
 class Checkpoint:
-    """A model folder, or a hub id `OWNER/NAME[@REVISION]`, opened without loading it; `opened` takes GGUF files too.
+    """A model folder or a hub id `OWNER/NAME[@REVISION]`, opened without loading it.
 
+    A GGUF file (also `package:NAME/FILE`) is converted to a folder, which is gone when this object is.
     Names of the two matrices are given for architectures whose names are not known here. `config` holds `config.json`,
     `entries` a `TensorEntry` for each tensor, in the order of the files. `input_name` is the input embedding matrix,
     `output_name` the LM head, None if it is tied to the input; `stored_output` is the same whether tied or not: some
@@ -96,8 +100,10 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
         self.folder = locate(folder, hub_files=MODEL_FILES)
+        if self.folder.suffix == ".gguf":
+            self.folder = self._converted(self.folder)
         if not self.folder.is_dir():
-            raise LeptaError(f"{folder}: a file; expected a Hugging Face model folder (a GGUF file: lepta.opened)")
+            raise LeptaError(f"{folder}: a file; expected a Hugging Face model folder or a .gguf file")
         # transformers would load the adapter along with the model; we copy tensors, and would lose it without a word.
         if (self.folder / ADAPTER).is_file():
             raise LeptaError(
@@ -111,9 +117,17 @@ class Checkpoint:
         self.stored_output = self._named(output_name) or self._output()
         self.output_name = None if self.tied else self.stored_output
 
+    def _converted(self, file: Path) -> Path:
+        from lepta.models.gguf import import_gguf  # which reads folders
+
+        folder = Path(tempfile.mkdtemp(prefix="lepta-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        import_gguf(file, folder)
+        return folder
+
     @classmethod
     def of(cls, source: "AnyModel") -> "Checkpoint":
-        """A checkpoint that is open already, or that of a folder or hub id."""
+        """A checkpoint that is open already, or that of any model source."""
         return source if isinstance(source, Checkpoint) else cls(source)
 
     def __repr__(self) -> str:
@@ -309,7 +323,7 @@ class Checkpoint:
         return next(iter(names), None)
 
 
-AnyModel = Checkpoint | str | Path  # open already, a folder, or a hub id
+AnyModel = Checkpoint | str | Path  # open already, or any model source
 
 
 def says_tied(config: dict[str, Any]) -> bool | None:

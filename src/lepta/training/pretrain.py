@@ -144,7 +144,8 @@ def pretrain_folder(
     these. `folder` exists; checkpoints found in it are resumed from. Likelihoods of the text by `teacher`, a model
     folder, are a second loss. Gives facts and the curve.
     """
-    initialised, folder = Checkpoint(initialised).folder, Path(folder)
+    source, folder = Checkpoint(initialised), Path(folder)
+    initialised = source.folder
     settings = settings.model_copy(update={"keep": settings.keep or ("best" if held_out.target else "last")})
     _check_held_out(settings, held_out)
     tokenizer, work = load_exact(initialised), folder / CHECKPOINTS
@@ -153,7 +154,6 @@ def pretrain_folder(
     body_dtype = resolved_body_dtype(settings.body_dtype, initialised, work)
     settings = settings.model_copy(update={"body_dtype": body_dtype})
     facts = blocks.facts(settings.block) | {"body_dtype": body_dtype}
-    source = Checkpoint(initialised)
     rates, chosen = resolved_rates(settings, source)
     if chosen:
         facts |= chosen

@@ -128,16 +128,17 @@ def tune_folder(
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Tune a model folder and write the result as a plain one; what does not train is copied byte for byte.
 
-    `source` is a model folder or hub id; for the conversations see `tune`. `folder` exists; checkpoints found in it are
+    `source` is any model source; for the conversations see `tune`. `folder` exists; checkpoints found in it are
     resumed from. Gives facts (counts, `body_dtype`, and how far the written model's logits are from those of the one
     that was trained) and the curve.
     """
-    source, folder = Checkpoint(source).folder, Path(folder)
+    checkpoint, folder = Checkpoint(source), Path(folder)
+    source = checkpoint.folder
     work = folder / CHECKPOINTS
     body_dtype = resolved_body_dtype(settings.body_dtype, source, work)
     settings = settings.model_copy(update={"body_dtype": body_dtype})
     model, tokenizer = load_for_training(source, settings), load_tokenizer(source)
-    trained, facts = tune(model, tokenizer, conversations, work, settings, seed, Checkpoint(source))
+    trained, facts = tune(model, tokenizer, conversations, work, settings, seed, checkpoint)
     facts["body_dtype"] = body_dtype
     losses = [entry["loss"] for entry in trained.curve if "loss" in entry]
     quarter = max(1, len(losses) // 4)  # a step has few conversations, and its loss is theirs
