@@ -873,8 +873,7 @@ def test_time_in_a_narrow_terminal_keeps_names_of_devices_whole():
     card = here | {"name": "A100-80", "memory_gib": 80.0, "cost": 80.4}
     facts = {"stages": [{}], "distillation": {}, "calibration": {}, "devices": [card, here]}
     shown = []
-    for view in (_times, _fits):
-        table, _ = view(facts)
+    for table, _ in (_times(facts), _fits(facts["devices"])):
         console = Console(width=80, file=io.StringIO())
         console.print(table)
         shown += console.file.getvalue().splitlines()

@@ -1,7 +1,7 @@
 """`lepta plan`: what a recipe costs, before anything is downloaded or bought."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,8 +83,7 @@ def plan(
     say(f"{facts['recipe']}: {base['name']}, {_count(base['weights'])} weights ({shape})")
     for line in _in_short(facts, named=bool(gpu)):
         say(line)
-    for view in _views(facts):
-        table, notes = view(facts)
+    for table, notes in _views(facts):
         console.print()
         console.print(table)
         for note in notes:
@@ -105,9 +104,14 @@ def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
             row["cost"] = price * row["number"] * row["hours_in_all"]
 
 
+def _computes(facts: dict[str, Any]) -> bool:
+    """Whether anything in a plan takes time worth telling."""
+    return bool(facts["stages"] or facts.keys() & COMPUTING)
+
+
 def _in_short(facts: dict[str, Any], named: bool) -> Iterator[str]:
     """Time, cost and memory in a line for each device that was named; of all devices, the machine at hand alone."""
-    if not (facts["stages"] or facts.keys() & COMPUTING):
+    if not _computes(facts):
         return
     for row in facts["devices"]:
         if not named and "here" not in row:
@@ -128,21 +132,25 @@ def _price(cost: float | None) -> str:
     return "< 0.01" if 0 < cost < 0.01 else significant(cost)
 
 
-def _views(facts: dict[str, Any]) -> list[Callable[[dict[str, Any]], View]]:
+def _views(facts: dict[str, Any]) -> Iterator[View]:
     """The tables that have something to tell: a recipe may have neither pre-training nor calibration."""
-    trains, calibrates, distils = bool(facts["stages"]), "calibration" in facts, "distillation" in facts
-    repairs = "repair" in facts
-    views = [(True, _vocabulary), (distils, _distillation), (trains, _training), (trains, _flops)]
-    computes = trains or bool(facts.keys() & COMPUTING)
-    views += [
-        (repairs, _repair),
-        (calibrates, _calibration),
-        (trains, _memory),
-        (computes, _times),
-        (computes, _fits),
-        (True, _disk),
-    ]
-    return [view for shown, view in views if shown]
+    stages = facts["stages"]
+    yield _vocabulary(facts["vocabulary"])
+    if "distillation" in facts:
+        yield _distillation(facts["distillation"])
+    if stages:
+        yield _training(stages, facts["text"])
+        yield _flops(stages)
+    if "repair" in facts:
+        yield _repair(facts["repair"])
+    if "calibration" in facts:
+        yield _calibration(facts["calibration"])
+    if stages:
+        yield _memory(stages)
+    if _computes(facts):
+        yield _times(facts)
+        yield _fits(facts["devices"])
+    yield _disk(facts["disk"])
 
 
 def _count(number: float | None) -> str:
@@ -151,13 +159,12 @@ def _count(number: float | None) -> str:
         return UNKNOWN
     for size, unit in ((1e21, " Z"), (1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
-            value = number / size
-            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}{unit}"
+            return f"{significant(number / size)}{unit}"
     return f"{number:.0f}"
 
 
-def _decimal(number: float | None, digits: int = 2, unit: str = "") -> str:
-    return UNKNOWN if number is None else f"{number:,.{digits}f}{unit}"
+def _decimal(number: float | None, digits: int = 2) -> str:
+    return UNKNOWN if number is None else f"{number:,.{digits}f}"
 
 
 def _add_counts(table: Table, fields: Iterable[str], columns: Sequence[dict[str, Any]]) -> None:
@@ -172,8 +179,7 @@ def _each(columns: Sequence[dict[str, Any]], field: str) -> list[Any]:
     return [column[field] for column in columns]
 
 
-def _vocabulary(facts: dict[str, Any]) -> View:
-    part = facts["vocabulary"]
+def _vocabulary(part: dict[str, Any]) -> View:
     table = number_table("", "original", "new", "ratio", title=f"Vocabulary: {part['scenario']}")
     table.add_row("tokens", f"{part['original_tokens']:,}", f"{part['new_tokens']:,}", "")
     sizes = part["original_embedding_weights"], part["new_embedding_weights"]
@@ -196,14 +202,13 @@ def _vocabulary(facts: dict[str, Any]) -> View:
     return table, notes
 
 
-def _training(facts: dict[str, Any]) -> View:
-    stages = facts["stages"]
+def _training(stages: Sequence[dict[str, Any]], text: dict[str, Any]) -> View:
     table = number_table("", *_each(stages, "name"), title="Training")
     table.add_row("trains", *_each(stages, "trains"))
     _add_counts(table, AMOUNTS, stages)
     table.add_section()
     _add_counts(table, WEIGHTS, _each(stages, "weights"))
-    sides = (facts["text"]["target"], facts["text"]["source"])
+    sides = (text["target"], text["source"])
     return table, [f"{side['language']}: {_text_note(side)}" for side in sides if side["sources"]]
 
 
@@ -216,8 +221,7 @@ def _text_note(side: dict[str, Any]) -> str:
     return f"{size}, {_count(side['tokens'])} tokens; the budget goes {side['passes']:.2f} times through them"
 
 
-def _flops(facts: dict[str, Any]) -> View:
-    stages = facts["stages"]
+def _flops(stages: Sequence[dict[str, Any]]) -> View:
     table = number_table("FLOP per token", *_each(stages, "name"), title="Operations")
     _add_counts(table, FLOPS, _each(stages, "flops_per_token"))
     table.add_row("[bold]FLOP of the stage[/]", *map(_count, _each(stages, "flops")))
@@ -226,8 +230,8 @@ def _flops(facts: dict[str, Any]) -> View:
     ]
 
 
-def _distillation(facts: dict[str, Any]) -> View:
-    table, cost = number_table("", "", title="Token distillation"), facts["distillation"]
+def _distillation(cost: dict[str, Any]) -> View:
+    table = number_table("", "", title="Token distillation")
     table.add_row("tokens", _count(cost["tokens"]))
     table.add_row("FLOP, hidden states", _count(cost["input_flops"]))
     table.add_row("FLOP, head", _count(cost["head_flops"]))
@@ -236,22 +240,22 @@ def _distillation(facts: dict[str, Any]) -> View:
     return table, [f"Memory: without {FLOOR}, which comes on top."]
 
 
-def _repair(facts: dict[str, Any]) -> View:
-    table, cost = number_table("", "each variant", title="Repair"), facts["repair"]
+def _repair(cost: dict[str, Any]) -> View:
+    table = number_table("", "each variant", title="Repair")
     _add_counts(table, ("tokens", "head_tokens", "flops"), [cost])
     table.add_row("memory, GiB", _decimal(cost["memory_gib"], 1))
     return table, []
 
 
-def _calibration(facts: dict[str, Any]) -> View:
+def _calibration(cost: dict[str, Any]) -> View:
     table = number_table("", "each variant", title="Self-calibration")
-    _add_counts(table, facts["calibration"], [facts["calibration"]])
+    _add_counts(table, cost, [cost])
     return table, []
 
 
-def _memory(facts: dict[str, Any]) -> View:
+def _memory(stages: Sequence[dict[str, Any]]) -> View:
     headings, blocks, columns = [], [], []
-    for stage in facts["stages"]:
+    for stage in stages:
         for sharding, parts in stage["memory_gib"].items():
             headings.append(stage["name"] if sharding == "one process" else f"{stage['name']}, {sharding}")
             blocks.append(f"{stage['micro_batch']}{' (checkpointed)' if stage['gradient_checkpointing'] else ''}")
@@ -295,10 +299,10 @@ def _times(facts: dict[str, Any]) -> View:
     return table, [caption]
 
 
-def _fits(facts: dict[str, Any]) -> View:
+def _fits(devices: Sequence[dict[str, Any]]) -> View:
     table = number_table("device", "needs", "has", "fits", title="Memory of each device, GiB")
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
-    for row in facts["devices"]:
+    for row in devices:
         table.add_row(_device(row), f"{row['needs_gib']:,.1f}", f"{row['memory_gib']:,.1f}", _verdict(row))
     return table, []
 
@@ -326,16 +330,12 @@ def _verdict(row: dict[str, Any]) -> str:
 
 
 def _change(change: dict[str, Any]) -> str:
-    settings = dict(change)
-    sharding, number = settings.pop("sharding", None), settings.pop("gpus", None)
-    words = [f"{name}: {str(value).lower()}" for name, value in settings.items()]
-    if sharding:
-        words.insert(0, f"{sharding} on {number} GPUs")
+    words = [f"{change['sharding']} on {change['gpus']} GPUs"] if "sharding" in change else []
+    words += [f"{name}: {str(value).lower()}" for name, value in change.items() if name not in ("sharding", "gpus")]
     return ", ".join(words)
 
 
-def _disk(facts: dict[str, Any]) -> View:
-    disk = facts["disk"]
+def _disk(disk: dict[str, Any]) -> View:
     table = number_table("", "GB", title="Disk")
     for name, size in disk["parts"].items():
         table.add_row(escape(name), f"{size / 1e9:,.2f}")
