@@ -19,8 +19,8 @@ from lepta.core.reading import is_there, read_json
 from lepta.core.settings import as_list, nonempty
 from lepta.core.shipped import shipped_data
 from lepta.core.templates import render
-from lepta.text.locate import HUB_ID, locate, short_name
-from lepta.text.sources import DATASET
+from lepta.text.locate import HUB_ID, PACKAGE, locate, short_name
+from lepta.text.sources import DATASET, STARTER, WORDFREQ
 from lepta.version import __version__
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -205,7 +205,7 @@ def origin_of(folder: Path) -> Origin:
     if first:
         origin.name = hub_id_of(first) or short_name(first)
         origin.source = hub_id_of(first) or Path(first).name
-        if first.startswith("package:"):
+        if first.startswith(PACKAGE):
             origin.source = first
     known, header = _known_of(line, first), _gguf_header(first or "")
     origin.base = _nearest_on_hub(line, known, header)
@@ -235,11 +235,8 @@ def _known_of(line: Sequence[Step], first: str | None) -> dict[str, Any]:
 def _nearest_on_hub(line: Sequence[Step], known: dict[str, Any], header: bytes) -> str | None:
     """Hub id of the nearest model that a folder, a card or the header of a GGUF file names."""
     nearest = [hub_id_of(step.parent) for step in reversed(line) if step.parent]
-    named = known.get("base_model")
-    if isinstance(named, list) and named:
-        named = named[0]
-    if isinstance(named, str):
-        nearest.append(named)
+    named = as_list(known.get("base_model") or [])
+    nearest += [name for name in named[:1] if isinstance(name, str)]
     nearest += [hub_id_of(_gguf_text(header, name).removeprefix(HUB)) for name in GGUF_ORIGINS]
     return next(filter(None, nearest), None)
 
@@ -387,8 +384,8 @@ def _public(source: str) -> str:
 
 def text_licence(source: str) -> str:
     """Licence of a text source, where it is known."""
-    if source.startswith("starter:"):
+    if source.startswith(STARTER):
         return "Apache-2.0 (written for LEPTA)"
-    if source.startswith("wordfreq:"):
+    if source.startswith(WORDFREQ):
         return "statistics: CC BY-SA 4.0 (wordfreq)"
     return "see there" if source.startswith(DATASET) else "the user's"

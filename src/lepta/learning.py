@@ -123,11 +123,7 @@ def _documents(sources: list[str], chat_share: float, folder: Path, longest: int
             f"distill.passage: {longest} characters have no room for a conversation in the chat template of {folder}; "
             f"expected at least {sum(map(len, around)) + SHORTEST}"
         )
-
-    def begin() -> Iterator[str]:
-        return in_turns(read_documents(sources), chat_share, around, length)
-
-    return begin
+    return lambda: in_turns(read_documents(sources), chat_share, around, length)
 
 
 def _around(folder: Path) -> tuple[str, str, str]:

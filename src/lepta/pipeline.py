@@ -358,7 +358,11 @@ def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, A
         "curve": _joined(curves),
         "vocabulary": facts["vocabulary"],
         "initialised": facts["initialised"],
-        "pretrained": _of_all_stages({name: facts[name] for name in learned}),
+        "pretrained": {
+            "tokens": sum(facts[name].get("tokens", 0) for name in learned),
+            "blocks": sum(facts[name].get("blocks", 0) for name in learned),
+            "warnings": _warnings(facts, learned),
+        },
         "propagated": {name: _propagated(name, facts) for name in recipe.variants},
         "darumeru": _benchmarks(recipe, facts),
         "environment": manifests["evaluation"]["environment"],
@@ -369,21 +373,13 @@ def collect(recipe: Recipe, names: list[str], learned: list[str]) -> dict[str, A
 def _propagated(name: str, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What propagation found of a variant, with the warnings of its repair."""
     found = facts[f"propagated/{name}"]
-    warnings = list(found["warnings"])
-    for stage in (f"repair/{name}", f"repaired/{name}"):
-        warnings += [f"{stage}: {warning}" for warning in facts.get(stage, {}).get("warnings", ())]
-    return found | {"warnings": warnings}
+    of_repair = _warnings(facts, [f"repair/{name}", f"repaired/{name}"])
+    return found | {"warnings": [*found["warnings"], *of_repair]}
 
 
-def _of_all_stages(facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What distillation and pre-training took in all their stages, and what each warns of."""
-    tokens = blocks = 0
-    warnings: list[str] = []
-    for name, of_stage in facts.items():
-        tokens += of_stage.get("tokens", 0)
-        blocks += of_stage.get("blocks", 0)
-        warnings += [f"{name}: {warning}" for warning in of_stage.get("warnings", ())]
-    return {"tokens": tokens, "blocks": blocks, "warnings": warnings}
+def _warnings(facts: dict[str, dict[str, Any]], stages: list[str]) -> list[str]:
+    """What stages warn of, each with its name; a recipe may not have all of them."""
+    return [f"{stage}: {warning}" for stage in stages for warning in facts.get(stage, {}).get("warnings", ())]
 
 
 def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -192,7 +192,6 @@ def _heading(path: tuple[str, ...], flags: Flags) -> str:
 def _parameter(option: _Option, names: _Names) -> inspect.Parameter:
     """One option. It has no default of its own: None says that the user gave nothing."""
     info, default, flag = option.info, option.default, option.flag
-    required = info.is_required()
     kind: Any = str  # the settings model converts
     metavar: str | None = _metavar(info.annotation)
     help_text = names.text(info.description or "", ".".join(option.path[:-1])).rstrip(".")
@@ -203,17 +202,16 @@ def _parameter(option: _Option, names: _Names) -> inspect.Parameter:
         kind = list[str]
         help_text += "; repeat for several"
     shown = ", ".join(map(str, as_list(default)))
-    if shown and not required and default is not None and default is not False:
+    if shown and not info.is_required() and default is not None and default is not False:
         help_text += f" (default: {shown})"
     shown_as = typer.Option(
         flag, help=f"{help_text}.", metavar=metavar, show_default=False, rich_help_panel=option.heading
     )
-    parameter = inspect.Parameter(
-        option.parameter, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, shown_as]
-    )
-    if required:
-        return parameter
-    return parameter.replace(default=None, annotation=Annotated[kind | None, shown_as])
+    not_given: Any = inspect.Parameter.empty
+    if not info.is_required():
+        kind, not_given = kind | None, None
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(option.parameter, keyword_only, default=not_given, annotation=Annotated[kind, shown_as])
 
 
 def _is_list(annotation: Any) -> bool:

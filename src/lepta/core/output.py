@@ -105,7 +105,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock.is_locked:
+        if lock.is_locked:  # its file goes first: once it is released, that of another run may be there
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
