@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lepta.core.errors import LeptaError
 from lepta.distillation.settings import DistillSettings
-from lepta.plan.disk import CHARACTERS_PER_TOKEN
+from lepta.plan.distillation import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
 from lepta.plan.text import is_absent
 from lepta.plan.vocabulary import AUTO_ADDED, MADE

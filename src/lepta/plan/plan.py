@@ -7,10 +7,10 @@ from typing import Any
 from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import MFU, Device, devices_named, this_machine
 from lepta.plan.disk import disk_of
-from lepta.plan.distillation import DistillationCost, distillation_cost
+from lepta.plan.distillation import distillation_cost
 from lepta.plan.notes import notes_on, slow_gpus
 from lepta.plan.outline import Outline, StagePlan, outline_of
-from lepta.plan.repair import RepairCost, repair_cost
+from lepta.plan.repair import repair_cost
 from lepta.plan.shapes import Shape
 from lepta.plan.text import count_text, is_absent
 from lepta.plan.training import GIB, Sharding, fit, memory, micro_batch
@@ -38,7 +38,7 @@ def make_plan(
     outline = outline_of(recipe, models)
     before, after, wanted = outline.before, outline.after, outline.wanted
     densities = densities_of(recipe, before, wanted.size, outline.old if measure else None)
-    outline = replace(outline, distillation=_distillation(outline, densities), repair=_repair(outline, densities))
+    outline = _counted(outline, densities)
     text = {side: _text(outline, side, densities) for side in SIDES}
     devices = [_gpu(device, outline, number, mfu) for device in chosen]
     if measure:
@@ -70,19 +70,17 @@ def cost_here(outline: Outline) -> dict[str, Any]:
     """Tell what distillation and pre-training cost on this machine, whose speed is measured by one matrix product."""
     recipe, machine = outline.recipe, this_machine()
     cost: dict[str, Any] = {"weights": outline.after.weights, **machine.gigaflops}
+    if recipe.distill or recipe.repair:
+        outline = _counted(outline, densities_of(recipe, outline.before, outline.wanted.size, outline.old))
     if recipe.distill:
-        wanted = outline.wanted.size
-        distillation = _distillation(outline, densities_of(recipe, outline.before, wanted, outline.old))
-        cost |= amounts("distillation_", recipe.distill.tokens, distillation.operations, machine)
+        cost |= amounts("distillation_", recipe.distill.tokens, outline.distillation.operations, machine)
     if outline.stages:
         steps = sum(stage.steps for stage in outline.stages)
         tokens = sum(stage.settings.tokens for stage in outline.stages)
         cost |= {"steps": steps} | amounts("", tokens, outline.operations, machine)
-    if settings := recipe.repair:
-        densities = densities_of(recipe, outline.before, outline.wanted.size, outline.old)
-        tokens = (settings.tokens + settings.head_tokens) * len(recipe.variants)
-        operations = _repair(outline, densities).operations * len(recipe.variants)
-        cost |= amounts("repair_", tokens, operations, machine)
+    if recipe.repair:
+        tokens = (recipe.repair.tokens + recipe.repair.head_tokens) * len(recipe.variants)
+        cost |= amounts("repair_", tokens, outline.repair.operations * len(recipe.variants), machine)
     return cost
 
 
@@ -98,23 +96,18 @@ def amounts(prefix: str, tokens: int, operations: int, machine: Device) -> dict[
     return amount
 
 
-def _distillation(outline: Outline, densities: Densities) -> DistillationCost:
-    settings = outline.recipe.distill
-    if settings is None:
-        return outline.distillation
+def _counted(outline: Outline, densities: Densities) -> Outline:
+    """The outline with the cost of distillation and of repair, where the recipe has them."""
+    recipe, after, old_rows, first_new = outline.recipe, outline.after, outline.before.rows, outline.wanted.first_new
     old_per_new = in_original(1, densities) or 1.0
-    learned = outline.after.tokens - outline.wanted.first_new
-    return distillation_cost(settings, outline.after, outline.before.rows, learned, old_per_new)
-
-
-def _repair(outline: Outline, densities: Densities) -> RepairCost:
-    recipe, after = outline.recipe, outline.after
-    if recipe.repair is None:
-        return outline.repair
-    if recipe.distill and recipe.distill.untie:
-        after = replace(after, tied=False)
-    old_per_new = in_original(1, densities) or 1.0
-    return repair_cost(recipe.repair, after, outline.before.rows, outline.wanted.first_new, old_per_new)
+    distillation, repair = outline.distillation, outline.repair
+    if recipe.distill:
+        distillation = distillation_cost(recipe.distill, after, old_rows, after.tokens - first_new, old_per_new)
+        if recipe.distill.untie:
+            after = replace(after, tied=False)
+    if recipe.repair:
+        repair = repair_cost(recipe.repair, after, old_rows, first_new, old_per_new)
+    return replace(outline, distillation=distillation, repair=repair)
 
 
 def _base(before: Shape) -> dict[str, Any]:

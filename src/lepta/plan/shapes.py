@@ -1,6 +1,5 @@
 """Sizes of a model without its weights: from headers, from config.json, or from a table of known models."""
 
-import copy
 import json
 import math
 from collections import Counter
@@ -252,9 +251,8 @@ def _from_gguf(source: str, file: Path) -> Shape:
 def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
     """Sizes of the language model that transformers would build, on the meta device, which has no memory behind it."""
     conform(ModelConfig, config, where, REMEDY)
-    text = copy.deepcopy(config)
-    if isinstance(config.get("text_config"), dict):
-        text = text["text_config"]
+    inner = config.get("text_config")
+    text = dict(config if inner is None else inner)
     own = _own_names(text)
     given = {name for name, value in text.items() if value is not None}
     if given.intersection(LAYERS):
@@ -263,7 +261,7 @@ def _from_config(source: str, config: dict[str, Any], where: str) -> Shape:
         raise LeptaError(f"{where}: no {', '.join(missing)}; expected the config.json of a language model")
     if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or text.pop("dtype", None) or "bfloat16")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     with explained(where, "transformers knows no such language model", REMEDY):
         built, body, linear, tied = _built(json.dumps({name: text[name] for name in text if name != "dtype"}))
         sizes: dict[str, Any] = {}

@@ -135,10 +135,8 @@ def measured(vocabulary: Vocabulary | None, texts: list[str]) -> Density | None:
     return Density(characters / max(tokens, 1), f"measured here on {characters:,} characters")
 
 
-def measured_name(vocabulary: Vocabulary | None) -> str | None:
+def measured_name(vocabulary: Vocabulary) -> str | None:
     """Which of the tokenizers that were measured a vocabulary is, by its kind and number of ids."""
-    if vocabulary is None:
-        return None
     kind = "byte-level" if isinstance(vocabulary, ByteLevelBPE) else "sentencepiece"
     for name, row in measured_vocabularies()["tokenizers"].items():
         if row["kind"] == kind and abs(row["tokens"] - vocabulary.size) <= SPECIAL_TOKENS:
