@@ -167,22 +167,19 @@ class _Variant:
 
         known = new.ids_by_bytes(Kind.SPECIAL)
         self.added: dict[int, int] = {}
-        appended: list[int] = []
+        size = new.size
         for i in range(vocabulary.size):
             if not family.old.is_hole(i) or vocabulary.is_hole(i):
                 continue
-            if (data := vocabulary.data(i)) in known:
-                self.added[i] = known[data]
-            else:
-                self.added[i] = new.size + len(appended)
-                appended.append(i)
+            self.added[i] = known.get(vocabulary.data(i), size)
+            if self.added[i] == size:
+                size += 1
         tokens = []
         for token in own.spec["added_tokens"]:
-            if token["id"] in appended:
+            if self.added.get(token["id"], -1) >= new.size:
                 tokens.append(token | {"id": self.added[token["id"]]})
         spec = add_special_tokens(family.tokenizer.spec, tokens)
         self.tokenizer = _with_settings_of(own, replace(family.tokenizer, spec=spec))
-        size = new.size + len(appended)
         self.total = family.adapted.rows
         if size > self.total:
             self.total = padded_rows(family.adapted.rows, new.size, size, None)
