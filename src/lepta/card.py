@@ -38,6 +38,7 @@ GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_mod
 HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
+BESIDE_ORIGINAL = "beside_original"  # a fact: bits per byte of text put aside, of the result and of the original
 SHOWN_SETTINGS = [
     "scenario", "method", "trains", "rows", "head_only", "lora_rank", "teacher_loss", "chat_share", "tokens",
     "learning_rate", "epochs", "body_delta", "seed",
@@ -309,11 +310,22 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure]) -> str:
         "of_rows": list(map(_history, of_rows)),
         "rows_kind": of_rows[-1].kind if of_rows else None,
         "texts": [(", ".join(unique(steps)), *text) for text, steps in texts.items()],
-        "measures": measured,
+        "measures": measured or _beside_original(line[-1], of_rows),
         "maps": step.facts.get("maps") or {},
         "warnings": unique(warnings),
     }
     return render("data/cards/card.md.j2", view)
+
+
+def _beside_original(step: Step, of_rows: Sequence[Step]) -> list[Measure]:
+    """What was measured while a model, or the base model that its rows come from, was made."""
+    name = "text put aside, bits per byte (lower is better)"
+    if BESIDE_ORIGINAL not in step.facts and of_rows:
+        step, name = of_rows[-1], f"the base model that its rows come from: {name}"
+    if BESIDE_ORIGINAL not in step.facts:
+        return []
+    after, before = step.facts[BESIDE_ORIGINAL]
+    return [Measure(name, before, after)]
 
 
 def metadata(origin: Origin, config: dict[str, Any]) -> str:

@@ -1,17 +1,20 @@
 """Stages that train on text, in a recipe or as a command: distillation and pre-training, and the text that they get."""
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lepta.card import BESIDE_ORIGINAL, is_model
 from lepta.core.errors import LeptaError
 from lepta.distillation.distill import check_distillation, distill_folder
 from lepta.distillation.passages import cut
 from lepta.distillation.settings import DistillSettings
 from lepta.evaluation.benchmark import scores_of
+from lepta.evaluation.measure import score_windows
 from lepta.inference.bits import WINDOW, read_windows
 from lepta.inference.chat import around_turns
 from lepta.models.folder import Checkpoint
@@ -21,7 +24,7 @@ from lepta.text.locate import locate
 from lepta.text.settings import Text
 from lepta.text.sources import read_documents
 from lepta.training.blocks import TrainingText
-from lepta.training.distributed import with_curve
+from lepta.training.distributed import processes, with_curve
 from lepta.training.pretrain import HeldOut, pretrain_folder
 from lepta.training.settings import PretrainSettings
 from lepta.training.substitution import Substitution
@@ -44,7 +47,11 @@ def sources_of(text: Text, *parts: str) -> dict[str, list[str]]:
 
 
 def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:
-    """Label -> text sources that distillation reads; those of the source language only where needed."""
+    """Label -> text sources that distillation reads; those of the source language only where needed.
+
+    LeptaError if those are needed and there are none.
+    """
+    settings.check_source_text(bool(text.source.train))
     sides = [text.target, text.source] if settings.reads_source else [text.target]
     return {f"train {side.language}": side.train for side in sides if side.train}
 
@@ -91,7 +98,21 @@ def pretrain(
         partial(scores_of, settings=settings.darumeru) if settings.darumeru else None,
     )
     new_rows = _new_rows(ids, vocabulary) if vocabulary and len(ids) else Checkpoint(start).rows
-    return with_curve(folder, pretrain_folder(start, new_rows, learned, held_out, settings, seed, folder, teacher))
+    original = _bits_of_original(base, held_out.target)
+    facts, curve = pretrain_folder(start, new_rows, learned, held_out, settings, seed, folder, teacher)
+    if original and (change := facts.get("held_out_change")):
+        facts[BESIDE_ORIGINAL] = [change[-1], original]
+    return with_curve(folder, (facts, curve))
+
+
+def _bits_of_original(base: Path | None, windows: Sequence[str]) -> float | None:
+    """Bits per byte of held-out text by the original, if it is here as a model; measured before another is loaded."""
+    is_here = base is not None and (base.suffix == ".gguf" or is_model(base))
+    if base is None or not is_here or not windows or not processes().is_main_process:
+        return None
+    bits = score_windows(base, windows, WINDOW, "auto").bits_per_byte
+    gc.collect()  # modules refer to each other, so the model would stay in memory beside the one that trains
+    return bits
 
 
 def check_distill(original: Path, start: Path, text: Text, settings: DistillSettings, seed: int) -> None:

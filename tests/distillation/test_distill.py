@@ -1,6 +1,7 @@
 """`lepta distill` on tiny models: what changes, what does not, resuming, and what is refused."""
 
 import json
+import math
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.core.errors import LeptaError
 from lepta.distillation import distill as module
+from lepta.distillation.best import bits_of_original
 from lepta.distillation.distill import distill_folder
 from lepta.distillation.settings import DistillSettings
 from lepta.distillation.targets import learned_rows
@@ -276,7 +278,8 @@ def test_the_warning_for_a_tied_model_compares_what_it_can_have(pair, tmp_path, 
     tied = min(value for step, value in bits.items() if step.startswith("one matrix"))
     assert f"({bits['initialised']:.3f} -> {tied:.3f} bits per byte" in facts["warnings"][0]
     measured = [purpose for purpose in purposes if purpose.startswith("measuring")]
-    assert measured == [f"measuring held-out passages ({step}), batches" for step in bits if step not in HEAD_ALONE]
+    steps = [*(step for step in bits if step not in HEAD_ALONE), "original"]
+    assert measured == [f"measuring held-out passages ({step}), batches" for step in steps]
 
 
 def test_untie_gives_a_head_of_its_own(tiny_tokenizer, tiny_extended, tiny_model_folder, tmp_path):
@@ -343,6 +346,35 @@ def test_weights_that_are_no_numbers_are_refused(pair, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_result_stands_beside_the_original_on_the_same_passages(pair, tmp_path, monkeypatch):
+    measured = []
+
+    def remember(distiller, passages):
+        measured.extend(passages)
+        return bits_of_original(distiller, passages)
+
+    monkeypatch.setattr(module, "bits_of_original", remember)
+    facts, _ = run(pair, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(pair[0])
+    nats = size = 0
+    for passage in measured:
+        ids = torch.from_numpy(passage.old_ids)[None]
+        with torch.no_grad():
+            nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        size += passage.size
+    bits, original = facts["beside_original"]
+    assert bits == facts["held_out_bits_per_byte"][facts["kept"]]
+    assert measured and original == pytest.approx(nats / math.log(2) / size, rel=1e-3)
+
+
+@pytest.mark.parametrize("option", ["--lora-rank=4", "--head-only"])
+def test_dry_run_asks_for_text_of_the_source_language_too(option, pair, tmp_path):
+    arguments = ["distill", "--original", str(pair[0]), "--model", str(pair[1]), "--text", "starter:ru/valid"]
+    arguments += ["--tokens", "1500", option, "--output", str(tmp_path / "out"), "--dry-run"]
+    refused = CliRunner().invoke(app, arguments).exception
+    assert isinstance(refused, LeptaError) and "needs text of the language that the model knows" in str(refused)
+
+
 def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     arguments = ["distill", "--original", str(pair[0]), "--model", str(pair[1]), "--text", "starter:ru/valid"]
     arguments += ["--tokens", "1500", "--passage", "200", "--output", str(tmp_path / "out"), "--json"]
@@ -354,6 +386,7 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     assert manifest["key"]["inputs"].keys() == {"model", "original", "train target"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "| text put aside, bits per byte (lower is better) |" in card
     assert f"Of 300 new tokens, {facts['tokens_absent']} are in no text that their rows were learned from." in card
 
 

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from lepta.core.shipped import shipped_data
-from lepta.core.tables import counted, duration
+from lepta.core.tables import beside_original, counted, duration
 
 QUOTED = 8  # texts of a list that are shown; the manifest has all of them
 SIDES = ("target", "source")  # texts of a run, in its order
@@ -134,6 +134,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "text_used": _text_used,
     "kept_rows": _kept_rows,
     "bits": _bits,
+    "beside_original": lambda value: beside_original(*value),
     "curve": lambda value: "; ".join(map(_measured, value)),
     "sweep": _sweep,
     "donors": _donors,

@@ -33,6 +33,13 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
+def beside_original(bits: float, original: float) -> str:
+    """How well a model reads a text, in bits per byte, and how much more or less than its original takes."""
+    more = bits / original - 1
+    share = f"{more:.1%} more" if more > 0 else f"{-more:.1%} less"
+    return f"{bits:.3f} bits per byte, {share} than the original's {original:.3f}"
+
+
 def significant(value: float) -> str:
     """A number with three significant digits at least, all those before the point, and never 0.0 for a small one."""
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0

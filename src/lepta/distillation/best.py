@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lepta.distillation.head import HeadStates, collect_states
+from lepta.distillation.head import HeadStates, collect_states, losses_of_original
 from lepta.distillation.student import Distiller
 from lepta.vocabulary.alignment import Alignment
 
@@ -71,4 +71,10 @@ def bits_per_byte(distiller: Distiller, passages: list[Alignment], states: HeadS
     head = distiller.head
     with torch.no_grad():
         nats = float(states.cross_entropy(states.logits(head.rows, distiller.rule, head.bias)).sum())
+    return nats / math.log(2) / sum(passage.size for passage in passages)
+
+
+def bits_of_original(distiller: Distiller, passages: list[Alignment]) -> float:
+    """Bits per byte of passages by the original, in its own tokens."""
+    nats = losses_of_original(distiller, passages, BATCH, "measuring held-out passages (original), batches")
     return nats / math.log(2) / sum(passage.size for passage in passages)

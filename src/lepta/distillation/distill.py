@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lepta.card import BESIDE_ORIGINAL
 from lepta.core.errors import LeptaError
-from lepta.distillation.best import BestRows, bits_per_byte, held_out_states
+from lepta.distillation.best import BestRows, bits_of_original, bits_per_byte, held_out_states
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
 from lepta.distillation.pair import Pair, open_pair
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
@@ -83,6 +84,8 @@ def distill_folder(
             tie(distiller, states, best)
             best.restore()
         facts |= _outcome(best)
+        if best.bits and distiller.head.bias is None:  # the original's biases are not read
+            facts[BESIDE_ORIGINAL] = [best.bits[best.kept], bits_of_original(distiller, passages.held_out)]
         if source_bits:
             source_bits.append(_source_bits(distiller, passages, "result"))
             facts["source_bits_per_byte"] = source_bits
@@ -123,11 +126,7 @@ def _choose_passages(
     starts = [start_of_text(load_tokenizer(model.folder), model.folder) for model in (pair.teacher, pair.student)]
     aligner = Aligner(pair.old, pair.new, *starts)
     of_source = settings.source_tokens
-    if of_source and source_documents is None:
-        raise LeptaError(
-            f"distill.{'head_only' if settings.head_only else 'lora_rank'}: needs text of the language that the model "
-            "knows, to keep that as it is; expected text.source.train, or --source-text"
-        )
+    settings.check_source_text(source_documents is not None)
     passages = choose_passages(
         documents(),
         aligner,

@@ -20,7 +20,7 @@ import torch
 from lepta.core.progress import progress, step, track
 from lepta.distillation.pieces import PieceTree, Targets, branch_targets
 from lepta.distillation.student import Distiller
-from lepta.models.loss import LogitRule
+from lepta.models.loss import LogitRule, token_losses
 from lepta.vocabulary.alignment import Alignment
 
 RIDGE = 1e-3  # of the mean diagonal
@@ -155,6 +155,19 @@ def collect_targets(
             total = torch.logaddexp(firsts.total(teacher), others.total(teacher))
             found.append(_expected(distiller, tree, teacher, total, passage))
     return HeadStates(*_joined(parts)), _joined_targets(found)
+
+
+@torch.no_grad()
+def losses_of_original(distiller: Distiller, passages: Sequence[Alignment], batch: int, purpose: str) -> float:
+    """Nats that the original takes for passages in its own tokens, in all; its head has no bias."""
+    nats = 0.0
+    for chosen in _batches(passages, batch, purpose):
+        states = distiller.teacher_last_states(_padded(chosen, "old_ids", distiller.head.place.device))
+        for last, passage in zip(states, chosen, strict=True):
+            labels = torch.from_numpy(passage.old_ids[1:]).to(last.device)
+            losses = token_losses(last[: len(labels)], distiller.old_head, labels, rule=distiller.rule)
+            nats += float(losses.sum())
+    return nats
 
 
 def _batches(

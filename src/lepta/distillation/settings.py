@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from lepta.core.errors import LeptaError
 from lepta.core.settings import Section
 from lepta.training.settings import LARGEST_RANK, ChatShare, Lora, PretrainSettings
 
@@ -93,6 +94,14 @@ class DistillSettings(Section):
     def reads_source(self) -> bool:
         """Text of the source language is read where the body learns, and where the head alone does."""
         return self.lora_rank > 0 or self.head_only
+
+    def check_source_text(self, given: bool) -> None:
+        """LeptaError if text of the source language is read and none is given."""
+        if self.reads_source and not given:
+            raise LeptaError(
+                f"distill.{'head_only' if self.head_only else 'lora_rank'}: needs text of the language that the model "
+                "knows, to keep that as it is; expected text.source.train, or --source-text"
+            )
 
     @property
     def peak_rate(self) -> float:

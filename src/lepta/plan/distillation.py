@@ -10,7 +10,7 @@ from lepta.training.settings import Lora, PretrainSettings, Trains
 
 FITS = 2  # to the text, and to what the original expects
 CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
-READ = 2  # times held-out passages are read: with the first rows, and with the inputs that were learned
+READ = 2  # times held-out passages are read by the student: with the first rows, and with the inputs that were learned
 PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
 TRAINED_BYTES = 16  # of a float32 number that trains: itself, its gradient and AdamW's two moments
 LEAST_CHARACTERS = 2  # in a token, of the longest passage of a batch: what fills memory
@@ -67,6 +67,7 @@ def distillation_cost(
     fits = (1 if settings.head_only else FITS) * epochs * positions * new_rows * row * 3
     held_out = min(HELD_OUT * settings.passage / CHARACTERS_PER_TOKEN, settings.tokens * HELD_OUT_SHARE)
     measuring = measurements(settings, after.tied) * held_out * (2 * after.body + after.rows * row)
+    measuring += held_out * old_per_new * (2 * after.body + old_rows * row)  # by the original, once
     memory = _memory(settings, after, old_rows, new_rows, min(layer, after.layers))
     vocabularies = (after.rows + old_rows) * TOKEN_BYTES
     return DistillationCost(round(inputs), round(states + fits), round(measuring), memory, vocabularies)
@@ -92,7 +93,7 @@ def _memory(settings: DistillSettings, after: Shape, old_rows: int, new_rows: in
 
 
 def measurements(settings: DistillSettings, tied: bool) -> int:
-    """How often held-out passages are read, those of the source language among them."""
+    """How often held-out passages are read by the student, those of the source language among them."""
     if settings.head_only:
         return 3  # both languages once, and the source language after the last step
     of_target = READ + PULLS if tied and not settings.untie else READ
