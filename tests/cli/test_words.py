@@ -45,18 +45,17 @@ def test_names_of_facts_are_words_with_units():
 def test_the_share_of_new_tokens_is_told_of_what_the_model_writes_not_of_the_text():
     measured = {"step": 9, "tokens": 4208, "target_bits_per_byte": 1.69, "new_token_share": 0.016}
     assert line("trained", "held_out", [measured]) == (
-        "held-out text: step 9 (4,208 tokens), target 1.690 bits per byte, "
-        "1.6% of the tokens that the model writes are new"
+        "held-out text: step 9 (4,208 tokens), target 1.690 bits per byte, 1.6% of a few tokens that it wrote are new"
     )
 
 
 def test_tokens_without_a_passage_are_told_of_the_passages_and_with_the_remedy():
     assert line("trained", "passages", 25) == "learned from: 25 passages"
     assert line("trained", "whole_text", False) == (
-        "text used: a part, for as many tokens as were asked for (more of them reach more new tokens)"
+        "text used: a part, as many tokens as were asked for (more --tokens reach more new tokens)"
     )
     assert "give more text" in line("trained", "whole_text", True)
-    assert line("trained", "tokens_absent", 339) == "of which in none of these passages: 339 new tokens"
+    assert line("trained", "tokens_absent", 339) == "of which in none of these passages, so not learned: 339 new tokens"
 
 
 def test_one_matrix_that_is_kept_though_two_are_better_is_explained():

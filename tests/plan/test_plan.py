@@ -646,7 +646,8 @@ def test_distillation_is_part_of_the_plan():
     states = 2e5 * 2 * ((body + 55328 * 4096) + ratio * (body + 32000 * 4096))
     assert cost["head_flops"] == pytest.approx(states + 2 * 3 * 2e5 * 23328 * 2 * 4096 * 3, rel=1e-6)
     h100, small = facts["devices"]
-    assert cost["measuring_flops"] == 2 * 64 * 100 * 2 * (body + 55328 * 4096)
+    twice, by_original = 2 * (body + 55328 * 4096), ratio * (body + 32000 * 4096)
+    assert cost["measuring_flops"] == pytest.approx(64 * 100 * 2 * (twice + by_original), rel=1e-6)
     flops = cost["input_flops"] + cost["head_flops"] + cost["measuring_flops"]
     assert h100["distillation_hours"] == pytest.approx(flops / (989.5e12 * 0.4) / 3600)
     assert h100["needs_gib"] == pytest.approx(1.5 + 1.05 * cost["memory"] / GIB) and cost["memory"] > 2 * body

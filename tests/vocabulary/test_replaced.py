@@ -111,7 +111,8 @@ def test_a_text_that_uses_what_gave_up_its_id_is_shown(build, tiny_llama3, tmp_p
     checks = check_vocabulary(open_tokenizer(tmp_path), tiny_llama3, [], [text, "Plain English."])
     [check] = [check for check in checks if check.name == "ids of other text unchanged"]
     assert not check.passed
-    assert "tokens that gave up their ids are in 1 of 2 texts given" in check.evidence
+    assert "of 1 of 2 documents given" in check.evidence
+    assert "tokens that gave up their ids (documents given with those: 1)" in check.evidence
     assert repr(text) in check.evidence
 
 

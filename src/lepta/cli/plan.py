@@ -90,13 +90,13 @@ def plan(
             say(note, style="dim")
     notes = list(facts["notes"])
     if not facts["stages"]:
-        notes.append("pretrain: the recipe has no such section, so no operations, memory or hours of it")
+        notes.append("no pre-training: the recipe has no section `pretrain`, so nothing of it is counted")
     for note in notes:
         say(f"\nNote: {note}")
 
 
 def _add_totals(devices: list[dict[str, Any]], price: float | None) -> None:
-    """Put all hours beside each device, and their price if there is one; the machine at hand costs nothing."""
+    """Put all hours beside each device, and their cost if a price is given; this machine costs nothing."""
     for row in devices:
         row["hours_in_all"] = row["hours"] + row["distillation_hours"]
         row["hours_in_all"] += row.get("repair_hours", 0) + row.get("calibration_hours", 0)
@@ -289,7 +289,7 @@ def _times(facts: dict[str, Any]) -> View:
     headings, priced = [*times], "cost" in devices[0]
     if priced:
         headings.append("cost")
-        caption += " Cost: --price x devices x hours in all."
+        caption += " Cost: --price, the same for each kind, x devices x hours in all."
     table = number_table("device", *headings, title="Time")
     for row in devices:
         cells = [_rough_time(row[field]) for field in times.values()]

@@ -80,7 +80,7 @@ def _passes(value: list[float]) -> str:
 def _text_used(whole: bool) -> str:
     if whole:
         return "all but what is put aside (give more text to reach more new tokens)"
-    return "a part, for as many tokens as were asked for (more of them reach more new tokens)"
+    return "a part, as many tokens as were asked for (more --tokens reach more new tokens)"
 
 
 def _kept_rows(step: str) -> str:
@@ -101,7 +101,7 @@ def _measured(entry: dict[str, Any]) -> str:
         if (bits := entry.get(f"{side}_bits_per_byte")) is not None:
             said.append(f"{side} {bits:.3f} bits per byte")
     if (share := entry.get("new_token_share")) is not None:
-        said.append(f"{percent(share)} of the tokens that the model writes are new")
+        said.append(f"{percent(share)} of a few tokens that it wrote are new")
     return ", ".join(said)
 
 

@@ -59,8 +59,8 @@ def choose_passages(
 
     First those in which some learned token (by its id) has occurred less than `occurrences` times so far, then any. The
     text is read to its end: of much more than what is wanted, passages of `length` characters are drawn from all of it.
-    `held_out` passages are put aside, if those are at most a tenth of all, and have half of `tokens` at most (a short
-    run should not read longer to measure than to learn). LeptaError if no learned token occurs.
+    `held_out` passages are put aside, if those are at most a tenth of all and have at most a fifth of `tokens`: to
+    measure should not take longer than to learn. LeptaError if no learned token occurs.
     """
     draw = random.Random(seed)
     pieces = _shuffled_pieces(documents, length, draw)

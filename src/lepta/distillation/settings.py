@@ -11,7 +11,7 @@ from lepta.training.settings import LARGEST_RANK, ChatShare, Lora, PretrainSetti
 
 FloatDtype = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = 64  # passages put aside to measure on; of a text of fewer than 640 a tenth
-HELD_OUT_SHARE = 0.5  # of the tokens to learn from, which passages put aside have at most
+HELD_OUT_SHARE = 0.2  # of the tokens to learn from, which passages put aside have at most
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
 SHORTEST = 8  # new tokens of a passage that is worth a row in a batch, the one that starts it among them
 

@@ -11,6 +11,7 @@ from lepta.core.errors import LeptaError
 from lepta.core.progress import step
 from lepta.core.reading import read_json
 from lepta.core.settings import as_list
+from lepta.core.tables import counted
 from lepta.vocabulary.change import VocabularyChange
 from lepta.vocabulary.families import ByteLevelBPE, SentencePieceUnigram
 from lepta.vocabulary.llama_cpp import PLACE, patch, recognise, rule_of
@@ -240,15 +241,17 @@ def _unchanged(vocabulary: Vocabulary, original: Vocabulary, given: Sequence[str
     changed = [*of_given, *of_ours]
     wrong = [one.shown(one.others[0]) for one in changed if one.others]
     lost = [one.shown(one.lost[0]) for one in of_given if one.lost]
-    number = len(given) + len(ours)
-    evidence = f"{number - len(changed):,} of {number:,} documents"
+    evidence = f"all ids of {len(ours) - len(of_ours):,} of {counted(len(ours), 'built-in sample')}"
+    if given:
+        evidence += f", and of {len(given) - len(of_given):,} of {counted(len(given), 'document')} given"
     if wrong:
         evidence += f"; first changed: {wrong[0]}"
     elif any(one.lost for one in changed):
-        evidence += f"; tokens that gave up their ids are in {len(lost):,} of {len(given):,} texts given"
+        evidence += "; in the others words with letters of the new tokens, and tokens that gave up their ids"
+        evidence += f" (documents given with those: {len(lost):,})"
         evidence += "\n  ".join(["", *lost])
     elif changed:
-        evidence += f"; {len(changed)} changed, only in words with letters of the new tokens"
+        evidence += "; in the others only words with letters of the new tokens"
     return Check("ids of other text unchanged", not wrong and len(lost) <= limit * len(given), evidence)
 
 
