@@ -21,7 +21,7 @@ from lepta.repair import repair_folder
 from lepta.text.settings import Language, Text
 from lepta.training.blocks import write_tokens
 
-SMALL = {"tokens": 1600, "head_tokens": 2000, "block": 128, "batch": 4, "lora_rank": 2, "passage": 200}
+SMALL = {"tokens": 1600, "head_tokens": 4000, "block": 128, "batch": 4, "lora_rank": 2, "passage": 200}
 TEXT = Text(
     target=Language(language="ru", train=["starter:ru/valid"], valid=["starter:ru/valid"]),
     source=Language(language="en", train=["starter:en/valid"], valid=["starter:en/valid"]),

@@ -179,7 +179,7 @@ def test_a_recipe_without_pre_training_has_no_empty_tables_and_names_that_fit(te
     assert not recipe.pretrain and list(recipe.variants) == ["chat"]
     done, error = lepta("plan", file, "--gpu", "L4")
     assert done.exit_code == 0, error
-    assert "pretrain: the recipe has no such section" in done.stdout
+    assert "no pre-training: the recipe has no section `pretrain`" in done.stdout
     for empty in ("FLOP per token", "blocks at once", "0.0 s"):
         assert empty not in done.stdout
 
