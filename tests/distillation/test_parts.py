@@ -87,6 +87,17 @@ def test_distance_leaves_out_what_is_far_longer_than_the_rest():
     torch.testing.assert_close(hidden_distance(target, found, weights), known)
 
 
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_a_batch_with_too_few_positions_teaches_nothing(number):
+    """One position has no variance, and a batch may have no learned token at all."""
+    target, weights = torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 50)
+    weights[0, :number] = 1.0
+    found = (target + 0.5).requires_grad_()
+    loss = hidden_distance(target, found, weights)
+    loss.backward()
+    assert loss == 0 and not found.grad.any()
+
+
 PLAIN = LogitRule()
 
 
