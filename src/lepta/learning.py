@@ -42,8 +42,11 @@ ROUNDING = 1e-6  # of a sum of shares
 
 def sources_of(text: Text, *parts: str) -> dict[str, list[str]]:
     """Label -> text sources of both languages; parts are train and valid."""
-    sides = (text.target, text.source)
-    return {f"{part} {side.language}": getattr(side, part) for part in parts for side in sides}
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        for side in (text.target, text.source):
+            found[f"{part} {side.language}"] = getattr(side, part)
+    return found
 
 
 def distill_texts(text: Text, settings: DistillSettings) -> dict[str, list[str]]:
@@ -107,8 +110,9 @@ def pretrain(
 
 def _bits_of_original(base: Path | None, windows: Sequence[str]) -> float | None:
     """Bits per byte of held-out text by the original, if it is here as a model; measured before another is loaded."""
-    is_here = base is not None and (base.suffix == ".gguf" or is_model(base))
-    if base is None or not is_here or not windows or not processes().is_main_process:
+    if base is None or not windows or not processes().is_main_process:
+        return None
+    if base.suffix != ".gguf" and not is_model(base):  # its tokenizer alone
         return None
     bits = score_windows(base, windows, WINDOW, "auto").bits_per_byte
     gc.collect()  # modules refer to each other, so the model would stay in memory beside the one that trains

@@ -379,7 +379,11 @@ def _propagated(name: str, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _warnings(facts: dict[str, dict[str, Any]], stages: list[str]) -> list[str]:
     """What stages warn of, each with its name; a recipe may not have all of them."""
-    return [f"{stage}: {warning}" for stage in stages for warning in facts.get(stage, {}).get("warnings", ())]
+    found = []
+    for stage in stages:
+        for warning in facts.get(stage, {}).get("warnings", ()):
+            found.append(f"{stage}: {warning}")
+    return found
 
 
 def _benchmarks(recipe: Recipe, facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from lepta.cli import app
 from lepta.cli.words import percent
 from lepta.core.errors import LeptaError
+from lepta.evaluation.measure import measure_model
+from lepta.vocabulary.source import open_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,21 @@ def test_checkpoints_of_other_settings_are_refused_and_kept(place):
     assert list(checkpoints.glob("checkpoint-*"))
     run(place, "other", "--learning-rate", "0.5", "--tokens", "400", "--force")
     assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_the_result_stands_beside_the_original_where_that_is_a_model(with_weights, place, tiny_model_folder, tmp_path):
+    """A tokenizer alone tells which rows are new, and cannot be measured."""
+    original = place / "original"
+    if with_weights:
+        original = tiny_model_folder(rows=4000, tokenizer=open_tokenizer(original))
+    measured = ["--valid", "starter:ru/valid", "--measure-characters", "2000"]
+    shown = run(place, tmp_path / "out", "--original", original, *measured).stdout
+    facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
+    assert ("the result beside the original: " in shown) == ("beside_original" in facts) == with_weights
+    if with_weights:
+        bits = measure_model(original, ["starter:ru/valid"], characters=2000).bits_per_byte
+        assert facts["beside_original"] == [facts["held_out_change"][1], pytest.approx(bits)]
 
 
 def test_rates_are_swept_on_a_part_of_the_text(place):
