@@ -1,5 +1,6 @@
 """The whole pipeline, through the command line, on a tiny model with the beginning of SmolLM2's tokenizer."""
 
+import io
 import json
 import re
 import shutil
@@ -13,11 +14,13 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepta.core.errors import LeptaError
 from lepta.pipeline import pipeline_of
 from lepta.recipe import read_recipe
+from lepta.report.run import print_summary, report_data, write_report
 from lepta.stages import Hashes
 
 ASKED = [f"darumeru/{name}-chat" for name in ("original", "propagated", "repaired", "calibrated")]
@@ -161,6 +164,19 @@ def test_training_that_made_it_worse_is_told_first(finished):
     said = "warning: pretrained: training made held-out text worse ("
     assert lepta("report", "out", cwd=finished).stdout.startswith(said)
     assert said.removeprefix("warning: ") in (finished / "out" / "report" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("busy", ["", "load 5.0 on 2 cores"])
+def test_speed_on_a_busy_machine_is_told_as_such(busy, finished, tmp_path):
+    data = report_data(finished / "out")
+    assert "busy" in data["evaluation"]["speed"]
+    data["evaluation"]["speed"]["busy"] = busy
+    write_report(data, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("The machine had other work (load 5.0 on 2 cores)" in page) == bool(busy)
+    shown = Console(file=io.StringIO(), width=200)
+    print_summary(data, shown)
+    assert ("(the machine was busy: load 5.0 on 2 cores)" in shown.file.getvalue()) == bool(busy)
 
 
 def test_second_run_skips_everything(finished):

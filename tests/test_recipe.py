@@ -160,6 +160,14 @@ def test_training_text_is_needed(write):
     assert message(path) == f"{path}: text.target.train: at least one text source is needed"
 
 
+@pytest.mark.parametrize("train", ["texts", "texts/a.txt", "./texts/../texts/a.txt"])
+def test_held_out_text_is_not_trained_on(write, train):
+    sides = {"language": "ru", "train": [train], "valid": ["texts/b.txt", "texts/a.txt"]}
+    found = message(write("text.target", sides))
+    named = "b" if train == "texts" else "a"
+    assert f"`valid`: texts/{named}.txt is trained on ({train}); expected text that training never sees" in found
+
+
 def test_source_share_needs_source_text(write):
     assert "text.source.train needs at least one text source" in message(write("pretrain.source_share", 0.5))
 

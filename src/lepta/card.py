@@ -38,7 +38,9 @@ GGUF_ORIGINS = ("general.source.repo_url", "general.repo_url", "general.base_mod
 HUB = "https://huggingface.co/"
 LICENCE = re.compile(r"[\w.+-]{1,64}")  # an identifier such as apache-2.0
 PATCH = "patch.json"  # in the folder of a vocabulary patch
-BESIDE_ORIGINAL = "beside_original"  # a fact: bits per byte of text put aside, of the result and of the original
+# Facts: bits per byte of the result and of the original.
+BESIDE_ORIGINAL, PASSAGES_BESIDE_ORIGINAL = "beside_original", "passages_beside_original"
+READ = {BESIDE_ORIGINAL: "held-out text", PASSAGES_BESIDE_ORIGINAL: "passages of the training text that were put aside"}
 SHOWN_SETTINGS = [
     "scenario", "method", "trains", "rows", "head_only", "lora_rank", "teacher_loss", "chat_share", "tokens",
     "learning_rate", "epochs", "body_delta", "seed",
@@ -319,13 +321,15 @@ def build_card(step: Step, kind: Kind, measured: Sequence[Measure]) -> str:
 
 def _beside_original(step: Step, of_rows: Sequence[Step]) -> list[Measure]:
     """What was measured while a model, or the base model that its rows come from, was made."""
-    name = "text put aside, bits per byte (lower is better)"
-    if BESIDE_ORIGINAL not in step.facts and of_rows:
-        step, name = of_rows[-1], f"the base model that its rows come from: {name}"
-    if BESIDE_ORIGINAL not in step.facts:
-        return []
-    after, before = step.facts[BESIDE_ORIGINAL]
-    return [Measure(name, before, after)]
+    of_base = ""
+    if not READ.keys() & step.facts.keys() and of_rows:
+        step, of_base = of_rows[-1], "the base model that its rows come from: "
+    measures = []
+    for fact, text in READ.items():
+        if fact in step.facts:
+            after, before = step.facts[fact]
+            measures.append(Measure(f"{of_base}{text}, bits per byte (lower is better)", before, after))
+    return measures
 
 
 def metadata(origin: Origin, config: dict[str, Any]) -> str:

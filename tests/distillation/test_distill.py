@@ -362,7 +362,7 @@ def test_result_stands_beside_the_original_on_the_same_passages(pair, tmp_path, 
         with torch.no_grad():
             nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
         size += passage.size
-    bits, original = facts["beside_original"]
+    bits, original = facts["passages_beside_original"]
     assert bits == facts["held_out_bits_per_byte"][facts["kept"]]
     assert measured and original == pytest.approx(nats / math.log(2) / size, rel=1e-3)
 
@@ -386,7 +386,7 @@ def test_command_writes_a_folder_with_a_manifest(pair, tmp_path):
     assert manifest["key"]["inputs"].keys() == {"model", "original", "train target"}
     assert manifest["facts"]["held_out_bits_per_byte"] == facts["held_out_bits_per_byte"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| text put aside, bits per byte (lower is better) |" in card
+    assert "| passages of the training text that were put aside, bits per byte (lower is better) |" in card
     assert f"Of 300 new tokens, {facts['tokens_absent']} are in no text that their rows were learned from." in card
 
 

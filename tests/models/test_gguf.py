@@ -151,6 +151,12 @@ def test_a_file_is_opened_as_a_folder_that_is_gone_with_it(tmp_path):
     assert not folder.exists()
 
 
+def test_what_is_said_of_a_file_is_of_the_folder_that_it_becomes(tmp_path):
+    file = write_gguf(gemma3(), tmp_path / "t.gguf")
+    shown = CliRunner().invoke(app, ["check", str(file), "--consumer", "peft"], catch_exceptions=False).stdout
+    assert "A GGUF file: judged is the folder that lepta export folder makes of it." in shown
+
+
 def test_weights_are_written_in_the_dtype_that_is_asked_for(tmp_path):
     file = write_gguf(gemma3(), tmp_path / "t.gguf")
     kept = {}

@@ -29,6 +29,7 @@ from lepta.models.weights import count_weights
 from lepta.plan import disk
 from lepta.plan.devices import Device, devices_named, known_devices, this_machine
 from lepta.plan.distillation import distillation_cost
+from lepta.plan.notes import beyond_text
 from lepta.plan.outline import outline_of, plan_stages
 from lepta.plan.plan import cost_here, make_plan
 from lepta.plan.shapes import known_models, shape_of
@@ -457,7 +458,7 @@ def test_files_that_are_not_here_are_noted_with_the_fields_that_name_them():
         "not on this machine: corpora/no.jsonl (text.target.train, vocabulary.corpus); corpora/no.jsonl?field=content "
         "(vocabulary.corpus); d.jsonl (variants.a.tune.dialogues); the plan does without them, `lepta adapt` will not"
     )
-    small = {"tokens": 1_000_000, "batch": 2}
+    small = {"tokens": 100_000, "batch": 2}
     assert make_plan(recipe_of(MISTRAL, pretrain=small), measure=False)["notes"] == []
 
 
@@ -780,23 +781,46 @@ def test_text_that_cannot_teach_so_many_tokens_is_noted(corpus, settings, noted,
     assert len(found) == len(noted) and all(map(str.__contains__, found, noted))
 
 
+def test_budgets_far_beyond_the_text_are_noted(tmp_path):
+    (tmp_path / "a.txt").write_text("слово за слово " * 1000, encoding="utf-8")  # 15,000 characters
+    text = [str(tmp_path / "a.txt")]
+    enough, beyond = DistillSettings(tokens=5_000), DistillSettings(tokens=50_000)
+    few, many = PretrainSettings(tokens=10_000), PretrainSettings(tokens=1_000_000)
+    assert not list(beyond_text(enough, [few], text))
+    assert not list(beyond_text(beyond, [many], [str(tmp_path / "none.txt")]))  # not here yet
+    read, trained = beyond_text(beyond, [few, many], text)
+    assert read.startswith("distill: 50,000 tokens, but the text has about 3,750")
+    assert trained.startswith("pretrain: its tokens go 269 times through the text")
+
+
 def test_text_that_is_not_all_here_may_teach_any_number(tmp_path):
     for source in ("dataset:owner/corpus", "wordfreq:ru", str(tmp_path / "none")):
         assert words_in(["starter:ru/train", source]) is None
 
 
-@pytest.mark.parametrize(("load", "cores", "busy"), [(4.13, {0, 3}, "load 4.1 on 2 cores"), (1.9, {0, 3}, "")])
-def test_times_of_a_busy_machine_are_told_as_such(load, cores, busy, tiny_model_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "threads", "busy", "hint"),
+    [
+        (4.13, None, "load 4.1 on 2 cores", ", try OMP_NUM_THREADS=1"),
+        (4.13, "1", "load 4.1 on 2 cores", ""),
+        (2.2, None, "", ""),  # the threads of one program
+    ],
+)
+def test_times_of_a_busy_machine_are_told_as_such(load, threads, busy, hint, tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
     assert load_above_cores() == busy
+    busy += hint
     recipe = recipe_of(tiny_model_folder(rows=49152, tied=True), vocabulary={"add": 8, "corpus": ["x.txt"]})
     assert cost_here(outline_of(recipe)).get("busy", "") == busy
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     done = CliRunner().invoke(app, ["plan", str(path)], env={"COLUMNS": "200"})
     shown = " ".join(done.stdout.split())
-    assert (f" min (this machine is busy: {busy}); fits" in shown) == bool(busy)
+    assert (f" min without evaluation (this machine is busy: {busy}); fits" in shown) == bool(busy)
     assert ("machine is busy" in shown) == bool(busy)
 
 
@@ -848,9 +872,9 @@ def test_command_prints_tables_and_json(tmp_path):
     assert "here" in facts["devices"][-1] and "cost" not in facts["devices"][-1]  # this machine costs nothing
     shown = CliRunner().invoke(app, priced, env={"COLUMNS": "120"}).output
     verdict = "fits" if row["fits"] else "does not fit as it stands"
-    short = f"In short: 2 x L4: {duration(row['hours_in_all'])}, cost {significant(row['cost'])}; {verdict} ("
+    short = f"In short: 2 x L4: {duration(row['hours_in_all'])} without evaluation, cost {significant(row['cost'])}; "
     [first, second] = [line for line in shown.splitlines() if line.startswith("In short: ")]
-    assert first.startswith(short) and second.startswith(f"In short: {facts['devices'][-1]['name']}: ")
+    assert first.startswith(f"{short}{verdict} (") and second.startswith(f"In short: {facts['devices'][-1]['name']}: ")
     line, fits = (line.split() for line in shown.splitlines() if line.strip().startswith("2 x L4"))
     assert significant(row["cost"]) in line and f"{row['needs_gib']:,.1f}" in fits
     assert " ".join(line).count(duration(row["hours_in_all"])) >= 1

@@ -86,7 +86,7 @@ def test_the_result_stands_beside_the_original_where_that_is_a_model(with_weight
     measured = ["--valid", "starter:ru/valid", "--measure-characters", "2000"]
     shown = run(place, tmp_path / "out", "--original", original, *measured).stdout
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())["facts"]
-    assert ("the result beside the original: " in shown) == ("beside_original" in facts) == with_weights
+    assert ("held-out text, beside the original: " in shown) == ("beside_original" in facts) == with_weights
     if with_weights:
         bits = measure_model(original, ["starter:ru/valid"], characters=2000).bits_per_byte
         assert facts["beside_original"] == [facts["held_out_change"][1], pytest.approx(bits)]

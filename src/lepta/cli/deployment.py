@@ -21,7 +21,9 @@ CONSUMER_NAMES = (
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="HF folder, GGUF file or hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="HF folder or hub id; a GGUF file as the folder that it becomes.")
+    ],
     consumer: Annotated[list[str] | None, typer.Option(help=f"Only these; repeat. Of {CONSUMER_NAMES}.")] = None,
     draft: Annotated[
         str | None, typer.Option(help="Draft model or tokenizer for speculative decoding: does it still fit?")
@@ -116,6 +118,8 @@ def _print(model: str, found: "Deployment") -> None:
     facts = found.facts
     tied = "one matrix for input and head" if facts["tied"] else "a head of its own"
     say(model, soft_wrap=True)
+    if model.endswith(".gguf"):
+        say("A GGUF file: judged is the folder that lepta export folder makes of it.")
     say(f"{facts['type']}, {facts['family']}, {facts['ids']:,} ids, {facts['rows']:,} rows, {tied}\n")
     names = [Column(no_wrap=True) for _ in ("program", "verdict", "how")]
     table = Table(*names, Column(overflow="fold"), box=None, show_header=False, pad_edge=False)

@@ -116,7 +116,7 @@ def _in_short(facts: dict[str, Any], named: bool) -> Iterator[str]:
     for row in facts["devices"]:
         if not named and "here" not in row:
             continue
-        needs = _rough_time(row["hours_in_all"])
+        needs = f"{_rough_time(row['hours_in_all'])} without evaluation"
         if row.get("busy"):
             needs += f" (this machine is busy: {row['busy']})"
         if "cost" in row:

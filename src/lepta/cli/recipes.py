@@ -145,13 +145,14 @@ def adapt(
     check_places([plan.base, *models])  # before the imports below, which take seconds
     from lepta.pipeline import adapt as run_recipe
     from lepta.pipeline import pipeline_of
-    from lepta.plan.notes import few_words, short_runs
+    from lepta.plan.notes import beyond_text, few_words, short_runs
     from lepta.plan.outline import outline_of
     from lepta.plan.plan import cost_here
 
     if dry_run:
         verdicts, outline = pipeline_of(plan).status(start, force), outline_of(plan)
-        for note in (*few_words(outline), *short_runs(plan)):
+        beyond = beyond_text(plan.distill, plan.pretrain, plan.text.target.train)
+        for note in (*few_words(outline), *short_runs(plan), *beyond):
             log(note)
         print_status(verdicts, as_json, cost_here(outline))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lepta.calibration.settings import CalibrateSettings, CopySettings, EffectSettings, ModelOrServer
 from lepta.cli.common import MODEL_KINDS, OUTPUT, ModelPath, Output, check_places, opened, print_json, result, say
@@ -21,7 +21,7 @@ from lepta.core.settings import LARGEST_SEED, Section, Sources, nonempty
 from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.stages import Pipeline, Stage
 from lepta.text.locate import locate
-from lepta.text.settings import Language, Text
+from lepta.text.settings import Language, Text, check_held_out
 from lepta.text.sources import BENCHMARK
 from lepta.training.settings import Conversations, PreferenceSettings, PretrainSettings, TuneSettings, check_batch
 
@@ -40,6 +40,12 @@ class Texts(Section):
     source_valid: list[str] = Field(
         default_factory=list, description="Held-out text of the language that the model knows"
     )
+
+    @model_validator(mode="after")
+    def _held_out(self) -> "Texts":
+        check_held_out(self.text, self.valid)
+        check_held_out(self.source_text, self.source_valid)
+        return self
 
     def sides(self) -> Text:
         """Both languages as a recipe has them."""
@@ -153,7 +159,9 @@ def distill(
             together=True,
             named={"original": original},
         )
-        facts = _run(stage, output, options, partial(costs.distilling_cost, model, teacher.folder, settings))
+        facts = _run(
+            stage, output, options, partial(costs.distilling_cost, model, teacher.folder, settings, texts.text)
+        )
     result({"output": str(output), **facts}, options.as_json, "trained")
 
 
@@ -208,7 +216,7 @@ def pretrain(
             together=True,
             named=named,
         )
-        facts = _run(stage, output, options, partial(costs.pretraining_cost, model, old, settings))
+        facts = _run(stage, output, options, partial(costs.pretraining_cost, model, old, settings, texts.text))
     measured = [entry for entry in read_json(output / CURVE)["curve"] if "loss" not in entry]
     facts.pop("held_out_change", None)  # its curve is printed
     result({"output": str(output), **facts, "held_out": measured}, options.as_json, "trained")

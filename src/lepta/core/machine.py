@@ -5,6 +5,8 @@ from importlib import metadata
 
 from lepta.core.tables import counted
 
+OWN_JITTER = 0.5  # load that the threads of one program, one for each core, may show beyond the cores
+
 
 def usable_cores() -> int:
     """Cores that this process may run on: a container, a batch system or taskset may leave it fewer than there are."""
@@ -26,4 +28,6 @@ def versions_of(*libraries: str) -> dict[str, str]:
 def load_above_cores() -> str:
     """How busy this machine was in the last minute, if other programs slow what is timed now; empty if they do not."""
     load, cores = os.getloadavg()[0], usable_cores()
-    return f"load {load:.1f} on {counted(cores, 'core')}" if load > cores else ""
+    if load <= cores + OWN_JITTER:
+        return ""
+    return f"load {load:.1f} on {counted(cores, 'core')}"

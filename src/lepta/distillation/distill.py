@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lepta.card import BESIDE_ORIGINAL
+from lepta.card import PASSAGES_BESIDE_ORIGINAL
 from lepta.core.errors import LeptaError
 from lepta.distillation.best import BestRows, bits_of_original, bits_per_byte, held_out_states
 from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
@@ -85,7 +85,8 @@ def distill_folder(
             best.restore()
         facts |= _outcome(best)
         if best.bits and distiller.head.bias is None:  # the original's biases are not read
-            facts[BESIDE_ORIGINAL] = [best.bits[best.kept], bits_of_original(distiller, passages.held_out)]
+            bits = best.bits[best.kept], bits_of_original(distiller, passages.held_out)
+            facts[PASSAGES_BESIDE_ORIGINAL] = list(bits)
         if source_bits:
             source_bits.append(_source_bits(distiller, passages, "result"))
             facts["source_bits_per_byte"] = source_bits

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lepta.core.errors import LeptaError
+from lepta.core.machine import load_above_cores
 from lepta.core.progress import console
 from lepta.evaluation.settings import Behaviour, EvaluateSettings
 from lepta.inference.answers import answers
@@ -80,12 +81,10 @@ def evaluate(
     if settings.behaviour:
         _judge_answers(result["behaviour"], original, *kept_for_speed[original], settings.behaviour.mark)
     passage = held_out[text.target.language][0][: settings.speed_characters]
-    console.print("  measuring the speed", highlight=False)  # a bar would take a part of it
-    result["speed"] = {
-        "characters": len(passage),
-        "read": characters_per_second(kept_for_speed, passage, read, settings.speed_repeats),
-        "write": characters_per_second(kept_for_speed, passage, write, settings.speed_repeats),
-    }
+    result["speed"] = {"characters": len(passage), "busy": load_above_cores()}
+    for key, work in (("read", read), ("write", write)):
+        console.print(f"  measuring the speed: {key}", highlight=False)  # a bar would take a part of it
+        result["speed"][key] = characters_per_second(kept_for_speed, passage, work, settings.speed_repeats)
     result["pair"] = {"original": original, "adapted": adapted}
     folders = {one.name: one.folder for one in models}
     old, new = vocabulary_of(folders[original]), vocabulary_of(folders[adapted])

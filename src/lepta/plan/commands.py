@@ -9,6 +9,7 @@ from lepta.distillation.settings import DistillSettings, RepairSettings
 from lepta.models.load import device, load_tokenizer, opened
 from lepta.plan.devices import this_machine
 from lepta.plan.distillation import CHARACTERS_PER_TOKEN, distillation_cost
+from lepta.plan.notes import beyond_text
 from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
 from lepta.plan.repair import repair_cost
@@ -21,8 +22,12 @@ from lepta.vocabulary.change import new_ids
 FEW_STEPS = 10
 
 
-def pretraining_cost(model: Path, original: str | Path | None, settings: PretrainSettings) -> dict[str, Any]:
+def pretraining_cost(
+    model: Path, original: str | Path | None, settings: PretrainSettings, text: list[str]
+) -> dict[str, Any]:
     """Cost of pre-training from a model folder; without the `original` all its rows are taken to be new."""
+    for note in beyond_text(None, [settings], text):
+        console.print(f"  note: {note}", highlight=False)
     shape = shape_of(str(model))
     first_new = 0
     if original:
@@ -32,11 +37,12 @@ def pretraining_cost(model: Path, original: str | Path | None, settings: Pretrai
     return cost | _memory(shape, settings, first_new)
 
 
-def distilling_cost(model: Path, original: Path, settings: DistillSettings) -> dict[str, Any]:
+def distilling_cost(model: Path, original: Path, settings: DistillSettings, text: list[str]) -> dict[str, Any]:
     """Cost of distillation from one model folder to another; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
     new_rows = len(new_ids(original, model))
-    if note := settings.too_short_for(new_rows):
+    notes = [settings.too_short_for(new_rows), *beyond_text(settings, [], text)]
+    for note in filter(None, notes):
         console.print(f"  note: {note}", highlight=False)
     steps = round(settings.tokens * CHARACTERS_PER_TOKEN / settings.passage / settings.batch)
     if steps < FEW_STEPS and not settings.head_only:

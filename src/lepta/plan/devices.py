@@ -81,7 +81,10 @@ def this_machine() -> Device:
     dtype = faster_on_cpu(SIDES["cpu"], SIDES["cpu"])
     share = CPU_SHARE if dtype == torch.float32 else LOW_CPU_SHARE
     name = f"this CPU ({counted(usable_cores(), 'core')})"
-    return Device(name, _speed("cpu", dtype), memory_of_machine(), share, load_above_cores())
+    busy = load_above_cores()
+    if busy and "OMP_NUM_THREADS" not in os.environ:
+        busy += ", try OMP_NUM_THREADS=1"
+    return Device(name, _speed("cpu", dtype), memory_of_machine(), share, busy)
 
 
 def memory_of_machine() -> float:

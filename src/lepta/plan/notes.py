@@ -1,12 +1,12 @@
 """What a user must know beside a plan's numbers: what training will refuse, what is missing, what is not counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lepta.core.errors import LeptaError
 from lepta.distillation.settings import DistillSettings
 from lepta.plan.distillation import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
-from lepta.plan.text import is_absent
+from lepta.plan.text import count_text, is_absent
 from lepta.plan.vocabulary import AUTO_ADDED, MADE
 from lepta.plan.words import words_in
 from lepta.recipe import Recipe
@@ -14,6 +14,8 @@ from lepta.training.settings import PretrainSettings, TuneSettings, few_steps, s
 
 # Weights below which training reaches less of a GPU than it is taken to, and a share that a small model may reach
 SMALL, SMALL_MFU = 1_000_000_000, 0.1
+MANY_PASSES = 16  # of a text, after which a model hardly learns from it (Muennighoff et al. 2023, arXiv 2305.16264)
+SPARE = 1.5  # characters per token are not known exactly
 
 
 def notes_on(outline: Outline, number: int) -> list[str]:
@@ -30,7 +32,8 @@ def notes_on(outline: Outline, number: int) -> list[str]:
     for stage in learned:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
-    return [*notes, *few_words(outline), *short_runs(recipe)]
+    beyond = beyond_text(recipe.distill, recipe.pretrain, recipe.text.target.train)
+    return [*notes, *few_words(outline), *short_runs(recipe), *beyond]
 
 
 def slow_gpus(outline: Outline, mfu: float) -> Iterator[str]:
@@ -59,6 +62,24 @@ def few_words(outline: Outline) -> Iterator[str]:
         yield (
             f"vocabulary: {asked:,} new tokens cannot be learned from its corpus, whose words in {words.script} give "
             f"{words.most:,} at most; give more text (vocabulary.corpus) or ask for fewer"
+        )
+
+
+def beyond_text(distill: DistillSettings | None, stages: Sequence[PretrainSettings], text: list[str]) -> Iterator[str]:
+    """What to say of budgets that go far beyond the text of the target language, as far as it is on this machine."""
+    held = (count_text(text).characters or 0) / CHARACTERS_PER_TOKEN
+    if not held:
+        return
+    if distill and distill.tokens - distill.source_tokens > SPARE * held:
+        yield (
+            f"distill: {distill.tokens:,} tokens, but the text has about {held:,.0f}; it is read once, so this takes "
+            "less time than is said here"
+        )
+    wanted = sum(stage.tokens * (1 - stage.source_share) for stage in stages)
+    if wanted > MANY_PASSES * held:
+        yield (
+            f"pretrain: its tokens go {wanted / held:,.0f} times through the text, which has about {held:,.0f}; more "
+            f"than {MANY_PASSES} passes teach next to nothing, so give more text or fewer tokens"
         )
 
 

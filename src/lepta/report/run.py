@@ -102,7 +102,8 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
             row += [decimal(scores[language]["bits_per_byte"], 3), decimal(scores[language]["characters_per_token"])]
     yield "Held-out text", columns, rows
     rows = [[row["name"], *map(rate, row["rates"]), times(row["ratio"])] for row in numbers.speed()]
-    yield "Characters per second, same text", ["", *numbers.pair, "ratio"], rows
+    busy = f" (the machine was busy: {numbers.busy})" if numbers.busy else ""
+    yield f"Characters per second, same text{busy}", ["", *numbers.pair, "ratio"], rows
     if written := evaluation["continuations"]:
         rows = []
         for name, entry in written.items():
@@ -146,6 +147,7 @@ class _Numbers:
         self.target = languages["target"]
         self.languages = list(dict.fromkeys([languages["target"], languages["source"]]))  # once if they are the same
         self._text, self._speed = evaluation["text"], evaluation["speed"]
+        self.busy = self._speed.get("busy", "")  # with what other work, when the speed was measured
 
     def change(self, language: str, measure: str) -> dict[str, Any]:
         """A measure of a language's text under both models, and the second over the first."""
