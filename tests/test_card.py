@@ -184,7 +184,9 @@ def test_measurements_come_into_the_card_and_what_is_worse_is_said(made):
 
 
 def test_the_card_of_a_patch_names_its_original(tmp_path):
-    card = patch_card(tmp_path / "my-base")
+    card = patch_card(tmp_path, str(tmp_path / "my-base"))
     assert "patch for my-base" in card and "--model ORIGINAL" in card
-    card = patch_card(tmp_path / "models--OWNER--NAME" / "snapshots" / "0a1b")
+    card = patch_card(tmp_path, "package:some_package/Small-1B.Q4_1.gguf")  # the folder is a temporary one
+    assert "patch for Small-1B" in card and tmp_path.name not in card
+    card = patch_card(tmp_path, str(tmp_path / "models--OWNER--NAME" / "snapshots" / "0a1b"))
     assert "patch for OWNER/NAME" in card and "--model OWNER/NAME" in card and "base_model: OWNER/NAME" in card

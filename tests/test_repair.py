@@ -23,8 +23,8 @@ from lepta.training.blocks import write_tokens
 
 SMALL = {"tokens": 1600, "head_tokens": 4000, "block": 128, "batch": 4, "lora_rank": 2, "passage": 200}
 TEXT = Text(
-    target=Language(language="ru", train=["starter:ru/valid"], valid=["starter:ru/valid"]),
-    source=Language(language="en", train=["starter:en/valid"], valid=["starter:en/valid"]),
+    target=Language(language="ru", train=["starter:ru/train"], valid=["starter:ru/valid"]),
+    source=Language(language="en", train=["starter:en/train"], valid=["starter:en/valid"]),
 )
 FLAGS = ["--text", "starter:ru/valid", "--source-text", "starter:en/valid", "--tokens", "1600", "--block", "128"]
 
@@ -68,7 +68,7 @@ def test_both_steps_bring_the_variant_nearer_to_its_original(variant, propagated
         assert not torch.equal(before[name][4000:], states[name][4000:])
     assert not torch.equal(before["model.layers.0.mlp.down_proj.weight"], states["model.layers.0.mlp.down_proj.weight"])
     bits = facts["model"]["held_out_bits_per_byte"]
-    assert bits["fitted to what the original expects"] < bits["before"]
+    assert bits["fitted, 30% to the text"] < bits["before"]
     assert (
         repair_folder(propagated, variant, TEXT, RepairSettings(**SMALL, learning_rate=1e-2), 1, tmp_path / "out")
         == facts

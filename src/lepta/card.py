@@ -348,11 +348,11 @@ def metadata(origin: Origin, config: dict[str, Any]) -> str:
     return _as_yaml(facts)
 
 
-def patch_card(original: Path) -> str:
-    """The card of a vocabulary patch of an original model."""
-    licence, base = str(front_matter(original).get("license", "unknown")), hub_id_of(str(original))
+def patch_card(original: Path, called: str) -> str:
+    """The card of a vocabulary patch of an original model, a folder; `called` is what the user gave for it."""
+    licence, base = str(front_matter(original).get("license", "unknown")), hub_id_of(called)
     facts = {"license": licence, "base_model": base, "library_name": "lepta", "base_model_relation": base and "adapter"}
-    name = base or original.name
+    name = base or short_name(called)
     if not base and step_of(original):
         name = origin_of(original).name
     view = {"metadata": _as_yaml(facts), "name": name, "original": base or "ORIGINAL", "version": __version__}
@@ -378,11 +378,11 @@ def _history(step: Step) -> tuple[str, list[str]]:
     built = step_of(Path(vocabulary)) if isinstance(vocabulary, str) else None
     if built and (scenario := built.settings.get("scenario")):
         shown.insert(0, f"vocabulary: {scenario}")
-    change = facts.get("held_out_change")
-    if bits := facts.get("held_out_bits_per_byte"):  # of distillation, by step
-        change = next(iter(bits.values())), bits[facts["kept"]]
-    if change:
+    if change := facts.get("held_out_change"):
         shown.append(f"held-out text {change[0]:.3f} -> {change[1]:.3f} bits per byte")
+    if bits := facts.get("held_out_bits_per_byte"):  # of distillation, by step
+        first, last = next(iter(bits.values())), bits[facts["kept"]]
+        shown.append(f"passages put aside {first:.3f} -> {last:.3f} bits per byte")
     return step.made, shown
 
 

@@ -19,11 +19,12 @@ from lepta.card import write_card
 def recipe(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A recipe with all stages, that runs in seconds."""
     place = tmp_path_factory.mktemp("texts")
-    (place / "text.txt").write_text("Привет, привет!\nПрошло пять лет, прибежал принц.\n" * 40, encoding="utf-8")
+    for name in ("text.txt", "held-out.txt"):
+        (place / name).write_text("Привет, привет!\nПрошло пять лет, прибежал принц.\n" * 40, encoding="utf-8")
     turns = [{"role": "user", "content": "the thing"}, {"role": "assistant", "content": "in the thing"}]
     rows = [json.dumps({"messages": [{**turns[0], "content": f"the {n}"}, turns[1]]}) for n in range(8)]
     (place / "talk.jsonl").write_text("\n".join(rows) + "\n")
-    text = {"train": [str(place / "text.txt")], "valid": [str(place / "text.txt")]}
+    text = {"train": [str(place / "text.txt")], "valid": [str(place / "held-out.txt")]}
     return {
         "name": "tiny",
         "output": "out",
@@ -134,7 +135,8 @@ class Stop(Exception):
     """The run is interrupted here."""
 
 
-TRAINING = "pretrain --text text.txt --valid text.txt --output out --tokens 300 --block 32 --batch 1 --save-every 2"
+TRAINING = "pretrain --text text.txt --valid held-out.txt --output out --tokens 300 --block 32 --batch 1"
+TRAINING += " --save-every 2"
 TRAINING += " --warmup-steps 1 --measure-characters 100 --sweep-share 0.2 --learning-rate 1e-3 --learning-rate 1e-4"
 
 
@@ -146,7 +148,8 @@ def interrupted(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
         raise Stop
 
     folder = tmp_path_factory.mktemp("interrupted")
-    shutil.copyfile(recipe["text"]["target"]["train"][0], folder / "text.txt")
+    for name in ("text.txt", "held-out.txt"):
+        shutil.copyfile(recipe["text"]["target"]["train"][0], folder / name)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr("lepta.training.pretrain._facts_of", stop)
         run(folder, *TRAINING.split(), "--model", recipe["base"])

@@ -203,4 +203,4 @@ def test_training_text_is_no_held_out_text(texts, tmp_path):
     same = tmp_path / "." / "folder" / ".." / train.name
     _, error = lepta("new", tmp_path / "a.yaml", "--base", "no/body", "--language", "kk", "--text", train,
                         "--valid", same)  # fmt: skip
-    assert "train.txt: is training text too" in error and not (tmp_path / "a.yaml").exists()
+    assert "is trained on" in error and not (tmp_path / "a.yaml").exists()

@@ -25,7 +25,7 @@ def place(tiny_model_folder, tiny_extended, tmp_path_factory):
 
 
 def command(output, *options):
-    base = ["pretrain", "--model", "model", "--text", "starter:ru/valid", "--tokens", "3000", "--output", output]
+    base = ["pretrain", "--model", "model", "--text", "starter:ru/train", "--tokens", "3000", "--output", output]
     base += ["--block", "48", "--batch", "4", "--learning-rate", "0.003"]
     return [*base, "--valid", "starter:ru/valid", "--measure-every", "6", "--keep", "best", *options]
 

@@ -17,7 +17,9 @@ LIMIT = "Characters of text, documents in turn, in whole windows, so up to one w
 
 def measure(
     models: Models,
-    text: Annotated[list[str], typer.Option(help="Text file, folder or starter:ru/valid; repeat.")],
+    text: Annotated[
+        list[str], typer.Option(help="Text file, folder or starter:ru/valid; several are measured as one text.")
+    ],
     window: Annotated[
         int | None, typer.Option(min=1, help="Characters that a model sees at once (default: 1500).")
     ] = None,
@@ -51,6 +53,8 @@ def measure(
         print_results(found)
     else:
         _print(found)
+        if len(text) > 1:
+            say(f"note: {len(text)} texts as one; measure languages apart, each with a command of its own")
 
 
 def _print(found: "list[ModelMeasure]") -> None:

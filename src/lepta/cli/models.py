@@ -123,6 +123,9 @@ def propagate(
     from lepta.evaluation.sweep import Judge, propagate_best
     from lepta.vocabulary.source import open_tokenizer
 
+    # Text is read first: models take minutes.
+    weighing = list(read_documents(texts.weigh_by)) if texts.weigh_by else []
+    judge = Judge.of(texts.valid, settings.answers) if settings.several else None
     with ExitStack() as stack:
         sources = (base, adapted, *instruct)
         tensors = names.input_embeddings, names.output_embeddings
@@ -132,10 +135,9 @@ def propagate(
         if made and made.kind and made.kind.step == "initialisation":
             log(f"note: {adapted}: nothing in it was trained since `lepta init`, so variants get means of old rows")
         options: dict[str, Any] = {"hard_link": writing.hard_link}
-        if texts.weigh_by:
+        if weighing:
             vocabulary = open_tokenizer(models[1].folder).vocabulary()
-            options["token_counts"] = count_tokens(vocabulary, list(read_documents(texts.weigh_by)))
-        judge = Judge.of(texts.valid, settings.answers) if settings.several else None
+            options["token_counts"] = count_tokens(vocabulary, weighing)
         pairs = list(zip(models[2:], folders, strict=True))
         facts = propagate_best(models[0], models[1], pairs, settings, judge, **options)
         read = nonempty({"weigh_by": texts.weigh_by, "valid": texts.valid, "answers": settings.answers})

@@ -1,6 +1,5 @@
 """`lepta new`: a recipe to begin with."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,9 +56,6 @@ def new(
     from lepta.plan.text import count_text
 
     valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
-    trained = set(map(os.path.realpath, text))
-    if shared := [source for source in valid if os.path.realpath(source) in trained]:
-        raise LeptaError(f"--valid {shared[0]}: is training text too (--text); expected other text")
     device = devices_named([gpu])[0] if gpu else None
     written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
     content: Any = parse_yaml(written, recipe)

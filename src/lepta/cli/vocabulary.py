@@ -107,9 +107,9 @@ def vocab_check(
     else:
         table = narrow_table("check", "result", Column("evidence", overflow="fold"))
         for check in checks:
-            evidence = check.evidence
-            if "\n" in evidence:
-                evidence = "by lepta export gguf, or see below"
+            evidence, *more = check.evidence.split("\n")
+            if more:
+                evidence += " (see below)"
             table.add_row(check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", escape(evidence))
         console.print(table)
         for check in checks:

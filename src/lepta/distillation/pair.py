@@ -45,7 +45,7 @@ def open_pair(original: Path, initialised: Path, settings: DistillSettings) -> P
         )
     if teacher.width != student.width:
         raise LeptaError(
-            f"{teacher.folder}: rows have {teacher.width} numbers, in {student.folder} {student.width}; expected the "
+            f"{teacher.name}: rows have {teacher.width} numbers, in {student.name} {student.width}; expected the "
             "model that this one was initialised from"
         )
     if not settings.head_only:
@@ -76,6 +76,6 @@ def check_same_body(teacher: Checkpoint, student: Checkpoint) -> None:
         read = Checkpoint.raw if same_type else Checkpoint.rows_of
         if known is None or not same_values(read(teacher, name), read(student, name)):
             raise LeptaError(
-                f"{student.folder}: tensor {name} is not that of {teacher.folder}; distillation needs the original and "
+                f"{student.name}: tensor {name} is not that of {teacher.name}; distillation needs the original and "
                 "what `lepta init` made of it, before its body was trained (a trained body: `head_only`)"
             )

@@ -37,15 +37,15 @@ def body_changes(
     for name in sorted(set(names) - set(floating)):
         if not same_values(base.raw(name), adapted.raw(name), None if scale else SAMPLE_BYTES):
             raise LeptaError(
-                f"{adapted.folder}: {name} ({adapted.entries[name].dtype}) differs from that of the base "
-                f"{base.folder}; a change of quantised numbers cannot be added to those of a variant. Leave such "
+                f"{adapted.name}: {name} ({adapted.entries[name].dtype}) differs from that of the base "
+                f"{base.name}; a change of quantised numbers cannot be added to those of a variant. Leave such "
                 "changes behind with `body_delta` 0, or give models that are not quantised"
             )
     if scale is None:
         for name in floating:
             if _differs(base, adapted, name, SAMPLE_ROWS):
                 raise LeptaError(
-                    f"{adapted.folder}: not only the embeddings differ from the base {base.folder}, {name} does too; "
+                    f"{adapted.name}: not only the embeddings differ from the base {base.name}, {name} does too; "
                     "carry such changes into the variant with `body_delta` 1.0, or leave them behind with "
                     "`body_delta` 0"
                 )
@@ -63,8 +63,8 @@ def _same_tensors(base: Checkpoint, other: Checkpoint, names: list[str]) -> None
     for name in names:
         if name not in other.entries or other.entries[name].shape != base.entries[name].shape:
             raise LeptaError(
-                f"{other.folder}: no tensor {name} of shape {list(base.entries[name].shape)}, as in the base "
-                f"{base.folder}; expected models of one architecture and size"
+                f"{other.name}: no tensor {name} of shape {list(base.entries[name].shape)}, as in the base "
+                f"{base.name}; expected models of one architecture and size"
             )
 
 

@@ -65,7 +65,7 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
     embeddings = {original.stored_output, *names, *names.values()}
     if unlike := sorted(_unlike(before, after) - embeddings):
         raise LeptaError(
-            f"{adapted.folder}: tensor {unlike[0]} is not that of {original.folder}; a patch carries embeddings only, "
+            f"{adapted.name}: tensor {unlike[0]} is not that of {original.name}; a patch carries embeddings only, "
             "so the bodies of both models must be the same"
         )
     tokenizer = open_tokenizer(adapted.folder)
@@ -83,7 +83,7 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
         tensors[name + CHANGED] = ComputedRows.of(torch.from_numpy(changed))
     if not any(carried.values()):
         raise LeptaError(
-            f"{adapted.folder}: all its rows are in {original.folder} too, so there is nothing to carry; "
+            f"{adapted.name}: all its rows are in {original.name} too, so there is nothing to carry; "
             "are original and adapted swapped?"
         )
     entries = []
@@ -103,7 +103,7 @@ def export_patch(original: AnyModel, adapted: AnyModel, folder: str | Path) -> d
         "after": {name: after[name] for name in names},
     }
     (folder / PATCH).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(patch_card(original.folder), encoding="utf-8")
+    (folder / CARD).write_text(patch_card(original.folder, original.name), encoding="utf-8")
     return facts
 
 
@@ -153,7 +153,7 @@ def _check_fit(patch: Path, content: Patch, rows: dict[str, StoredRows], origina
     """LeptaError if a patch is for another model, or its rows are not what `patch.json` says."""
     if other := sorted(_unlike(tensor_hashes(original), content.before)):
         raise LeptaError(
-            f"{original.folder}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
+            f"{original.name}: tensor {other[0]} is not that of the model that the patch {patch} was made for; "
             "give that model, in the same revision and dtype"
         )
     needed = [SAME, *content.matrices, *(name + CHANGED for name in content.matrices)]
@@ -204,7 +204,7 @@ def _matrices(original: Checkpoint, adapted: Checkpoint) -> dict[str, str]:
         names[adapted.bias_name] = original.bias_name
     if adapted.surplus:
         raise LeptaError(
-            f"{adapted.folder}: its input embeddings have {adapted.surplus} rows more than its head, which patches do "
+            f"{adapted.name}: its input embeddings have {adapted.surplus} rows more than its head, which patches do "
             "not know; pass the whole folder on"
         )
     return names | {table: table for table in adapted.tables if table in original.entries}

@@ -298,7 +298,7 @@ def _check_finite(adapted: Checkpoint) -> None:
     for name in adapted.vocabulary_names:
         if not all_finite(adapted.rows_of(name)):
             raise LeptaError(
-                f"{adapted.folder}: {name}: NaN or infinite values; expected a whole checkpoint of training that went "
+                f"{adapted.name}: {name}: NaN or infinite values; expected a whole checkpoint of training that went "
                 "well; download it again or train again from an earlier one"
             )
 
@@ -319,22 +319,22 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
     base, adapted, old = family.base, family.adapted, family.old
     if not base.width == adapted.width == instruct.width:
         raise LeptaError(
-            f"embedding widths differ: base {base.width} ({base.folder}), adapted {adapted.width} ({adapted.folder}), "
-            f"instruct {instruct.width} ({instruct.folder}); expected three models of one architecture and size"
+            f"embedding widths differ: base {base.width} ({base.name}), adapted {adapted.width} ({adapted.name}), "
+            f"instruct {instruct.width} ({instruct.name}); expected three models of one architecture and size"
         )
     if instruct.rows < rows_needed(old):
         raise LeptaError(
-            f"{instruct.folder}: {instruct.rows} embedding rows, but the vocabulary of the base {base.folder} needs "
+            f"{instruct.name}: {instruct.rows} embedding rows, but the vocabulary of the base {base.name} needs "
             f"{rows_needed(old)}; expected a variant with the base model's own vocabulary"
         )
     if (i := first_other_token(old, own)) is not None:
         raise LeptaError(
-            f"{instruct.folder}: id {i} is {own.token(i)!r}, but {old.token(i)!r} in the base {base.folder}; "
+            f"{instruct.name}: id {i} is {own.token(i)!r}, but {old.token(i)!r} in the base {base.name}; "
             "expected a variant with the base model's own vocabulary; only special tokens may come on top"
         )
     if instruct.tied and not base.tied:
         raise LeptaError(
-            f"{instruct.folder}: ties input and output embeddings, the base {base.folder} does not; "
+            f"{instruct.name}: ties input and output embeddings, the base {base.name} does not; "
             "expected a variant that was trained from this base"
         )
     if len({checkpoint.bias_name is None for checkpoint in (base, adapted, instruct)}) > 1:
@@ -342,7 +342,7 @@ def _check_family(family: _Family, instruct: Checkpoint, own: Vocabulary) -> Non
     for other, table in itertools.product((base, adapted), instruct.tables):
         if table not in other.entries:
             raise LeptaError(
-                f"{other.folder}: no tensor {table}, which {instruct.folder} has with a row for each token; "
+                f"{other.name}: no tensor {table}, which {instruct.name} has with a row for each token; "
                 "expected models of one architecture"
             )
 

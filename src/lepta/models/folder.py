@@ -99,6 +99,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path, input_name: str | None = None, output_name: str | None = None) -> None:
+        self.name = str(folder)  # what the user gave
         self.folder = locate(folder, hub_files=MODEL_FILES)
         if self.folder.suffix == ".gguf":
             self.folder = self._converted(self.folder)

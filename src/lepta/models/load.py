@@ -145,4 +145,6 @@ def opened(
     `dtype`: see `model_folder`.
     """
     with tempfile.TemporaryDirectory(prefix="lepta-") as folder:
-        yield Checkpoint(model_folder(source, Path(folder), dtype), input_name, output_name)
+        checkpoint = Checkpoint(model_folder(source, Path(folder), dtype), input_name, output_name)
+        checkpoint.name = str(source)
+        yield checkpoint

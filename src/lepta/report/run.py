@@ -187,11 +187,12 @@ class _Numbers:
         density = self.change(self.target, "characters_per_token")["ratio"]
         reading, writing = self.speed()
         original, first, last = self.trained_bits()
+        busy = f" Speeds may be far off: the machine was busy ({self.busy})." if self.busy else ""
         return (
             f"With the new vocabulary a token carries {times(density)} as many characters of “{self.target}” text, and "
             f"the same text is read {times(reading['ratio'])} as fast and written {times(writing['ratio'])} as fast. "
             f"Training took the base model from {first:.3f} to {last:.3f} bits per byte of held-out text; the "
-            f"original, with all its training, is at {original:.3f}."
+            f"original, with all its training, is at {original:.3f}.{busy}"
         )
 
 

@@ -142,9 +142,13 @@ def tune_folder(
     facts["body_dtype"] = body_dtype
     losses = [entry["loss"] for entry in trained.curve if "loss" in entry]
     quarter = max(1, len(losses) // 4)  # a step has few conversations, and its loss is theirs
-    facts["loss"] = {"first_quarter": fmean(losses[:quarter]), "last_quarter": fmean(losses[-quarter:])}
+    first, last = fmean(losses[:quarter]), fmean(losses[-quarter:])
+    facts["loss"] = {"first_quarter": first, "last_quarter": last}
     if processes().is_main_process:
         facts |= write_merged(model, trained.weights, source, folder)
+    if last > first and len(losses) >= FEW_STEPS:
+        warning = f"the loss rose from {first:.3f} to {last:.3f}; give more conversations or a lower learning rate"
+        facts["warnings"] = [*facts.get("warnings", []), warning]
     processes().wait_for_everyone()
     return facts, trained.curve
 
