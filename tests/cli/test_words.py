@@ -59,7 +59,7 @@ def test_tokens_without_a_passage_are_told_of_the_passages_and_with_the_remedy()
 
 
 def test_one_matrix_that_is_kept_though_two_are_better_is_explained():
-    assert line("trained", "kept", "fitted to the text") == "rows kept: fitted to the text"
+    assert line("trained", "kept", "fitted, 60% to the text") == "rows kept: fitted, 60% to the text"
     said = line("trained", "kept", "one matrix, pull 0.25")
     assert said.startswith("rows kept: one matrix, pull 0.25 (the best of these: ") and "--untie" in said
 

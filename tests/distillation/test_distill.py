@@ -241,6 +241,16 @@ def test_a_text_too_short_to_measure_on_keeps_the_last_rows(pair, tmp_path):
     assert facts["kept"].startswith(last)
 
 
+@untied
+def test_a_head_that_is_fitted_to_the_text_alone_asks_for_no_expectations(pair, tmp_path, monkeypatch):
+    both, _ = run(pair, tmp_path / "both")
+    monkeypatch.setattr(module, "collect_targets", None)
+    alone, _ = run(pair, tmp_path / "alone", text_weight=1)
+    steps = [list(facts["held_out_bits_per_byte"]) for facts in (both, alone)]
+    assert steps[0][-2:] == ["fitted, 60% to the text", "fitted, 30% to the text"]
+    assert steps[1] == [*steps[0][:-2], "fitted, 100% to the text"]
+
+
 def stop_at(step):
     def stop(*arguments, **_):
         if step == 0 or arguments[2].global_step == step:

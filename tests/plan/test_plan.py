@@ -668,6 +668,18 @@ def test_memory_of_a_small_distillation_is_that_of_its_process(settings, least, 
     assert cost.needs(cpu=False) / GIB > 1.5
 
 
+def test_a_head_that_is_fitted_to_the_text_alone_costs_one_fit_and_no_original():
+    shape = shape_of("HuggingFaceTB/SmolLM2-135M")
+    after = replace(shape, tokens=50_152, rows=50_152)
+    one, other, text = (
+        distillation_cost(DistillSettings(tokens=12_000, text_weight=weight), after, shape.rows, 1000, 2.0)
+        for weight in (None, 0.5, 1.0)
+    )
+    fit = 6 * 12_000 * 1000 * 6 * shape.width
+    assert one.head_flops - other.head_flops == pytest.approx(fit)
+    assert other.head_flops - text.head_flops == 12_000 * 2 * 2 * (shape.body + shape.rows * shape.width)
+
+
 def test_a_head_that_learns_alone_costs_no_input_phase_but_a_second_body():
     shape = shape_of("HuggingFaceTB/SmolLM2-135M")
     after = replace(shape, tokens=50_152, rows=50_152)

@@ -8,7 +8,7 @@ together with the hidden states. Try it:
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from lepta.card import PASSAGES_BESIDE_ORIGINAL
 from lepta.core.errors import LeptaError
 from lepta.distillation.best import BestRows, bits_of_original, bits_per_byte, held_out_states
-from lepta.distillation.head import LABELS, Expectations, calibrate, collect_states, collect_targets, fit
+from lepta.distillation.head import Expectations, calibrate, collect_states, collect_targets, fit
 from lepta.distillation.pair import Pair, open_pair
 from lepta.distillation.passages import Examples, Passages, choose_passages, draw_passages
 from lepta.distillation.pieces import PieceTree
@@ -285,12 +285,13 @@ def _learn_head(
     chosen = _first_tokens(passages.chosen, settings.head_tokens)
     if settings.head_only:
         chosen = chosen + _first_tokens(passages.source, round(settings.head_tokens * settings.source_share))
-    if head.bias is None:
+    weights, expected = settings.text_weights, None
+    if head.bias is None and min(weights) < 1:
         tree = PieceTree(learned.paths, device)
         found, targets = collect_targets(distiller, tree, chosen, settings.batch)
-        expected = Expectations(targets, tree, distiller.old_head[tree.first_pieces], LABELS[-1])
+        expected = Expectations(targets, tree, distiller.old_head[tree.first_pieces], weights[0])
     else:  # the original's biases are not read, so what it expects is not known
-        found, expected = collect_states(distiller, chosen, settings.batch), None
+        found, weights = collect_states(distiller, chosen, settings.batch), (1.0,)
     if not settings.head_only:
         moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)
         starts = torch.from_numpy(np.flatnonzero(learned.first >= 0)).to(device)
@@ -301,19 +302,12 @@ def _learn_head(
         best.measure("calibrated", same_states=True)
     head.rows.requires_grad_(True)
     rate, epochs = settings.peak_rate * unit, settings.epochs_over(len(found))
-    for name, expectations in _fits(expected, settings.head_only):
-        fit(head.rows, found, expectations, rule, head.bias, rate, epochs, seed)
-        best.measure(name, same_states=True)
+    for weight in weights:
+        if expected:
+            expected = replace(expected, text_weight=weight)
+        fit(head.rows, found, expected, rule, head.bias, rate, epochs, seed)
+        best.measure(f"fitted, {weight:.0%} to the text", same_states=True)
     return found.states
-
-
-def _fits(expected: Expectations | None, head_only: bool) -> Iterator[tuple[str, Expectations | None]]:
-    """What the head is fitted to, one after the other; the rows with the fewest bits are kept."""
-    if expected is None:
-        yield "fitted to the text", None
-        return
-    for labels in LABELS[-1:] if head_only else LABELS:
-        yield f"fitted, {labels:.0%} to the text", replace(expected, labels=labels)
 
 
 def _first_tokens(passages: Sequence[Alignment], number: int) -> list[Alignment]:

@@ -13,6 +13,10 @@ FloatDtype = Literal["auto", "float32", "bfloat16", "float16"]
 HELD_OUT = 64  # passages put aside to measure on; of a text of fewer than 640 a tenth
 HELD_OUT_SHARE = 0.2  # of the tokens to learn from, which passages put aside have at most
 FITTED = 600_000  # positions that the head goes through, where no setting says how often
+# Of the next token, beside what the original expects, one fit after the other. An original that reads well can be
+# given more: held-out bits per byte go from 1.127 to 1.109 and then 1.096 on Gemma 3 270M (24,000 tokens of text), from
+# 1.709 to 1.588 and then 1.603 on SmolLM2 (12,000). The text alone, 1.0: 1.154 and 1.629.
+TEXT_WEIGHTS = (0.6, 0.3)
 SHORTEST = 8  # new tokens of a passage that is worth a row in a batch, the one that starts it among them
 
 
@@ -73,6 +77,14 @@ class DistillSettings(Section):
         description="Tokens of the text that the head learns from; their last hidden states, of both models, are held "
         "in memory in the precision of the body",
     )
+    text_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight of the text's next token when the head is fitted, beside what the original expects; "
+        "default: 0.6, then 0.3, of which the better is kept (0.3 for `head_only`). With 1 the model writes more of "
+        "its new tokens and reads a little worse",
+    )
     head_epochs: float | None = Field(
         default=None,
         ge=0,
@@ -107,6 +119,13 @@ class DistillSettings(Section):
     def peak_rate(self) -> float:
         """The head's, in units of the rows' RMS."""
         return self.head_rate or (0.02 if self.head_only else 0.08)
+
+    @property
+    def text_weights(self) -> tuple[float, ...]:
+        """Those of the fits of the head, one after the other."""
+        if self.text_weight is not None:
+            return (self.text_weight,)
+        return TEXT_WEIGHTS[-1:] if self.head_only else TEXT_WEIGHTS
 
     def epochs_over(self, positions: int) -> float:
         """How often the head goes through so many positions."""

@@ -8,7 +8,6 @@ from lepta.plan.shapes import Shape
 from lepta.plan.training import activation_bytes_per_token, lora_weights, overhead
 from lepta.training.settings import Lora, PretrainSettings, Trains
 
-FITS = 2  # to the text, and to what the original expects
 CHARACTERS_PER_TOKEN = 4  # of a vocabulary made for the language
 READ = 2  # times held-out passages are read by the student: with the first rows, and with the inputs that were learned
 PULLS = 3  # of a tied model, each measured: lepta.distillation.tie
@@ -62,9 +61,12 @@ def distillation_cost(
         inputs = 0
     positions = min(settings.tokens, settings.head_tokens)
     row = 2 * after.width
-    states = positions * (2 * after.body + after.rows * row + old_per_new * (2 * after.body + old_rows * row))
+    states = positions * (2 * after.body + after.rows * row)
+    weights = settings.text_weights
+    if min(weights) < 1:
+        states += positions * old_per_new * (2 * after.body + old_rows * row)
     epochs = settings.epochs_over(positions)
-    fits = (1 if settings.head_only else FITS) * epochs * positions * new_rows * row * 3
+    fits = len(weights) * epochs * positions * new_rows * row * 3
     held_out = min(HELD_OUT * settings.passage / CHARACTERS_PER_TOKEN, settings.tokens * HELD_OUT_SHARE)
     measuring = measurements(settings, after.tied) * held_out * (2 * after.body + after.rows * row)
     measuring += held_out * old_per_new * (2 * after.body + old_rows * row)  # by the original, once
