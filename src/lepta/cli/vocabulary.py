@@ -174,7 +174,7 @@ def vocab_compare(
         print_json(facts)
     else:
         _print_measures(facts["tokenizers"], by_source=False)
-        say(f"\nPage: {output}")
+        say(f"\nThis is all text together; each source has its numbers on the page: {output}")
 
 
 def _print_measures(rows: dict[str, dict[str, Any]], by_source: bool) -> None:
