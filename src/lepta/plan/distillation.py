@@ -61,7 +61,7 @@ def distillation_cost(
         inputs = 0
     positions = min(settings.tokens, settings.head_tokens)
     row = 2 * after.width
-    states = positions * (2 * after.body + after.rows * row)
+    states: float = positions * (2 * after.body + after.rows * row)
     weights = settings.text_weights
     if min(weights) < 1:
         states += positions * old_per_new * (2 * after.body + old_rows * row)
