@@ -148,10 +148,11 @@ def adapt(
     from lepta.plan.notes import beyond_text, few_words, short_runs
     from lepta.plan.outline import outline_of
     from lepta.plan.plan import cost_here
+    from lepta.plan.text import count_text
 
     if dry_run:
         verdicts, outline = pipeline_of(plan).status(start, force), outline_of(plan)
-        beyond = beyond_text(plan.distill, plan.pretrain, plan.text.target.train)
+        beyond = beyond_text(plan.distill, plan.pretrain, count_text(plan.text.target.train).characters)
         for note in (*few_words(outline), *short_runs(plan), *beyond):
             log(note)
         print_status(verdicts, as_json, cost_here(outline))

@@ -290,7 +290,7 @@ def _learn_head(
         tree = PieceTree(learned.paths, device)
         found, targets = collect_targets(distiller, tree, chosen, settings.batch)
         expected = Expectations(targets, tree, distiller.old_head[tree.first_pieces], weights[0])
-    else:  # the original's biases are not read, so what it expects is not known
+    else:  # the text alone; also where the head has biases, since those of the original are not read
         found, weights = collect_states(distiller, chosen, settings.batch), (1.0,)
     if not settings.head_only:
         moves = torch.from_numpy(np.isin(learned.outputs, learned.moving)).to(device)

@@ -14,6 +14,7 @@ from lepta.plan.outline import plan_stages
 from lepta.plan.plan import amounts
 from lepta.plan.repair import repair_cost
 from lepta.plan.shapes import Shape, shape_of
+from lepta.plan.text import count_text
 from lepta.plan.training import GIB, OLD_TOKENS, memory, stage_weights
 from lepta.training.settings import PretrainSettings, Trains, TuneSettings
 from lepta.training.tune import TuneCommand, micro_batch
@@ -26,7 +27,7 @@ def pretraining_cost(
     model: Path, original: str | Path | None, settings: PretrainSettings, text: list[str]
 ) -> dict[str, Any]:
     """Cost of pre-training from a model folder; without the `original` all its rows are taken to be new."""
-    for note in beyond_text(None, [settings], text):
+    for note in beyond_text(None, [settings], count_text(text).characters):
         console.print(f"  note: {note}", highlight=False)
     shape = shape_of(str(model))
     first_new = 0
@@ -41,7 +42,7 @@ def distilling_cost(model: Path, original: Path, settings: DistillSettings, text
     """Cost of distillation from one model folder to another; the original is taken to need twice as many tokens."""
     shape, old_rows = shape_of(str(model)), shape_of(str(original)).rows
     new_rows = len(new_ids(original, model))
-    notes = [settings.too_short_for(new_rows), *beyond_text(settings, [], text)]
+    notes = [settings.too_short_for(new_rows), *beyond_text(settings, [], count_text(text).characters)]
     for note in filter(None, notes):
         console.print(f"  note: {note}", highlight=False)
     steps = round(settings.tokens * CHARACTERS_PER_TOKEN / settings.passage / settings.batch)

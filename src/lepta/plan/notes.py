@@ -6,7 +6,7 @@ from lepta.core.errors import LeptaError
 from lepta.distillation.settings import DistillSettings
 from lepta.plan.distillation import CHARACTERS_PER_TOKEN
 from lepta.plan.outline import Outline
-from lepta.plan.text import count_text, is_absent
+from lepta.plan.text import is_absent
 from lepta.plan.vocabulary import AUTO_ADDED, MADE
 from lepta.plan.words import words_in
 from lepta.recipe import Recipe
@@ -32,8 +32,7 @@ def notes_on(outline: Outline, number: int) -> list[str]:
     for stage in learned:
         if stage.block > context:
             notes.append(f"block {stage.block:,} is longer than the model's context of {context:,} tokens")
-    beyond = beyond_text(recipe.distill, recipe.pretrain, recipe.text.target.train)
-    return [*notes, *few_words(outline), *short_runs(recipe), *beyond]
+    return [*notes, *few_words(outline), *short_runs(recipe)]
 
 
 def slow_gpus(outline: Outline, mfu: float) -> Iterator[str]:
@@ -65,11 +64,13 @@ def few_words(outline: Outline) -> Iterator[str]:
         )
 
 
-def beyond_text(distill: DistillSettings | None, stages: Sequence[PretrainSettings], text: list[str]) -> Iterator[str]:
-    """What to say of budgets that go far beyond the text of the target language, as far as it is on this machine."""
-    held = (count_text(text).characters or 0) / CHARACTERS_PER_TOKEN
-    if not held:
+def beyond_text(
+    distill: DistillSettings | None, stages: Sequence[PretrainSettings], characters: int | None
+) -> Iterator[str]:
+    """What to say of budgets far beyond the text of the target language, of so many characters (None: unknown)."""
+    if not characters:
         return
+    held = characters / CHARACTERS_PER_TOKEN
     if distill and distill.tokens - distill.source_tokens > SPARE * held:
         yield (
             f"distill: {distill.tokens:,} tokens, but the text has about {held:,.0f}; it is read once, so this takes "

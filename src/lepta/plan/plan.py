@@ -8,7 +8,7 @@ from lepta.plan.calibration import calibration_cost
 from lepta.plan.devices import MFU, Device, devices_named, this_machine
 from lepta.plan.disk import disk_of
 from lepta.plan.distillation import distillation_cost
-from lepta.plan.notes import notes_on, slow_gpus
+from lepta.plan.notes import beyond_text, notes_on, slow_gpus
 from lepta.plan.outline import Outline, StagePlan, outline_of
 from lepta.plan.repair import repair_cost
 from lepta.plan.shapes import Shape
@@ -44,6 +44,7 @@ def make_plan(
     if measure:
         devices.append(_this_machine(outline, mfu))
     calibration = _calibration(recipe, after, devices)
+    beyond = beyond_text(recipe.distill, recipe.pretrain, text["target"]["characters"])
     plan: dict[str, Any] = {
         "recipe": recipe.name,
         "base": _base(before),
@@ -53,7 +54,7 @@ def make_plan(
         "total": _total(outline, densities),
         "devices": devices,
         "disk": disk_of(outline, text, densities),
-        "notes": [*notes_on(outline, number), *slow_gpus(outline, mfu)],
+        "notes": [*notes_on(outline, number), *beyond, *slow_gpus(outline, mfu)],
     }
     if recipe.distill:
         plan["distillation"] = {"tokens": recipe.distill.tokens} | asdict(outline.distillation)
