@@ -165,7 +165,7 @@ def test_held_out_text_is_not_trained_on(write, train):
     sides = {"language": "ru", "train": [train], "valid": ["texts/b.txt", "texts/a.txt"]}
     found = message(write("text.target", sides))
     named = "b" if train == "texts" else "a"
-    assert f"`valid`: texts/{named}.txt is trained on ({train}); expected text that training never sees" in found
+    assert f"texts/{named}.txt is trained on ({train}); expected held-out text that training never sees" in found
 
 
 def test_source_share_needs_source_text(write):

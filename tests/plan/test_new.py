@@ -11,6 +11,7 @@ from lepta.recipe import read_recipe
 from lepta.vocabulary.build import build_vocabulary
 
 SYLLABLES = list(map("".join, itertools.product("бгдзқ", "аеоұы")))
+KAZAKH = ["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "y"]
 
 
 def lepta(*words):
@@ -109,6 +110,29 @@ def test_some_million_characters_adapt_the_body_too_in_small_steps(tiny_model_fo
     assert (stage.trains, stage.source_share, stage.block * stage.batch) == ("new-rows+lora", 0.1, 2048)
 
 
+def test_text_of_the_source_language_is_named_or_from_the_starter_corpus(texts, tmp_path):
+    text, _ = texts
+    given = ["--source-language", "zh", "--source-text", text, "--source-valid", "zh/valid"]
+    for options, language, train in ([], "en", "starter:en/train"), (given, "zh", str(text)):
+        file = tmp_path / f"{language}.yaml"
+        done, error = lepta("new", file, *KAZAKH, *options)
+        assert (done.exit_code, error) == (0, "")
+        source = read_recipe(file).text.source
+        assert (source.language, source.train) == (language, [train])
+    assert "zh/valid: not here yet" in done.stdout
+
+
+@pytest.mark.parametrize(("characters", "trains"), [(80_000, "new-rows"), (90_000, "new-rows+lora")])
+def test_enough_text_of_the_source_language_lets_the_body_change(characters, trains, tmp_path):
+    (tmp_path / "en.txt").write_text("a b c d e " * (characters // 10), encoding="utf-8")
+    model = ["--base", "Qwen/Qwen3-0.6B-Base", "--language", "kk", "--text", "x", "--valid", "y"]
+    source = ["--source-text", tmp_path / "en.txt", "--source-valid", "en/valid"]
+    done, error = lepta("new", tmp_path / "a.yaml", *model, *source)
+    assert (done.exit_code, error) == (0, "")
+    (stage,) = read_recipe(tmp_path / "a.yaml").pretrain
+    assert (stage.trains, stage.tokens) == (trains, 2_100_000)
+
+
 def test_names_that_yaml_would_read_otherwise(tmp_path):
     file = tmp_path / "odd.yaml"
     done, error = lepta("new", file, "--base", 'OWNER/a: {b} # "c"', "--language", "no", "--text", "starter:ru/train")
@@ -156,6 +180,9 @@ def test_names_that_cannot_be_are_refused(file, words, says, tmp_path):
         (["--language", "kk", "--text", "x", "--valid", "y"], "new: --base is missing"),
         (["--base", "a/b", "--language", "kk", "--text", "x"], "new: --valid is missing"),
         (["--base", "a/b", "--language", "kk", "--text", "x", "--valid", "y", "--gpu", "H10"], "did you mean"),
+        ([*KAZAKH, "--source-language", "zh"], "new: --source-text is missing"),
+        ([*KAZAKH, "--source-text", "zh"], "new: --source-valid is missing"),
+        ([*KAZAKH, "--source-text", "z", "--source-valid", "z"], "text.source: z is trained on (z)"),
     ],
 )
 def test_what_is_missing_is_told(words, says, tmp_path):

@@ -19,10 +19,22 @@ FEW = 100_000  # characters of text, below which rows learn little (docs/faq.md)
 
 
 class Subject(Section):
-    """Which model learns which language."""
+    """Which model learns which language, and which it must not forget."""
 
     base: str = Field(default="", description="Foundation model: folder, GGUF file, package:NAME/FILE or hub id")
     language: str = Field(default="", description="The language to learn, for example kk")
+    text: list[str] = Field(default_factory=list, description="Training text in it: file or folder")
+    valid: list[str] = Field(
+        default_factory=list, description="Held-out text in it (default: known for starter:LANGUAGE/train)"
+    )
+    source_language: str = Field(default="en", description="The language that the base knows best")
+    source_text: list[str] = Field(
+        default_factory=list,
+        description="Training text in that one, so that it is not forgotten (default: starter:en/train for en)",
+    )
+    source_valid: list[str] = Field(
+        default_factory=list, description="Held-out text in that one (default: starter:en/valid for starter:en/train)"
+    )
 
 
 @takes_settings
@@ -31,10 +43,6 @@ def new(
     subject: Annotated[Subject, Flags(headings={"": "Options"})],
     variant: Annotated[
         list[str] | None, typer.Option(help="Instruct variant of the base, MODEL or NAME=MODEL; repeat for several.")
-    ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Training text in it: file or folder; repeat.")] = None,
-    valid: Annotated[
-        list[str] | None, typer.Option(help="Held-out text in it (default: known for starter:LANGUAGE/train); repeat.")
     ] = None,
     gpu: Annotated[str, typer.Option(help="GPU that it will run on, as lepta plan lists them (default: none).")] = "",
     gpus: Annotated[int, typer.Option(min=1, max=MOST_GPUS, help="How many of them.")] = 1,
@@ -50,21 +58,28 @@ def new(
         raise LeptaError(f"{recipe}: its name is the recipe's; expected a file name of letters, digits, `.`, `_`, `-`")
     base = subject.base or _asked("--base", "Base model")
     language = subject.language or _asked("--language", "Language, for example kk")
-    text = text or [_asked("--text", "Training text, a file or folder")]
+    text = subject.text or [_asked("--text", "Training text, a file or folder")]
     from lepta.plan.devices import devices_named
-    from lepta.plan.propose import Wish, propose, valid_of
+    from lepta.plan.propose import Wish, propose, starter_text, valid_of
     from lepta.plan.text import count_text
 
-    valid = valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
+    known = subject.source_language
+    valid = subject.valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
+    source_text = subject.source_text or starter_text(known) or [_asked("--source-text", f"Training text in {known}")]
+    source_valid = subject.source_valid or valid_of(source_text)
+    source_valid = source_valid or [_asked("--source-valid", f"Held-out text in {known}")]
     device = devices_named([gpu])[0] if gpu else None
-    written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, gpus, device))
+    source = (known, source_text, source_valid)
+    written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, *source, gpus, device))
     content: Any = parse_yaml(written, recipe)
     models = validated(Recipe, content, f"new {recipe}").variants.values()  # what is written can be read
     write_new_file(recipe, written, force)
     say(f"recipe: {recipe}", soft_wrap=True)
     if base in [variant.model for variant in models]:
         say("note:   a variant is the base itself; expected a model that was tuned from it", soft_wrap=True)
-    missing = [source for source in (*text, *valid) if ":" not in source and not is_there(source)]
+    missing = [
+        source for source in (*text, *valid, *source_text, *source_valid) if ":" not in source and not is_there(source)
+    ]
     if missing:
         say(f"note:   {', '.join(missing)}: not here yet, so the amount of text is a guess", soft_wrap=True)
     characters = count_text(text).characters

@@ -18,7 +18,7 @@ from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import Amount, count_text
 from lepta.plan.words import words_in
 from lepta.text.locate import short_name
-from lepta.text.sources import STARTER
+from lepta.text.sources import STARTER, text_files
 
 SMALL = 3_000_000  # characters: below, rows learned from the original are all that the text is enough for
 CHARACTERS_PER_TOKEN = 3  # of a new vocabulary, roughly; a recipe needs the order of magnitude
@@ -30,7 +30,9 @@ OPERATIONS = 6  # for each weight and token, forward and backward
 ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
 # Two cores, as the demo was measured on: a recipe does not depend on the machine that it is written on.
 CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
-STARTER_SUFFICES = 1_500_000  # tokens of training, a tenth of which may be ten times the English starter corpus
+SOURCE_SHARE = 0.1  # of the tokens of training, where the body changes
+SOURCE_EPOCHS = 10  # that text of the source language is read at most for that
+SOURCE_CHARACTERS_PER_TOKEN = 4  # of the language that the vocabulary was made for
 BLOCK, LARGEST_BATCH, STEPS = 1024, 64, 1000  # of training on a GPU; as many steps at least, if the text is enough
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
@@ -47,6 +49,9 @@ class Wish:
     language: str
     text: Sequence[str]
     valid: Sequence[str]
+    source_language: str
+    source_text: Sequence[str]
+    source_valid: Sequence[str]
     gpus: int
     device: Device | None  # None: the CPU of this machine
 
@@ -62,6 +67,7 @@ def propose(wish: Wish) -> str:
     if amount.characters is not None:
         tokens, enough = amount.characters // CHARACTERS_PER_TOKEN, amount.characters >= SMALL
     pretrained = _rounded(max(100, min(tokens, budget)))
+    source = count_text(list(wish.source_text)).characters
     view = vars(wish) | {
         "variants": _variants(wish.variants),
         "model_note": f"{shape.weights:,} weights" if shape else "size not known here",
@@ -73,10 +79,16 @@ def propose(wish: Wish) -> str:
         "tied": shape is not None and shape.tied,
         "pretrained": pretrained if enough else None,
         "pretrained_note": "all of the text, once" if tokens < budget else assumed,
-        "adapts": pretrained <= STARTER_SUFFICES,
+        "adapts": source is None or pretrained <= _tokens_beside(source),
+        "source_share": SOURCE_SHARE,
         **_batches(wish, pretrained),
     }
     return render("data/plan/recipe.yaml.j2", view, filters={"quoted": _quoted, "listed": _listed})
+
+
+def _tokens_beside(source: int) -> int:
+    """Tokens of training beside which so many characters of the source language are enough."""
+    return int(source / SOURCE_CHARACTERS_PER_TOKEN * SOURCE_EPOCHS / SOURCE_SHARE)
 
 
 def _passages(tokens: int) -> int:
@@ -154,6 +166,16 @@ def _quoted(value: str) -> str:
 
 def _listed(values: Sequence[str]) -> str:
     return f"[{', '.join(map(_quoted, values))}]"
+
+
+def starter_text(language: str) -> list[str]:
+    """Training text of the starter corpus in a language, if it has any."""
+    source = f"{STARTER}{language}/train"
+    try:
+        text_files(source)
+    except LeptaError:
+        return []
+    return [source]
 
 
 def valid_of(text: Sequence[str]) -> list[str]:

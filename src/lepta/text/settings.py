@@ -15,7 +15,7 @@ def check_held_out(train: Sequence[str], valid: Sequence[str]) -> None:
         path = Path(name).resolve()
         for known, by_name in trained.items():
             if path.is_relative_to(known) or known.is_relative_to(path):
-                raise ValueError(f"`valid`: {name} is trained on ({by_name}); expected text that training never sees")
+                raise ValueError(f"{name} is trained on ({by_name}); expected held-out text that training never sees")
 
 
 class Language(Section):
