@@ -77,9 +77,8 @@ def new(
     say(f"recipe: {recipe}", soft_wrap=True)
     if base in [variant.model for variant in models]:
         say("note:   a variant is the base itself; expected a model that was tuned from it", soft_wrap=True)
-    missing = [
-        source for source in (*text, *valid, *source_text, *source_valid) if ":" not in source and not is_there(source)
-    ]
+    named = [*text, *valid, *source_text, *source_valid]
+    missing = [source for source in named if ":" not in source and not is_there(source)]
     if missing:
         say(f"note:   {', '.join(missing)}: not here yet, so the amount of text is a guess", soft_wrap=True)
     characters = count_text(text).characters
