@@ -116,7 +116,7 @@ def _tables(data: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[st
             kept = f"{entry['kept']} of {entry['prompts']}"
             whole = f"{entry['whole']} of {entry['prompts']}" if "whole" in entry else ""
             rows.append([name, kept, whole, percent(entry["new_token_share"])])
-        yield "Behaviour", ["model", "opens in its style", "and goes on in text", "new tokens"], rows
+        yield "Behaviour", ["model", "opens in its style", "and passes for text", "new tokens"], rows
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
