@@ -67,10 +67,23 @@ def new(
     valid = subject.valid or valid_of(text) or [_asked("--valid", "Held-out text, a file or folder")]
     source_text = subject.source_text or starter_text(known) or [_asked("--source-text", f"Training text in {known}")]
     source_valid = subject.source_valid or valid_of(source_text)
-    source_valid = source_valid or [_asked("--source-valid", f"Held-out text in {known}")]
+    if not source_valid:
+        source_valid = [_asked("--source-valid", f"Held-out text in {known}")]
     device = devices_named([gpu])[0] if gpu else None
-    source = (known, source_text, source_valid)
-    written = propose(Wish(recipe.stem, base, variant or [], language, text, valid, *source, gpus, device))
+    wish = Wish(
+        name=recipe.stem,
+        base=base,
+        variants=variant or [],
+        language=language,
+        text=text,
+        valid=valid,
+        source_language=known,
+        source_text=source_text,
+        source_valid=source_valid,
+        gpus=gpus,
+        device=device,
+    )
+    written = propose(wish)
     content: Any = parse_yaml(written, recipe)
     models = validated(Recipe, content, f"new {recipe}").variants.values()  # what is written can be read
     write_new_file(recipe, written, force)

@@ -14,6 +14,7 @@ from lepta.core.settings import is_name
 from lepta.core.templates import render
 from lepta.distillation.settings import DistillSettings
 from lepta.plan.devices import CPU_SHARE, MFU, Device
+from lepta.plan.distillation import CHARACTERS_PER_TOKEN as SOURCE_CHARACTERS_PER_TOKEN
 from lepta.plan.shapes import Shape, shape_of
 from lepta.plan.text import Amount, count_text
 from lepta.plan.words import words_in
@@ -32,7 +33,6 @@ ASSUMED = 7_000_000_000  # weights of a model whose size is not known here
 CPU = Device("2 CPU cores", tflops=0.145, memory=0, share=CPU_SHARE)
 SOURCE_SHARE = 0.1  # of the tokens of training, where the body changes
 SOURCE_EPOCHS = 10  # that text of the source language is read at most for that
-SOURCE_CHARACTERS_PER_TOKEN = 4  # of the language that the vocabulary was made for
 BLOCK, LARGEST_BATCH, STEPS = 1024, 64, 1000  # of training on a GPU; as many steps at least, if the text is enough
 CHARACTERS_PER_NEW_TOKEN = 25  # so that each new token occurs often enough in the text to be learned
 MOST_ADDED = {False: 8_000, True: 32_000}  # new tokens, for a model of less than LARGE weights and for a larger one
